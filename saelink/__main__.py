@@ -1,0 +1,3 @@
+from saelink.cli import main
+
+main()

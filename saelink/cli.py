@@ -1,0 +1,310 @@
+"""The command line: Typer commands that hand their overrides to Hydra, and the store's housekeeping.
+
+Nothing heavy is imported before a command needs it, so that `saelink --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from saelink.config import Config
+    from saelink.store import Store
+
+app = typer.Typer(
+    name="saelink",
+    help="How one set of SAE latents computes the next.",
+    epilog="Settings are overrides, key=value: saelink train layer=3 connector=mlp. "
+    "Several values need -m: saelink train -m l1_alpha=1e-5,1e-3. `saelink train --help` lists them all.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PASS_TO_HYDRA = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+# --------------------------------------------------------------------------- stages
+
+
+def _run_cache(cfg: Config, store: Store) -> None:
+    from saelink.cache import cache
+    from saelink.train import link_of
+
+    link = link_of(cfg, store)
+    cache(cfg, store, [*link.sources, link.target])
+
+
+def _run_sae(cfg: Config, store: Store) -> None:
+    from saelink.sae import sae_choice, train_sae
+    from saelink.train import link_of
+
+    link = link_of(cfg, store)
+    for hook in [*link.sources, link.target]:
+        choice = sae_choice(cfg, store, hook)
+        if choice.folder is None:
+            train_sae(cfg, store, hook)
+        else:
+            store.say(f"sae: {hook} has one already ({choice.about}, {choice.folder})")
+
+
+def _run_encode(cfg: Config, store: Store) -> None:
+    from saelink.train import pull_sides
+
+    pull_sides(cfg, store)
+
+
+def _run_train(cfg: Config, store: Store) -> None:
+    from saelink import sweep, tracking
+    from saelink.train import train
+
+    connector = train(cfg, store)
+    sweep.record(store, cfg.runtime.sweep, connector)
+    tracking.publish(cfg.wandb, store, connector, group=cfg.runtime.sweep)
+
+
+def _run_evaluate(cfg: Config, store: Store) -> None:
+    from saelink import sweep, tracking
+    from saelink.evaluate import evaluate, print_evaluation
+    from saelink.train import train
+
+    connector = train(cfg, store)
+    evaluation = evaluate(cfg, store)
+    sweep.record(store, cfg.runtime.sweep, connector)
+    print_evaluation(store, connector, evaluation)
+    tracking.publish(cfg.wandb, store, connector, evaluation, group=cfg.runtime.sweep)
+
+
+# --------------------------------------------------------------------------- Hydra
+
+
+class _Failures:
+    """Jobs of this process that ended with a user's error; their line is already printed."""
+
+    count = 0
+
+
+def _one_line(error: Exception) -> str:
+    """The line that a user's mistake gets, or the error again when it is not one."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from saelink.store import SaelinkError
+
+    if isinstance(error, SaelinkError):
+        return str(error)
+    if isinstance(error, OmegaConfBaseException):
+        return str(error).splitlines()[0]
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; nothing half-written stays. Make room, or set runtime.outputs to a folder you own"
+    raise error
+
+
+def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]:
+    """The function Hydra calls: one job, its errors as one line."""
+
+    def job(raw: DictConfig) -> None:
+        from dataclasses import replace
+
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
+
+        from saelink.config import Config, check, l1_alphas
+        from saelink.store import Store
+
+        hydra = HydraConfig.get()
+        sweeping = hydra.mode == RunMode.MULTIRUN
+        if sweeping:
+            print(f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task)}", flush=True)
+        try:
+            cfg = OmegaConf.to_object(raw)
+            assert isinstance(cfg, Config)
+            if not sweeping:
+                cfg.runtime.sweep = None
+            check(cfg)
+            store = Store(cfg.runtime.outputs, say=lambda line: print(line, flush=True))
+            for alpha in l1_alphas(cfg.l1_alpha):
+                stage(replace(cfg, l1_alpha=alpha), store)
+        except Exception as error:
+            print(f"saelink: {_one_line(error)}", file=sys.stderr, flush=True)
+            _Failures.count += 1
+            if sweeping:
+                from saelink import sweep
+
+                sweep.record_failure(raw.runtime.outputs, raw.runtime.sweep, hydra.job.num, _one_line(error))
+
+    return job
+
+
+_OVERRIDE = re.compile(r"^[~+]{0,2}[A-Za-z_][\w@./:-]*=|^~")
+
+
+def hydra_arguments(arguments: list[str]) -> list[str]:
+    """Overrides first, then flags: argparse takes no positionals on both sides of a flag."""
+    overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
+    return overrides + [argument for argument in arguments if not _OVERRIDE.match(argument)]
+
+
+def _hydra(command: str, arguments: list[str], stage: Callable[[Config, Store], None]) -> None:
+    import hydra
+
+    from saelink import sweep
+    from saelink.config import conf_dir, register
+
+    register()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main(), which prints them as lines
+    arguments = hydra_arguments(arguments)
+    sweeping = "-m" in arguments or "--multirun" in arguments
+    sweep_id = "sweep" + hashlib.sha256(" ".join([command, *sorted(arguments)]).encode()).hexdigest()[:8]
+    argv = sys.argv
+    sys.argv = [f"saelink {command}", *([f"runtime.sweep={sweep_id}"] if sweeping else []), *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_job(stage))()
+    finally:
+        sys.argv = argv
+    if _Failures.count or sweep.Finish.failed:  # jobs of a sweep may have run in other processes
+        raise typer.Exit(1)
+
+
+def _complete(context: typer.Context, arguments: list[str], incomplete: str) -> list[str]:
+    """Groups, options and keys, from Hydra's own completion."""
+    from saelink.completion import complete
+
+    return complete(incomplete)
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[OVERRIDES]...", help="key=value", autocompletion=_complete)
+]
+
+
+def _stage_command(name: str, help: str, stage: Callable[[Config, Store], None]) -> None:
+    def command(context: typer.Context, overrides: Overrides = None) -> None:
+        _hydra(name, [*(overrides or []), *context.args], stage)
+
+    command.__doc__ = help
+    app.command(name, context_settings=PASS_TO_HYDRA, help=help)(command)
+
+
+_stage_command("run", "The whole chain: cache, encode, train, evaluate.", _run_evaluate)
+_stage_command("cache", "Run the language model and keep its activations at the link's hooks.", _run_cache)
+_stage_command("sae", "Train SAEs for the link's hooks that have none.", _run_sae)
+_stage_command("encode", "Encode the activations through the SAEs.", _run_encode)
+_stage_command("train", "Fit a connector.", _run_train)
+_stage_command("evaluate", "Measure a connector on held-out documents; print its circuits.", _run_evaluate)
+
+
+# --------------------------------------------------------------------------- housekeeping
+
+Outputs = Annotated[str, typer.Option("--outputs", "-o", help="Folder of the artifacts.")]
+
+
+def _complete_key(incomplete: str) -> list[str]:
+    from pathlib import Path
+
+    return sorted(path.parent.name for path in Path("outputs").glob(f"*/{incomplete}*/manifest.json"))
+
+
+Key = Annotated[str, typer.Argument(help="A key, or enough of its first digits.", autocompletion=_complete_key)]
+
+
+@app.command("ls")
+def ls(outputs: Outputs = "outputs") -> None:
+    """List the artifacts: stage, key, size, age, what."""
+    import time
+    from calendar import timegm
+
+    from saelink.store import Store, folder_bytes, gigabytes
+
+    for artifact in Store(outputs).artifacts():
+        age = time.time() - timegm(time.strptime(artifact.manifest["provenance"]["made"], "%Y-%m-%dT%H:%M:%SZ"))
+        size = gigabytes(folder_bytes(artifact.path))
+        print(f"{artifact.stage:9} {artifact.key}  {size:>9}  {_age(age):>4}  {artifact.manifest['about']}")
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+@app.command("rm")
+def rm(key: Key, outputs: Outputs = "outputs") -> None:
+    """Remove one artifact. What was computed from it stays."""
+    from saelink.store import Store
+
+    print(f"removed {Store(outputs).remove(key)}")
+
+
+@app.command("gc")
+def gc(outputs: Outputs = "outputs") -> None:
+    """Remove what killed runs left unfinished."""
+    import shutil
+
+    from saelink.store import Store, folder_bytes, gigabytes
+
+    for path in Store(outputs).garbage():
+        size = folder_bytes(path)
+        shutil.rmtree(path)
+        print(f"removed {path} ({gigabytes(size)})")
+
+
+@app.command("track", context_settings=PASS_TO_HYDRA)
+def track(context: typer.Context, arguments: Overrides = None) -> None:
+    """Publish train artifacts to Weights & Biases later: saelink track KEY... [wandb.project=x]."""
+    words = [*(arguments or []), *context.args]
+    keys = [word for word in words if not _OVERRIDE.match(word) and not word.startswith("-")]
+    if not keys:
+        from saelink.store import SaelinkError
+
+        raise SaelinkError("track: name at least one train artifact; `saelink ls` lists their keys")
+
+    def stage(cfg: Config, store: Store) -> None:
+        from saelink import tracking
+
+        for key in keys:
+            tracking.publish_key(cfg.wandb, store, key)
+
+    _hydra("track", [word for word in words if word not in keys], stage)
+
+
+@app.command("pareto")
+def pareto(sweep_id: Annotated[str, typer.Argument(metavar="SWEEP")], outputs: Outputs = "outputs") -> None:
+    """The MSE-against-L1 table and picture of a sweep, also after a failed job."""
+    from saelink import sweep
+    from saelink.store import Store
+
+    sweep.pareto(Store(outputs), sweep_id)
+
+
+def main() -> Any:
+    """Entry point: users' mistakes end as one line and exit code 1, bugs with their traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("saelink: interrupted; the same command goes on with what is finished", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        from hydra.errors import HydraException
+
+        if isinstance(error, HydraException):
+            cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) not in str(error) else ""
+            print(f"saelink: {error}{cause}", file=sys.stderr)
+        else:
+            print(f"saelink: {_one_line(error)}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,57 @@
+"""The mlp connector: y = relu(x W1 (+ b1)) W2 (+ b2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from saelink.config import ConnectorConfig
+from saelink.connectors.base import Connector as Base
+from saelink.connectors.base import Edges, strongest, uniform
+from saelink.latents import Rows, sparse_linear
+
+
+@dataclass
+class Config(ConnectorConfig):
+    """Settings of connector=mlp."""
+
+    bias: bool = False
+    """Add a constant to every hidden unit and every target latent."""
+    d_hidden: int = 512
+    """Number of hidden units."""
+
+
+class Connector(Base):
+    """y = relu(x W1 (+ b1)) W2 (+ b2); W1 [d_source, d_hidden], W2 [d_hidden, d_target].
+
+    The penalty is the mean of both matrices' L1 (each: mean over its outputs of the sum of |weights|).
+    """
+
+    Config = Config
+
+    def __init__(self, config: Config, d_source: int, d_target: int):
+        super().__init__(config, d_source, d_target)
+        self.W1 = torch.nn.Parameter(torch.zeros(d_source, config.d_hidden))
+        self.W2 = torch.nn.Parameter(torch.zeros(config.d_hidden, d_target))
+        self.b1 = torch.nn.Parameter(torch.zeros(config.d_hidden)) if config.bias else None
+        self.b2 = torch.nn.Parameter(torch.zeros(d_target)) if config.bias else None
+
+    def initialise(self, generator: torch.Generator) -> None:
+        with torch.no_grad():
+            self.W1.copy_(uniform((self.d_source, self.config.d_hidden), generator))
+            self.W2.copy_(uniform((self.config.d_hidden, self.d_target), generator))
+
+    def forward(self, rows: Rows) -> torch.Tensor:
+        z = sparse_linear(rows, self.W1)
+        hidden = torch.relu(z if self.b1 is None else z + self.b1)
+        return hidden @ self.W2 if self.b2 is None else torch.addmm(self.b2, hidden, self.W2)
+
+    def penalised(self) -> list[tuple[torch.nn.Parameter, float]]:
+        return [(self.W1, 0.5 / self.config.d_hidden), (self.W2, 0.5 / self.d_target)]
+
+    def edges(self, target: int, n: int) -> Edges:
+        return strongest(self.W2.detach()[:, target], n)
+
+    def hidden_edges(self, unit: int, n: int) -> Edges:
+        return strongest(self.W1.detach()[:, unit], n)

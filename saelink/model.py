@@ -1,0 +1,294 @@
+"""The language model: where its weights come from, what is known of it, and its hooks.
+
+The stage `model` is the first of the pull. It identifies the weights by content (sha256, or a hub commit) and
+writes down what later stages ask without loading them: layers, width, context, hooks. A GGUF file is also
+unpacked once into an ordinary folder, because reading one takes ten times as long as the model itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saelink.config import Config, Device, DType, ModelConfig, ModelSource
+from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, file_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".model", ".txt")
+
+
+# --------------------------------------------------------------------------- numerics
+
+
+def device_of(cfg: Config) -> str:
+    """`cpu` or `cuda`, also setting the number of threads. Raises SaelinkError for CUDA that isn't there."""
+    import torch
+
+    if cfg.runtime.threads is not None:
+        torch.set_num_threads(cfg.runtime.threads)
+    if cfg.runtime.device is Device.auto:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.runtime.device is Device.cuda and not torch.cuda.is_available():
+        raise SaelinkError("runtime.device=cuda: torch finds no CUDA device; use runtime.device=cpu or auto")
+    return cfg.runtime.device.name
+
+
+def torch_dtype(dtype: DType) -> torch.dtype:
+    import torch
+
+    return {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}[dtype]
+
+
+def set_matmul_precision() -> None:
+    """float32 products as exact as float32, by the faster of the two libraries that torch has on a CPU.
+
+    `medium` hands them to oneDNN, which is up to twice as fast. On some CPUs that also means bfloat16
+    arithmetic, so it is kept only where a product with known value is right to float32's rounding.
+    """
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(256, 512, generator=generator)
+    right = torch.randn(512, 256, generator=generator)
+    exact = left.double() @ right.double()
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    error = ((left @ right).double() - exact).norm() / exact.norm()
+    if error > 2e-6:
+        torch.set_float32_matmul_precision("highest")
+
+
+# --------------------------------------------------------------------------- where it is
+
+
+def wheel_folder(package: str, install: str | None, field: str) -> Path:
+    """Folder of an installed package, found without importing it."""
+    import importlib.util
+
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        how = f": install it with `{install}`" if install else ""
+        raise SaelinkError(f"{field}={package}: this Python package is not installed{how}")
+    return Path(spec.submodule_search_locations[0])
+
+
+@contextmanager
+def hub_errors(field: str, repository: str) -> Iterator[None]:
+    """Turn the many ways in which a hub can't be reached, or lacks something, into one line."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        yield
+    except RepositoryNotFoundError:
+        raise SaelinkError(
+            f"{field}={repository}: the hub has no such repository, or it needs a login (HF_TOKEN)"
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, ConnectionError, OSError) as error:
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError) and error.errno is not None:
+            raise  # the disk, not the hub
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        raise SaelinkError(
+            f"{field}={repository}: {endpoint} can't be reached or refuses this repository; check the network, "
+            f"use a local copy ({field.split('.')[0]}.source=folder or files), or stay with the offline default"
+        ) from None
+
+
+def _fingerprint(cfg: ModelConfig) -> dict[str, Any]:
+    """What identifies the weights: contents, never names or times."""
+    if cfg.source is ModelSource.hub:
+        from huggingface_hub import HfApi, try_to_load_from_cache
+
+        if cfg.revision and len(cfg.revision) == 40:
+            return {"hub": cfg.path, "commit": cfg.revision}
+        cached = try_to_load_from_cache(cfg.path, "config.json", revision=cfg.revision)
+        try:
+            with hub_errors("model.path", cfg.path):
+                return {"hub": cfg.path, "commit": HfApi().model_info(cfg.path, revision=cfg.revision).sha}
+        except SaelinkError:
+            if not isinstance(cached, str):
+                raise
+            return {"hub": cfg.path, "commit": Path(cached).parent.name}  # off line: what was fetched before
+    folder = folder_of(cfg)
+    if cfg.file is not None:
+        return {"file": file_sha256(folder / cfg.file)}
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in WEIGHT_SUFFIXES and path.is_file():
+            digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return {"folder": digest.hexdigest()}
+
+
+def folder_of(cfg: ModelConfig) -> Path:
+    """Folder of a model from a wheel or from disk. Raises SaelinkError when it, or its file, is missing."""
+    if cfg.source is ModelSource.wheel:
+        folder = wheel_folder(cfg.path, cfg.install, "model.path")
+    else:
+        folder = Path(cfg.path)
+        if not folder.is_dir():
+            raise SaelinkError(f"model.path={cfg.path}: there is no such folder")
+    wanted = cfg.file or "config.json"
+    if not (folder / wanted).is_file():
+        field = f"model.file={cfg.file}" if cfg.file else f"model.path={cfg.path}"
+        raise SaelinkError(f"{field}: {folder} has no {wanted}")
+    return folder
+
+
+# --------------------------------------------------------------------------- the stage
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model without loading it."""
+
+    artifact: Artifact
+    n_layers: int
+    d_model: int
+    context_size: int | None
+    """Longest context the model takes, in tokens; None when its config doesn't say."""
+    parallel: bool
+    """Whether attention and MLP read the same residual stream, side by side."""
+    hooks: frozenset[str]
+
+    def hook(self, name: str, layer: int) -> str:
+        """Full name of a link's hook at `layer`; `mlp_in` is resid_pre in parallel blocks, else resid_mid.
+
+        Raises SaelinkError when the layer or the hook does not exist.
+        """
+        if not layer < self.n_layers:
+            raise SaelinkError(f"layer={layer}: the model has layers 0 to {self.n_layers - 1}")
+        if name == "mlp_in":
+            name = "hook_resid_pre" if self.parallel else "hook_resid_mid"
+        full = f"blocks.{layer}.{name}"
+        if full not in self.hooks:
+            known = sorted(hook.split(".", 2)[2] for hook in self.hooks if hook.startswith(f"blocks.{layer}.hook_"))
+            raise SaelinkError(f"link: the model has no hook {full}; block hooks here: {', '.join(known)}, mlp_in")
+        return full
+
+
+_infos: dict[tuple[str, str], ModelInfo] = {}
+
+
+def model_info(cfg: Config, store: Store) -> ModelInfo:
+    """Pull the `model` stage: identify the weights, unpack a GGUF, note what is known of the model."""
+    plan = Plan("model", VERSION, _fingerprint(cfg.model), {}, cfg.model.name)
+    known = _infos.get((str(store.root), plan.key))
+    if known is not None and known.artifact.path.exists():
+        return known
+    artifact = store.find(plan) or store.build(plan, lambda draft: _describe(cfg.model, draft, store))
+    facts = artifact.facts
+    info = ModelInfo(
+        artifact=artifact,
+        n_layers=facts["n_layers"],
+        d_model=facts["d_model"],
+        context_size=facts["context_size"],
+        parallel=facts["parallel"],
+        hooks=frozenset(artifact.json("hooks.json")),
+    )
+    _infos[str(store.root), plan.key] = info
+    return info
+
+
+def _describe(cfg: ModelConfig, draft: Draft, store: Store) -> dict[str, Any]:
+    if cfg.file is not None:
+        size = (folder_of(cfg) / cfg.file).stat().st_size
+        store.say(f"model {draft.plan.key}: unpacking {cfg.file} once (about {size * 7 / 1e9:.1f} GB)")
+        store.need_space(f"model: unpacking {cfg.file}", size * 7)
+    tokenizer, hf_model = _load(cfg)
+    if cfg.file is not None:
+        # What was read is plain float32 now; the model still calls itself quantised and would refuse to be saved.
+        hf_model.hf_quantizer = None
+        hf_model.is_quantized = False
+        del hf_model.config.quantization_config
+        hf_model.save_pretrained(draft.folder)
+        tokenizer.save_pretrained(draft.folder)
+        for path in sorted(draft.folder.iterdir()):
+            draft.adopt(path.name)
+    bridge = _boot(cfg, tokenizer, hf_model)
+    draft.save_json("hooks.json", sorted(bridge.hook_dict))
+    context = getattr(hf_model.config, "max_position_embeddings", None) or getattr(hf_model.config, "n_positions", None)
+    return {
+        "n_layers": bridge.cfg.n_layers,
+        "d_model": bridge.cfg.d_model,
+        "context_size": context,
+        "parallel": bool(bridge.cfg.parallel_attn_mlp),
+        "architecture": hf_model.config.architectures[0],
+    }
+
+
+# --------------------------------------------------------------------------- loading it
+
+
+def _quiet() -> None:
+    """Hugging Face's own progress bars and advice would run across ours."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+
+
+def load_tokenizer(cfg: ModelConfig, info: Artifact | None = None) -> Any:
+    """The model's tokenizer; `info` is the `model` artifact, which holds it where the weights were a GGUF."""
+    from transformers import AutoTokenizer
+
+    _quiet()
+    path, options = _location(cfg, info)
+    with hub_errors("model.path", cfg.path):
+        return AutoTokenizer.from_pretrained(path, **options)
+
+
+def load_bridge(cfg: Config, info: ModelInfo, device: str) -> Any:
+    """The model as a TransformerBridge on `device`: raw Hugging Face weights, nothing folded."""
+    set_matmul_precision()
+    tokenizer, hf_model = _load(cfg.model, info.artifact)
+    return _boot(cfg.model, tokenizer, hf_model.to(device))
+
+
+def _location(cfg: ModelConfig, info: Artifact | None) -> tuple[str, dict[str, Any]]:
+    if cfg.source is ModelSource.hub:
+        return cfg.path, {"revision": info.recipe["commit"] if info else cfg.revision}
+    if cfg.file is not None and info is not None:
+        for name in info.files:
+            info.file(name)  # compare what was unpacked with the manifest before using it
+        return str(info.path), {}
+    return str(folder_of(cfg)), {"gguf_file": cfg.file} if cfg.file else {}
+
+
+def _load(cfg: ModelConfig, info: Artifact | None = None) -> tuple[Any, Any]:
+    """Tokenizer and Hugging Face model."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(cfg, info)
+    path, options = _location(cfg, info)
+    # The GGUF reader draws a progress bar of its own.
+    with hub_errors("model.path", cfg.path), redirect_stderr(io.StringIO()):
+        hf_model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch_dtype(cfg.dtype), attn_implementation="eager", **options
+        )
+    if not hf_model.config.architectures:  # a GGUF does not say
+        hf_model.config.architectures = [type(hf_model).__name__]
+    return tokenizer, hf_model.requires_grad_(False).eval()
+
+
+def _boot(cfg: ModelConfig, tokenizer: Any, hf_model: Any) -> Any:
+    """The TransformerBridge around a Hugging Face model, which it rebuilds: save the model before."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(
+        cfg.path, hf_model=hf_model, tokenizer=tokenizer, dtype=torch_dtype(cfg.dtype)
+    )

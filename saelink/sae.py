@@ -1,0 +1,305 @@
+"""Sparse autoencoders: reading a SAELens folder, encoding and decoding, and the stage `sae` that trains one.
+
+Reading needs nothing but the two files; training goes through sae-lens (the extra `saelens`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from saelink.cache import cache, cache_plan, shuffled_rows
+from saelink.config import Config
+from saelink.model import device_of, set_matmul_precision
+from saelink.progress import Progress
+from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, file_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+
+
+# --------------------------------------------------------------------------- the autoencoder
+
+
+@dataclass
+class SAE:
+    """One SAE: latents = activation(x @ W_enc + b_enc), reconstruction = latents @ W_dec + b_dec.
+
+    b_enc already holds what subtracting b_dec from the input would do (`apply_b_dec_to_input`).
+    """
+
+    W_enc: torch.Tensor
+    """[d_in, d_sae]"""
+    b_enc: torch.Tensor
+    """[d_sae]"""
+    W_dec: torch.Tensor
+    """[d_sae, d_in]"""
+    b_dec: torch.Tensor
+    """[d_in]"""
+    k: int | None
+    """TopK: active latents per token; None otherwise."""
+    threshold: torch.Tensor | None
+    """JumpReLU: a latent is active above this, [d_sae]; None otherwise."""
+
+    @property
+    def d_in(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        return self.W_enc.shape[1]
+
+    def to(self, device: str, dtype: torch.dtype) -> SAE:
+        threshold = None if self.threshold is None else self.threshold.to(device, dtype)
+        moved = {name: getattr(self, name).to(device, dtype) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        return replace(self, threshold=threshold, **moved)
+
+    def pre_acts(self, acts: torch.Tensor) -> torch.Tensor:
+        """[n, d_in] -> [n, d_sae], before the nonlinearity."""
+        import torch
+
+        return torch.addmm(self.b_enc, acts.to(self.W_enc.dtype), self.W_enc)
+
+    def encode_sparse(self, acts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[n, d_in] -> row, latent and value of every active latent, in the order of rows, then latents."""
+        import torch
+
+        pre = self.pre_acts(acts)
+        if self.k is None:
+            active = pre > (0 if self.threshold is None else self.threshold.clamp(min=0))
+            row, latent = active.nonzero(as_tuple=True)
+            return row, latent, pre[row, latent]
+        latents = torch.topk(pre, self.k, dim=1, sorted=False).indices.sort(dim=1).values
+        values = pre.gather(1, latents)
+        row, place = (values > 0).nonzero(as_tuple=True)
+        return row, latents[row, place], values[row, place]
+
+    def encode(self, acts: torch.Tensor) -> torch.Tensor:
+        """[n, d_in] -> latents [n, d_sae], dense."""
+        row, latent, value = self.encode_sparse(acts)
+        dense = value.new_zeros(len(acts), self.d_sae)
+        dense[row, latent] = value
+        return dense
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """[n, d_sae] -> reconstruction [n, d_in]."""
+        return latents @ self.W_dec + self.b_dec
+
+
+def load_sae(folder: Path, field: str = "sae.path") -> SAE:
+    """Read a SAELens folder (`cfg.json` and `sae_weights.safetensors`) in float32.
+
+    Architectures standard (ReLU), topk and jumprelu, which is also what sae-lens saves a BatchTopK SAE as.
+    Raises SaelinkError, naming `field`, for a missing or broken file and for what is not supported.
+    """
+    import safetensors
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
+        tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
+        W_enc, b_enc = tensors["W_enc"], tensors["b_enc"]
+        W_dec, b_dec = tensors["W_dec"], tensors["b_dec"]
+    except FileNotFoundError as error:
+        raise SaelinkError(f"{field}: {error.filename or folder} is missing; an SAE folder holds it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError, KeyError) as error:
+        raise SaelinkError(f"{field}: the SAE in {folder} can't be read ({error})") from None
+    architecture = config.get("architecture", "standard")
+    for name in ("normalize_activations", "reshape_activations"):
+        if config.get(name) not in ("none", None):
+            raise SaelinkError(f"{field}: the SAE in {folder} has {name}={config[name]}, which saelink does not read")
+    if architecture not in ("standard", "topk", "jumprelu"):
+        raise SaelinkError(f"{field}: the SAE in {folder} has architecture {architecture}; standard, topk, jumprelu work")
+    d_in, d_sae = W_enc.shape
+    if W_dec.shape != (d_sae, d_in) or b_enc.shape != (d_sae,) or b_dec.shape != (d_in,):
+        raise SaelinkError(f"{field}: the shapes of the weights in {folder / WEIGHTS_FILE} do not fit together")
+    if config.get("apply_b_dec_to_input", True):
+        b_enc = b_enc - b_dec @ W_enc
+    if config.get("rescale_acts_by_decoder_norm"):
+        norm = W_dec.norm(dim=1)
+        W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm[:, None]
+    sae = SAE(W_enc, b_enc, W_dec, b_dec, k=None, threshold=None)
+    if architecture == "topk":
+        sae.k = int(config["k"])
+    if architecture == "jumprelu":
+        sae.threshold = tensors["threshold"].to(torch.float32)
+    return sae
+
+
+# --------------------------------------------------------------------------- which SAE a hook has
+
+
+class SAEChoice(NamedTuple):
+    """The SAE of a hook, before it is loaded or even trained."""
+
+    key: str
+    """Key of the `sae` artifact, or `folder:` and a hash of the files."""
+    folder: Path | None
+    """Where an existing one lies; None for one that the `sae` stage makes."""
+    about: str
+
+
+def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
+    """Which SAE reads `hook_name`: the folder that `sae.path` names, else one that saelink trains.
+
+    Raises SaelinkError when the folder has none and `sae.train_missing` is false.
+    """
+    if cfg.sae.path is not None:
+        path = cfg.sae.path.replace("{hook_name}", hook_name)
+        folder = Path(__file__).parent / path.removeprefix("package:") if path.startswith("package:") else Path(path)
+        if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
+            both = file_sha256(folder / CONFIG_FILE) + file_sha256(folder / WEIGHTS_FILE)
+            return SAEChoice("folder:" + hashlib.sha256(both.encode()).hexdigest()[:12], folder, cfg.sae.name)
+        if not cfg.sae.train_missing:
+            raise SaelinkError(
+                f"sae.path={cfg.sae.path}: no {CONFIG_FILE} and {WEIGHTS_FILE} in {folder} for {hook_name}; "
+                "sae.train_missing=true trains one"
+            )
+    return SAEChoice(sae_plan(cfg, store, hook_name).key, None, "trained")
+
+
+def pull_sae(cfg: Config, store: Store, hook_name: str) -> SAE:
+    """Load the SAE of a hook, training it first when it has none. d_in is compared with the model's width."""
+    choice = sae_choice(cfg, store, hook_name)
+    acts = cache(cfg, store, [hook_name])[hook_name]
+    if choice.folder is not None:
+        sae, where = load_sae(choice.folder), f"sae.path={cfg.sae.path}"
+    else:
+        artifact = train_sae(cfg, store, hook_name)
+        artifact.file(CONFIG_FILE), artifact.file(WEIGHTS_FILE)
+        sae, where = load_sae(artifact.path, "sae"), f"sae {artifact.key}"
+    if sae.d_in != acts.facts["d_model"]:
+        raise SaelinkError(
+            f"{where}: the SAE for {hook_name} has d_in {sae.d_in}, the activations have {acts.facts['d_model']}; "
+            "it belongs to another model (sae=train trains one for this model)"
+        )
+    return sae
+
+
+# --------------------------------------------------------------------------- the stage
+
+
+def sae_plan(cfg: Config, store: Store, hook_name: str) -> Plan:
+    """Plan of the SAE that saelink trains for a hook."""
+    sae = cfg.sae
+    recipe = {
+        "architecture": "topk",
+        "d_sae": sae.d_sae,
+        "k": sae.k,
+        "epochs": float(sae.epochs),
+        "batch_tokens": sae.batch_tokens,
+        "lr": sae.lr,
+        "aux_loss_coefficient": sae.aux_loss_coefficient,
+        "dead_after_steps": sae.dead_after_steps,
+        "seed": sae.seed,
+        "drop_positions": cfg.data.drop_positions,
+        "max_norm_ratio": cfg.data.max_norm_ratio,
+    }
+    inputs = {"acts": cache_plan(cfg, store, hook_name).key}
+    return Plan("sae", VERSION, recipe, inputs, f"{cfg.model.name} {hook_name} {sae.d_sae} latents, k {sae.k}")
+
+
+def train_sae(cfg: Config, store: Store, hook_name: str) -> Artifact:
+    """Pull a TopK SAE on a hook's training activations: a SAELens folder in bfloat16."""
+    plan = sae_plan(cfg, store, hook_name)
+    found = store.up_to_date(plan)
+    if found is not None:
+        return found
+    acts = cache(cfg, store, [hook_name])[hook_name]
+    return store.build(plan, lambda draft: _train_sae(cfg, store, acts, hook_name, draft), device_of(cfg))
+
+
+def _train_sae(cfg: Config, store: Store, acts: Artifact, hook_name: str, draft: Draft) -> dict[str, Any]:
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        from sae_lens.config import LoggingConfig, SAETrainerConfig
+        from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+        from sae_lens.training.sae_trainer import SAETrainer
+    except ModuleNotFoundError:
+        raise SaelinkError(
+            f"sae.name={cfg.sae.name}: {hook_name} has no SAE yet and training one needs sae-lens: "
+            "install it with `pip install 'saelink[saelens]'`, or give sae.path a folder that has one"
+        ) from None
+    settings = cfg.sae
+    device = device_of(cfg)
+    set_matmul_precision()
+    d_model = acts.facts["d_model"]
+    rows = acts.facts["sequences"]["train"] * (acts.facts["context_size"] - cfg.data.drop_positions)
+    steps = int(settings.epochs * rows) // settings.batch_tokens
+    if steps < 20:
+        raise SaelinkError(
+            f"sae.epochs={settings.epochs}: {rows:,} training tokens give {steps} steps of "
+            f"sae.batch_tokens={settings.batch_tokens}; at least 20 are needed (more text, more epochs, smaller steps)"
+        )
+    total = steps * settings.batch_tokens
+    store.say(f"sae: {hook_name}, {settings.d_sae} latents, {settings.epochs:g} passes over {rows:,} tokens")
+    ratio = cfg.data.max_norm_ratio
+
+    torch.manual_seed(settings.seed)
+    sae = TopKTrainingSAE(
+        TopKTrainingSAEConfig(
+            d_in=d_model,
+            d_sae=settings.d_sae,
+            k=settings.k,
+            device=device,
+            decoder_init_norm=0.1,
+            aux_loss_coefficient=settings.aux_loss_coefficient,
+            normalize_activations="expected_average_only_in",
+        )
+    )
+    batches = shuffled_rows(
+        acts,
+        batch=settings.batch_tokens,
+        total=total,
+        drop_positions=cfg.data.drop_positions,
+        max_norm=None if ratio is None else ratio * acts.facts["median_norm"],
+        seed=settings.seed,
+    )
+    trainer = SAETrainer(
+        SAETrainerConfig(
+            total_training_samples=total,
+            train_batch_size_samples=settings.batch_tokens,
+            lr=settings.lr,
+            lr_end=settings.lr / 100,
+            lr_warm_up_steps=max(steps // 20, 1),
+            lr_decay_steps=steps // 2,
+            device=device,
+            dead_feature_window=settings.dead_after_steps,
+            logger=LoggingConfig(log_to_wandb=False),
+        ),
+        sae,
+        batches,
+    )
+    # While it trains, the inputs are scaled to a mean norm of sqrt(d_in); the weights take the scalar at the end.
+    mean_norm = acts.facts["mean_norm"][cfg.data.drop_positions :]
+    scale = d_model**0.5 / (sum(mean_norm) / len(mean_norm))
+    trainer.activation_scaler.scaling_factor = scale
+    with Progress(f"sae {hook_name}", total) as bar:
+        for step, batch in enumerate(batches):
+            output = trainer.step(batch)
+            trainer.n_training_steps += 1
+            bar.advance(len(batch), note=f"loss {output.loss.item():.3g}" if step % 20 == 0 else "")
+    sae.fold_activation_norm_scaling_factor(scale)
+    sae.cfg.metadata.model_name = cfg.model.name
+    sae.cfg.metadata.hook_name = hook_name
+    sae.cfg.metadata.dataset_path = cfg.data.name
+    sae.cfg.metadata.context_size = acts.facts["context_size"]
+    sae.cfg.metadata.training_tokens = total
+    sae.to("cpu")
+    sae.save_inference_model(draft.folder)
+    config = json.loads((draft.folder / CONFIG_FILE).read_bytes())
+    weights = load_file(draft.folder / WEIGHTS_FILE)
+    draft.save_json(CONFIG_FILE, config | {"dtype": "bfloat16", "device": "cpu"})
+    draft.save_tensors(WEIGHTS_FILE, {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()})
+    return {"hook_name": hook_name, "training_tokens": total, "steps": steps}
