@@ -303,8 +303,11 @@ def main() -> Any:
         from hydra.errors import HydraException
 
         if isinstance(error, HydraException):
-            cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) not in str(error) else ""
-            print(f"saelink: {error}{cause}", file=sys.stderr)
+            text = str(error)
+            if error.__cause__ is not None and str(error.__cause__) not in text:
+                text += f" ({error.__cause__})"
+            text = text.split("Config search path:")[0].split("See https://hydra.cc")[0]
+            print(f"saelink: {' '.join(text.split())}", file=sys.stderr)
         else:
             print(f"saelink: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)

@@ -135,7 +135,7 @@ class SAEConfig:
     name: str = MISSING
     """Name for people; not part of any key."""
     path: str | None = None
-    """Folder of an SAE in SAELens' format, `{hook_name}` standing for the hook; null trains every SAE."""
+    """Folder that holds one SAELens folder per hook, named by the hook; null trains every SAE."""
     train_missing: bool = True
     """Train an SAE for a hook that `path` has none for; false makes that an error."""
     dtype: DType = DType.float32
@@ -144,7 +144,7 @@ class SAEConfig:
     """Training: number of latents."""
     k: int = 32
     """Training: active latents per token (TopK)."""
-    epochs: float = 5
+    epochs: float = 3
     """Training: passes over the training split."""
     batch_tokens: int = 2048
     """Training: tokens of one step."""

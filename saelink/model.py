@@ -87,8 +87,7 @@ def wheel_folder(package: str, install: str | None, field: str) -> Path:
 @contextmanager
 def hub_errors(field: str, repository: str) -> Iterator[None]:
     """Turn the many ways in which a hub can't be reached, or lacks something, into one line."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         yield
@@ -96,14 +95,27 @@ def hub_errors(field: str, repository: str) -> Iterator[None]:
         raise SaelinkError(
             f"{field}={repository}: the hub has no such repository, or it needs a login (HF_TOKEN)"
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, ConnectionError, OSError) as error:
-        if isinstance(error, OSError) and not isinstance(error, ConnectionError) and error.errno is not None:
-            raise  # the disk, not the hub
+    except Exception as error:
+        if not _of_the_network(error):
+            raise
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        local = "model.source=folder" if field.startswith("model") else "data.source=files"
         raise SaelinkError(
             f"{field}={repository}: {endpoint} can't be reached or refuses this repository; check the network, "
-            f"use a local copy ({field.split('.')[0]}.source=folder or files), or stay with the offline default"
+            f"use a local copy ({local}), or stay with the offline default"
         ) from None
+
+
+def _of_the_network(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, comes from the hub's client or the HTTP library under it.
+
+    By the name of its package, because which HTTP library that is has changed from version to version.
+    """
+    if error is None:
+        return False
+    package = type(error).__module__.split(".")[0]
+    network = package in ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3")
+    return network or isinstance(error, ConnectionError) or _of_the_network(error.__cause__ or error.__context__)
 
 
 def _fingerprint(cfg: ModelConfig) -> dict[str, Any]:

@@ -149,13 +149,14 @@ class SAEChoice(NamedTuple):
 
 
 def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
-    """Which SAE reads `hook_name`: the folder that `sae.path` names, else one that saelink trains.
+    """Which SAE reads `hook_name`: the folder of that name under `sae.path`, else one that saelink trains.
 
     Raises SaelinkError when the folder has none and `sae.train_missing` is false.
     """
     if cfg.sae.path is not None:
-        path = cfg.sae.path.replace("{hook_name}", hook_name)
-        folder = Path(__file__).parent / path.removeprefix("package:") if path.startswith("package:") else Path(path)
+        inside = cfg.sae.path.startswith("package:")
+        parent = Path(__file__).parent / cfg.sae.path.removeprefix("package:") if inside else Path(cfg.sae.path)
+        folder = parent / hook_name
         if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
             both = file_sha256(folder / CONFIG_FILE) + file_sha256(folder / WEIGHTS_FILE)
             return SAEChoice("folder:" + hashlib.sha256(both.encode()).hexdigest()[:12], folder, cfg.sae.name)

@@ -325,13 +325,17 @@ class Store:
         from filelock import FileLock, Timeout
 
         folder = self.root / plan.stage
-        folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f".{plan.key}.lock", mode=0o644)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
-        except Timeout:
+        except Timeout:  # an OSError too, so it stands before it
             self.say(f"{plan.stage} {plan.key}: another process is making it, waiting")
             lock.acquire()
+        except OSError as error:
+            raise SaelinkError(
+                f"runtime.outputs={self.root}: can't be written ({error.strerror}); name a folder you own"
+            ) from None
         try:
             yield
         finally:

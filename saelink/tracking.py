@@ -1,0 +1,184 @@
+"""The Weights & Biases runs: one per train artifact, with an id from its key, and one per sweep.
+
+A run is written in one go from what the artifacts hold, so a connector found up to date shows like a fresh one and
+`saelink track` can publish it any time later. What was published where is noted under outputs/wandb/published.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from saelink.config import WandbConfig, WandbMode
+from saelink.store import Artifact, SaelinkError, Store, json_bytes, write_durably
+from saelink.train import CONFIG_FILE, HISTORY_FILE
+
+CURVES = ("train_mse", "validation_mse", "validation_fvu", "l1", "objective", "n_edges", "n_edges_above_0.01")
+
+
+def publish(
+    settings: WandbConfig,
+    store: Store,
+    connector: Artifact,
+    evaluation: Artifact | None = None,
+    group: str | None = None,
+) -> None:
+    """Show a train artifact, and its evaluation if given, in W&B; nothing where they are shown already."""
+    if settings.mode is WandbMode.disabled:
+        return
+    content = {"train": connector.key, "evaluate": evaluation.key if evaluation else None, "group": group}
+    with _run(settings, store, connector.key, content, name=connector.manifest["about"]) as run:
+        if run is None:
+            return
+        config = connector.json(CONFIG_FILE)
+        run.config.update({**connector.recipe, "link": {side: config[side] for side in ("sources", "target")}})
+        run.config.update({"key": connector.key, "inputs": connector.manifest["inputs"]})
+        run.define_metric("tokens")
+        for curve in CURVES:
+            run.define_metric(curve, step_metric="tokens")
+        for point in connector.json(HISTORY_FILE):
+            run.log({"tokens": point["tokens"], **{curve: point[curve] for curve in CURVES}})
+        run.summary.update({"final_mse": connector.facts["validation_mse"], "final_l1": connector.facts["l1"]})
+        if evaluation is not None:
+            _add_evaluation(run, evaluation)
+
+
+def _add_evaluation(run: Any, evaluation: Artifact) -> None:
+    import wandb
+
+    fvu = evaluation.tensors("latents.safetensors")["fvu"]
+    varying = fvu[~fvu.isnan()].clamp(max=2).tolist()
+    run.summary.update({f"test/{name}": value for name, value in evaluation.json("metrics.json").items()})
+    run.log({"test/fvu_by_latent": wandb.Histogram(varying, num_bins=40)})
+    rows = [[line] for line in evaluation.file("circuits.txt").read_text().splitlines()]
+    run.log({"test/circuits": wandb.Table(columns=["circuit"], data=rows)})
+
+
+def publish_key(settings: WandbConfig, store: Store, key: str) -> None:
+    """Publish a train artifact by key, with its newest evaluation. Raises SaelinkError for another stage's key."""
+    connector = store.get(key)
+    if connector.stage != "train":
+        raise SaelinkError(f"track: {key} is a {connector.stage} artifact; only train artifacts have a W&B run")
+    if settings.mode is WandbMode.disabled:
+        raise SaelinkError("track: wandb.mode=disabled leaves nothing to do; use auto, online or offline")
+    evaluations = [
+        artifact
+        for artifact in store.artifacts()
+        if artifact.stage == "evaluate" and artifact.manifest["inputs"]["connector"] == connector.key
+    ]
+    publish(settings, store, connector, evaluations[-1] if evaluations else None)
+
+
+def publish_sweep(settings: WandbConfig, store: Store, sweep_id: str, rows: list[dict[str, Any]]) -> None:
+    """One run that shows a sweep: the MSE-against-L1 curve, its points and its table."""
+    if settings.mode is WandbMode.disabled:
+        return
+    with _run(settings, store, sweep_id, {"rows": rows}, name=f"pareto {sweep_id}", group=sweep_id) as run:
+        if run is None:
+            return
+        import wandb
+
+        table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        series = list(dict.fromkeys(f"{row['layer_link']}, {row['connector']}" for row in rows))
+        chosen = [[row for row in rows if f"{row['layer_link']}, {row['connector']}" == name] for name in series]
+        run.log(
+            {
+                "pareto/table": table,
+                "pareto/points": wandb.plot.scatter(table, "l1", "mse", title="MSE against L1"),
+                "pareto/curve": wandb.plot.line_series(
+                    xs=[[row["l1"] for row in part] for part in chosen],
+                    ys=[[row["mse"] for row in part] for part in chosen],
+                    keys=series,
+                    title="MSE against L1",
+                    xname="L1",
+                ),
+            }
+        )
+
+
+# --------------------------------------------------------------------------- W&B itself
+
+
+def _folder(store: Store) -> Path:
+    return store.root / "wandb"
+
+
+@contextmanager
+def _run(
+    settings: WandbConfig, store: Store, run_id: str, content: dict[str, Any], name: str, group: str | None = None
+) -> Iterator[Any]:
+    """The W&B run of this id, or None when `content` is already shown in the project.
+
+    Without a key, or when W&B can't be reached in 30 seconds, the run is kept off line and one line says how to
+    send it. An off-line run that was not sent yet is replaced as a whole.
+    """
+    import wandb
+
+    online = _online(settings)
+    project = f"{settings.entity or ''}/{settings.project}"
+    note = _folder(store) / "published" / project.replace("/", "_") / f"{run_id}.json"
+    known = json.loads(note.read_bytes()) if note.exists() else {}
+    if known.get("content") == content and (known["online"] if online else Path(known["folder"]).exists()):
+        if not online or _exists_online(settings, run_id):
+            yield None
+            return
+    options: dict[str, Any] = {
+        "project": settings.project,
+        "entity": settings.entity,
+        "id": run_id,
+        "name": name,
+        "group": group or content.get("group"),
+        "dir": str(store.root),
+        "settings": wandb.Settings(
+            silent=True,
+            console="off",
+            save_code=False,
+            disable_code=True,
+            disable_git=True,
+            disable_job_creation=True,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            init_timeout=30,
+        ),
+    }
+    store.root.mkdir(parents=True, exist_ok=True)
+    try:
+        run = wandb.init(mode="online" if online else "offline", resume="allow" if online else None, **options)
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        store.say(f"wandb: {str(error).splitlines()[0]}; keeping the run off line")
+        online = False
+        run = wandb.init(mode="offline", **options)
+    old = Path(known["folder"]) if known.get("folder") else None
+    folder = Path(run.dir).parent
+    with run:
+        yield run
+    if not online and old is not None and old.exists() and old != folder and not list(old.glob("*.synced")):
+        shutil.rmtree(old)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(note, json_bytes({"content": content, "online": online, "folder": None if online else str(folder)}))
+    store.say(f"wandb: {run.url}" if online else f"wandb: off line; `wandb sync {os.path.relpath(folder)}` sends it")
+
+
+def _online(settings: WandbConfig) -> bool:
+    if settings.mode is not WandbMode.auto:
+        return settings.mode is WandbMode.online
+    import wandb
+
+    return wandb.login(prompt=False)  # whether there is a key, without asking for one
+
+
+def _exists_online(settings: WandbConfig, run_id: str) -> bool:
+    import wandb
+
+    path = "/".join(filter(None, [settings.entity, settings.project, run_id]))
+    try:
+        wandb.Api(timeout=20).run(path)
+    except (wandb.errors.CommError, ValueError):
+        return False
+    return True

@@ -8,7 +8,7 @@ import torch
 
 from saelink.config import ConnectorConfig
 from saelink.connectors.base import Connector as Base
-from saelink.connectors.base import Edges, strongest, uniform
+from saelink.connectors.base import Edges, strongest
 from saelink.latents import Rows, sparse_linear
 
 
@@ -31,8 +31,9 @@ class Connector(Base):
         self.b = torch.nn.Parameter(torch.zeros(d_target)) if config.bias else None
 
     def initialise(self, generator: torch.Generator) -> None:
+        """Zeros: the problem is convex, and a source that never fires keeps no accidental edge."""
         with torch.no_grad():
-            self.W.copy_(uniform((self.d_source, self.d_target), generator))
+            self.W.zero_()
 
     def forward(self, rows: Rows) -> torch.Tensor:
         y = sparse_linear(rows, self.W)

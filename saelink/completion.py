@@ -1,0 +1,22 @@
+"""Shell completion of overrides, by asking Hydra's own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+
+def complete(incomplete: str) -> list[str]:
+    """What `incomplete` may become: groups, their options, keys."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.core_plugins.bash_completion import BashCompletion
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.plugins import Plugins
+
+    from saelink.config import conf_dir, register
+
+    Plugins.instance()
+    register()
+    with contextlib.redirect_stderr(io.StringIO()):
+        loader = ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
+        return sorted(BashCompletion(loader)._query(config_name="config", line=incomplete))

@@ -1,0 +1,221 @@
+"""The whole chain on small random models: sequential and parallel blocks, resuming, keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import World
+from saelink.cache import act_shards, cache, cache_plan
+from saelink.config import Config, Device, WandbMode
+from saelink.data import split_of, tokens
+from saelink.encode import encode
+from saelink.evaluate import evaluate, evaluate_plan
+from saelink.latents import latent_shards
+from saelink.model import load_bridge, load_tokenizer, model_info
+from saelink.sae import load_sae
+from saelink.store import Store
+from saelink.train import link_of, train, train_plan
+
+Compose = Callable[..., Config]
+
+
+@pytest.mark.parametrize("model", ["llama", "neox"])
+@pytest.mark.parametrize("connector", ["linear", "mlp"])
+def test_the_whole_chain(config: Compose, store: Store, model: str, connector: str) -> None:
+    cfg = config(f"connector={connector}", "l1_alpha=0", model=model)
+    evaluation = evaluate(cfg, store)
+    figures = evaluation.json("metrics.json")
+    assert 0 < figures["fvu"] < 1, "worse than predicting the mean of the test documents"
+    assert figures["n_tokens"] > 100
+    assert len(evaluation.json("circuits.json")) == 3
+    assert evaluate(cfg, store).key == evaluation.key
+    assert not list(store.root.rglob("*.partial")) and not list(store.root.rglob("*.lock"))
+
+
+def test_the_mlp_link_finds_the_true_input(config: Compose, store: Store) -> None:
+    assert link_of(config(), store).sources == ["blocks.1.hook_resid_mid"]
+    assert link_of(config(model="neox"), store).sources == ["blocks.1.hook_resid_pre"]
+
+
+@pytest.mark.parametrize("model", ["llama", "neox"])
+def test_cached_activations_are_those_of_the_plain_model(config: Compose, store: Store, model: str) -> None:
+    """Against Hugging Face without any bridge: hidden states, and the MLP's own input and output."""
+    from transformers import AutoModelForCausalLM
+
+    cfg = config("layer=1", model=model)
+    hooks = ["blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out", *link_of(cfg, store).sources]
+    acts = cache(cfg, store, hooks)
+    ids = tokens(cfg, store).tensors("test.safetensors")["ids"].long()
+    plain = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32, attn_implementation="eager")
+    block = plain.model.layers[1] if model == "llama" else plain.gpt_neox.layers[1]
+    norm = block.post_attention_layernorm
+    seen = {}
+    norm.register_forward_hook(lambda module, inputs, output: seen.update(norm_in=inputs[0]))
+    block.mlp.register_forward_hook(lambda module, inputs, output: seen.update(mlp_out=output))
+    with torch.no_grad():
+        hidden = plain(ids, output_hidden_states=True).hidden_states
+    truth = {
+        "blocks.1.hook_resid_pre": hidden[1],
+        "blocks.1.hook_mlp_out": seen["mlp_out"],
+        link_of(cfg, store).sources[0]: seen["norm_in"],
+    }
+    for hook, expected in truth.items():
+        ours = torch.cat([shard for _, shard in act_shards(acts[hook], ["test"])]).float()
+        error = (ours - expected).norm() / expected.norm()
+        assert error < 4e-3, f"{hook}: bfloat16 rounding is below 0.4%, this is {error:.2%}"
+
+
+def test_latents_are_the_saes_encoding(config: Compose, store: Store, world: World) -> None:
+    cfg = config()
+    hook = "blocks.1.hook_mlp_out"
+    latents, acts = encode(cfg, store, hook), cache(cfg, store, [hook])[hook]
+    sae = load_sae(world.folder / "saes" / hook)
+    for (_, rows, norm), (_, shard) in zip(latent_shards(latents, ["test"]), act_shards(acts, ["test"]), strict=True):
+        x = shard.reshape(-1, sae.d_in).float()
+        expected = torch.relu(x @ sae.W_enc)
+        kept = expected.topk(4, dim=1)
+        expected = torch.zeros_like(expected).scatter(1, kept.indices, kept.values)
+        assert torch.allclose(rows.dense(), expected, rtol=1e-2, atol=1e-3)
+        assert torch.allclose(norm, x.norm(dim=1), rtol=1e-5)
+
+
+def test_documents_keep_their_split_and_never_share_a_sequence(config: Compose, store: Store, world: World) -> None:
+    cfg = config()
+    texts = [json.loads(line)["text"] for line in world.text.read_text().splitlines()]
+    tokenizer = load_tokenizer(cfg.model)
+    packed = tokens(cfg, store)
+    for split in ("train", "validation", "test"):
+        tensors = packed.tensors(f"{split}.safetensors")
+        ids, documents = tensors["ids"].flatten(), tensors["document"].flatten()
+        assert {split_of(texts[number]) for number in documents.unique().tolist()} == {split}
+        number = int(documents[documents != documents[0]][0])  # the first document that starts inside the split
+        words = tokenizer.decode(ids[documents == number])
+        assert words.replace(" ", "") == (texts[number] + "<eot>").replace(" ", "")
+    counts = [packed.facts["documents"][split] for split in ("train", "validation", "test")]
+    assert sum(counts) == len(texts) and counts[0] > 0.7 * len(texts)
+
+
+# --------------------------------------------------------------------------- keys
+
+
+def test_runtime_and_wandb_never_change_a_key(config: Compose, store: Store) -> None:
+    plain = evaluate_plan(config(), store).key
+    changed = config("runtime.threads=1", "runtime.forward_tokens=64", "wandb.project=x", "wandb.entity=y")
+    changed.runtime = replace(changed.runtime, device=Device.cpu, sweep="s")
+    changed.wandb.mode = WandbMode.offline
+    assert evaluate_plan(changed, store).key == plain
+
+
+def test_equal_numbers_give_equal_keys(config: Compose, store: Store) -> None:
+    assert train_plan(config("l1_alpha=1e-3"), store).key == train_plan(config("l1_alpha=0.001"), store).key
+    assert train_plan(config("l1_alpha=10"), store).key == train_plan(config("l1_alpha=10.0"), store).key
+    assert train_plan(config("l1_alpha=1e-3"), store).key != train_plan(config("l1_alpha=1e-4"), store).key
+
+
+RECIPE = [
+    "seed=1", "latent_scale=none", "normalise=energy", "connector=mlp", "connector.bias=true", "solver.lr=3e-3",
+    "solver.batch_tokens=128", "data.drop_positions=2", "data.max_norm_ratio=3", "data.context_size=8",
+    "data.max_tokens=2000", "layer=0", "model.dtype=bfloat16", "sae.dtype=bfloat16", "model.separator=.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("override", RECIPE)
+def test_what_changes_the_numbers_changes_the_key(config: Compose, store: Store, override: str) -> None:
+    assert train_plan(config(override), store).key != train_plan(config(), store).key
+
+
+def test_changing_the_connector_reruns_only_train_and_evaluate(config: Compose, store: Store) -> None:
+    evaluate(config(), store)
+    before = {artifact.key for artifact in store.artifacts()}
+    evaluate(config("connector=mlp"), store)
+    made = [artifact.stage for artifact in store.artifacts() if artifact.key not in before]
+    assert sorted(made) == ["evaluate", "train"]
+
+
+def test_a_second_layer_reuses_the_tokens(config: Compose, store: Store) -> None:
+    cache(config(), store, ["blocks.1.hook_mlp_out"])
+    cache(config(), store, ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"])
+    stages = [artifact.stage for artifact in store.artifacts()]
+    assert sorted(stages) == ["cache", "cache", "model", "tokens"]
+
+
+# --------------------------------------------------------------------------- resuming
+
+
+def file_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
+
+
+def test_an_interrupted_cache_goes_on_and_gives_the_same_bytes(
+    config: Compose, store: Store, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import saelink.cache as module
+
+    monkeypatch.setattr(module, "SHARD_TOKENS", 1024)
+    hook = "blocks.1.hook_mlp_out"
+    undisturbed = Store(tmp_path / "other", say=lambda line: None)
+    expected = cache(world.config(undisturbed.root), undisturbed, [hook])[hook]
+    assert len(expected.files) > 4
+
+    saved: list[str] = []
+    real = module.Draft.save_tensors
+
+    def dies_at_the_third(draft: object, name: str, tensors: object) -> None:
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(name)
+        real(draft, name, tensors)  # type: ignore[arg-type]
+
+    tokens(config(), store)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Draft, "save_tensors", dies_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            cache(config(), store, [hook])
+    partial = next(store.root.glob("cache/*.partial"))
+    (partial / ".leftover.tmp").write_bytes(b"half a shard")  # as a killed process leaves it
+    second = partial / saved[1]
+    second.write_bytes(second.read_bytes()[:-1] + b"?")  # a finished shard that no longer matches its journal line
+    kept = (partial / saved[0]).stat().st_mtime_ns
+
+    again: list[str] = []
+    monkeypatch.setattr(
+        module.Draft, "save_tensors", lambda draft, name, tensors: (again.append(name), real(draft, name, tensors))
+    )
+    artifact = cache(config(), store, [hook])[hook]
+    assert saved[0] not in again and saved[1] in again
+    assert (artifact.path / saved[0]).stat().st_mtime_ns == kept
+    assert file_bytes(artifact.path) == file_bytes(expected.path)
+
+
+def test_training_is_deterministic(config: Compose, store: Store, tmp_path: Path, world: World) -> None:
+    other = Store(tmp_path / "other", say=lambda line: None)
+    first, second = evaluate(config(), store), evaluate(world.config(other.root), other)
+    assert first.key == second.key
+    assert file_bytes(first.path) == file_bytes(second.path)
+    one, two = store.get(first.manifest["inputs"]["connector"]), other.get(second.manifest["inputs"]["connector"])
+    assert file_bytes(one.path) == file_bytes(two.path)
+
+
+def test_normalise_post_compares_the_layers(config: Compose, store: Store) -> None:
+    cfg = config("normalise=post", "normalise_layers=[0,1]")
+    artifact = train(cfg, store)
+    norms = []
+    for layer in (0, 1):
+        hook = f"blocks.{layer}.hook_mlp_out"
+        acts = cache(cfg, store, [hook])[hook]
+        rows = torch.cat([shard[:, 1:].reshape(-1, 32) for _, shard in act_shards(acts, ["train"])]).float()
+        norms.append(rows.norm(dim=1).mean().item())
+    assert artifact.facts["c"] == pytest.approx((norms[1] / min(norms)) ** 2, rel=1e-5)
+    assert cache_plan(cfg, store, "blocks.0.hook_mlp_out").key in artifact.manifest["inputs"].values()
+
+
+def test_the_bridge_is_loaded_in_the_recipes_type(config: Compose, store: Store) -> None:
+    cfg = config("model.dtype=bfloat16")
+    bridge = load_bridge(cfg, model_info(cfg, store), "cpu")
+    assert {parameter.dtype for parameter in bridge.parameters()} == {torch.bfloat16}
