@@ -166,6 +166,7 @@ def _hydra(command: str, arguments: list[str], stage: Callable[[Config, Store], 
     from saelink.config import conf_dir, register
 
     register()
+    _Failures.count = sweep.Finish.failed = 0
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main(), which prints them as lines
     arguments = hydra_arguments(arguments)
     sweeping = "-m" in arguments or "--multirun" in arguments

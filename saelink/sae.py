@@ -101,7 +101,6 @@ def load_sae(folder: Path, field: str = "sae.path") -> SAE:
     Raises SaelinkError, naming `field`, for a missing or broken file and for what is not supported.
     """
     import safetensors
-    import torch
     from safetensors.torch import load_file
 
     try:
@@ -109,11 +108,13 @@ def load_sae(folder: Path, field: str = "sae.path") -> SAE:
         tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
         W_enc, b_enc = tensors["W_enc"], tensors["b_enc"]
         W_dec, b_dec = tensors["W_dec"], tensors["b_dec"]
+        architecture = config.get("architecture", "standard")
+        k = int(config["k"]) if architecture == "topk" else None
+        threshold = tensors["threshold"] if architecture == "jumprelu" else None
     except FileNotFoundError as error:
         raise SaelinkError(f"{field}: {error.filename or folder} is missing; an SAE folder holds it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError, KeyError) as error:
-        raise SaelinkError(f"{field}: the SAE in {folder} can't be read ({error})") from None
-    architecture = config.get("architecture", "standard")
+    except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError, KeyError, TypeError) as error:
+        raise SaelinkError(f"{field}: the SAE in {folder} can't be read ({error!r})") from None
     for name in ("normalize_activations", "reshape_activations"):
         if config.get(name) not in ("none", None):
             raise SaelinkError(f"{field}: the SAE in {folder} has {name}={config[name]}, which saelink does not read")
@@ -127,12 +128,7 @@ def load_sae(folder: Path, field: str = "sae.path") -> SAE:
     if config.get("rescale_acts_by_decoder_norm"):
         norm = W_dec.norm(dim=1)
         W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm[:, None]
-    sae = SAE(W_enc, b_enc, W_dec, b_dec, k=None, threshold=None)
-    if architecture == "topk":
-        sae.k = int(config["k"])
-    if architecture == "jumprelu":
-        sae.threshold = tensors["threshold"].to(torch.float32)
-    return sae
+    return SAE(W_enc, b_enc, W_dec, b_dec, k, threshold)
 
 
 # --------------------------------------------------------------------------- which SAE a hook has

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,7 +134,7 @@ def _run(
         "id": run_id,
         "name": name,
         "group": group or content.get("group"),
-        "dir": str(store.root),
+        "dir": str(store.root.resolve()),  # W&B writes from a process with its own current folder
         "settings": wandb.Settings(
             silent=True,
             console="off",
@@ -144,10 +145,14 @@ def _run(
             x_disable_stats=True,
             x_disable_meta=True,
             x_disable_machine_info=True,
+            x_save_requirements=False,
+            host="-",
             init_timeout=30,
         ),
     }
     store.root.mkdir(parents=True, exist_ok=True)
+    while list(_folder(store).glob(f"*-{time.strftime('%Y%m%d_%H%M%S')}-{run_id}")):
+        time.sleep(0.05)  # W&B names folders by the second; two of one second would share one
     try:
         run = wandb.init(mode="online" if online else "offline", resume="allow" if online else None, **options)
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:

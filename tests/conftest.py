@@ -96,7 +96,8 @@ def write_sae(folder: Path, d_in: int = D_MODEL, d_sae: int = 48, k: int = 4, se
     if config.get("architecture") == "jumprelu":
         tensors["threshold"] = torch.full((d_sae,), 0.1)
     save_file(tensors, folder / "sae_weights.safetensors")
-    full = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "k": k, "apply_b_dec_to_input": True, **config}
+    full = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "k": k, "apply_b_dec_to_input": True}
+    full |= {"dtype": "float32", "device": "cpu", "normalize_activations": "none", **config}
     (folder / "cfg.json").write_text(json.dumps(full))
     return folder
 

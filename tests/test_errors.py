@@ -27,7 +27,6 @@ def saelink(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
     def run(command: str, *arguments: str, model: str = "llama", bare: bool = False) -> tuple[int, str, str]:
         base = [] if bare else world.overrides("outputs", model)
         monkeypatch.setattr(sys, "argv", ["saelink", command, *base, *arguments])
-        cli._Failures.count = 0
         capfd.readouterr()
         try:
             cli.main()

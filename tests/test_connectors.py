@@ -1,0 +1,188 @@
+"""Connectors and the Adam solver: objective, gradients, planted circuits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from saelink.connectors import CONNECTORS, Connector
+from saelink.connectors.base import strongest
+from saelink.latents import Rows
+from saelink.solvers import SOLVERS
+from saelink.solvers.base import History, Problem
+from test_latents import random_rows, rows_of
+
+
+def make(name: str, d_source: int = 12, d_target: int = 9, **settings: Any) -> Connector:
+    kind = CONNECTORS[name]
+    connector = kind(kind.Config(name=name, **settings), d_source, d_target)
+    connector.initialise(torch.Generator().manual_seed(0))
+    return connector
+
+
+def problem(source: Rows, target: Rows, l1_alpha: float = 0.0, seed: int = 0, c: float = 1.0) -> Problem:
+    return Problem(source, target, source, target, l1_alpha, c, seed, "cpu")
+
+
+def solve(connector: Connector, task: Problem, **settings: Any) -> History:
+    solver = SOLVERS["adam"]
+    return solver(solver.Config(name="adam", **settings)).solve(connector, task, lambda tokens, note: None)
+
+
+SHAPES = [("linear", {}), ("linear", {"bias": True}), ("mlp", {"d_hidden": 5}), ("mlp", {"d_hidden": 5, "bias": True})]
+
+
+@pytest.mark.parametrize(("name", "settings"), SHAPES)
+def test_forward_and_gradients_against_float64(name: str, settings: dict[str, Any]) -> None:
+    rows, upstream = random_rows(30, 12), torch.randn(30, 9)
+    connector = make(name, **settings)
+    with torch.no_grad():
+        for parameter in connector.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    (connector(rows) * upstream).sum().backward()
+    exact = {key: value.detach().double().requires_grad_() for key, value in connector.named_parameters()}
+    x = rows.dense().double()
+    if name == "linear":
+        y = x @ exact["W"] + exact.get("b", torch.zeros(9))
+    else:
+        hidden = torch.relu(x @ exact["W1"] + exact.get("b1", torch.zeros(5)))
+        y = hidden @ exact["W2"] + exact.get("b2", torch.zeros(9))
+    assert torch.allclose(connector(rows).double(), y, atol=1e-4)
+    (y * upstream).sum().backward()
+    for key, parameter in connector.named_parameters():
+        assert parameter.grad is not None and exact[key].grad is not None
+        assert torch.allclose(parameter.grad.double(), exact[key].grad, atol=1e-4), key
+
+
+@pytest.mark.parametrize(("name", "settings"), SHAPES)
+def test_the_penalty_is_the_mean_over_output_rows(name: str, settings: dict[str, Any]) -> None:
+    connector = make(name, **settings)
+    with torch.no_grad():
+        for parameter in connector.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+    matrices = [p.detach() for key, p in connector.named_parameters() if key.startswith("W")]
+    expected = sum(matrix.abs().sum(0).mean().item() for matrix in matrices) / len(matrices)
+    assert connector.l1() == pytest.approx(expected, rel=1e-6)
+    assert connector.n_edges() == sum(matrix.numel() for matrix in matrices)
+    assert connector.n_edges(1.0) == sum(int((matrix.abs() > 1).sum()) for matrix in matrices)
+
+
+@pytest.mark.parametrize(("name", "settings"), SHAPES)
+def test_a_connector_comes_back_from_its_tensors(name: str, settings: dict[str, Any]) -> None:
+    one, two = make(name, **settings), make(name, **settings)
+    rows = random_rows(30, 12)
+    solve(one, problem(rows, random_rows(30, 9, seed=5)), tokens=2000, batch_tokens=20, lr=1e-2)
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(one(rows), two(rows))
+
+
+def test_strongest_is_by_magnitude_and_leaves_zeros_out() -> None:
+    edges = strongest(torch.tensor([0.1, -0.5, 0.0, 0.3]), 4)
+    assert edges.ids == [1, 3, 0] and edges.weights == pytest.approx([-0.5, 0.3, 0.1])
+    assert strongest(torch.tensor([0.1, -0.5, 0.0, 0.3]), 1).ids == [1]
+
+
+# --------------------------------------------------------------------------- Adam
+
+
+def planted(n: int = 6000, d_source: int = 40, d_target: int = 25) -> tuple[Rows, Rows, torch.Tensor]:
+    """Targets that are sparse non-negative combinations of the sources, three edges each."""
+    generator = torch.Generator().manual_seed(7)
+    W = torch.zeros(d_source, d_target)
+    for target in range(d_target):
+        W[torch.randperm(d_source, generator=generator)[:3], target] = torch.tensor([0.9, 0.5, 0.3])
+    source = random_rows(n, d_source, seed=8, density=0.1)
+    return source, rows_of(source.dense() @ W), W
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_planted_sparse_w_is_recovered(bias: bool) -> None:
+    source, target, W = planted()
+    connector = make("linear", 40, 25, bias=bias)
+    history = solve(connector, problem(source, target, 1e-4), tokens=400_000, batch_tokens=200, lr=5e-3)
+    assert history[-1]["validation_fvu"] < 0.01
+    for number in range(25):
+        edges = connector.edges(number, 3)
+        assert edges.ids == W[:, number].argsort(descending=True)[:3].tolist()
+        assert edges.weights == pytest.approx([0.9, 0.5, 0.3], abs=0.05)
+
+
+def test_adam_reaches_scikit_learns_lasso_objective() -> None:
+    """Our objective per row is twice scikit-learn's, so its alpha is half of ours."""
+    from sklearn.linear_model import Lasso
+
+    source, target, _ = planted(2000)
+    x, y = source.dense().double().numpy(), target.dense().double().numpy()
+    for l1_alpha in (1e-3, 1e-2):
+        connector = make("linear", 40, 25)
+        solve(connector, problem(source, target, l1_alpha), tokens=2_000_000, batch_tokens=1000, lr=2e-3)
+        exact = Lasso(alpha=l1_alpha / 2, fit_intercept=False, tol=1e-10, max_iter=100_000).fit(x, y)
+
+        def objective(W: Any, alpha: float = l1_alpha) -> float:
+            return float(((y - x @ W) ** 2).mean(0).mean() + alpha * abs(W).sum(0).mean())
+
+        best, ours = objective(exact.coef_.T), objective(connector.state_dict()["W"].double().numpy())
+        assert best <= ours + 1e-12, "the lasso's optimum can't be beaten: the objectives differ"
+        assert ours < best * 1.02
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
+    source, target, _ = planted(1000)
+
+    def weights(seed: int) -> torch.Tensor:
+        connector = make("linear", 40, 25)
+        solve(connector, problem(source, target, seed=seed), tokens=10_000, batch_tokens=100)
+        return connector.state_dict()["W"]
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+def test_dividing_by_c_is_multiplying_alpha() -> None:
+    """error / c + alpha L1 has the minimum of error + c alpha L1; Adam's steps don't see the common factor."""
+    source, target, _ = planted(2000)
+
+    def fitted(l1_alpha: float, c: float) -> torch.Tensor:
+        connector = make("linear", 40, 25)
+        solve(connector, problem(source, target, l1_alpha, c=c), tokens=300_000, batch_tokens=1000)
+        return connector.state_dict()["W"]
+
+    assert torch.allclose(fitted(1e-2, 4.0), fitted(4e-2, 1.0), atol=2e-3)
+
+
+def test_the_history_counts_tokens_and_ends_with_the_last_step() -> None:
+    source, target, _ = planted(1000)
+    history = solve(make("linear", 40, 25), problem(source, target), tokens=2500, batch_tokens=100, validate_every=1000)
+    assert [point["tokens"] for point in history] == [1000, 2000, 2500]
+    assert history[0]["validation_mse"] > history[-1]["validation_mse"]
+
+
+def test_patience_stops_and_keeps_the_best_weights() -> None:
+    source, _, _ = planted(1000)
+    noise = random_rows(1000, 25, seed=99)
+    half = torch.arange(500)
+    task = problem(source, noise)._replace(source=source.select(half), target=noise.select(half))
+    connector = make("mlp", 40, 25, d_hidden=64)
+    settings: dict[str, Any] = {"tokens": 2_000_000, "batch_tokens": 100, "validate_every": 2000, "lr": 1e-2}
+    history = solve(connector, task, patience=3, **settings)
+    assert len(history) < 1000, "it never stopped"
+    best = min(point["objective"] for point in history)
+    assert [point["objective"] for point in history].index(best) == len(history) - 4
+    with torch.no_grad():
+        mse = (connector(source) - noise.dense()).square().mean().item()
+    assert mse == pytest.approx(best, rel=1e-4)
+
+
+def test_the_mlp_fits_what_no_linear_map_can() -> None:
+    """A AND NOT B on binary latents, and exclusive or."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(4000, 2, generator=generator) < 0.5).float().T
+    source = rows_of(torch.stack([a, b, torch.ones(4000)], 1))
+    target = rows_of(torch.stack([a * (1 - b), (a - b).abs()], 1))
+    fit: Callable[[str], float] = lambda name: solve(  # noqa: E731
+        make(name, 3, 2), problem(source, target), tokens=800_000, batch_tokens=400, lr=1e-2
+    )[-1]["validation_fvu"]
+    assert fit("linear") > 0.6 and fit("mlp") < 0.01
