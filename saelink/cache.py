@@ -47,7 +47,7 @@ def cache_plan(cfg: Config, store: Store, hook_name: str) -> Plan:
     info = model_info(cfg, store)
     recipe = {"hook_name": hook_name, "model_dtype": cfg.model.dtype.name, "dtype": "bfloat16"}
     inputs = {"model": info.artifact.key, "tokens": tokens_plan(cfg, info).key}
-    return Plan("cache", VERSION, recipe, inputs, f"{cfg.model.name} {hook_name}")
+    return Plan("cache", VERSION, recipe, inputs, f"{cfg.model.label} {hook_name}")
 
 
 def cache(cfg: Config, store: Store, hook_names: Iterable[str]) -> dict[str, Artifact]:

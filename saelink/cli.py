@@ -109,7 +109,7 @@ def _one_line(error: Exception) -> str:
         return str(error).splitlines()[0]
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; nothing half-written stays. Make room, or set runtime.outputs to a folder you own"
+        return f"{where}{error.strerror}; nothing half-written stays. Make room or change runtime.outputs"
     raise error
 
 
@@ -129,7 +129,8 @@ def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]
         hydra = HydraConfig.get()
         sweeping = hydra.mode == RunMode.MULTIRUN
         if sweeping:
-            print(f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task)}", flush=True)
+            chosen = [override for override in hydra.overrides.task if not override.startswith("runtime.sweep=")]
+            print(f"\njob {hydra.job.num}: {' '.join(chosen)}", flush=True)
         try:
             cfg = OmegaConf.to_object(raw)
             assert isinstance(cfg, Config)

@@ -93,6 +93,11 @@ class ModelConfig:
     dtype: DType = DType.float32
     """Numerical type of the forward pass."""
 
+    @property
+    def label(self) -> str:
+        """The name without what stands before its last slash."""
+        return self.name.rstrip("/").split("/")[-1]
+
 
 @dataclass
 class DataConfig:
@@ -126,6 +131,11 @@ class DataConfig:
     """Leave out this many positions at the start of every sequence (SAE training, fitting, evaluation)."""
     max_norm_ratio: float | None = None
     """Leave out rows whose source or target norm exceeds this many medians; null keeps all rows."""
+
+    @property
+    def label(self) -> str:
+        """The name without what stands before its last slash."""
+        return self.name.rstrip("/").split("/")[-1]
 
 
 @dataclass

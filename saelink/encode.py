@@ -25,7 +25,7 @@ def encode_plan(cfg: Config, store: Store, hook_name: str) -> Plan:
     choice = sae_choice(cfg, store, hook_name)
     recipe = {"hook_name": hook_name, "sae_dtype": cfg.sae.dtype.name, "quality_from_position": cfg.data.drop_positions}
     inputs = {"acts": cache_plan(cfg, store, hook_name).key, "sae": choice.key}
-    return Plan("encode", VERSION, recipe, inputs, f"{cfg.model.name} {hook_name}, SAE {choice.about}")
+    return Plan("encode", VERSION, recipe, inputs, f"{cfg.model.label} {hook_name}, SAE {choice.about}")
 
 
 def encode(cfg: Config, store: Store, hook_name: str) -> Artifact:

@@ -207,7 +207,7 @@ def print_evaluation(store: Store, connector: Artifact, evaluation: Artifact) ->
     store.say("")
     for name, text in rows:
         store.say(f"  {name:12} {text}")
-    store.say(f"\n  Best predicted target latents (OF) from source latents (IF), each with its top token:\n")
+    store.say("\n  Best predicted target latents (OF) from source latents (IF), each with its top token:\n")
     for line in evaluation.file("circuits.txt").read_text().splitlines():
         store.say(f"  {line}")
     store.say(f"\n  connector  {connector.path}\n  evaluation {evaluation.path}")

@@ -195,7 +195,7 @@ _infos: dict[tuple[str, str], ModelInfo] = {}
 
 def model_info(cfg: Config, store: Store) -> ModelInfo:
     """Pull the `model` stage: identify the weights, unpack a GGUF, note what is known of the model."""
-    plan = Plan("model", VERSION, _fingerprint(cfg.model), {}, cfg.model.name)
+    plan = Plan("model", VERSION, _fingerprint(cfg.model), {}, cfg.model.label)
     known = _infos.get((str(store.root), plan.key))
     if known is not None and known.artifact.path.exists():
         return known

@@ -119,7 +119,9 @@ def load_sae(folder: Path, field: str = "sae.path") -> SAE:
         if config.get(name) not in ("none", None):
             raise SaelinkError(f"{field}: the SAE in {folder} has {name}={config[name]}, which saelink does not read")
     if architecture not in ("standard", "topk", "jumprelu"):
-        raise SaelinkError(f"{field}: the SAE in {folder} has architecture {architecture}; standard, topk, jumprelu work")
+        raise SaelinkError(
+            f"{field}: the SAE in {folder} has architecture {architecture}; standard, topk, jumprelu work"
+        )
     d_in, d_sae = W_enc.shape
     if W_dec.shape != (d_sae, d_in) or b_enc.shape != (d_sae,) or b_dec.shape != (d_in,):
         raise SaelinkError(f"{field}: the shapes of the weights in {folder / WEIGHTS_FILE} do not fit together")
@@ -172,7 +174,8 @@ def pull_sae(cfg: Config, store: Store, hook_name: str) -> SAE:
         sae, where = load_sae(choice.folder), f"sae.path={cfg.sae.path}"
     else:
         artifact = train_sae(cfg, store, hook_name)
-        artifact.file(CONFIG_FILE), artifact.file(WEIGHTS_FILE)
+        for name in artifact.files:
+            artifact.file(name)  # compared with the manifest before it is read
         sae, where = load_sae(artifact.path, "sae"), f"sae {artifact.key}"
     if sae.d_in != acts.facts["d_model"]:
         raise SaelinkError(
@@ -202,7 +205,7 @@ def sae_plan(cfg: Config, store: Store, hook_name: str) -> Plan:
         "max_norm_ratio": cfg.data.max_norm_ratio,
     }
     inputs = {"acts": cache_plan(cfg, store, hook_name).key}
-    return Plan("sae", VERSION, recipe, inputs, f"{cfg.model.name} {hook_name} {sae.d_sae} latents, k {sae.k}")
+    return Plan("sae", VERSION, recipe, inputs, f"{cfg.model.label} {hook_name} {sae.d_sae} latents, k {sae.k}")
 
 
 def train_sae(cfg: Config, store: Store, hook_name: str) -> Artifact:

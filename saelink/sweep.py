@@ -14,7 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from saelink.store import Artifact, SaelinkError, Store, json_bytes, write_durably
 
-COLUMNS = ["train", "connector", "layer_link", "l1_alpha", "mse", "l1", "fvu", "n_edges", "n_edges_above_0.01", "pareto"]
+COLUMNS = [
+    "train",
+    "connector",
+    "layer_link",
+    "l1_alpha",
+    "mse",
+    "l1",
+    "fvu",
+    "n_edges",
+    "n_edges_above_0.01",
+    "pareto",
+]
 
 
 def folder_of(store: Store, sweep_id: str) -> Path:
@@ -44,8 +55,10 @@ def points(store: Store, sweep_id: str) -> list[dict[str, Any]]:
     folder = folder_of(store, sweep_id)
     if not folder.is_dir():
         known = sorted(path.name for path in (store.root / "sweeps").glob("sweep*"))
-        raise SaelinkError(f"there is no sweep {sweep_id} in {store.root}; there {'is' if known else 'are none'} "
-                           f"{', '.join(known)}".rstrip())
+        raise SaelinkError(
+            f"there is no sweep {sweep_id} in {store.root}; there {'is' if known else 'are none'} "
+            f"{', '.join(known)}".rstrip()
+        )
     rows = []
     for path in sorted((folder / "jobs").glob("*.json")):
         connector = store.get(json.loads(path.read_bytes())["train"])
@@ -67,7 +80,9 @@ def points(store: Store, sweep_id: str) -> list[dict[str, Any]]:
         raise SaelinkError(f"sweep {sweep_id}: no job of it has made a connector yet")
     for row in rows:
         beaten = any(
-            other["mse"] <= row["mse"] and other["l1"] <= row["l1"] and (other["mse"], other["l1"]) != (row["mse"], row["l1"])
+            other["mse"] <= row["mse"]
+            and other["l1"] <= row["l1"]
+            and (other["mse"], other["l1"]) != (row["mse"], row["l1"])
             for other in rows
         )
         row["pareto"] = not beaten
@@ -106,7 +121,9 @@ def _picture(rows: list[dict[str, Any]]) -> bytes:
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     for series in dict.fromkeys((row["layer_link"], row["connector"]) for row in rows):
         chosen = [row for row in rows if (row["layer_link"], row["connector"]) == series]
-        axes.plot([row["l1"] for row in chosen], [row["mse"] for row in chosen], "o-", label=f"{series[0]}, {series[1]}")
+        axes.plot(
+            [row["l1"] for row in chosen], [row["mse"] for row in chosen], "o-", label=f"{series[0]}, {series[1]}"
+        )
         for row in chosen:
             axes.annotate(
                 f"{row['l1_alpha']:g}", (row["l1"], row["mse"]), textcoords="offset points", xytext=(5, 4), fontsize=8

@@ -56,7 +56,7 @@ def _add_evaluation(run: Any, evaluation: Artifact) -> None:
     varying = fvu[~fvu.isnan()].clamp(max=2).tolist()
     run.summary.update({f"test/{name}": value for name, value in evaluation.json("metrics.json").items()})
     run.log({"test/fvu_by_latent": wandb.Histogram(varying, num_bins=40)})
-    rows = [[line] for line in evaluation.file("circuits.txt").read_text().splitlines()]
+    rows: list[Any] = [[line] for line in evaluation.file("circuits.txt").read_text().splitlines()]
     run.log({"test/circuits": wandb.Table(columns=["circuit"], data=rows)})
 
 
@@ -119,15 +119,16 @@ def _run(
     send it. An off-line run that was not sent yet is replaced as a whole.
     """
     import wandb
+    from wandb.errors import CommError, UsageError
 
     online = _online(settings)
     project = f"{settings.entity or ''}/{settings.project}"
     note = _folder(store) / "published" / project.replace("/", "_") / f"{run_id}.json"
     known = json.loads(note.read_bytes()) if note.exists() else {}
-    if known.get("content") == content and (known["online"] if online else Path(known["folder"]).exists()):
-        if not online or _exists_online(settings, run_id):
-            yield None
-            return
+    same = known.get("content") == content and known["online"] == online
+    if same and (_exists_online(settings, run_id) if online else Path(known["folder"]).exists()):
+        yield None
+        return
     options: dict[str, Any] = {
         "project": settings.project,
         "entity": settings.entity,
@@ -155,7 +156,7 @@ def _run(
         time.sleep(0.05)  # W&B names folders by the second; two of one second would share one
     try:
         run = wandb.init(mode="online" if online else "offline", resume="allow" if online else None, **options)
-    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+    except (CommError, UsageError) as error:
         store.say(f"wandb: {str(error).splitlines()[0]}; keeping the run off line")
         online = False
         run = wandb.init(mode="offline", **options)
@@ -180,10 +181,11 @@ def _online(settings: WandbConfig) -> bool:
 
 def _exists_online(settings: WandbConfig, run_id: str) -> bool:
     import wandb
+    from wandb.errors import CommError
 
     path = "/".join(filter(None, [settings.entity, settings.project, run_id]))
     try:
         wandb.Api(timeout=20).run(path)
-    except (wandb.errors.CommError, ValueError):
+    except (CommError, ValueError):
         return False
     return True

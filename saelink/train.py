@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
-
 from saelink.cache import cache, cache_plan
 from saelink.config import Config, LatentScale, Normalise
 from saelink.connectors import CONNECTORS, Connector
@@ -56,7 +54,7 @@ def train_plan(cfg: Config, store: Store) -> Plan:
     if cfg.normalise is Normalise.post:
         for layer in sorted(set(cfg.normalise_layers) | {cfg.layer}):
             inputs[f"norm{layer}"] = cache_plan(cfg, store, link_of(cfg, store, layer).target).key
-    about = f"{cfg.model.name} layer {cfg.layer} {cfg.link.name}, {cfg.connector.name}, l1_alpha {cfg.l1_alpha:g}"
+    about = f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}, {cfg.connector.name}, l1_alpha {cfg.l1_alpha:g}"
     return Plan("train", VERSION, recipe, inputs, about)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from saelink import cli
 from saelink.config import Config, conf_dir, register
 from saelink.store import Store
 
@@ -156,12 +156,29 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def lines() -> list[str]:
-    """What a store says."""
-    return []
-
-
-@pytest.fixture
 def config(world: World, store: Store) -> Callable[..., Config]:
     """Compose a configuration of the small world for this test's store."""
     return lambda *overrides, model="llama": world.config(store.root, *overrides, model=model)
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def saelink(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command of the small world in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command: str, *arguments: str, model: str = "llama", bare: bool = False) -> tuple[int, str, str]:
+        base = [] if bare else world.overrides("outputs", model)
+        monkeypatch.setattr(sys, "argv", ["saelink", command, *base, *arguments])
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from conftest import World
 from saelink.cache import act_shards, cache, cache_plan
 from saelink.config import Config, Device, WandbMode
 from saelink.data import split_of, tokens
@@ -21,6 +21,8 @@ from saelink.model import load_bridge, load_tokenizer, model_info
 from saelink.sae import load_sae
 from saelink.store import Store
 from saelink.train import link_of, train, train_plan
+
+from conftest import World
 
 Compose = Callable[..., Config]
 
@@ -52,7 +54,7 @@ def test_cached_activations_are_those_of_the_plain_model(config: Compose, store:
     hooks = ["blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out", *link_of(cfg, store).sources]
     acts = cache(cfg, store, hooks)
     ids = tokens(cfg, store).tensors("test.safetensors")["ids"].long()
-    plain = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32, attn_implementation="eager")
+    plain: Any = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32, attn_implementation="eager")
     block = plain.model.layers[1] if model == "llama" else plain.gpt_neox.layers[1]
     norm = block.post_attention_layernorm
     seen = {}

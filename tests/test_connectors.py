@@ -13,6 +13,7 @@ from saelink.connectors.base import strongest
 from saelink.latents import Rows
 from saelink.solvers import SOLVERS
 from saelink.solvers.base import History, Problem
+
 from test_latents import random_rows, rows_of
 
 
@@ -53,8 +54,9 @@ def test_forward_and_gradients_against_float64(name: str, settings: dict[str, An
     assert torch.allclose(connector(rows).double(), y, atol=1e-4)
     (y * upstream).sum().backward()
     for key, parameter in connector.named_parameters():
-        assert parameter.grad is not None and exact[key].grad is not None
-        assert torch.allclose(parameter.grad.double(), exact[key].grad, atol=1e-4), key
+        expected = exact[key].grad
+        assert parameter.grad is not None and expected is not None
+        assert torch.allclose(parameter.grad.double(), expected, atol=1e-4), key
 
 
 @pytest.mark.parametrize(("name", "settings"), SHAPES)

@@ -7,36 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import World, write_sae
-from saelink import cli
 from saelink.store import Store
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def saelink(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command of the small world in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(command: str, *arguments: str, model: str = "llama", bare: bool = False) -> tuple[int, str, str]:
-        base = [] if bare else world.overrides("outputs", model)
-        monkeypatch.setattr(sys, "argv", ["saelink", command, *base, *arguments])
-        capfd.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+from conftest import Run, World, write_sae
 
 
 def nothing_half_written(folder: Path) -> None:
@@ -151,7 +128,7 @@ def test_no_room_is_said_before_the_work(saelink: Run, monkeypatch: pytest.Monke
     assert saelink("cache", "layer=0")[0] == 0  # the small stages are there
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    code, out, err = saelink("cache")
+    code, _, err = saelink("cache")
     assert code == 1 and "1.0 kB are free" in err and "runtime.outputs" in err
     assert len(err.strip().splitlines()) == 1
     nothing_half_written(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -42,7 +44,7 @@ def test_stack_and_beside() -> None:
     assert torch.equal(both.dense(), torch.cat([one.dense(), two.dense()], 1))
     assert both.d == 18
     starts = both.offsets.tolist()
-    for first, last in zip(starts[:-1], starts[1:], strict=True):
+    for first, last in itertools.pairwise(starts):
         ids = both.indices[first:last].tolist()
         assert ids == sorted(ids)
 

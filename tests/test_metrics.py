@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from saelink.metrics import Sums, in_steps
+
 from test_latents import random_rows
 
 
@@ -50,7 +53,7 @@ def test_agreement_with_scikit_learn(true: torch.Tensor) -> None:
     predicted = true * 0.7 + 0.01
     sums = sums_of(predicted, true, [40])
     assert sums.mse() == pytest.approx(mean_squared_error(true, predicted), rel=1e-6)
-    expected = 1 - r2_score(true.double(), predicted.double(), multioutput="raw_values")
+    expected: Any = 1 - r2_score(true.double(), predicted.double(), multioutput="raw_values")
     assert sums.fvu_by_latent().tolist() == pytest.approx(expected.tolist(), rel=1e-6)
     weighted = r2_score(true.double(), predicted.double(), multioutput="variance_weighted")
     assert sums.fvu() == pytest.approx(1 - weighted, rel=1e-6)

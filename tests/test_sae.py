@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import World, write_sae
 from saelink.cache import act_shards, cache, shuffled_rows
 from saelink.config import Config
 from saelink.encode import encode
 from saelink.sae import SAE, load_sae, sae_choice, train_sae
 from saelink.store import SaelinkError, Store
+
+from conftest import World, write_sae
 
 HOOK = "blocks.1.hook_mlp_out"
 
@@ -81,7 +82,9 @@ def test_a_broken_sae_gets_one_line(tmp_path: Path, how: str) -> None:
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
 
 
-def test_the_choice_follows_the_files_and_not_their_names(config: Callable[..., Config], store: Store, tmp_path: Path) -> None:
+def test_the_choice_follows_the_files_and_not_their_names(
+    config: Callable[..., Config], store: Store, tmp_path: Path
+) -> None:
     one = write_sae(tmp_path / "one" / HOOK)
     write_sae(tmp_path / "two" / HOOK)
     key = sae_choice(config(f"sae.path={tmp_path}/one"), store, HOOK).key

