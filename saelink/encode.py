@@ -52,7 +52,7 @@ def encode(cfg: Config, store: Store, hook_name: str) -> Artifact:
 
 
 def _encode(cfg: Config, store: Store, acts: Artifact, sae: SAE, draft: Draft, device: str) -> dict[str, Any]:
-    set_matmul_precision()
+    set_matmul_precision(device)
     context = acts.facts["context_size"]
     total = sum(acts.facts["sequences"].values()) * context
     active = sae.k or 64  # how many a token will have is only known for TopK

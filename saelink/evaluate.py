@@ -48,7 +48,7 @@ def evaluate(cfg: Config, store: Store) -> Artifact:
 
 def _evaluate(cfg: Config, store: Store, artifact: Artifact, draft: Draft) -> dict[str, Any]:
     device = device_of(cfg)
-    set_matmul_precision()
+    set_matmul_precision(device)
     sides = pull_sides(cfg, store)
     connector = load_connector(artifact, device)
     test = load_split(cfg, sides, "test")

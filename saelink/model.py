@@ -49,22 +49,22 @@ def torch_dtype(dtype: DType) -> torch.dtype:
     return {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}[dtype]
 
 
-def set_matmul_precision() -> None:
-    """float32 products as exact as float32, by the faster of the two libraries that torch has on a CPU.
+def set_matmul_precision(device: str) -> None:
+    """float32 products as exact as float32 (no TF32), by the faster of the two libraries that torch has on a CPU.
 
-    `medium` hands them to oneDNN, which is up to twice as fast. On some CPUs that also means bfloat16
+    There `medium` hands them to oneDNN, which is up to twice as fast. On some CPUs that also means bfloat16
     arithmetic, so it is kept only where a product with known value is right to float32's rounding.
     """
     import torch
 
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    if device != "cpu":
+        return
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(256, 512, generator=generator)
     right = torch.randn(512, 256, generator=generator)
     exact = left.double() @ right.double()
     torch.set_float32_matmul_precision("medium")
-    torch.backends.cuda.matmul.allow_tf32 = False
     error = ((left @ right).double() - exact).norm() / exact.norm()
     if error > 2e-6:
         torch.set_float32_matmul_precision("highest")
@@ -266,7 +266,7 @@ def load_tokenizer(cfg: ModelConfig, info: Artifact | None = None) -> Any:
 
 def load_bridge(cfg: Config, info: ModelInfo, device: str) -> Any:
     """The model as a TransformerBridge on `device`: raw Hugging Face weights, nothing folded."""
-    set_matmul_precision()
+    set_matmul_precision(device)
     tokenizer, hf_model = _load(cfg.model, info.artifact)
     return _boot(cfg.model, tokenizer, hf_model.to(device))
 

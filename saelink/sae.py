@@ -233,7 +233,7 @@ def _train_sae(cfg: Config, store: Store, acts: Artifact, hook_name: str, draft:
         ) from None
     settings = cfg.sae
     device = device_of(cfg)
-    set_matmul_precision()
+    set_matmul_precision(device)
     d_model = acts.facts["d_model"]
     rows = acts.facts["sequences"]["train"] * (acts.facts["context_size"] - cfg.data.drop_positions)
     steps = int(settings.epochs * rows) // settings.batch_tokens

@@ -42,7 +42,8 @@ def publish(
         run.define_metric("tokens")
         for curve in CURVES:
             run.define_metric(curve, step_metric="tokens")
-        for point in connector.json(HISTORY_FILE):
+        # A run that was on line before already has its curve; it only gets what is new.
+        for point in [] if run.resumed else connector.json(HISTORY_FILE):
             run.log({"tokens": point["tokens"], **{curve: point[curve] for curve in CURVES}})
         run.summary.update({"final_mse": connector.facts["validation_mse"], "final_l1": connector.facts["l1"]})
         if evaluation is not None:

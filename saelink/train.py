@@ -134,7 +134,7 @@ def train(cfg: Config, store: Store) -> Artifact:
 
 def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, Any]:
     device = device_of(cfg)
-    set_matmul_precision()
+    set_matmul_precision(device)
     tokens = load_split(cfg, sides, "train")
     validation = load_split(cfg, sides, "validation")
     if not len(tokens) or not len(validation):
@@ -160,7 +160,7 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
         device=device,
     )
     with Progress("train", total) as bar:
-        history = solver.solve(connector, problem, bar.advance)
+        fit = solver.solve(connector, problem, bar.advance)
     draft.save_tensors(WEIGHTS_FILE, connector.state_dict())
     link = link_of(cfg, store)
     config = {
@@ -175,8 +175,8 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
         "c": problem.c,
     }
     draft.save_json(CONFIG_FILE, config)
-    draft.save_json(HISTORY_FILE, history)
-    return {"n_tokens": len(tokens), "c": problem.c, "scales": sides.scales, **history[-1]}
+    draft.save_json(HISTORY_FILE, fit.history)
+    return {"n_tokens": len(tokens), "c": problem.c, "scales": sides.scales, **fit.final}
 
 
 def load_connector(artifact: Artifact, device: str = "cpu") -> Connector:

@@ -12,7 +12,7 @@ from saelink.connectors import CONNECTORS, Connector
 from saelink.connectors.base import strongest
 from saelink.latents import Rows
 from saelink.solvers import SOLVERS
-from saelink.solvers.base import History, Problem
+from saelink.solvers.base import Fit, Problem
 
 from test_latents import random_rows, rows_of
 
@@ -28,7 +28,7 @@ def problem(source: Rows, target: Rows, l1_alpha: float = 0.0, seed: int = 0, c:
     return Problem(source, target, source, target, l1_alpha, c, seed, "cpu")
 
 
-def solve(connector: Connector, task: Problem, **settings: Any) -> History:
+def solve(connector: Connector, task: Problem, **settings: Any) -> Fit:
     solver = SOLVERS["adam"]
     return solver(solver.Config(name="adam", **settings)).solve(connector, task, lambda tokens, note: None)
 
@@ -104,8 +104,8 @@ def planted(n: int = 6000, d_source: int = 40, d_target: int = 25) -> tuple[Rows
 def test_a_planted_sparse_w_is_recovered(bias: bool) -> None:
     source, target, W = planted()
     connector = make("linear", 40, 25, bias=bias)
-    history = solve(connector, problem(source, target, 1e-4), tokens=400_000, batch_tokens=200, lr=5e-3)
-    assert history[-1]["validation_fvu"] < 0.01
+    fit = solve(connector, problem(source, target, 1e-4), tokens=400_000, batch_tokens=200, lr=5e-3)
+    assert fit.final["validation_fvu"] < 0.01
     for number in range(25):
         edges = connector.edges(number, 3)
         assert edges.ids == W[:, number].argsort(descending=True)[:3].tolist()
@@ -157,7 +157,10 @@ def test_dividing_by_c_is_multiplying_alpha() -> None:
 
 def test_the_history_counts_tokens_and_ends_with_the_last_step() -> None:
     source, target, _ = planted(1000)
-    history = solve(make("linear", 40, 25), problem(source, target), tokens=2500, batch_tokens=100, validate_every=1000)
+    settings: dict[str, Any] = {"tokens": 2500, "batch_tokens": 100, "validate_every": 1000}
+    fit = solve(make("linear", 40, 25), problem(source, target), **settings)
+    history = fit.history
+    assert fit.final == history[-1]
     assert [point["tokens"] for point in history] == [1000, 2000, 2500]
     assert history[0]["validation_mse"] > history[-1]["validation_mse"]
 
@@ -169,10 +172,11 @@ def test_patience_stops_and_keeps_the_best_weights() -> None:
     task = problem(source, noise)._replace(source=source.select(half), target=noise.select(half))
     connector = make("mlp", 40, 25, d_hidden=64)
     settings: dict[str, Any] = {"tokens": 2_000_000, "batch_tokens": 100, "validate_every": 2000, "lr": 1e-2}
-    history = solve(connector, task, patience=3, **settings)
+    history, final = solve(connector, task, patience=3, **settings)
     assert len(history) < 1000, "it never stopped"
     best = min(point["objective"] for point in history)
     assert [point["objective"] for point in history].index(best) == len(history) - 4
+    assert final["objective"] == best
     with torch.no_grad():
         mse = (connector(source) - noise.dense()).square().mean().item()
     assert mse == pytest.approx(best, rel=1e-4)
@@ -186,5 +190,5 @@ def test_the_mlp_fits_what_no_linear_map_can() -> None:
     target = rows_of(torch.stack([a * (1 - b), (a - b).abs()], 1))
     fit: Callable[[str], float] = lambda name: solve(  # noqa: E731
         make(name, 3, 2), problem(source, target), tokens=800_000, batch_tokens=400, lr=1e-2
-    )[-1]["validation_fvu"]
+    ).final["validation_fvu"]
     assert fit("linear") > 0.6 and fit("mlp") < 0.01

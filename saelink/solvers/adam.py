@@ -14,7 +14,7 @@ from saelink import metrics
 from saelink.config import SolverConfig
 from saelink.connectors.base import Connector
 from saelink.latents import Rows
-from saelink.solvers.base import History, Problem
+from saelink.solvers.base import Fit, Problem
 from saelink.solvers.base import Solver as Base
 from saelink.store import SaelinkError
 
@@ -55,7 +55,7 @@ class Solver(Base):
     def tokens(self, n_training: int) -> int:
         return max(self.config.tokens // self.config.batch_tokens, 1) * self.config.batch_tokens
 
-    def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> History:
+    def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
         config = self.config
         generator = torch.Generator().manual_seed(problem.seed)
         connector.initialise(generator)
@@ -65,7 +65,7 @@ class Solver(Base):
         steps = max(config.tokens // config.batch_tokens, 1)
         per_validation = max(config.validate_every // config.batch_tokens, 1)
         validation = _subset(problem, config.validation_tokens)
-        history: History = []
+        history: list[dict[str, float]] = []
         best: tuple[float, dict[str, torch.Tensor]] = (float("inf"), {})
         stale = 0
         train_mse = 0.0  # mean over the steps since the last validation
@@ -97,9 +97,10 @@ class Solver(Base):
             advance(len(chosen), note)
             if config.patience and stale >= config.patience:
                 break
-        if config.patience and best[1]:
-            connector.load_state_dict(best[1])
-        return history
+        if not config.patience:
+            return Fit(history, history[-1])
+        connector.load_state_dict(best[1])
+        return Fit(history, min(history, key=lambda point: point["objective"]))
 
 
 def _batches(n: int, batch: int, generator: torch.Generator) -> Iterator[torch.Tensor]:

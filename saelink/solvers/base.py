@@ -27,8 +27,13 @@ class Problem(NamedTuple):
     device: str
 
 
-History = list[dict[str, float]]
-"""One entry per validation: tokens seen and what was measured then."""
+class Fit(NamedTuple):
+    """How a fit went."""
+
+    history: list[dict[str, float]]
+    """One entry per validation: tokens seen and what was measured then."""
+    final: dict[str, float]
+    """The entry that belongs to the weights the connector is left with."""
 
 
 class Solver(ABC):
@@ -44,7 +49,7 @@ class Solver(ABC):
         """Raise SaelinkError for a setting that is out of range."""
 
     @abstractmethod
-    def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> History:
+    def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
         """Fit `connector`; `advance(tokens, note)` reports progress. The same problem gives the same weights."""
 
     @abstractmethod

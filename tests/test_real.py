@@ -1,0 +1,110 @@
+"""The real model, text and shipped SAEs: `make test-all`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from saelink.cache import act_shards, cache
+from saelink.data import tokens
+from saelink.encode import encode
+from saelink.model import load_tokenizer, model_info
+from saelink.sae import load_sae
+from saelink.store import Store
+
+from conftest import Run, composed
+
+pytestmark = pytest.mark.real
+
+SAES = Path(__file__).parent.parent / "saelink" / "saes" / "smollm2"
+
+HOOKS = ["blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out", "blocks.3.hook_resid_mid", "blocks.3.hook_mlp_out"]
+
+SLICE = ["data.max_tokens=60000", "wandb.mode=disabled"]
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the module: the model is unpacked once."""
+    return tmp_path_factory.mktemp("real") / "outputs"
+
+
+def test_the_bridge_is_the_plain_model(outputs: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    cfg = composed([*SLICE, f"runtime.outputs={outputs}"])
+    store = Store(outputs, say=lambda line: None)
+    acts = cache(cfg, store, HOOKS)
+    ids = tokens(cfg, store).tensors("test.safetensors")["ids"][:8].long()
+    folder = model_info(cfg, store).artifact.path
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    seen: dict[str, torch.Tensor] = {}
+    for layer in (1, 3):
+        block = plain.model.layers[layer]
+        block.post_attention_layernorm.register_forward_hook(
+            lambda module, inputs, output, layer=layer: seen.update({f"blocks.{layer}.hook_resid_mid": inputs[0]})
+        )
+        block.mlp.register_forward_hook(
+            lambda module, inputs, output, layer=layer: seen.update({f"blocks.{layer}.hook_mlp_out": output})
+        )
+    with torch.no_grad():
+        plain(ids)
+    for hook in HOOKS:
+        ours = next(shard for _, shard in act_shards(acts[hook], ["test"]))[:8].float()
+        assert ((ours - seen[hook]).norm() / seen[hook].norm()) < 4e-3, hook
+
+
+def test_separator_and_documents(outputs: Path) -> None:
+    cfg = composed([*SLICE, f"runtime.outputs={outputs}"])
+    store = Store(outputs, say=lambda line: None)
+    packed = tokens(cfg, store)
+    assert packed.facts["separator_id"] == 0
+    tensors = packed.tensors("train.safetensors")
+    ids, documents = tensors["ids"].flatten(), tensors["document"].flatten()
+    ends = (ids == 0).nonzero().squeeze(1)[:-1]
+    assert (documents[ends] != documents[ends + 1]).all() and len(ends) > 100
+    tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
+    assert len(tokenizer.decode(ids[:128])) > 300
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_shipped_saes_are_as_good_as_their_card_says(outputs: Path, hook: str) -> None:
+    layer = hook.split(".")[1]
+    cfg = composed([*SLICE, f"layer={layer}", f"runtime.outputs={outputs}"])
+    facts = encode(cfg, Store(outputs, say=lambda line: None), hook).facts
+    line = next(line for line in (SAES / "README.md").read_text().splitlines() if line.startswith(f"| {hook} "))
+    published = float(line.split("|")[3])
+    assert facts["fvu"] == pytest.approx(published, rel=0.15), "the slice's test documents are only some of the card's"
+    assert facts["l0"] == pytest.approx(32, abs=0.1)
+    sae = load_sae(SAES / hook)
+    assert (sae.d_in, sae.d_sae, sae.k) == (576, 2304, 32)
+
+
+def test_the_shipped_saes_fit_into_the_wheel() -> None:
+    files = [path for path in SAES.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 25e6
+    for hook in HOOKS:
+        assert json.loads((SAES / hook / "cfg.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_chain_on_a_slice(saelink: Run, outputs: Path) -> None:
+    arguments = ["run", *SLICE, "solver.tokens=200000", f"runtime.outputs={outputs}"]
+    code, out, err = saelink(*arguments, bare=True)
+    assert code == 0, err
+    assert "Best predicted target latents" in out and " = " in out
+    code, out, _ = saelink(*arguments, bare=True)
+    assert code == 0 and "done in" not in out
+
+
+def test_a_layer_without_shipped_saes_trains_them(saelink: Run, outputs: Path) -> None:
+    pytest.importorskip("sae_lens")
+    sae = ["sae.d_sae=512", "sae.batch_tokens=512", "sae.epochs=2"]
+    code, out, err = saelink(
+        "train", "layer=5", *SLICE, *sae, "solver.tokens=100000", f"runtime.outputs={outputs}", bare=True
+    )
+    assert code == 0, err
+    stages = [artifact.stage for artifact in Store(outputs).artifacts()]
+    assert stages.count("sae") == 2 and "blocks.5.hook_mlp_out" in out
