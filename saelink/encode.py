@@ -9,7 +9,7 @@ import torch
 from saelink.cache import act_shards, cache, cache_plan, shards_of
 from saelink.config import Config
 from saelink.latents import Rows, pack, sparse_linear, unpack
-from saelink.model import device_of, set_matmul_precision, torch_dtype
+from saelink.model import device_of, torch_dtype
 from saelink.progress import Progress
 from saelink.sae import SAE, pull_sae, sae_choice
 from saelink.store import Artifact, Draft, Plan, Store, gigabytes
@@ -52,7 +52,6 @@ def encode(cfg: Config, store: Store, hook_name: str) -> Artifact:
 
 
 def _encode(cfg: Config, store: Store, acts: Artifact, sae: SAE, draft: Draft, device: str) -> dict[str, Any]:
-    set_matmul_precision(device)
     context = acts.facts["context_size"]
     total = sum(acts.facts["sequences"].values()) * context
     active = sae.k or 64  # how many a token will have is only known for TopK

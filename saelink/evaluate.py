@@ -12,7 +12,7 @@ from saelink.connectors import Connector
 from saelink.connectors.base import Edges
 from saelink.data import tokens as pull_tokens
 from saelink.latents import Rows, Tokens
-from saelink.model import device_of, load_tokenizer, model_info, set_matmul_precision
+from saelink.model import device_of, load_tokenizer, model_info
 from saelink.progress import Progress
 from saelink.store import Artifact, Draft, Plan, Store, recipe_of
 from saelink.train import CONFIG_FILE, load_connector, load_split, pull_sides, train, train_plan
@@ -48,7 +48,6 @@ def evaluate(cfg: Config, store: Store) -> Artifact:
 
 def _evaluate(cfg: Config, store: Store, artifact: Artifact, draft: Draft) -> dict[str, Any]:
     device = device_of(cfg)
-    set_matmul_precision(device)
     sides = pull_sides(cfg, store)
     connector = load_connector(artifact, device)
     test = load_split(cfg, sides, "test")

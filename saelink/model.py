@@ -31,9 +31,13 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".model", ".txt")
 
 
 def device_of(cfg: Config) -> str:
-    """`cpu` or `cuda`, also setting the number of threads. Raises SaelinkError for CUDA that isn't there."""
+    """`cpu` or `cuda`; also sets threads and float32 products that are float32 (no TF32, no bfloat16 passes).
+
+    Raises SaelinkError for CUDA that isn't there.
+    """
     import torch
 
+    torch.set_float32_matmul_precision("highest")
     if cfg.runtime.threads is not None:
         torch.set_num_threads(cfg.runtime.threads)
     if cfg.runtime.device is Device.auto:
@@ -47,27 +51,6 @@ def torch_dtype(dtype: DType) -> torch.dtype:
     import torch
 
     return {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}[dtype]
-
-
-def set_matmul_precision(device: str) -> None:
-    """float32 products as exact as float32 (no TF32), by the faster of the two libraries that torch has on a CPU.
-
-    There `medium` hands them to oneDNN, which is up to twice as fast. On some CPUs that also means bfloat16
-    arithmetic, so it is kept only where a product with known value is right to float32's rounding.
-    """
-    import torch
-
-    torch.set_float32_matmul_precision("highest")
-    if device != "cpu":
-        return
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(256, 512, generator=generator)
-    right = torch.randn(512, 256, generator=generator)
-    exact = left.double() @ right.double()
-    torch.set_float32_matmul_precision("medium")
-    error = ((left @ right).double() - exact).norm() / exact.norm()
-    if error > 2e-6:
-        torch.set_float32_matmul_precision("highest")
 
 
 # --------------------------------------------------------------------------- where it is
@@ -266,7 +249,6 @@ def load_tokenizer(cfg: ModelConfig, info: Artifact | None = None) -> Any:
 
 def load_bridge(cfg: Config, info: ModelInfo, device: str) -> Any:
     """The model as a TransformerBridge on `device`: raw Hugging Face weights, nothing folded."""
-    set_matmul_precision(device)
     tokenizer, hf_model = _load(cfg.model, info.artifact)
     return _boot(cfg.model, tokenizer, hf_model.to(device))
 

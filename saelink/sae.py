@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saelink.cache import cache, cache_plan, shuffled_rows
 from saelink.config import Config
-from saelink.model import device_of, set_matmul_precision
+from saelink.model import device_of
 from saelink.progress import Progress
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, file_sha256
 
@@ -233,7 +233,6 @@ def _train_sae(cfg: Config, store: Store, acts: Artifact, hook_name: str, draft:
         ) from None
     settings = cfg.sae
     device = device_of(cfg)
-    set_matmul_precision(device)
     d_model = acts.facts["d_model"]
     rows = acts.facts["sequences"]["train"] * (acts.facts["context_size"] - cfg.data.drop_positions)
     steps = int(settings.epochs * rows) // settings.batch_tokens

@@ -9,7 +9,7 @@ from saelink.config import Config, LatentScale, Normalise
 from saelink.connectors import CONNECTORS, Connector
 from saelink.encode import TYPICAL_NORM_RATIO, encode, encode_plan
 from saelink.latents import Tokens, load_tokens, scale_of
-from saelink.model import device_of, model_info, set_matmul_precision
+from saelink.model import device_of, model_info
 from saelink.progress import Progress
 from saelink.solvers import SOLVERS
 from saelink.solvers.base import Problem
@@ -134,7 +134,6 @@ def train(cfg: Config, store: Store) -> Artifact:
 
 def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, Any]:
     device = device_of(cfg)
-    set_matmul_precision(device)
     tokens = load_split(cfg, sides, "train")
     validation = load_split(cfg, sides, "validation")
     if not len(tokens) or not len(validation):
