@@ -55,15 +55,13 @@ def baselines(cfg: Config, store: Store) -> dict[str, dict[str, float]]:
     mean = torch.bincount(train.target.indices, train.target.values.double(), minlength=train.target.d) / len(train)
     found = {}
     for name in ("exact linear", "mean"):
-        sums = {"all": metrics.Sums(test.target.d), "typical": metrics.Sums(test.target.d)}
-        first = 0
-        for x, y in zip(metrics.in_steps(test.source), metrics.in_steps(test.target), strict=True):
-            true = y.dense()
-            predicted = x.dense() @ W if name == "exact linear" else mean.float().expand_as(true)
-            typical = test.typical[first : first + len(x)]
-            sums["all"].add(predicted, true)
-            sums["typical"].add(predicted[typical], true[typical])
-            first += len(x)
+        sums = {"typical": metrics.Sums(test.target.d), "massive": metrics.Sums(test.target.d)}
+        for part, chosen in (("typical", test.typical), ("massive", ~test.typical)):
+            tokens = test.subset(chosen)
+            for x, y in zip(metrics.in_steps(tokens.source), metrics.in_steps(tokens.target), strict=True):
+                predicted = x.dense() @ W if name == "exact linear" else mean.float().repeat(len(x), 1)
+                sums[part].add(predicted, y)
+        sums["all"] = sums["typical"] + sums["massive"]
         by_latent = sums["all"].fvu_by_latent()
         by_latent = by_latent[~by_latent.isnan()]
         found[name] = {

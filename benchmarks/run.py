@@ -1,6 +1,6 @@
 """What a user waits for: `saelink run` on an empty disk and again, and `saelink --help`.
 
-    python -m benchmarks.run          # about 6 minutes on 2 cores; writes benchmarks/run.json
+    python -m benchmarks.run          # about 4 minutes on 2 cores; writes benchmarks/run.json
 
 Run it with nothing else on the machine.
 """

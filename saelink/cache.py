@@ -7,13 +7,14 @@ are kept; which of them count is decided where they are used.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saelink.config import Config
 from saelink.data import SPLITS, tokens, tokens_plan
 from saelink.model import device_of, load_bridge, model_info
 from saelink.progress import Progress
-from saelink.store import Artifact, Draft, Plan, Store, gigabytes
+from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, gigabytes
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +89,8 @@ def _forward(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft]
     ids = {split: token_ids.tensors(f"{split}.safetensors")["ids"] for split in SPLITS}
     unfinished = {shard.name for shard, _ in wanted}
     done = sum((shard.last - shard.first) * context for shard in shards if shard.name not in unfinished)
-    with Progress("cache", total, done=done) as bar, torch.inference_mode():
+    savings: list[Future[None]] = []
+    with Progress("cache", total, done=done) as bar, ThreadPoolExecutor(1) as writer, torch.inference_mode():
         for shard in shards:
             missing = [draft for draft in drafts if shard.name not in draft]
             if not missing:
@@ -104,10 +106,22 @@ def _forward(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft]
                 batch = ids[shard.split][first:last].long().to(device)
                 _, seen = bridge.run_with_cache(batch, names_filter=list(acts), stop_at_layer=stop_at_layer)
                 for hook, out in acts.items():
+                    if seen[hook].shape != (last - first, context, info.d_model):
+                        raise SaelinkError(
+                            f"link: {hook} has shape {list(seen[hook].shape)}, not [*, *, {info.d_model}] as was "
+                            "expected; only hooks of the residual stream's width can be explained"
+                        )
                     out[first - shard.first : last - shard.first] = seen[hook].to(torch.bfloat16)
                 bar.advance(batch.numel())
-            for draft in missing:
-                draft.save_tensors(shard.name, {"acts": acts[draft.plan.recipe["hook_name"]]})
+            # The disk works on this shard while the model works on the next.
+            for saving in savings:
+                saving.result()
+            savings = [
+                writer.submit(draft.save_tensors, shard.name, {"acts": acts[draft.plan.recipe["hook_name"]]})
+                for draft in missing
+            ]
+        for saving in savings:
+            saving.result()
     for draft in drafts:
         store.commit(draft, {"d_model": info.d_model, **_facts(token_ids, draft)}, device)
 

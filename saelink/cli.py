@@ -34,7 +34,7 @@ app = typer.Typer(
 
 PASS_TO_HYDRA = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 # --------------------------------------------------------------------------- stages
@@ -72,7 +72,7 @@ def _run_train(cfg: Config, store: Store) -> None:
     from saelink.train import train
 
     connector = train(cfg, store)
-    sweep.record(store, cfg.runtime.sweep, connector)
+    sweep.record(store, cfg.runtime.sweep, connector, _swept())
     tracking.publish(cfg.wandb, store, connector, group=cfg.runtime.sweep)
 
 
@@ -83,9 +83,17 @@ def _run_evaluate(cfg: Config, store: Store) -> None:
 
     connector = train(cfg, store)
     evaluation = evaluate(cfg, store)
-    sweep.record(store, cfg.runtime.sweep, connector)
+    sweep.record(store, cfg.runtime.sweep, connector, _swept())
     print_evaluation(store, connector, evaluation)
     tracking.publish(cfg.wandb, store, connector, evaluation, group=cfg.runtime.sweep)
+
+
+def _swept() -> str:
+    """The overrides that make this job differ from the others of its sweep."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = HydraConfig.get().overrides.task
+    return " ".join(override for override in overrides if not override.startswith("runtime.sweep="))
 
 
 # --------------------------------------------------------------------------- Hydra
@@ -107,7 +115,8 @@ def _one_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, OmegaConfBaseException):
         return str(error).splitlines()[0]
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+    # Hydra makes a multirun's folder itself, so a place where none can be made shows as ENOENT there.
+    if isinstance(error, OSError) and (error.errno in DISK_ERRORS or "/sweeps" in str(error.filename)):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; nothing half-written stays. Make room or change runtime.outputs"
     raise error
@@ -129,8 +138,7 @@ def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]
         hydra = HydraConfig.get()
         sweeping = hydra.mode == RunMode.MULTIRUN
         if sweeping:
-            chosen = [override for override in hydra.overrides.task if not override.startswith("runtime.sweep=")]
-            print(f"\njob {hydra.job.num}: {' '.join(chosen)}", flush=True)
+            print(f"\njob {hydra.job.num}: {_swept()}", flush=True)
         try:
             cfg = OmegaConf.to_object(raw)
             assert isinstance(cfg, Config)
@@ -140,6 +148,9 @@ def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]
             store = Store(cfg.runtime.outputs, say=lambda line: print(line, flush=True))
             for alpha in l1_alphas(cfg.l1_alpha):
                 stage(replace(cfg, l1_alpha=alpha), store)
+        except KeyboardInterrupt:
+            print("\nsaelink: interrupted; the same command goes on with what is finished", file=sys.stderr)
+            raise SystemExit(130) from None
         except Exception as error:
             print(f"saelink: {_one_line(error)}", file=sys.stderr, flush=True)
             _Failures.count += 1
@@ -250,19 +261,16 @@ def rm(key: Key, outputs: Outputs = "outputs") -> None:
     """Remove one artifact. What was computed from it stays."""
     from saelink.store import Store
 
-    print(f"removed {Store(outputs).remove(key)}")
+    for path in Store(outputs).remove(key):
+        print(f"removed {path}")
 
 
 @app.command("gc")
 def gc(outputs: Outputs = "outputs") -> None:
     """Remove what killed runs left unfinished."""
-    import shutil
+    from saelink.store import Store, gigabytes
 
-    from saelink.store import Store, folder_bytes, gigabytes
-
-    for path in Store(outputs).garbage():
-        size = folder_bytes(path)
-        shutil.rmtree(path)
+    for path, size in Store(outputs).collect_garbage():
         print(f"removed {path} ({gigabytes(size)})")
 
 
@@ -296,11 +304,10 @@ def pareto(sweep_id: Annotated[str, typer.Argument(metavar="SWEEP")], outputs: O
 
 def main() -> Any:
     """Entry point: users' mistakes end as one line and exit code 1, bugs with their traceback."""
+    # torch's large buffers on huge pages: fewer page faults on Linux, ignored elsewhere.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         app()
-    except KeyboardInterrupt:
-        print("saelink: interrupted; the same command goes on with what is finished", file=sys.stderr)
-        sys.exit(130)
     except Exception as error:
         from hydra.errors import HydraException
 

@@ -220,7 +220,7 @@ class RuntimeConfig:
     """Folder of all artifacts."""
     threads: int | None = None
     """CPU threads; null leaves it to torch (all cores)."""
-    forward_tokens: int = 2048
+    forward_tokens: int = 4096
     """Tokens of one forward pass or encoding step."""
     sweep: str | None = None
     """Set by saelink itself: the id of the multirun this job belongs to."""
@@ -317,6 +317,8 @@ def check(cfg: Config) -> None:
     _at_least(1, sae__d_sae=cfg.sae.d_sae, sae__k=cfg.sae.k, sae__batch_tokens=cfg.sae.batch_tokens)
     _at_least(1, runtime__forward_tokens=cfg.runtime.forward_tokens, runtime__threads=cfg.runtime.threads)
     _at_least(0, eval__circuits=cfg.eval.circuits, eval__edges=cfg.eval.edges, eval__min_active=cfg.eval.min_active)
+    if cfg.model.source is ModelSource.hub and cfg.model.file is not None:
+        raise SaelinkError(f"model.file={cfg.model.file}: only a wheel's or folder's GGUF is read, not one on the hub")
     if not cfg.sae.epochs > 0 or not cfg.sae.lr > 0:
         raise SaelinkError(f"sae.epochs={cfg.sae.epochs} and sae.lr={cfg.sae.lr} must be above 0")
     if cfg.sae.k > cfg.sae.d_sae:

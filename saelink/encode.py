@@ -19,11 +19,14 @@ VERSION = 1
 TYPICAL_NORM_RATIO = 3.0
 """Rows with more than this many median norms carry massive activations; figures are given with and without them."""
 
+QUALITY_FROM_POSITION = 1
+"""An SAE's own figures leave position 0 out, with its massive activations, whatever data.drop_positions does."""
+
 
 def encode_plan(cfg: Config, store: Store, hook_name: str) -> Plan:
     """Plan of one hook's latents; `hook_name` is a full name."""
     choice = sae_choice(cfg, store, hook_name)
-    recipe = {"hook_name": hook_name, "sae_dtype": cfg.sae.dtype.name, "quality_from_position": cfg.data.drop_positions}
+    recipe = {"hook_name": hook_name, "sae_dtype": cfg.sae.dtype.name}
     inputs = {"acts": cache_plan(cfg, store, hook_name).key, "sae": choice.key}
     return Plan("encode", VERSION, recipe, inputs, f"{cfg.model.label} {hook_name}, SAE {choice.about}")
 
@@ -80,7 +83,7 @@ def _encode(cfg: Config, store: Store, acts: Artifact, sae: SAE, draft: Draft, d
             "median_norm": acts.facts["median_norm"],
             "mean_norm": acts.facts["mean_norm"],
         }
-        return facts | _training_counts(acts, sae, draft) | _quality(cfg, acts, sae, draft, device)
+        return facts | _training_counts(acts, sae, draft) | _quality(acts, sae, draft, device)
 
 
 def _encode_rows(sae: SAE, batch: torch.Tensor) -> Rows:
@@ -109,9 +112,9 @@ def _training_counts(acts: Artifact, sae: SAE, draft: Draft) -> dict[str, Any]:
     }
 
 
-def _quality(cfg: Config, acts: Artifact, sae: SAE, draft: Draft, device: str) -> dict[str, Any]:
-    """The SAE on test documents, without the dropped positions: FVU, FVU of typical rows, L0."""
-    drop, context = cfg.data.drop_positions, acts.facts["context_size"]
+def _quality(acts: Artifact, sae: SAE, draft: Draft, device: str) -> dict[str, Any]:
+    """The SAE on test documents, from QUALITY_FROM_POSITION on: FVU, FVU of typical rows, L0."""
+    drop, context = QUALITY_FROM_POSITION, acts.facts["context_size"]
     limit = TYPICAL_NORM_RATIO * acts.facts["median_norm"]
     n, active = 0, 0
     # One row of sums for all rows, one for typical ones: tokens, squared errors, squared norms; and the sum of x.

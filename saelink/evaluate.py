@@ -91,17 +91,16 @@ def _evaluate(cfg: Config, store: Store, artifact: Artifact, draft: Draft) -> di
 
 def measure(connector: Connector, test: Tokens, device: str) -> dict[str, metrics.Sums]:
     """Sums over `all` tokens that count, and over the `typical` ones among them."""
-    sums = {"all": metrics.Sums(test.target.d), "typical": metrics.Sums(test.target.d)}
-    first = 0
+    parts = {
+        name: test.subset(rows) for name, rows in (("typical", test.typical), ("massive", ~test.typical)) if rows.any()
+    }
+    sums = {"typical": metrics.Sums(test.target.d), "massive": metrics.Sums(test.target.d)}
     with Progress("evaluate", len(test)) as bar, torch.inference_mode():
-        for source, target in zip(metrics.in_steps(test.source), metrics.in_steps(test.target), strict=True):
-            predicted, true = connector(source.to(device)).cpu(), target.dense()
-            typical = test.typical[first : first + len(source)]
-            sums["all"].add(predicted, true)
-            sums["typical"].add(predicted[typical], true[typical])
-            first += len(source)
-            bar.advance(len(source))
-    return sums
+        for name, part in parts.items():
+            for source, target in zip(metrics.in_steps(part.source), metrics.in_steps(part.target), strict=True):
+                sums[name].add(connector(source.to(device)).cpu(), target)
+                bar.advance(len(source))
+    return {"all": sums["typical"] + sums["massive"], "typical": sums["typical"]}
 
 
 # --------------------------------------------------------------------------- circuits

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from saelink.cache import Shard, shards_of
-from saelink.store import Artifact
+from saelink.store import Artifact, SaelinkError
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,22 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.row)
 
+    def subset(self, chosen: torch.Tensor) -> Tokens:
+        """The tokens where `chosen` [n] is true."""
+        rows = chosen.nonzero().squeeze(1)
+        return Tokens(self.source.select(rows), self.target.select(rows), self.row[rows], self.typical[rows])
+
 
 def scale_of(artifact: Artifact, drop_positions: int) -> float:
     """Mean active value on the training split, without the dropped positions: latent_scale=mean_active."""
     total = sum(artifact.facts["active_sum"][drop_positions:])
-    return total / max(sum(artifact.facts["active_count"][drop_positions:]), 1.0)
+    count = sum(artifact.facts["active_count"][drop_positions:])
+    if not count:
+        raise SaelinkError(
+            f"sae: no latent of {artifact.facts['hook_name']} is ever active on the training split; "
+            "the SAE does not belong to this model or hook"
+        )
+    return total / count
 
 
 def load_tokens(

@@ -19,14 +19,25 @@ class Sums:
         self.squared_total = torch.zeros(d_target, dtype=torch.float64)
         self.active = torch.zeros(d_target, dtype=torch.int64)
 
-    def add(self, predicted: torch.Tensor, true: torch.Tensor) -> None:
-        """Count tokens: both [n, d_target]."""
-        exact = true.double()
+    def add(self, predicted: torch.Tensor, true: Rows) -> None:
+        """Count n tokens: `predicted` [n, d_target], which is overwritten, and the true latents."""
         self.n += len(true)
-        self.squared_error += (exact - predicted.double()).square().sum(0)
-        self.total += exact.sum(0)
-        self.squared_total += exact.square().sum(0)
-        self.active += (true != 0).sum(0)
+        error = predicted.view(-1).index_add_(
+            0, true.row_of * true.d + true.indices, true.values.to(predicted.dtype), alpha=-1
+        )
+        self.squared_error += error.square_().view(len(true), true.d).sum(0, dtype=torch.float64)
+        values = true.values.double()
+        self.total += torch.bincount(true.indices, values, minlength=true.d)
+        self.squared_total += torch.bincount(true.indices, values.square(), minlength=true.d)
+        self.active += torch.bincount(true.indices, minlength=true.d)
+
+    def __add__(self, other: Sums) -> Sums:
+        """The sums over both sets of tokens."""
+        both = Sums(len(self.total))
+        both.n = self.n + other.n
+        for name in ("squared_error", "total", "squared_total", "active"):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
 
     def variation(self) -> torch.Tensor:
         """[d_target] sum of squares around the mean over the tokens counted."""

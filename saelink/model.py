@@ -12,7 +12,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,8 +101,18 @@ def _of_the_network(error: BaseException | None) -> bool:
     return network or isinstance(error, ConnectionError) or _of_the_network(error.__cause__ or error.__context__)
 
 
+_fingerprints: dict[str, dict[str, Any]] = {}
+
+
 def _fingerprint(cfg: ModelConfig) -> dict[str, Any]:
-    """What identifies the weights: contents, never names or times."""
+    """What identifies the weights: contents, never names or times. Taken once per process."""
+    where = repr((cfg.source, cfg.path, cfg.file, cfg.revision))
+    if where not in _fingerprints:
+        _fingerprints[where] = _take_fingerprint(cfg)
+    return _fingerprints[where]
+
+
+def _take_fingerprint(cfg: ModelConfig) -> dict[str, Any]:
     if cfg.source is ModelSource.hub:
         from huggingface_hub import HfApi, try_to_load_from_cache
 
@@ -201,7 +211,7 @@ def _describe(cfg: ModelConfig, draft: Draft, store: Store) -> dict[str, Any]:
         size = (folder_of(cfg) / cfg.file).stat().st_size
         store.say(f"model {draft.plan.key}: unpacking {cfg.file} once (about {size * 7 / 1e9:.1f} GB)")
         store.need_space(f"model: unpacking {cfg.file}", size * 7)
-    tokenizer, hf_model = _load(cfg)
+    tokenizer, hf_model = _load(replace(cfg, dtype=DType.float32))  # one key for all types: unpack without rounding
     if cfg.file is not None:
         # What was read is plain float32 now; the model still calls itself quantised and would refuse to be saved.
         hf_model.hf_quantizer = None
@@ -243,8 +253,21 @@ def load_tokenizer(cfg: ModelConfig, info: Artifact | None = None) -> Any:
 
     _quiet()
     path, options = _location(cfg, info)
-    with hub_errors("model.path", cfg.path):
+    with _readable(cfg, "tokenizer"):
         return AutoTokenizer.from_pretrained(path, **options)
+
+
+@contextmanager
+def _readable(cfg: ModelConfig, what: str) -> Iterator[None]:
+    """One line for a model that the libraries can't read: no tokenizer, no weights, unknown architecture."""
+    try:
+        with hub_errors("model.path", cfg.path):
+            yield
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, SaelinkError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SaelinkError(f"model.path={cfg.path}: its {what} can't be read ({reason})") from None
 
 
 def load_bridge(cfg: Config, info: ModelInfo, device: str) -> Any:
@@ -255,7 +278,7 @@ def load_bridge(cfg: Config, info: ModelInfo, device: str) -> Any:
 
 def _location(cfg: ModelConfig, info: Artifact | None) -> tuple[str, dict[str, Any]]:
     if cfg.source is ModelSource.hub:
-        return cfg.path, {"revision": info.recipe["commit"] if info else cfg.revision}
+        return cfg.path, {"revision": _fingerprint(cfg)["commit"]}
     if cfg.file is not None and info is not None:
         for name in info.files:
             info.file(name)  # compare what was unpacked with the manifest before using it
@@ -270,7 +293,7 @@ def _load(cfg: ModelConfig, info: Artifact | None = None) -> tuple[Any, Any]:
     tokenizer = load_tokenizer(cfg, info)
     path, options = _location(cfg, info)
     # The GGUF reader draws a progress bar of its own.
-    with hub_errors("model.path", cfg.path), redirect_stderr(io.StringIO()):
+    with _readable(cfg, "weights"), redirect_stderr(io.StringIO()):
         hf_model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch_dtype(cfg.dtype), attn_implementation="eager", **options
         )
@@ -283,6 +306,7 @@ def _boot(cfg: ModelConfig, tokenizer: Any, hf_model: Any) -> Any:
     """The TransformerBridge around a Hugging Face model, which it rebuilds: save the model before."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    return TransformerBridge.boot_transformers(
-        cfg.path, hf_model=hf_model, tokenizer=tokenizer, dtype=torch_dtype(cfg.dtype)
-    )
+    with _readable(cfg, "architecture"):
+        return TransformerBridge.boot_transformers(
+            cfg.path, hf_model=hf_model, tokenizer=tokenizer, dtype=torch_dtype(cfg.dtype)
+        )

@@ -116,8 +116,15 @@ def load_sae(folder: Path, field: str = "sae.path") -> SAE:
     except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError, KeyError, TypeError) as error:
         raise SaelinkError(f"{field}: the SAE in {folder} can't be read ({error!r})") from None
     for name in ("normalize_activations", "reshape_activations"):
-        if config.get(name) not in ("none", None):
+        if config.get(name) not in ("none", None, False):
             raise SaelinkError(f"{field}: the SAE in {folder} has {name}={config[name]}, which saelink does not read")
+    # Before version 6 sae-lens kept TopK and the like as a "standard" SAE with another activation function.
+    activation = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
+    if (architecture == "standard" and activation != "relu") or config.get("finetuning_scaling_factor"):
+        raise SaelinkError(
+            f"{field}: the SAE in {folder} is in an older SAELens format (activation {activation}), which saelink "
+            "does not read; load and save it once with sae-lens 6"
+        )
     if architecture not in ("standard", "topk", "jumprelu"):
         raise SaelinkError(
             f"{field}: the SAE in {folder} has architecture {architecture}; standard, topk, jumprelu work"
@@ -156,14 +163,24 @@ def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
         parent = Path(__file__).parent / cfg.sae.path.removeprefix("package:") if inside else Path(cfg.sae.path)
         folder = parent / hook_name
         if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
-            both = file_sha256(folder / CONFIG_FILE) + file_sha256(folder / WEIGHTS_FILE)
-            return SAEChoice("folder:" + hashlib.sha256(both.encode()).hexdigest()[:12], folder, cfg.sae.name)
+            return SAEChoice("folder:" + _folder_hash(folder), folder, cfg.sae.name)
         if not cfg.sae.train_missing:
             raise SaelinkError(
                 f"sae.path={cfg.sae.path}: no {CONFIG_FILE} and {WEIGHTS_FILE} in {folder} for {hook_name}; "
                 "sae.train_missing=true trains one"
             )
     return SAEChoice(sae_plan(cfg, store, hook_name).key, None, "trained")
+
+
+def _folder_hash(folder: Path) -> str:
+    """Short hash of what encoding depends on: the weights and the fields that say how they are used."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SaelinkError(f"sae.path: {folder / CONFIG_FILE} can't be read ({error})") from None
+    fields = ("architecture", "k", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm")
+    used = json.dumps([config.get(name) for name in fields])
+    return hashlib.sha256((used + file_sha256(folder / WEIGHTS_FILE)).encode()).hexdigest()[:12]
 
 
 def pull_sae(cfg: Config, store: Store, hook_name: str) -> SAE:
@@ -290,9 +307,7 @@ def _train_sae(cfg: Config, store: Store, acts: Artifact, hook_name: str, draft:
             trainer.n_training_steps += 1
             bar.advance(len(batch), note=f"loss {output.loss.item():.3g}" if step % 20 == 0 else "")
     sae.fold_activation_norm_scaling_factor(scale)
-    sae.cfg.metadata.model_name = cfg.model.name
     sae.cfg.metadata.hook_name = hook_name
-    sae.cfg.metadata.dataset_path = cfg.data.name
     sae.cfg.metadata.context_size = acts.facts["context_size"]
     sae.cfg.metadata.training_tokens = total
     sae.to("cpu")

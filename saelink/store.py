@@ -16,6 +16,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -200,26 +201,29 @@ class Draft:
         self._started = time.time()
         if folder.exists():
             if resumable:
-                self._read_journal()
+                self._take_over()
             else:
                 shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for stray in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             stray.unlink(missing_ok=True)
 
-    def _read_journal(self) -> None:
-        """Take over the finished files of an earlier try: those that still match their journal line."""
-        journal = self.folder / JOURNAL
-        if not journal.exists():
-            return
-        for line in journal.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a killed process
-                continue
-            path = self.folder / entry["name"]
+    def _take_over(self) -> None:
+        """Keep the finished files of an earlier try: those that still match what was noted of them."""
+        noted: dict[str, dict[str, Any]] = {}
+        if (self.folder / JOURNAL).exists():
+            for line in (self.folder / JOURNAL).read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:  # the last line of a killed process
+                    continue
+                noted[entry["name"]] = {"size": entry["size"], "sha256": entry["sha256"]}
+        elif (self.folder / MANIFEST).exists():  # killed between the manifest and the rename
+            noted = json.loads((self.folder / MANIFEST).read_bytes())["files"]
+        for name, entry in noted.items():
+            path = self.folder / name
             if path.exists() and path.stat().st_size == entry["size"] and file_sha256(path) == entry["sha256"]:
-                self._files[entry["name"]] = {"size": entry["size"], "sha256": entry["sha256"]}
+                self._files[name] = entry
 
     def __contains__(self, name: str) -> bool:
         """Whether this file is finished, now or in an earlier try."""
@@ -281,8 +285,8 @@ class Draft:
 
     def commit(self, final: Path, facts: Mapping[str, Any], device: str) -> None:
         """Manifest last, then the rename that makes it an artifact."""
-        (self.folder / JOURNAL).unlink(missing_ok=True)
         write_durably(self.folder / MANIFEST, json_bytes(self._manifest(facts, device)))
+        (self.folder / JOURNAL).unlink(missing_ok=True)
         try:
             os.rename(self.folder, final)
         except OSError as error:
@@ -307,9 +311,9 @@ class Store:
         return self.root / plan.stage / plan.key
 
     def find(self, plan: Plan) -> Artifact | None:
-        """The finished artifact of this plan, or None."""
+        """The finished artifact of this plan, or None. Raises SaelinkError when its manifest is damaged."""
         folder = self.folder(plan)
-        return Artifact(folder) if (folder / MANIFEST).exists() else None
+        return Artifact(folder) if folder.exists() else None
 
     def up_to_date(self, plan: Plan) -> Artifact | None:
         """`find`, saying so in one line, once, when there is one."""
@@ -396,36 +400,56 @@ class Store:
 
     def get(self, key: str) -> Artifact:
         """The artifact whose key starts with `key`. Raises SaelinkError when none or several do."""
-        folders = [path.parent for path in self.root.glob(f"*/{key}*/{MANIFEST}")] if key.isalnum() else []
+        folders = [folder for folder in self._folders(key) if folder.suffix == ""]
         if len(folders) != 1:
             found = "no artifact has" if not folders else f"{len(folders)} artifacts have"
             raise SaelinkError(f"{found} a key starting with {key!r} in {self.root}; `saelink ls` lists them")
         return Artifact(folders[0])
 
-    def remove(self, key: str) -> Path:
-        """Delete one artifact, by rename first so that a killed removal leaves no half artifact."""
-        folders = [path for path in self.root.glob(f"*/{key}*") if path.is_dir()] if key.isalnum() else []
-        if len(folders) != 1:
-            self.get(key)  # raises the right line when it is none or several finished ones
-            raise SaelinkError(f"{len(folders)} folders start with {key!r} in {self.root}; give more digits")
-        doomed = folders[0].with_name(f".{folders[0].name}.{os.getpid()}.removed")
-        os.rename(folders[0], doomed)
-        shutil.rmtree(doomed)
-        return folders[0]
+    def _folders(self, key: str) -> list[Path]:
+        """Finished and unfinished artifact folders whose key starts with `key`; nothing else in the store."""
+        name = re.compile(rf"{re.escape(key)}[0-9a-f]*(\.partial)?")
+        return [
+            folder
+            for folder in sorted(self.root.glob("*/*"))
+            if name.fullmatch(folder.name) and len(folder.stem) == KEY_LENGTH and folder.is_dir()
+        ]
 
-    def garbage(self) -> list[Path]:
-        """Unfinished work that no running process holds, and remains of killed removals."""
+    def remove(self, key: str) -> list[Path]:
+        """Delete one artifact, finished or not. Raises SaelinkError when none, several or a busy one has the key."""
+        folders = self._folders(key)
+        if len({folder.stem for folder in folders}) != 1:
+            found = "no artifact has" if not folders else "several artifacts have"
+            raise SaelinkError(f"{found} a key starting with {key!r} in {self.root}; `saelink ls` lists them")
+        removed = [folder for folder in folders if self._delete(folder)]
+        if not removed:
+            raise SaelinkError(f"{folders[0].stem} is being made by another process right now; try again later")
+        return removed
+
+    def collect_garbage(self) -> Iterator[tuple[Path, int]]:
+        """Delete unfinished work that no running process holds, and remains of killed removals; path and bytes."""
+        for folder in [*self.root.glob("*/.*.removed"), *self.root.glob("*/*.partial")]:
+            size = folder_bytes(folder)
+            if self._delete(folder):
+                yield folder, size
+
+    def _delete(self, folder: Path) -> bool:
+        """Delete a folder under its lock, by rename first, so that a killed removal leaves no half artifact."""
         from filelock import FileLock, Timeout
 
-        found = list(self.root.glob("*/.*.removed"))
-        for partial in self.root.glob("*/*.partial"):
-            lock = FileLock(partial.with_name(f".{partial.stem}.lock"), mode=0o644)
-            try:
-                with lock.acquire(timeout=0):
-                    found.append(partial)
-            except Timeout:
-                continue
-        return found
+        path = folder.with_name(f".{folder.stem}.lock")
+        lock = FileLock(path, mode=0o644)
+        try:
+            with lock.acquire(timeout=0):
+                doomed = folder
+                if folder.suffix != ".removed":
+                    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.removed")
+                    folder.rename(doomed)
+                shutil.rmtree(doomed)
+                path.unlink(missing_ok=True)
+        except Timeout:
+            return False
+        return True
 
 
 def folder_bytes(folder: Path) -> int:

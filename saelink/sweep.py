@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from saelink.store import Artifact, SaelinkError, Store, json_bytes, write_durab
 
 COLUMNS = [
     "train",
+    "link",
     "connector",
-    "layer_link",
     "l1_alpha",
     "mse",
     "l1",
@@ -25,6 +26,7 @@ COLUMNS = [
     "n_edges",
     "n_edges_above_0.01",
     "pareto",
+    "job",
 ]
 
 
@@ -32,12 +34,12 @@ def folder_of(store: Store, sweep_id: str) -> Path:
     return store.root / "sweeps" / sweep_id
 
 
-def record(store: Store, sweep_id: str | None, connector: Artifact) -> None:
-    """Note that a job of this sweep made, or found, this train artifact."""
+def record(store: Store, sweep_id: str | None, connector: Artifact, overrides: str) -> None:
+    """Note that a job of this sweep, with these overrides, made or found this train artifact."""
     if sweep_id is not None:
         folder = folder_of(store, sweep_id) / "jobs"
         folder.mkdir(parents=True, exist_ok=True)
-        write_durably(folder / f"{connector.key}.json", json_bytes({"train": connector.key}))
+        write_durably(folder / f"{connector.key}.json", json_bytes({"train": connector.key, "job": overrides}))
 
 
 def record_failure(outputs: str, sweep_id: str, job: int, line: str) -> None:
@@ -48,45 +50,48 @@ def record_failure(outputs: str, sweep_id: str, job: int, line: str) -> None:
 
 
 def points(store: Store, sweep_id: str) -> list[dict[str, Any]]:
-    """One row per train artifact of the sweep, by L1; `pareto` marks those no other beats in both MSE and L1.
+    """One row per train artifact of the sweep, figures on validation documents.
 
-    The figures are on validation documents. Raises SaelinkError when the sweep is unknown or has no connector.
+    `pareto` marks those that no other connector for the same targets beats in both MSE and L1. Raises SaelinkError
+    when the sweep is unknown or has no connector.
     """
     folder = folder_of(store, sweep_id)
-    if not folder.is_dir():
+    if not folder.is_dir() or not re.fullmatch(r"sweep\w+", sweep_id):
         known = sorted(path.name for path in (store.root / "sweeps").glob("sweep*"))
-        raise SaelinkError(
-            f"there is no sweep {sweep_id} in {store.root}; there {'is' if known else 'are none'} "
-            f"{', '.join(known)}".rstrip()
-        )
-    rows = []
+        raise SaelinkError(f"no sweep {sweep_id} in {store.root}; known: {', '.join(known) or 'none'}")
+    rows, targets = [], []
     for path in sorted((folder / "jobs").glob("*.json")):
-        connector = store.get(json.loads(path.read_bytes())["train"])
+        job = json.loads(path.read_bytes())
+        connector = store.get(job["train"])
         facts, recipe = connector.facts, connector.recipe
         rows.append(
             {
                 "train": connector.key,
+                "link": connector.manifest["about"].split(",")[0],
                 "connector": recipe["connector"]["name"],
-                "layer_link": connector.manifest["about"].split(",")[0],
                 "l1_alpha": recipe["l1_alpha"],
                 "mse": facts["validation_mse"],
                 "l1": facts["l1"],
                 "fvu": facts["validation_fvu"],
                 "n_edges": facts["n_edges"],
                 "n_edges_above_0.01": facts["n_edges_above_0.01"],
+                "job": job["job"],
             }
         )
+        # Errors can only be compared on the same targets in the same units.
+        same = ("latent_scale", "drop_positions", "max_norm_ratio")
+        targets.append((connector.manifest["inputs"]["target"], *(recipe[name] for name in same)))
     if not rows:
         raise SaelinkError(f"sweep {sweep_id}: no job of it has made a connector yet")
-    for row in rows:
-        beaten = any(
+    for row, target in zip(rows, targets, strict=True):
+        rivals = [other for other, theirs in zip(rows, targets, strict=True) if theirs == target]
+        row["pareto"] = not any(
             other["mse"] <= row["mse"]
             and other["l1"] <= row["l1"]
-            and (other["mse"], other["l1"]) != (row["mse"], row["l1"])
-            for other in rows
+            and (other["mse"] < row["mse"] or other["l1"] < row["l1"])
+            for other in rivals
         )
-        row["pareto"] = not beaten
-    return sorted(rows, key=lambda row: (row["layer_link"], row["connector"], row["l1_alpha"]))
+    return sorted(rows, key=lambda row: (row["link"], row["connector"], row["l1_alpha"]))
 
 
 def pareto(store: Store, sweep_id: str) -> list[dict[str, Any]]:
@@ -99,16 +104,19 @@ def pareto(store: Store, sweep_id: str) -> list[dict[str, Any]]:
     writer.writerows(rows)
     write_durably(folder / "pareto.csv", text.getvalue().encode())
     write_durably(folder / "pareto.png", _picture(rows))
-    store.say(f"\n{sweep_id}: {len(rows)} connectors, figures on validation documents\n")
-    store.say(f"  {'connector':10} {'l1_alpha':>8} {'MSE':>9} {'FVU':>6} {'L1':>8} {'edges':>10} {'> .01':>9}")
-    for row in rows:
-        mark = "*" if row["pareto"] else " "
-        store.say(
-            f"{mark} {row['connector']:10} {row['l1_alpha']:8g} {row['mse']:9.3g} {row['fvu']:6.3f} {row['l1']:8.3g} "
-            f"{row['n_edges']:10,} {row['n_edges_above_0.01']:9,}  {row['train']}"
-        )
-    store.say(f"\n  * no other connector has both a lower MSE and a lower L1\n  {folder / 'pareto.csv'}")
-    store.say(f"  {folder / 'pareto.png'}")
+    store.say(f"\n{sweep_id}: {len(rows)} connectors, figures on validation documents")
+    for link in dict.fromkeys(row["link"] for row in rows):
+        store.say(f"\n  {link}")
+        store.say(f"  {'connector':12} {'l1_alpha':>8} {'MSE':>8} {'FVU':>6} {'L1':>8} {'edges > .01':>11}  train")
+        for row in rows:
+            if row["link"] == link:
+                mark = "*" if row["pareto"] else " "
+                store.say(
+                    f"{mark} {row['connector']:12} {row['l1_alpha']:8g} {row['mse']:8.3g} {row['fvu']:6.3f} "
+                    f"{row['l1']:8.3g} {row['n_edges_above_0.01']:11,}  {row['train']}"
+                )
+    store.say("\n  * no other connector for the same targets has both a lower MSE and a lower L1")
+    store.say(f"  {folder / 'pareto.csv'}\n  {folder / 'pareto.png'}")
     return rows
 
 
@@ -119,8 +127,8 @@ def _picture(rows: list[dict[str, Any]]) -> bytes:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-    for series in dict.fromkeys((row["layer_link"], row["connector"]) for row in rows):
-        chosen = [row for row in rows if (row["layer_link"], row["connector"]) == series]
+    for series in dict.fromkeys((row["link"], row["connector"]) for row in rows):
+        chosen = [row for row in rows if (row["link"], row["connector"]) == series]
         axes.plot(
             [row["l1"] for row in chosen], [row["mse"] for row in chosen], "o-", label=f"{series[0]}, {series[1]}"
         )
@@ -157,9 +165,9 @@ class Finish(Callback):
         folder = folder_of(store, sweep_id)
         failures = [json.loads(path.read_bytes()) for path in sorted((folder / "failed").glob("*.json"))]
         Finish.failed = len(failures)
+        for failure in failures:  # first, because Hydra swallows what a callback raises
+            store.say(f"job {failure['job']} failed: {failure['error']}")
         if (folder / "jobs").is_dir():
             rows = pareto(store, sweep_id)
             settings: Any = OmegaConf.to_object(config.wandb)
             tracking.publish_sweep(settings, store, sweep_id, rows)
-        for failure in failures:
-            store.say(f"job {failure['job']} failed: {failure['error']}")

@@ -29,9 +29,16 @@ def publish(
     evaluation: Artifact | None = None,
     group: str | None = None,
 ) -> None:
-    """Show a train artifact, and its evaluation if given, in W&B; nothing where they are shown already."""
+    """Show a train artifact, and its evaluation if given, in W&B; nothing where they are shown already.
+
+    What the project's run shows besides (an evaluation, a group) stays in it.
+    """
     if settings.mode is WandbMode.disabled:
         return
+    shown = _note(settings, store, connector.key).get("content", {})
+    group = group or shown.get("group")
+    if evaluation is None and shown.get("evaluate"):
+        evaluation = next((found for found in store.artifacts() if found.key == shown["evaluate"]), None)
     content = {"train": connector.key, "evaluate": evaluation.key if evaluation else None, "group": group}
     with _run(settings, store, connector.key, content, name=connector.manifest["about"]) as run:
         if run is None:
@@ -86,8 +93,8 @@ def publish_sweep(settings: WandbConfig, store: Store, sweep_id: str, rows: list
         import wandb
 
         table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-        series = list(dict.fromkeys(f"{row['layer_link']}, {row['connector']}" for row in rows))
-        chosen = [[row for row in rows if f"{row['layer_link']}, {row['connector']}" == name] for name in series]
+        series = list(dict.fromkeys(f"{row['link']}, {row['connector']}" for row in rows))
+        chosen = [[row for row in rows if f"{row['link']}, {row['connector']}" == name] for name in series]
         run.log(
             {
                 "pareto/table": table,
@@ -110,6 +117,17 @@ def _folder(store: Store) -> Path:
     return store.root / "wandb"
 
 
+def _note_path(settings: WandbConfig, store: Store, run_id: str) -> Path:
+    project = f"{settings.entity or ''}_{settings.project}"
+    return _folder(store) / "published" / project / f"{run_id}.json"
+
+
+def _note(settings: WandbConfig, store: Store, run_id: str) -> dict[str, Any]:
+    """What was published of this run in this project: its content, on line or not, the off-line folder."""
+    path = _note_path(settings, store, run_id)
+    return json.loads(path.read_bytes()) if path.exists() else {}
+
+
 @contextmanager
 def _run(
     settings: WandbConfig, store: Store, run_id: str, content: dict[str, Any], name: str, group: str | None = None
@@ -119,23 +137,38 @@ def _run(
     Without a key, or when W&B can't be reached in 30 seconds, the run is kept off line and one line says how to
     send it. An off-line run that was not sent yet is replaced as a whole.
     """
-    import wandb
-    from wandb.errors import CommError, UsageError
-
     online = _online(settings)
-    project = f"{settings.entity or ''}/{settings.project}"
-    note = _folder(store) / "published" / project.replace("/", "_") / f"{run_id}.json"
-    known = json.loads(note.read_bytes()) if note.exists() else {}
-    same = known.get("content") == content and known["online"] == online
-    if same and (_exists_online(settings, run_id) if online else Path(known["folder"]).exists()):
+    note = _note(settings, store, run_id)
+    same = note.get("content") == content and note["online"] == online
+    if same and (_may_exist_online(settings, run_id) if online else Path(note["folder"]).exists()):
         yield None
         return
+    run, online = _start(settings, store, run_id, name, group or content.get("group"), online)
+    folder = Path(run.dir).parent
+    with run:
+        yield run
+    old = Path(note["folder"]) if note.get("folder") else None
+    if not online and old is not None and old.exists() and old != folder and not list(old.glob("*.synced")):
+        shutil.rmtree(old)
+    path = _note_path(settings, store, run_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, json_bytes({"content": content, "online": online, "folder": None if online else str(folder)}))
+    store.say(f"wandb: {run.url}" if online else f"wandb: off line; `wandb sync {os.path.relpath(folder)}` sends it")
+
+
+def _start(
+    settings: WandbConfig, store: Store, run_id: str, name: str, group: str | None, online: bool
+) -> tuple[Any, bool]:
+    """Start the run; off line after all when W&B can't be reached or refuses. Returns it and whether it is on line."""
+    import wandb
+    from wandb.errors import Error
+
     options: dict[str, Any] = {
         "project": settings.project,
         "entity": settings.entity,
         "id": run_id,
         "name": name,
-        "group": group or content.get("group"),
+        "group": group,
         "dir": str(store.root.resolve()),  # W&B writes from a process with its own current folder
         "settings": wandb.Settings(
             silent=True,
@@ -153,23 +186,17 @@ def _run(
         ),
     }
     store.root.mkdir(parents=True, exist_ok=True)
+    if online:
+        try:
+            return wandb.init(mode="online", resume="allow", **options), True
+        except Error as error:
+            store.say(f"wandb: {str(error).splitlines()[0]}; keeping the run off line")
+            wandb.teardown()  # its service still holds the id
+            for half in _folder(store).glob(f"run-*-{run_id}"):
+                shutil.rmtree(half)
     while list(_folder(store).glob(f"*-{time.strftime('%Y%m%d_%H%M%S')}-{run_id}")):
         time.sleep(0.05)  # W&B names folders by the second; two of one second would share one
-    try:
-        run = wandb.init(mode="online" if online else "offline", resume="allow" if online else None, **options)
-    except (CommError, UsageError) as error:
-        store.say(f"wandb: {str(error).splitlines()[0]}; keeping the run off line")
-        online = False
-        run = wandb.init(mode="offline", **options)
-    old = Path(known["folder"]) if known.get("folder") else None
-    folder = Path(run.dir).parent
-    with run:
-        yield run
-    if not online and old is not None and old.exists() and old != folder and not list(old.glob("*.synced")):
-        shutil.rmtree(old)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(note, json_bytes({"content": content, "online": online, "folder": None if online else str(folder)}))
-    store.say(f"wandb: {run.url}" if online else f"wandb: off line; `wandb sync {os.path.relpath(folder)}` sends it")
+    return wandb.init(mode="offline", **options), False
 
 
 def _online(settings: WandbConfig) -> bool:
@@ -177,16 +204,16 @@ def _online(settings: WandbConfig) -> bool:
         return settings.mode is WandbMode.online
     import wandb
 
-    return wandb.login(prompt=False)  # whether there is a key, without asking for one
+    return wandb.login(prompt=False, verify=False)  # whether there is a key, without asking for one or using it
 
 
-def _exists_online(settings: WandbConfig, run_id: str) -> bool:
+def _may_exist_online(settings: WandbConfig, run_id: str) -> bool:
+    """False only when W&B says that there is no such run; out of reach is no reason to publish twice."""
     import wandb
     from wandb.errors import CommError
 
-    path = "/".join(filter(None, [settings.entity, settings.project, run_id]))
     try:
-        wandb.Api(timeout=20).run(path)
-    except (CommError, ValueError):
-        return False
+        wandb.Api(timeout=20).run("/".join(filter(None, [settings.entity, settings.project, run_id])))
+    except (CommError, ValueError) as error:
+        return "could not find" not in str(error).lower()
     return True

@@ -53,6 +53,7 @@ def train_plan(cfg: Config, store: Store) -> Plan:
     inputs["target"] = encode_plan(cfg, store, link.target).key
     if cfg.normalise is Normalise.post:
         for layer in sorted(set(cfg.normalise_layers) | {cfg.layer}):
+            recipe["normalise_layers"] = sorted(set(cfg.normalise_layers))
             inputs[f"norm{layer}"] = cache_plan(cfg, store, link_of(cfg, store, layer).target).key
     about = f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}, {cfg.connector.name}, l1_alpha {cfg.l1_alpha:g}"
     return Plan("train", VERSION, recipe, inputs, about)
@@ -83,7 +84,7 @@ def pull_sides(cfg: Config, store: Store) -> Sides:
 
 def load_split(cfg: Config, sides: Sides, split: str) -> Tokens:
     """One split's tokens, as the recipe says which count and in which units."""
-    return load_tokens(
+    tokens = load_tokens(
         sides.sources,
         sides.target,
         split,
@@ -92,6 +93,12 @@ def load_split(cfg: Config, sides: Sides, split: str) -> Tokens:
         max_norm_ratio=cfg.data.max_norm_ratio,
         typical_norm_ratio=TYPICAL_NORM_RATIO,
     )
+    if not len(tokens.target.values):
+        raise SaelinkError(
+            f"data: no target latent is active on the {len(tokens):,} {split} tokens that count; use more text, or "
+            "check data.drop_positions and data.max_norm_ratio"
+        )
+    return tokens
 
 
 def normaliser(cfg: Config, store: Store, train_tokens: Tokens) -> float:
@@ -124,6 +131,7 @@ def train(cfg: Config, store: Store) -> Artifact:
     if cfg.normalise is Normalise.post and not cfg.normalise_layers:
         raise SaelinkError("normalise_layers=[] with normalise=post: name the layers to compare, such as [1,3]")
     SOLVERS[cfg.solver.name](cfg.solver).check()
+    CONNECTORS[cfg.connector.name].check(cfg.connector)
     plan = train_plan(cfg, store)
     found = store.up_to_date(plan)
     if found is not None:
@@ -136,11 +144,6 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
     device = device_of(cfg)
     tokens = load_split(cfg, sides, "train")
     validation = load_split(cfg, sides, "validation")
-    if not len(tokens) or not len(validation):
-        raise SaelinkError(
-            f"data.max_norm_ratio={cfg.data.max_norm_ratio} and data.drop_positions={cfg.data.drop_positions} "
-            "leave no token to train on"
-        )
     connector = CONNECTORS[cfg.connector.name](cfg.connector, tokens.source.d, tokens.target.d)
     size = sum(parameter.numel() * 4 for parameter in connector.parameters())
     solver = SOLVERS[cfg.solver.name](cfg.solver)

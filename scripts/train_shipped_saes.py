@@ -44,7 +44,7 @@ build of SmolLM2-135M-Instruct (Apache-2.0), unpacked to float32. Weights are bf
 def main() -> None:
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        raw = compose("config", ["sae=smollm2", *sys.argv[1:], "sae.path=null"])
+        raw = compose("config", ["sae=smollm2", "data.max_tokens=null", *sys.argv[1:], "sae.path=null"])
     cfg = OmegaConf.to_object(raw)
     assert isinstance(cfg, Config)
     store = Store(cfg.runtime.outputs, say=lambda line: print(line, flush=True))

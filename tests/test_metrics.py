@@ -9,13 +9,13 @@ import torch
 
 from saelink.metrics import Sums, in_steps
 
-from test_latents import random_rows
+from test_latents import random_rows, rows_of
 
 
 def sums_of(predicted: torch.Tensor, true: torch.Tensor, cuts: list[int]) -> Sums:
     sums = Sums(true.shape[1])
     for first, last in zip([0, *cuts], [*cuts, len(true)], strict=True):
-        sums.add(predicted[first:last], true[first:last])
+        sums.add(predicted[first:last].clone(), rows_of(true[first:last]))
     return sums
 
 
@@ -28,7 +28,7 @@ def test_a_mean_predictor_scores_one(true: torch.Tensor) -> None:
     mean = true.double().mean(0).expand_as(true)
     sums = Sums(7)
     for first in range(0, 101, 10):
-        sums.add(mean[first : first + 10], true[first : first + 10])
+        sums.add(mean[first : first + 10].clone(), rows_of(true[first : first + 10]))
     assert sums.fvu() == pytest.approx(1, abs=1e-12)
     assert torch.allclose(sums.fvu_by_latent(), torch.ones(7, dtype=torch.float64), atol=1e-12)
 

@@ -69,6 +69,7 @@ BROKEN = {
     "no JSON": lambda folder: (folder / "cfg.json").write_text("{"),
     "unknown architecture": lambda folder: (folder / "cfg.json").write_text('{"architecture": "temporal"}'),
     "normalisation": lambda folder: (folder / "cfg.json").write_text('{"normalize_activations": "layer_norm"}'),
+    "older topk": lambda folder: (folder / "cfg.json").write_text('{"activation_fn_str": "topk"}'),
     "k": lambda folder: (folder / "cfg.json").write_text('{"architecture": "topk"}'),
 }
 
@@ -96,11 +97,11 @@ def test_the_choice_follows_the_files_and_not_their_names(
 def test_quality_figures_are_those_of_the_dense_computation(
     config: Callable[..., Config], store: Store, world: World
 ) -> None:
-    cfg = config("data.drop_positions=2")
+    cfg = config()
     facts = encode(cfg, store, HOOK).facts
     sae = load_sae(world.folder / "saes" / HOOK)
     acts = cache(cfg, store, [HOOK])[HOOK]
-    x = torch.cat([shard[:, 2:].reshape(-1, 32) for _, shard in act_shards(acts, ["test"])]).float()
+    x = torch.cat([shard[:, 1:].reshape(-1, 32) for _, shard in act_shards(acts, ["test"])]).float()
     latents = sae.encode(x)
     latents = latents.bfloat16().float()  # as they are stored
 

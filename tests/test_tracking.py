@@ -84,6 +84,31 @@ def test_publishing_again_adds_nothing_and_news_replace_the_run(config: Callable
     assert any("validation_mse" in point for point in history(second))
 
 
+def test_training_again_keeps_the_evaluation_in_the_run(config: Callable[..., Config], store: Store) -> None:
+    cfg = config()
+    connector, evaluation = train(cfg, store), evaluate(cfg, store)
+    tracking.publish(OFFLINE, store, connector, evaluation, group="sweep1")
+    (first,) = offline_runs(store, connector.key)
+    tracking.publish(OFFLINE, store, connector)  # as `saelink train` does when it is up to date
+    tracking.publish_key(OFFLINE, store, connector.key)
+    assert offline_runs(store, connector.key) == [first]
+
+
+def test_a_key_without_a_connection_is_off_line(
+    config: Callable[..., Config], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    said: list[str] = []
+    store.say = said.append
+    connector = train(config(), store)
+    tracking.publish(WandbConfig(project="test"), store, connector)
+    (folder,) = offline_runs(store, connector.key)
+    assert any("keeping the run off line" in line for line in said) and "wandb sync" in said[-1]
+    assert any("validation_mse" in point for point in history(folder))
+    assert not list((store.root / "wandb").glob("run-*"))
+
+
 def test_another_project_gets_its_own_run(config: Callable[..., Config], store: Store) -> None:
     connector = train(config(), store)
     tracking.publish(OFFLINE, store, connector)
@@ -142,7 +167,7 @@ def test_a_multirun_ends_with_its_pareto_table_picture_and_run(saelink: Run, tmp
     store = Store(tmp_path / "outputs")
     (folder,) = (store.root / "sweeps").glob("sweep*")
     rows = (folder / "pareto.csv").read_text().splitlines()
-    assert len(rows) == 4 and rows[0].startswith("train,connector,layer_link,l1_alpha,mse,l1,fvu")
+    assert len(rows) == 4 and rows[0].startswith("train,link,connector,l1_alpha,mse,l1,fvu")
     assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert out.count("wandb sync") == 4
     (run,) = offline_runs(store, folder.name)

@@ -34,6 +34,11 @@ class Connector(torch.nn.Module, ABC):
         self.d_source = d_source
         self.d_target = d_target
 
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Raise SaelinkError for a setting that is out of range; most connectors have none that can be."""
+        return
+
     @abstractmethod
     def initialise(self, generator: torch.Generator) -> None:
         """Fill the weights in place; the same generator state gives the same weights."""

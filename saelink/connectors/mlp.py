@@ -10,6 +10,7 @@ from saelink.config import ConnectorConfig
 from saelink.connectors.base import Connector as Base
 from saelink.connectors.base import Edges, strongest, uniform
 from saelink.latents import Rows, sparse_linear
+from saelink.store import SaelinkError
 
 
 @dataclass
@@ -36,6 +37,11 @@ class Connector(Base):
         self.W2 = torch.nn.Parameter(torch.zeros(config.d_hidden, d_target))
         self.b1 = torch.nn.Parameter(torch.zeros(config.d_hidden)) if config.bias else None
         self.b2 = torch.nn.Parameter(torch.zeros(d_target)) if config.bias else None
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        if config.d_hidden < 1:
+            raise SaelinkError(f"connector.d_hidden={config.d_hidden} must be at least 1")
 
     def initialise(self, generator: torch.Generator) -> None:
         with torch.no_grad():
