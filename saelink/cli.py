@@ -115,8 +115,7 @@ def _one_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, OmegaConfBaseException):
         return str(error).splitlines()[0]
-    # Hydra makes a multirun's folder itself, so a place where none can be made shows as ENOENT there.
-    if isinstance(error, OSError) and (error.errno in DISK_ERRORS or "/sweeps" in str(error.filename)):
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; nothing half-written stays. Make room or change runtime.outputs"
     raise error
@@ -317,6 +316,8 @@ def main() -> Any:
                 text += f" ({error.__cause__})"
             text = text.split("Config search path:")[0].split("See https://hydra.cc")[0]
             print(f"saelink: {' '.join(text.split())}", file=sys.stderr)
+        elif isinstance(error, OSError) and error.filename:  # Hydra makes a multirun's folder itself
+            print(f"saelink: {error.filename}: {error.strerror}; change runtime.outputs", file=sys.stderr)
         else:
             print(f"saelink: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)

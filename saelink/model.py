@@ -82,10 +82,10 @@ def hub_errors(field: str, repository: str) -> Iterator[None]:
         if not _of_the_network(error):
             raise
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        local = "model.source=folder" if field.startswith("model") else "data.source=files"
+        group = field.split(".")[0]
         raise SaelinkError(
-            f"{field}={repository}: {endpoint} can't be reached or refuses this repository; check the network, "
-            f"use a local copy ({local}), or stay with the offline default"
+            f"{field}={repository}: {endpoint} can't be reached or refuses this repository; check the network, or name "
+            f"a commit that was fetched before ({group}.revision=<40 digits>), or use a local copy or the offline default"
         ) from None
 
 
@@ -114,18 +114,12 @@ def _fingerprint(cfg: ModelConfig) -> dict[str, Any]:
 
 def _take_fingerprint(cfg: ModelConfig) -> dict[str, Any]:
     if cfg.source is ModelSource.hub:
-        from huggingface_hub import HfApi, try_to_load_from_cache
+        from huggingface_hub import HfApi
 
         if cfg.revision and len(cfg.revision) == 40:
             return {"hub": cfg.path, "commit": cfg.revision}
-        cached = try_to_load_from_cache(cfg.path, "config.json", revision=cfg.revision)
-        try:
-            with hub_errors("model.path", cfg.path):
-                return {"hub": cfg.path, "commit": HfApi().model_info(cfg.path, revision=cfg.revision).sha}
-        except SaelinkError:
-            if not isinstance(cached, str):
-                raise
-            return {"hub": cfg.path, "commit": Path(cached).parent.name}  # off line: what was fetched before
+        with hub_errors("model.path", cfg.path):
+            return {"hub": cfg.path, "commit": HfApi().model_info(cfg.path, revision=cfg.revision).sha}
     folder = folder_of(cfg)
     if cfg.file is not None:
         return {"file": file_sha256(folder / cfg.file)}

@@ -396,7 +396,7 @@ class Store:
     def artifacts(self) -> list[Artifact]:
         """All finished artifacts, oldest first."""
         found = [Artifact(path.parent) for path in self.root.glob(f"*/*/{MANIFEST}") if path.parent.suffix == ""]
-        return sorted(found, key=lambda artifact: (artifact.manifest["provenance"]["made"], artifact.key))
+        return sorted(found, key=lambda artifact: ((artifact.path / MANIFEST).stat().st_mtime_ns, artifact.key))
 
     def get(self, key: str) -> Artifact:
         """The artifact whose key starts with `key`. Raises SaelinkError when none or several do."""
