@@ -85,7 +85,7 @@ def hub_errors(field: str, repository: str) -> Iterator[None]:
         group = field.split(".")[0]
         raise SaelinkError(
             f"{field}={repository}: {endpoint} can't be reached or refuses this repository; check the network, or name "
-            f"a commit that was fetched before ({group}.revision=<40 digits>), or use a local copy or the offline default"
+            f"a commit that was fetched before ({group}.revision=<40 digits>), a local copy or the offline default"
         ) from None
 
 
