@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 
 
 def complete(incomplete: str) -> list[str]:
@@ -17,6 +18,16 @@ def complete(incomplete: str) -> list[str]:
 
     Plugins.instance()
     register()
+    key = _key_before(incomplete)
     with contextlib.redirect_stderr(io.StringIO()):
         loader = ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
-        return sorted(BashCompletion(loader)._query(config_name="config", line=incomplete))
+        found = BashCompletion(loader)._query(config_name="config", line=key + incomplete)
+    return sorted(choice.removeprefix(key) for choice in found)
+
+
+def _key_before(incomplete: str) -> str:
+    """`connector=` when bash, which breaks words at `=`, asks for what follows it; otherwise nothing."""
+    words = os.environ.get("COMP_WORDS", "").split()
+    if len(words) > 2 and words[-2:] == ["=", incomplete]:
+        return words[-3] + "="
+    return ""

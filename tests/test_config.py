@@ -139,3 +139,8 @@ def test_nothing_is_left_in_the_users_folder(saelink: Run, tmp_path: Path) -> No
     assert saelink("train")[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert started <= (tmp_path / "outputs").stat().st_mtime + 1
+
+
+def test_completion_behind_an_equals_sign_in_bash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMP_WORDS", "saelink train connector = ml")
+    assert complete("ml") == ["mlp"]
