@@ -1,6 +1,8 @@
 """What a user waits for: `saelink run` on an empty disk and again, and `saelink --help`.
 
-    python -m benchmarks.run          # about 4 minutes on 2 cores; writes benchmarks/run.json
+    python -m benchmarks.run [folder]     # about 4 minutes on 2 cores; writes benchmarks/run.json
+
+The artifacts stay in `folder`, which has to be empty; without one they go when it ends.
 
 Run it with nothing else on the machine.
 """
@@ -30,7 +32,9 @@ def timed(arguments: list[str], folder: str) -> tuple[float, str]:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = sys.argv[1] if len(sys.argv) > 1 else temporary
+        assert not list(Path(folder).iterdir()), f"{folder} is not empty"
         first, out = timed(["run", "wandb.mode=offline"], folder)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
         again, out_again = timed(["run", "wandb.mode=offline"], folder)
