@@ -21,8 +21,8 @@ from saelink import metrics
 from saelink.config import Config, conf_dir, register
 from saelink.evaluate import evaluate
 from saelink.latents import Rows
+from saelink.link import load_split, pull_sides
 from saelink.store import Store
-from saelink.train import load_split, pull_sides
 
 CASES = [(connector, alpha) for alpha in ("0", "8e-4") for connector in ("linear", "mlp")]
 

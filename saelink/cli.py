@@ -42,15 +42,15 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 def _run_cache(cfg: Config, store: Store) -> None:
     from saelink.cache import cache
-    from saelink.train import link_of
+    from saelink.link import link_of
 
     link = link_of(cfg, store)
     cache(cfg, store, [*link.sources, link.target])
 
 
 def _run_sae(cfg: Config, store: Store) -> None:
+    from saelink.link import link_of
     from saelink.sae import sae_choice, train_sae
-    from saelink.train import link_of
 
     link = link_of(cfg, store)
     for hook in [*link.sources, link.target]:
@@ -62,7 +62,7 @@ def _run_sae(cfg: Config, store: Store) -> None:
 
 
 def _run_encode(cfg: Config, store: Store) -> None:
-    from saelink.train import pull_sides
+    from saelink.link import pull_sides
 
     pull_sides(cfg, store)
 

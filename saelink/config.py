@@ -63,6 +63,13 @@ class Normalise(Enum):
     energy = "energy"
 
 
+class SubsetPart(Enum):
+    """Which part of the targets of a percent_linear result is explained."""
+
+    linear = "linear"
+    rest = "rest"
+
+
 class WandbMode(Enum):
     """`auto`: online when a key is there, offline otherwise."""
 
@@ -175,9 +182,21 @@ class LinkConfig:
     name: str = MISSING
     """Name for people; not part of any key."""
     sources: list[str] = field(default_factory=list)
-    """Source hooks; the latents of several stand side by side in this order."""
+    """Source hooks; the latents of several stand side by side in this order, numbered through."""
     target: str = MISSING
     """Target hook."""
+
+
+@dataclass
+class TargetsConfig:
+    """Which target latents are explained. Everywhere a latent's number is its number in its SAE."""
+
+    min_rate: float = 0.0
+    """Only those active on more than this fraction of the training tokens; 0 leaves out those that never are."""
+    subset: str | None = None
+    """Key of a percent_linear result: only the part of its targets that `part` names."""
+    part: SubsetPart = SubsetPart.linear
+    """With subset: its linear latents, or the rest."""
 
 
 @dataclass
@@ -186,6 +205,10 @@ class ConnectorConfig:
 
     name: str = MISSING
     """The connector's name in the registry."""
+    bias: bool = False
+    """Add a constant to every target latent (and to every hidden unit)."""
+    init: str = "random"
+    """random, zero, or the key of a train artifact whose weights it starts from (a warm start)."""
 
 
 @dataclass
@@ -208,6 +231,65 @@ class EvalConfig:
     """A printed circuit's target is active on at least this many test tokens."""
     edge_thresholds: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1])
     """n_edges is also counted at |weight| above these."""
+    ce: bool = False
+    """Also splice the predictions into the model and measure the cross-entropy of the next token."""
+    ce_tokens: int = 16_384
+    """ce: test tokens it is measured on, always the first ones."""
+    bootstrap: int = 1000
+    """ce: resamples of the documents behind an interval."""
+
+
+@dataclass
+class ExperimentConfig:
+    """What `saelink run experiment=...` makes: tables and pictures over many fits. Settings by experiment."""
+
+    names: list[str] = field(default_factory=list)
+    """The experiments of this job, in order; each is a file in saelink/experiments."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Stochastic fits are repeated with these seeds."""
+    d_hidden: int = 512
+    """Hidden units of the two-layer connectors."""
+    tokens: int | None = None
+    """Training tokens of the stochastic fits of dense and percent_linear; null is solver.tokens."""
+    sweep_tokens: int | None = None
+    """Training tokens of each stochastic fit of a sweep; null is solver.tokens."""
+    l1_alphas: list[float] = field(default_factory=lambda: [1e-7, 1e-5, 1e-3, 0.1, 10.0, 100.0])
+    """pareto: the post's penalties."""
+    l1_grid: list[float] = field(default_factory=lambda: [3e-4, 3e-3, 1e-2, 3e-2])
+    """pareto: further penalties of the linear connector, which is cheap and exact."""
+    ce_at: list[str] = field(default_factory=lambda: ["elbow"])
+    """pareto: where cross-entropy is measured, `elbow` or `all`."""
+    refit_parts: bool = False
+    """pareto: also fit the mlp on the linear subset and on the rest alone, not only measure it there."""
+    sparse_alpha: float = 8e-4
+    """sparse_linear: the penalty."""
+    sae_alphas: list[float] = field(
+        default_factory=lambda: [1e-5, 4e-5, 7e-5, 1e-4, 4e-4, 7e-4, 1e-3, 4e-3, 7e-3, 1e-2]
+    )
+    """sae_connector: the post's penalties."""
+    sae_bias_alphas: list[float] | None = None
+    """sae_connector: the penalties that are also tried with a hidden bias; null tries all."""
+    hidden_sizes: list[int] = field(default_factory=lambda: [2**power for power in range(1, 14)])
+    """hidden_size: numbers of hidden units."""
+    linear_threshold: float = 1e-3
+    """percent_linear: a latent is linear when its loss difference, divided by the normaliser, is at most this."""
+    linear_by: str = "variance"
+    """percent_linear: the normaliser that decides the linear subset: post, energy or variance."""
+    bootstrap: int = 1000
+    """percent_linear: resamples of the test documents."""
+    noise_levels: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 0.1, 1.0])
+    """noise_threshold: loss levels."""
+    noise_tokens: int = 16_384
+    """noise_threshold: test tokens it is measured on."""
+    noise_share: float = 0.01
+    """noise_threshold: the cost in cross-entropy that is allowed, as a share of the zero-ablation gap."""
+    outliers: int = 20
+    """outliers: latents listed, those with the largest loss differences."""
+    outlier_share: float = 0.5
+    """outliers: a latent is flagged when this share of its activation lies on positions 0-2, on a sequence's first
+    delimiter, or where the acts are massive."""
+    weight_threshold: float = 0.1
+    """outliers: W2 weights beyond this magnitude are counted."""
 
 
 @dataclass
@@ -258,9 +340,11 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     sae: SAEConfig = field(default_factory=SAEConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -317,6 +401,9 @@ def check(cfg: Config) -> None:
     _at_least(1, sae__d_sae=cfg.sae.d_sae, sae__k=cfg.sae.k, sae__batch_tokens=cfg.sae.batch_tokens)
     _at_least(1, runtime__forward_tokens=cfg.runtime.forward_tokens, runtime__threads=cfg.runtime.threads)
     _at_least(0, eval__circuits=cfg.eval.circuits, eval__edges=cfg.eval.edges, eval__min_active=cfg.eval.min_active)
+    _at_least(1, eval__ce_tokens=cfg.eval.ce_tokens, eval__bootstrap=cfg.eval.bootstrap)
+    if not 0 <= cfg.targets.min_rate < 1:
+        raise SaelinkError(f"targets.min_rate={cfg.targets.min_rate} must be at least 0 and below 1")
     if cfg.model.source is ModelSource.hub and cfg.model.file is not None:
         raise SaelinkError(f"model.file={cfg.model.file}: only a wheel's or folder's GGUF is read, not one on the hub")
     if not cfg.sae.epochs > 0 or not cfg.sae.lr > 0:

@@ -11,13 +11,15 @@ from saelink.config import Config
 from saelink.connectors import Connector
 from saelink.connectors.base import Edges
 from saelink.data import tokens as pull_tokens
+from saelink.intervene import Splice, ce_baselines, ce_figures, test_tokens
 from saelink.latents import Rows, Tokens
+from saelink.link import Sides, load_split, pull_sides
 from saelink.model import device_of, load_tokenizer, model_info
 from saelink.progress import Progress
 from saelink.store import Artifact, Draft, Plan, Store, recipe_of
-from saelink.train import CONFIG_FILE, load_connector, load_split, pull_sides, train, train_plan
+from saelink.train import CONFIG_FILE, load_connector, train, train_plan
 
-VERSION = 1
+VERSION = 2
 
 PREDICTED = 0.5
 """A target latent counts as predicted when its FVU is below this."""
@@ -29,14 +31,18 @@ HIDDEN_SHOWN = 2
 def evaluate_plan(cfg: Config, store: Store) -> Plan:
     """Plan of a connector's evaluation."""
     plan = train_plan(cfg, store)
-    return Plan("evaluate", VERSION, {"eval": recipe_of(cfg.eval)}, {"connector": plan.key}, plan.about)
+    settings = recipe_of(cfg.eval)
+    if not cfg.eval.ce:
+        settings = {name: value for name, value in settings.items() if name not in ("ce_tokens", "bootstrap")}
+    return Plan("evaluate", VERSION, {"eval": settings}, {"connector": plan.key}, plan.about)
 
 
 def evaluate(cfg: Config, store: Store) -> Artifact:
     """Pull a connector's evaluation on the test split.
 
-    Files: `metrics.json`; `latents.safetensors` with, per target latent, `fvu` (nan where it never varies), `mse`,
-    `variance` and `active` (test tokens); `circuits.json` and `circuits.txt`.
+    Files: `metrics.json`; `latents.safetensors` with, for every latent of the target SAE, `fvu`, `mse`, `variance`
+    (nan where it is not explained; fvu also where it never varies) and `active` (test tokens); `circuits.json` and
+    `circuits.txt`; with eval.ce also `ce.json`, the cross-entropies of intervene.ce_figures.
     """
     plan = evaluate_plan(cfg, store)
     found = store.up_to_date(plan)
@@ -50,8 +56,9 @@ def _evaluate(cfg: Config, store: Store, artifact: Artifact, draft: Draft) -> di
     device = device_of(cfg)
     sides = pull_sides(cfg, store)
     connector = load_connector(artifact, device)
-    test = load_split(cfg, sides, "test")
-    sums = measure(connector, test, device)
+    ids = connector.target_ids.cpu()
+    test = load_split(cfg, sides, "test", ids)
+    sums, extra = measure(connector, test, device)
     figures = {
         "n_tokens": sums["all"].n,
         "n_tokens_typical": sums["typical"].n,
@@ -61,46 +68,105 @@ def _evaluate(cfg: Config, store: Store, artifact: Artifact, draft: Draft) -> di
         "l1": connector.l1(),
         "n_edges": connector.n_edges(),
         **{f"n_edges_above_{threshold:g}": connector.n_edges(threshold) for threshold in cfg.eval.edge_thresholds},
+        **extra,
     }
     by_latent = sums["all"].fvu_by_latent()
     varying = ~by_latent.isnan()
     figures |= {
         "fvu_median_latent": by_latent[varying].median().item(),
         "fraction_predicted": (by_latent[varying] < PREDICTED).double().mean().item(),
-        "n_targets": int(varying.sum()),
-        "d_target": len(by_latent),
+        "n_targets": len(ids),
+        "n_targets_active": int(varying.sum()),
+        "d_target": sides.d_target,
     }
     if cfg.normalise.name != "none":
         figures["normalised_mse"] = figures["mse"] / artifact.facts["c"]
+    if cfg.eval.ce:
+        losses = _ce(cfg, store, sides, connector, draft)
+        figures |= {
+            f"ce_{name}": losses[name]["ce"] for name in ("clean", "sae", "connector", "oracle", "mean", "zero")
+        }
+        figures["ce_loss_recovered"] = losses["connector"]["recovered"]
     draft.save_json("metrics.json", figures)
     n = sums["all"].n
+
+    def everywhere(values: torch.Tensor, elsewhere: float) -> torch.Tensor:
+        return torch.full((sides.d_target,), elsewhere, dtype=values.dtype).scatter(0, ids, values)
+
     draft.save_tensors(
         "latents.safetensors",
         {
-            "fvu": by_latent,
-            "mse": sums["all"].squared_error / n,
-            "variance": sums["all"].variation() / n,
-            "active": sums["all"].active,
+            "fvu": everywhere(by_latent, torch.nan),
+            "mse": everywhere(sums["all"].squared_error / n, torch.nan),
+            "variance": everywhere(sums["all"].variation() / n, torch.nan),
+            "active": everywhere(sums["all"].active, 0),
         },
     )
-    circuits = _circuits(cfg, store, connector, test, by_latent, sums["all"].active)
+    circuits = _circuits(cfg, store, sides, connector, test, by_latent, sums["all"].active)
     draft.save_json("circuits.json", circuits)
     draft.save_bytes("circuits.txt", ("\n".join(map(circuit_text, circuits)) + "\n").encode())
     return figures
 
 
-def measure(connector: Connector, test: Tokens, device: str) -> dict[str, metrics.Sums]:
-    """Sums over `all` tokens that count, and over the `typical` ones among them."""
+def measure(connector: Connector, test: Tokens, device: str) -> tuple[dict[str, metrics.Sums], dict[str, float]]:
+    """Sums over `all` tokens that count and over the `typical` ones among them; figures of some connectors only.
+
+    Those are hidden_l0 and hidden_l1, the mean number and the mean l1 norm of active hidden units per token, and
+    dead_outputs, the target latents that a connector with relu outputs never predicts above zero.
+    """
     parts = {
         name: test.subset(rows) for name, rows in (("typical", test.typical), ("massive", ~test.typical)) if rows.any()
     }
     sums = {"typical": metrics.Sums(test.target.d), "massive": metrics.Sums(test.target.d)}
+    hidden_l0, hidden_l1, hidden_units = 0, 0.0, False
+    predicted_once = torch.zeros(test.target.d, dtype=torch.bool, device=device)
     with Progress("evaluate", len(test)) as bar, torch.inference_mode():
         for name, part in parts.items():
             for source, target in zip(metrics.in_steps(part.source), metrics.in_steps(part.target), strict=True):
-                sums[name].add(connector(source.to(device)).cpu(), target)
+                z, hidden = connector.maps(source.to(device))
+                if connector.relu_output:
+                    z = torch.relu(z)
+                    predicted_once |= (z > 0).any(0)
+                if hidden is not None:
+                    hidden_units = True
+                    hidden_l0 += int((hidden > 0).sum())
+                    hidden_l1 += hidden.double().sum().item()
+                sums[name].add(z.cpu(), target)
                 bar.advance(len(source))
-    return {"all": sums["typical"] + sums["massive"], "typical": sums["typical"]}
+    extra: dict[str, float] = {}
+    if hidden_units:
+        extra |= {"hidden_l0": hidden_l0 / len(test), "hidden_l1": hidden_l1 / len(test)}
+    if connector.relu_output:
+        extra["dead_outputs"] = int((~predicted_once).sum())
+    return {"all": sums["typical"] + sums["massive"], "typical": sums["typical"]}, extra
+
+
+def _ce(cfg: Config, store: Store, sides: Sides, connector: Connector, draft: Draft) -> dict[str, dict[str, float]]:
+    """Cross-entropy with the connector's prediction in place of the target acts, with and without the SAE's error.
+
+    Target latents that the connector does not explain keep their true value.
+    """
+    baselines = ce_baselines(cfg, store, cfg.eval.ce_tokens)
+    losses = baselines.tensors("losses.safetensors")
+    test = test_tokens(cfg, store, sides, cfg.eval.ce_tokens)
+    device = device_of(cfg)
+    ids = connector.target_ids.cpu()
+    with Splice(cfg, store, sides, test, 2) as splice:
+        counted = load_split(cfg, sides, "test", ids)
+        counted = counted.subset(counted.row < test.ids.numel())
+        change = torch.zeros(test.ids.numel(), sides.d_target)
+        with torch.inference_mode():
+            for first in range(0, len(counted), 2048):
+                chosen = torch.arange(first, min(first + 2048, len(counted)))
+                difference = connector(counted.source.select(chosen).to(device)).cpu()
+                difference -= counted.target.select(chosen).dense()
+                change[counted.row[chosen][:, None], ids] = difference * sides.scales[-1]
+        moved = splice.decode_change(change)
+        losses["connector"] = splice.losses(splice.decode(splice.true_latents()) + moved)
+        losses["connector_with_error"] = splice.losses_of_change(moved)
+    figures = ce_figures(losses, test.document, cfg.eval.bootstrap)
+    draft.save_json("ce.json", figures)
+    return figures
 
 
 # --------------------------------------------------------------------------- circuits
@@ -120,16 +186,39 @@ def top_tokens(rows: Rows, ids: torch.Tensor) -> dict[int, int]:
 
 
 def _circuits(
-    cfg: Config, store: Store, connector: Connector, test: Tokens, fvu: torch.Tensor, active: torch.Tensor
+    cfg: Config,
+    store: Store,
+    sides: Sides,
+    connector: Connector,
+    test: Tokens,
+    fvu: torch.Tensor,
+    active: torch.Tensor,
 ) -> list[dict[str, Any]]:
-    """The circuits of the best predicted target latents that are active often enough to be believed."""
+    """The circuits of the best predicted target latents that are active often enough to be believed.
+
+    `fvu` and `active` are by column; what is printed are the SAEs' own numbers. With several sources their order
+    stands before a latent's number: IF0.17 is latent 17 of the first source.
+    """
     tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
     ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].flatten().long()[test.row]
-    labels = {"OF": top_tokens(test.target, ids), "IF": top_tokens(test.source, ids)}
+    targets = connector.target_ids.tolist()
+    of = {targets[column]: token for column, token in top_tokens(test.target, ids).items()}
+    labels = {"OF": of, "IF": top_tokens(test.source, ids)}
+
+    def name(prefix: str, number: int) -> str:
+        if prefix != "IF" or len(sides.sources) == 1:
+            return f"{prefix}{number}"
+        first = 0
+        for place, source in enumerate(sides.sources):
+            if number < first + source.facts["d_sae"]:
+                return f"IF{place}.{number - first}"
+            first += source.facts["d_sae"]
+        raise AssertionError(number)
 
     def unit(prefix: str, number: int) -> dict[str, Any]:
         token = labels.get(prefix, {}).get(number)
-        return {"unit": f"{prefix}{number}"} if token is None else {"unit": f"{prefix}{number}", "token": decode(token)}
+        named = {"unit": name(prefix, number), "id": number}
+        return named if token is None else {**named, "token": decode(token)}
 
     def decode(token: int) -> str:
         return tokenizer.decode([token]).strip() or tokenizer.decode([token])
@@ -140,10 +229,11 @@ def _circuits(
     believed = (active >= cfg.eval.min_active) & ~fvu.isnan()
     order = torch.where(believed, fvu, torch.inf).argsort(stable=True)[: min(cfg.eval.circuits, int(believed.sum()))]
     circuits = []
-    for target in order.tolist():
+    for column in order.tolist():
+        target = targets[column]
         edges = connector.edges(target, cfg.eval.edges)
         hidden = {i: connector.hidden_edges(i, cfg.eval.edges) for i in edges.ids[:HIDDEN_SHOWN]}
-        circuit = {**unit("OF", target), "fvu": fvu[target].item(), "active": int(active[target])}
+        circuit = {**unit("OF", target), "fvu": fvu[column].item(), "active": int(active[column])}
         if any(inner is not None for inner in hidden.values()):
             circuit["terms"] = terms("H", edges)
             circuit["hidden"] = [
@@ -198,17 +288,50 @@ def print_evaluation(store: Store, connector: Artifact, evaluation: Artifact) ->
             "of tokens with massive activations",
         ),
         ("FVU median", f"{figures['fvu_median_latent']:.3f} over target latents"),
-        ("predicted", f"{figures['fraction_predicted']:.0%} of {figures['n_targets']:,} target latents have FVU < .5"),
+        (
+            "predicted",
+            f"{figures['fraction_predicted']:.0%} of {figures['n_targets_active']:,} target latents active there "
+            f"have FVU < .5",
+        ),
+        ("targets", f"{figures['n_targets']:,} of the SAE's {figures['d_target']:,} latents are explained"),
         ("L1", f"{figures['l1']:.3f}"),
         ("edges", _edges_text(figures)),
     ]
+    if "relative_gap" in connector.facts:
+        rows.append(("gap", f"{connector.facts['relative_gap']:.1e} of the training objective, at most"))
+    if "hidden_l0" in figures:
+        rows.append(("hidden", f"{figures['hidden_l0']:.1f} units active per token, l1 {figures['hidden_l1']:.3g}"))
+    if figures.get("dead_outputs"):
+        rows.append(("dead", f"{figures['dead_outputs']:,} target latents are never predicted above 0"))
     store.say("")
     for name, text in rows:
         store.say(f"  {name:12} {text}")
+    if "ce.json" in evaluation.files:
+        _print_ce(store, evaluation.json("ce.json"), evaluation.recipe["eval"]["ce_tokens"])
     store.say("\n  Best predicted target latents (OF) from source latents (IF), each with its top token:\n")
     for line in evaluation.file("circuits.txt").read_text().splitlines():
         store.say(f"  {line}")
     store.say(f"\n  connector  {connector.path}\n  evaluation {evaluation.path}")
+
+
+CE_NAMES = {
+    "clean": "the model as it is",
+    "sae": "target SAE's reconstruction",
+    "connector": "this connector",
+    "connector_with_error": "  + the SAE's error",
+    "oracle": "oracle",
+    "oracle_with_error": "  + the SAE's error",
+    "mean": "mean ablation",
+    "zero": "zero ablation",
+}
+
+
+def _print_ce(store: Store, figures: dict[str, dict[str, float]], n_tokens: int) -> None:
+    store.say(f"\n  Cross-entropy at the target hook, {n_tokens:,} test tokens    CE    recovered (95%)")
+    for name, text in CE_NAMES.items():
+        entry = figures[name]
+        interval = f"{entry['recovered_low']:.3f} to {entry['recovered_high']:.3f}"
+        store.say(f"  {text:30} {entry['ce']:24.4f}    {entry['recovered']:.3f}  ({interval})")
 
 
 def _edges_text(figures: dict[str, Any]) -> str:

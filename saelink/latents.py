@@ -59,6 +59,16 @@ class Rows:
         """All values times `factor`."""
         return Rows(self.offsets, self.indices, self.values * factor, self.d)
 
+    def columns(self, ids: torch.Tensor) -> Rows:
+        """Only the latents `ids` (ascending), renumbered 0, 1, ... in that order."""
+        place = torch.full((self.d,), -1, dtype=torch.int64, device=self.indices.device)
+        place[ids] = torch.arange(len(ids), device=place.device)
+        new = place[self.indices]
+        kept = new >= 0
+        offsets = torch.zeros_like(self.offsets)
+        torch.cumsum(torch.bincount(self.row_of[kept], minlength=len(self)), 0, out=offsets[1:])
+        return Rows(offsets, new[kept], self.values[kept], len(ids))
+
     @staticmethod
     def stack(parts: list[Rows]) -> Rows:
         """Rows under one another."""
@@ -166,6 +176,12 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def explain(self, target_ids: torch.Tensor) -> Tokens:
+        """The same tokens with only these target latents, column i being latent target_ids[i]."""
+        if len(target_ids) == self.target.d:
+            return self
+        return Tokens(self.source, self.target.columns(target_ids), self.row, self.typical)
 
     def subset(self, chosen: torch.Tensor) -> Tokens:
         """The tokens where `chosen` [n] is true."""

@@ -165,12 +165,16 @@ class ModelInfo:
     def hook(self, name: str, layer: int) -> str:
         """Full name of a link's hook at `layer`; `mlp_in` is resid_pre in parallel blocks, else resid_mid.
 
+        resid_pre goes by the name of the same tensor in the layer before, resid_post, so that both share artifacts.
+
         Raises SaelinkError when the layer or the hook does not exist.
         """
         if not layer < self.n_layers:
             raise SaelinkError(f"layer={layer}: the model has layers 0 to {self.n_layers - 1}")
         if name == "mlp_in":
             name = "hook_resid_pre" if self.parallel else "hook_resid_mid"
+        if name == "hook_resid_pre" and layer > 0:
+            name, layer = "hook_resid_post", layer - 1
         full = f"blocks.{layer}.{name}"
         if full not in self.hooks:
             known = sorted(hook.split(".", 2)[2] for hook in self.hooks if hook.startswith(f"blocks.{layer}.hook_"))

@@ -161,7 +161,7 @@ def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
     if cfg.sae.path is not None:
         inside = cfg.sae.path.startswith("package:")
         parent = Path(__file__).parent / cfg.sae.path.removeprefix("package:") if inside else Path(cfg.sae.path)
-        folder = parent / hook_name
+        folder = next((parent / name for name in _names(hook_name) if (parent / name).is_dir()), parent / hook_name)
         if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
             return SAEChoice("folder:" + _folder_hash(folder), folder, cfg.sae.name)
         if not cfg.sae.train_missing:
@@ -170,6 +170,12 @@ def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
                 "sae.train_missing=true trains one"
             )
     return SAEChoice(sae_plan(cfg, store, hook_name).key, None, "trained")
+
+
+def _names(hook_name: str) -> list[str]:
+    """The hook's name, and for a resid_post the name the same tensor has in the next layer."""
+    block, layer, name = hook_name.split(".", 2)
+    return [hook_name, f"{block}.{int(layer) + 1}.hook_resid_pre"] if name == "hook_resid_post" else [hook_name]
 
 
 def _folder_hash(folder: Path) -> str:

@@ -17,10 +17,11 @@ from saelink.data import split_of, tokens
 from saelink.encode import encode
 from saelink.evaluate import evaluate, evaluate_plan
 from saelink.latents import latent_shards
+from saelink.link import link_of
 from saelink.model import load_bridge, load_tokenizer, model_info
 from saelink.sae import load_sae
 from saelink.store import Store
-from saelink.train import link_of, train, train_plan
+from saelink.train import train, train_plan
 
 from conftest import World
 

@@ -10,6 +10,7 @@ import torch
 
 from saelink.connectors import CONNECTORS, Connector
 from saelink.connectors.base import strongest
+from saelink.gram import gram_of
 from saelink.latents import Rows
 from saelink.solvers import SOLVERS
 from saelink.solvers.base import Fit, Problem
@@ -19,21 +20,36 @@ from test_latents import random_rows, rows_of
 
 def make(name: str, d_source: int = 12, d_target: int = 9, **settings: Any) -> Connector:
     kind = CONNECTORS[name]
-    connector = kind(kind.Config(name=name, **settings), d_source, d_target)
+    connector = kind(kind.Config(name=name, **settings), d_source, torch.arange(d_target))
     connector.initialise(torch.Generator().manual_seed(0))
     return connector
 
 
 def problem(source: Rows, target: Rows, l1_alpha: float = 0.0, seed: int = 0, c: float = 1.0) -> Problem:
-    return Problem(source, target, source, target, l1_alpha, c, seed, "cpu")
+    return Problem(source, target, source, target, l1_alpha, c, seed, "cpu", lambda: gram_of(source, target))
 
 
-def solve(connector: Connector, task: Problem, **settings: Any) -> Fit:
-    solver = SOLVERS["adam"]
-    return solver(solver.Config(name="adam", **settings)).solve(connector, task, lambda tokens, note: None)
+def solve(connector: Connector, task: Problem, by: str = "adam", **settings: Any) -> Fit:
+    solver = SOLVERS[by]
+    return solver(solver.Config(name=by, **settings)).solve(connector, task, lambda tokens, note: None)
 
 
-SHAPES = [("linear", {}), ("linear", {"bias": True}), ("mlp", {"d_hidden": 5}), ("mlp", {"d_hidden": 5, "bias": True})]
+SHAPES = [
+    ("linear", {}),
+    ("linear", {"bias": True}),
+    ("nonlinear", {}),
+    ("nonlinear", {"bias": True}),
+    ("mlp", {"d_hidden": 5}),
+    ("mlp", {"d_hidden": 5, "bias": True}),
+    ("two_nonlinear", {"d_hidden": 5}),
+    ("two_nonlinear", {"d_hidden": 5, "bias": True}),
+    ("sae", {"d_hidden": 5}),
+    ("sae", {"d_hidden": 5, "hidden_bias": True}),
+]
+
+
+def test_every_connector_is_tested_here() -> None:
+    assert {name for name, _ in SHAPES} == set(CONNECTORS)
 
 
 @pytest.mark.parametrize(("name", "settings"), SHAPES)
@@ -46,11 +62,13 @@ def test_forward_and_gradients_against_float64(name: str, settings: dict[str, An
     (connector(rows) * upstream).sum().backward()
     exact = {key: value.detach().double().requires_grad_() for key, value in connector.named_parameters()}
     x = rows.dense().double()
-    if name == "linear":
+    if "W" in exact:
         y = x @ exact["W"] + exact.get("b", torch.zeros(9))
     else:
         hidden = torch.relu(x @ exact["W1"] + exact.get("b1", torch.zeros(5)))
         y = hidden @ exact["W2"] + exact.get("b2", torch.zeros(9))
+    if connector.relu_output:
+        y = torch.relu(y)
     assert torch.allclose(connector(rows).double(), y, atol=1e-4)
     (y * upstream).sum().backward()
     for key, parameter in connector.named_parameters():

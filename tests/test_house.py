@@ -11,12 +11,13 @@ import saelink
 PACKAGE = Path(saelink.__file__).parent
 
 ORDER = [
-    "store", "config", "progress", "model", "data", "cache", "sae", "latents", "encode", "connectors", "metrics",
-    "solvers", "train", "evaluate", "tracking", "sweep", "completion", "cli", "__main__",
+    "store", "config", "progress", "model", "data", "norms", "cache", "sae", "latents", "encode", "link", "gram",
+    "connectors", "metrics", "solvers", "train", "intervene", "evaluate", "experiments", "tracking", "sweep",
+    "completion", "cli", "__main__",
 ]  # fmt: skip
 """A module may import those before it when it is loaded; inside functions too."""
 
-LAZY = {"transformers", "transformer_lens", "sae_lens", "datasets", "wandb", "matplotlib", "huggingface_hub"}
+LAZY = {"transformers", "transformer_lens", "sae_lens", "datasets", "wandb", "matplotlib", "huggingface_hub", "scipy", "numba"}
 
 
 def modules() -> dict[str, list[Path]]:
@@ -60,7 +61,8 @@ def test_heavy_libraries_are_imported_where_they_are_used() -> None:
                     if isinstance(node, ast.Import | ast.ImportFrom)
                     else set()
                 )
-                assert not roots & LAZY, f"{path.name} imports {roots & LAZY} at its top"
+                allowed = {"numba"} if path.name == "kernels.py" else set()  # itself imported where it is used
+                assert not roots & (LAZY - allowed), f"{path.name} imports {roots & LAZY} at its top"
 
 
 def test_nothing_of_ours_runs_what_it_loads() -> None:

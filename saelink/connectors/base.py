@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from saelink.config import ConnectorConfig
 from saelink.latents import Rows
+from saelink.store import SaelinkError
 
 
 class Edges(NamedTuple):
@@ -23,41 +25,91 @@ class Edges(NamedTuple):
 class Connector(torch.nn.Module, ABC):
     """A map from source latents [n, d_source] (sparse rows) to target latents [n, d_target].
 
-    Weights are stored as x @ W takes them: row j of W is what source latent j writes.
+    Weights are stored as x @ W takes them: row j of W is what source latent j writes. A connector may explain only
+    some of the target SAE's latents: column i of its output is the latent `target_ids[i]`.
     """
 
     Config: type[Any] = ConnectorConfig
 
-    def __init__(self, config: Any, d_source: int, d_target: int):
+    relu_output: ClassVar[bool] = False
+    """Whether the prediction is relu(z) of what `maps` gives, or z itself."""
+
+    target_ids: torch.Tensor
+    """[d_target] int64: the target SAE's own number of every column, ascending."""
+
+    def __init__(self, config: Any, d_source: int, target_ids: torch.Tensor):
         super().__init__()
         self.config = config
         self.d_source = d_source
-        self.d_target = d_target
+        self.d_target = len(target_ids)
+        self.register_buffer("target_ids", target_ids.clone())
 
     @classmethod
     def check(cls, config: Any) -> None:
         """Raise SaelinkError for a setting that is out of range; most connectors have none that can be."""
         return
 
+    # ----------------------------------------------------------------------- what a connector file says
+
     @abstractmethod
-    def initialise(self, generator: torch.Generator) -> None:
+    def randomise(self, generator: torch.Generator) -> None:
         """Fill the weights in place; the same generator state gives the same weights."""
 
     @abstractmethod
-    def forward(self, rows: Rows) -> torch.Tensor:
-        """Predicted target latents [n, d_target]."""
+    def maps(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """z [n, d_target], the prediction before its relu if it has one, and the hidden activations [n, d_hidden]."""
 
     @abstractmethod
     def penalised(self) -> list[tuple[torch.nn.Parameter, float]]:
-        """Every weight matrix under the L1 penalty, with what the sum of its |weights| is multiplied by."""
+        """Every weight matrix under the L1 penalty, output last, with what its sum of |weights| is multiplied by."""
 
     @abstractmethod
-    def edges(self, target: int, n: int) -> Edges:
+    def edges(self, latent: int, n: int) -> Edges:
         """The n strongest edges into a target latent: from source latents, or from hidden units if it has any."""
 
     def hidden_edges(self, unit: int, n: int) -> Edges | None:
         """The n strongest edges into a hidden unit; None for a connector without hidden units."""
         return None
+
+    def hidden_penalty(self, c: float) -> float | None:
+        """What l1_alpha times the mean l1 norm of the hidden activations is multiplied by; None for no such term."""
+        return None
+
+    # ----------------------------------------------------------------------- what follows from it
+
+    def forward(self, rows: Rows) -> torch.Tensor:
+        """Predicted target latents [n, d_target]."""
+        z, _ = self.maps(rows)
+        return torch.relu(z) if self.relu_output else z
+
+    def initialise(self, generator: torch.Generator, warm: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Set the weights where a fit starts: `warm` weights of another connector if given, else as `init` says.
+
+        init=zero makes the map zero by its output matrix alone; with all matrices at zero nothing would ever move.
+        Biases start at zero. Raises SaelinkError when `warm` does not fit.
+        """
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if parameter.dim() == 1:
+                    parameter.zero_()
+                elif warm is not None and (name not in warm or warm[name].shape != parameter.shape):
+                    theirs = f"{list(warm[name].shape)}" if name in warm else "no such matrix"
+                    raise SaelinkError(
+                        f"connector.init={self.config.init}: {name} here is {list(parameter.shape)}, there {theirs}; "
+                        "start from a connector of the same shape on the same targets"
+                    )
+                if warm is not None and name in warm and warm[name].shape == parameter.shape:
+                    parameter.copy_(warm[name])
+            if warm is None:
+                self.randomise(generator)
+                if self.config.init == "zero":
+                    self.penalised()[-1][0].zero_()
+
+    def column(self, latent: int) -> int:
+        """The column of a target latent."""
+        place = int(torch.searchsorted(self.target_ids, latent))
+        assert self.target_ids[place] == latent, f"{latent} is not among this connector's targets"
+        return place
 
     def l1(self) -> float:
         """The penalty's value for l1_alpha = 1: mean over output rows of the sum of |weights|."""
@@ -69,6 +121,10 @@ class Connector(torch.nn.Module, ABC):
         with torch.no_grad():
             return sum(int((weight.abs() > threshold).sum()) for weight, _ in self.penalised())
 
+    def output_weight(self) -> torch.Tensor:
+        """The matrix whose column i leads into target i: [d_source, d_target], or [d_hidden, d_target]."""
+        return self.penalised()[-1][0].detach()
+
 
 def strongest(column: torch.Tensor, n: int) -> Edges:
     """The n entries of largest magnitude, zeros left out, ties by id."""
@@ -77,6 +133,7 @@ def strongest(column: torch.Tensor, n: int) -> Edges:
     return Edges(kept, [column[i].item() for i in kept])
 
 
-def uniform(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """Uniform in +-1/sqrt(fan_in) for x @ W, W of `shape` [fan_in, fan_out]: a linear layer's usual start."""
-    return (torch.rand(shape, generator=generator) * 2 - 1) / shape[0] ** 0.5
+def uniform(weight: torch.Tensor, generator: torch.Generator) -> None:
+    """Fill x @ W's W [fan_in, fan_out] uniformly in +-1/sqrt(fan_in): a linear layer's usual start."""
+    with torch.no_grad():
+        weight.copy_((torch.rand(weight.shape, generator=generator) * 2 - 1) / weight.shape[0] ** 0.5)

@@ -8,7 +8,7 @@ import torch
 
 from saelink.config import ConnectorConfig
 from saelink.connectors.base import Connector as Base
-from saelink.connectors.base import Edges, strongest
+from saelink.connectors.base import Edges, strongest, uniform
 from saelink.latents import Rows, sparse_linear
 
 
@@ -16,8 +16,8 @@ from saelink.latents import Rows, sparse_linear
 class Config(ConnectorConfig):
     """Settings of connector=linear."""
 
-    bias: bool = False
-    """Add a constant to every target latent."""
+    init: str = "zero"
+    """zero (the problem is convex, and a source that never fires keeps no accidental edge), random, or a train key."""
 
 
 class Connector(Base):
@@ -25,22 +25,20 @@ class Connector(Base):
 
     Config = Config
 
-    def __init__(self, config: Config, d_source: int, d_target: int):
-        super().__init__(config, d_source, d_target)
-        self.W = torch.nn.Parameter(torch.zeros(d_source, d_target))
-        self.b = torch.nn.Parameter(torch.zeros(d_target)) if config.bias else None
+    def __init__(self, config: Config, d_source: int, target_ids: torch.Tensor):
+        super().__init__(config, d_source, target_ids)
+        self.W = torch.nn.Parameter(torch.zeros(d_source, self.d_target))
+        self.b = torch.nn.Parameter(torch.zeros(self.d_target)) if config.bias else None
 
-    def initialise(self, generator: torch.Generator) -> None:
-        """Zeros: the problem is convex, and a source that never fires keeps no accidental edge."""
-        with torch.no_grad():
-            self.W.zero_()
+    def randomise(self, generator: torch.Generator) -> None:
+        uniform(self.W, generator)
 
-    def forward(self, rows: Rows) -> torch.Tensor:
-        y = sparse_linear(rows, self.W)
-        return y if self.b is None else y + self.b
+    def maps(self, rows: Rows) -> tuple[torch.Tensor, None]:
+        z = sparse_linear(rows, self.W)
+        return z if self.b is None else z + self.b, None
 
     def penalised(self) -> list[tuple[torch.nn.Parameter, float]]:
         return [(self.W, 1 / self.d_target)]
 
-    def edges(self, target: int, n: int) -> Edges:
-        return strongest(self.W.detach()[:, target], n)
+    def edges(self, latent: int, n: int) -> Edges:
+        return strongest(self.W.detach()[:, self.column(latent)], n)

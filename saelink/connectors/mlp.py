@@ -17,8 +17,6 @@ from saelink.store import SaelinkError
 class Config(ConnectorConfig):
     """Settings of connector=mlp."""
 
-    bias: bool = False
-    """Add a constant to every hidden unit and every target latent."""
     d_hidden: int = 512
     """Number of hidden units."""
 
@@ -31,33 +29,36 @@ class Connector(Base):
 
     Config = Config
 
-    def __init__(self, config: Config, d_source: int, d_target: int):
-        super().__init__(config, d_source, d_target)
+    def __init__(self, config: Config, d_source: int, target_ids: torch.Tensor):
+        super().__init__(config, d_source, target_ids)
         self.W1 = torch.nn.Parameter(torch.zeros(d_source, config.d_hidden))
-        self.W2 = torch.nn.Parameter(torch.zeros(config.d_hidden, d_target))
-        self.b1 = torch.nn.Parameter(torch.zeros(config.d_hidden)) if config.bias else None
-        self.b2 = torch.nn.Parameter(torch.zeros(d_target)) if config.bias else None
+        self.W2 = torch.nn.Parameter(torch.zeros(config.d_hidden, self.d_target))
+        self.b1 = torch.nn.Parameter(torch.zeros(config.d_hidden)) if self._hidden_bias else None
+        self.b2 = torch.nn.Parameter(torch.zeros(self.d_target)) if config.bias else None
+
+    @property
+    def _hidden_bias(self) -> bool:
+        return self.config.bias
 
     @classmethod
     def check(cls, config: Config) -> None:
         if config.d_hidden < 1:
             raise SaelinkError(f"connector.d_hidden={config.d_hidden} must be at least 1")
 
-    def initialise(self, generator: torch.Generator) -> None:
-        with torch.no_grad():
-            self.W1.copy_(uniform((self.d_source, self.config.d_hidden), generator))
-            self.W2.copy_(uniform((self.config.d_hidden, self.d_target), generator))
+    def randomise(self, generator: torch.Generator) -> None:
+        uniform(self.W1, generator)
+        uniform(self.W2, generator)
 
-    def forward(self, rows: Rows) -> torch.Tensor:
+    def maps(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         z = sparse_linear(rows, self.W1)
         hidden = torch.relu(z if self.b1 is None else z + self.b1)
-        return hidden @ self.W2 if self.b2 is None else torch.addmm(self.b2, hidden, self.W2)
+        return hidden @ self.W2 if self.b2 is None else torch.addmm(self.b2, hidden, self.W2), hidden
 
     def penalised(self) -> list[tuple[torch.nn.Parameter, float]]:
         return [(self.W1, 0.5 / self.config.d_hidden), (self.W2, 0.5 / self.d_target)]
 
-    def edges(self, target: int, n: int) -> Edges:
-        return strongest(self.W2.detach()[:, target], n)
+    def edges(self, latent: int, n: int) -> Edges:
+        return strongest(self.W2.detach()[:, self.column(latent)], n)
 
     def hidden_edges(self, unit: int, n: int) -> Edges:
         return strongest(self.W1.detach()[:, unit], n)

@@ -14,5 +14,5 @@ from saelink.solvers.base import Solver
 SOLVERS: dict[str, type[Solver]] = {
     module.name: importlib.import_module(f"{__name__}.{module.name}").Solver
     for module in pkgutil.iter_modules(__path__)
-    if module.name != "base"
+    if module.name not in ("base", "kernels")
 }

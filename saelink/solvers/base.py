@@ -1,30 +1,42 @@
-"""What every solver gets and gives back."""
+"""What every solver gets and gives back, and the figures that all of them record."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import torch
+
+from saelink import metrics
 from saelink.config import SolverConfig
 from saelink.connectors.base import Connector
+from saelink.gram import Gram
 from saelink.latents import Rows
+from saelink.store import SaelinkError
 
 
 class Problem(NamedTuple):
-    """Minimise (1/N) sum_n (y_n - f(x_n))^2 / c + l1_alpha |w|_1, averaged over the target latents."""
+    """Minimise (1/N) sum_n (y_n - f(x_n))^2 / c + l1_alpha |w|_1, averaged over the target latents.
+
+    A connector with a hidden penalty adds l1_alpha times its weight times the mean l1 norm of its hidden activations.
+    """
 
     source: Rows
     """Training rows of the source latents [N, d_source], in the units the connector sees."""
     target: Rows
-    """The same tokens' target latents [N, d_target]."""
+    """The same tokens' target latents [N, d_target]: the columns that the connector explains."""
     source_validation: Rows
     target_validation: Rows
     l1_alpha: float
     c: float
     """The normaliser of the squared error."""
     seed: int
+    """Order of the tokens."""
     device: str
+    gram: Callable[[], Gram]
+    """The training tokens' products of source and target latents, for solvers that need no more than these."""
 
 
 class Fit(NamedTuple):
@@ -37,16 +49,19 @@ class Fit(NamedTuple):
 
 
 class Solver(ABC):
-    """Finds a connector's weights, in place."""
+    """Finds a connector's weights, in place, from where `initialise` has put them."""
 
     Config: type[Any] = SolverConfig
+
+    seeded: ClassVar[bool] = True
+    """Whether the seed changes the weights; where it does not, all seeds share one artifact."""
 
     def __init__(self, config: Any):
         self.config = config
 
     @abstractmethod
-    def check(self) -> None:
-        """Raise SaelinkError for a setting that is out of range."""
+    def check(self, connector: type[Connector], settings: Any) -> None:
+        """Raise SaelinkError for a setting out of range and for a connector (and settings) that it can't fit."""
 
     @abstractmethod
     def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
@@ -55,3 +70,31 @@ class Solver(ABC):
     @abstractmethod
     def tokens(self, n_training: int) -> int:
         """How many tokens `solve` will report to `advance`."""
+
+
+def measured(
+    connector: Connector, problem: Problem, validation: tuple[Rows, Rows], tokens: int, train_mse: float
+) -> dict[str, float]:
+    """One point of the curve, on the given validation rows. Raises SaelinkError when the weights have diverged."""
+    sums = metrics.Sums(problem.target.d)
+    hidden_l1 = 0.0
+    for source, target in zip(metrics.in_steps(validation[0]), metrics.in_steps(validation[1]), strict=True):
+        with torch.no_grad():
+            z, hidden = connector.maps(source.to(problem.device))
+            sums.add((torch.relu(z) if connector.relu_output else z).cpu(), target)
+            hidden_l1 += hidden.double().sum().item() if hidden is not None else 0.0
+    l1 = connector.l1()
+    mse = sums.mse()
+    if not math.isfinite(mse + l1):
+        raise SaelinkError(f"solver.lr: the fit diverged within {tokens:,} tokens; use a smaller learning rate")
+    penalty = l1 + (connector.hidden_penalty(problem.c) or 0.0) * hidden_l1 / sums.n
+    return {
+        "tokens": tokens,
+        "train_mse": train_mse,
+        "validation_mse": mse,
+        "validation_fvu": sums.fvu(),
+        "l1": l1,
+        "objective": mse / problem.c + problem.l1_alpha * penalty,
+        "n_edges": connector.n_edges(),
+        "n_edges_above_0.01": connector.n_edges(0.01),
+    }

@@ -1,0 +1,132 @@
+"""A link: which hooks explain which, their latents on both sides, and the targets that are explained."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from saelink.cache import cache
+from saelink.config import Config, LatentScale, Normalise
+from saelink.encode import TYPICAL_NORM_RATIO, encode, encode_plan
+from saelink.latents import Tokens, load_tokens, scale_of
+from saelink.model import model_info
+from saelink.norms import c_post
+from saelink.store import Artifact, SaelinkError, Store
+
+
+class Link(NamedTuple):
+    """A link's hooks at one layer, by full name."""
+
+    sources: list[str]
+    target: str
+
+
+def link_of(cfg: Config, store: Store, layer: int | None = None) -> Link:
+    """The hooks of the configured link. Raises SaelinkError for a layer or hook that the model lacks."""
+    info = model_info(cfg, store)
+    layer = cfg.layer if layer is None else layer
+    return Link([info.hook(name, layer) for name in cfg.link.sources], info.hook(cfg.link.target, layer))
+
+
+class Sides(NamedTuple):
+    """The encode artifacts of a link and the scalars their latents are divided by."""
+
+    sources: list[Artifact]
+    target: Artifact
+    scales: list[float]
+    """One for each source, then the target's."""
+
+    @property
+    def d_source(self) -> int:
+        """Latents of all sources together."""
+        return sum(source.facts["d_sae"] for source in self.sources)
+
+    @property
+    def d_target(self) -> int:
+        """Latents of the target SAE, explained or not."""
+        return self.target.facts["d_sae"]
+
+
+def pull_sides(cfg: Config, store: Store) -> Sides:
+    """Pull the latents on both sides of the link; one forward pass caches what is missing for all of them."""
+    link = link_of(cfg, store)
+    hooks = [*link.sources, link.target]
+    missing = [hook for hook in hooks if store.find(encode_plan(cfg, store, hook)) is None]
+    if missing:
+        cache(cfg, store, missing)
+    sources = [encode(cfg, store, hook) for hook in link.sources]
+    target = encode(cfg, store, link.target)
+    if cfg.latent_scale is LatentScale.none:
+        return Sides(sources, target, [1.0] * len(hooks))
+    return Sides(sources, target, [scale_of(side, cfg.data.drop_positions) for side in (*sources, target)])
+
+
+def load_split(cfg: Config, sides: Sides, split: str, target_ids: torch.Tensor | None = None) -> Tokens:
+    """One split's tokens, as the recipe says which count and in which units; all target latents, or the given."""
+    tokens = load_tokens(
+        sides.sources,
+        sides.target,
+        split,
+        scales=sides.scales,
+        drop_positions=cfg.data.drop_positions,
+        max_norm_ratio=cfg.data.max_norm_ratio,
+        typical_norm_ratio=TYPICAL_NORM_RATIO,
+    )
+    if not len(tokens.target.values):
+        raise SaelinkError(
+            f"data: no target latent is active on the {len(tokens):,} {split} tokens that count; use more text, or "
+            "check data.drop_positions and data.max_norm_ratio"
+        )
+    return tokens if target_ids is None else tokens.explain(target_ids)
+
+
+def subset_of(cfg: Config, store: Store) -> Artifact | None:
+    """The percent_linear result that `targets.subset` names. Raises SaelinkError when there is none."""
+    if cfg.targets.subset is None:
+        return None
+    try:
+        artifact = store.get(cfg.targets.subset)
+    except SaelinkError as error:
+        raise SaelinkError(f"targets.subset={cfg.targets.subset}: {error}") from None
+    if "linear.safetensors" not in artifact.files:
+        raise SaelinkError(f"targets.subset={cfg.targets.subset}: that is no percent_linear result")
+    return artifact
+
+
+def targets_of(cfg: Config, store: Store, train_tokens: Tokens) -> torch.Tensor:
+    """Numbers [d_target] of the target latents that are explained, ascending.
+
+    Those whose firing rate on the training tokens is above targets.min_rate, in the chosen part of a percent_linear
+    result if there is one. Raises SaelinkError when none is left.
+    """
+    fired = torch.bincount(train_tokens.target.indices, minlength=train_tokens.target.d)
+    chosen = fired > cfg.targets.min_rate * len(train_tokens)
+    subset = subset_of(cfg, store)
+    if subset is not None:
+        tensors = subset.tensors("linear.safetensors")
+        if len(tensors["linear"]) != len(chosen):
+            raise SaelinkError(
+                f"targets.subset={cfg.targets.subset}: it is about {len(tensors['linear']):,} target latents, here "
+                f"are {len(chosen):,}"
+            )
+        chosen &= tensors[cfg.targets.part.name].bool()
+    if not chosen.any():
+        raise SaelinkError(
+            f"targets.min_rate={cfg.targets.min_rate}: no target latent is left; the highest rate is "
+            f"{fired.max().item() / len(train_tokens):.2g}"
+        )
+    return chosen.nonzero().squeeze(1)
+
+
+def normaliser(cfg: Config, store: Store, train_tokens: Tokens) -> float:
+    """c of the objective.
+
+    none: 1. post: (mean l2 norm of the target acts at this layer / the smallest over normalise_layers)^2.
+    energy: mean over training tokens of the sum of y^2 over the target latents that are explained.
+    """
+    if cfg.normalise is Normalise.none:
+        return 1.0
+    if cfg.normalise is Normalise.post:
+        return c_post(cfg, store, link_of(cfg, store).target)
+    return (train_tokens.target.values.double().square().sum() / len(train_tokens)).item()

@@ -1,0 +1,98 @@
+"""How large the activations are: the stage `norms`, a table of mean norms by layer and hook.
+
+It runs the model over the first training sequences and keeps nothing but the norms, so that comparing layers
+(normalise=post) does not need them cached.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saelink.config import Config
+from saelink.data import tokens, tokens_plan
+from saelink.model import device_of, load_bridge, model_info
+from saelink.progress import Progress
+from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
+
+VERSION = 1
+
+HOOKS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+
+NORM_TOKENS = 16_384
+"""Training tokens that the norms are averaged over."""
+
+
+def norms_plan(cfg: Config, store: Store) -> Plan:
+    """Plan of the norms of all layers."""
+    info = model_info(cfg, store)
+    recipe = {"tokens": NORM_TOKENS, "drop_positions": cfg.data.drop_positions, "model_dtype": cfg.model.dtype.name}
+    inputs = {"model": info.artifact.key, "tokens": tokens_plan(cfg, info).key}
+    return Plan("norms", VERSION, recipe, inputs, f"{cfg.model.label}, all layers")
+
+
+def norms(cfg: Config, store: Store) -> Artifact:
+    """Pull the norms.
+
+    File `norms.json`: for every layer and hook of the block that the model has, the mean and the median l2 norm over
+    the positions that count of the first 16,384 training tokens.
+    """
+    plan = norms_plan(cfg, store)
+    found = store.up_to_date(plan)
+    if found is not None:
+        return found
+    token_ids = tokens(cfg, store)
+    return store.build(plan, lambda draft: _norms(cfg, store, token_ids, draft), device_of(cfg))
+
+
+def _norms(cfg: Config, store: Store, token_ids: Artifact, draft: Draft) -> dict[str, Any]:
+    import torch
+
+    info = model_info(cfg, store)
+    device = device_of(cfg)
+    bridge = load_bridge(cfg, info, device)
+    hooks = [f"blocks.{layer}.{name}" for layer in range(info.n_layers) for name in HOOKS]
+    hooks = [hook for hook in hooks if hook in info.hooks]
+    context = token_ids.facts["context_size"]
+    ids = token_ids.tensors("train.safetensors")["ids"][: max(NORM_TOKENS // context, 1)].long()
+    rows = max(cfg.runtime.forward_tokens // context, 1)
+    drop = cfg.data.drop_positions
+    seen: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
+
+    def keep(acts: torch.Tensor, hook: Any) -> torch.Tensor:
+        seen[hook.name].append(acts[:, drop:].float().norm(dim=-1).flatten().cpu())
+        return acts
+
+    with Progress("norms", ids.numel()) as bar, torch.inference_mode():
+        for batch in ids.split(rows):
+            bridge.run_with_hooks(
+                batch.to(device), fwd_hooks=[(hook, keep) for hook in hooks], stop_at_layer=info.n_layers
+            )
+            bar.advance(batch.numel())
+    table = [
+        {
+            "layer": int(hook.split(".")[1]),
+            "hook": hook.split(".", 2)[2],
+            "mean_norm": torch.cat(parts).double().mean().item(),
+            "median_norm": torch.cat(parts).median().item(),
+        }
+        for hook, parts in seen.items()
+        if parts
+    ]
+    draft.save_json("norms.json", table)
+    return {"tokens": ids.numel()}
+
+
+def c_post(cfg: Config, store: Store, hook_name: str) -> float:
+    """The post's c_L of a hook: (its mean norm / the smallest over normalise_layers at the same hook)^2.
+
+    Raises SaelinkError for a layer that the model lacks.
+    """
+    _, layer, name = hook_name.split(".", 2)
+    by_layer = {row["layer"]: row["mean_norm"] for row in norms(cfg, store).json("norms.json") if row["hook"] == name}
+    missing = [other for other in cfg.normalise_layers if other not in by_layer]
+    if not cfg.normalise_layers or missing:
+        raise SaelinkError(
+            f"normalise_layers={cfg.normalise_layers}: name at least one layer whose {name} is compared, such as [1,3]"
+            + (f"; the model has layers {min(by_layer)} to {max(by_layer)}" if missing else "")
+        )
+    return (by_layer[int(layer)] / min(by_layer[other] for other in cfg.normalise_layers)) ** 2
