@@ -76,6 +76,28 @@ def _run_train(cfg: Config, store: Store) -> None:
     tracking.publish(cfg.wandb, store, connector, group=cfg.runtime.sweep)
 
 
+def _run(cfg: Config, store: Store) -> None:
+    """The whole chain, or the experiments of an experiment file."""
+    if not cfg.experiment.names:
+        return _run_evaluate(cfg, store)
+    from saelink import sweep, tracking
+    from saelink.experiments.runner import run_experiments
+
+    for result in run_experiments(cfg, store, layers=_layers()):
+        sweep.record_experiment(store, cfg.runtime.sweep, result)
+        tracking.publish_experiment(cfg.wandb, store, result, group=cfg.runtime.sweep)
+
+
+def _layers() -> int:
+    """How many layers the multirun goes over."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    given = [override.split("=", 1)[1] for override in hydra.overrides.task if override.startswith("layer=")]
+    swept = str((hydra.sweeper.get("params") or {}).get("layer", "")) if not given else given[0]
+    return len(swept.split(",")) if swept else 1
+
+
 def _run_evaluate(cfg: Config, store: Store) -> None:
     from saelink import sweep, tracking
     from saelink.evaluate import evaluate, print_evaluation
@@ -145,7 +167,8 @@ def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]
                 cfg.runtime.sweep = None
             check(cfg)
             store = Store(cfg.runtime.outputs, say=lambda line: print(line, flush=True))
-            for alpha in l1_alphas(cfg.l1_alpha):
+            alphas = l1_alphas(cfg.l1_alpha)
+            for alpha in alphas[:1] if cfg.experiment.names else alphas:
                 stage(replace(cfg, l1_alpha=alpha), store)
         except KeyboardInterrupt:
             print("\nsaelink: interrupted; the same command goes on with what is finished", file=sys.stderr)
@@ -180,7 +203,12 @@ def _hydra(command: str, arguments: list[str], stage: Callable[[Config, Store], 
     _Failures.count = sweep.Finish.failed = 0
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main(), which prints them as lines
     arguments = hydra_arguments(arguments)
-    sweeping = "-m" in arguments or "--multirun" in arguments
+    experiment = any(argument.startswith("experiment=") for argument in arguments)  # its file says MULTIRUN
+    if experiment and command != "run":
+        from saelink.store import SaelinkError
+
+        raise SaelinkError(f"{command}: experiments are for `saelink run`, such as saelink run experiment=dense")
+    sweeping = experiment or "-m" in arguments or "--multirun" in arguments
     sweep_id = "sweep" + hashlib.sha256(" ".join([command, *sorted(arguments)]).encode()).hexdigest()[:8]
     argv = sys.argv
     sys.argv = [f"saelink {command}", *([f"runtime.sweep={sweep_id}"] if sweeping else []), *arguments]
@@ -212,7 +240,7 @@ def _stage_command(name: str, help: str, stage: Callable[[Config, Store], None])
     app.command(name, context_settings=PASS_TO_HYDRA, help=help)(command)
 
 
-_stage_command("run", "The whole chain: cache, encode, train, evaluate.", _run_evaluate)
+_stage_command("run", "The whole chain: cache, encode, train, evaluate; or experiment=NAME.", _run)
 _stage_command("cache", "Run the language model and keep its activations at the link's hooks.", _run_cache)
 _stage_command("sae", "Train SAEs for the link's hooks that have none.", _run_sae)
 _stage_command("encode", "Encode the activations through the SAEs.", _run_encode)

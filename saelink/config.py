@@ -271,8 +271,9 @@ class ExperimentConfig:
     """sae_connector: the penalties that are also tried with a hidden bias; null tries all."""
     hidden_sizes: list[int] = field(default_factory=lambda: [2**power for power in range(1, 14)])
     """hidden_size: numbers of hidden units."""
-    linear_threshold: float = 1e-3
-    """percent_linear: a latent is linear when its loss difference, divided by the normaliser, is at most this."""
+    linear_threshold: Any = 1e-3
+    """percent_linear: a latent is linear when its loss difference, divided by the normaliser, is at most this; `noise`
+    takes the level that noise_threshold finds for each normaliser."""
     linear_by: str = "variance"
     """percent_linear: the normaliser that decides the linear subset: post, energy or variance."""
     bootstrap: int = 1000

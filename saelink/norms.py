@@ -58,14 +58,17 @@ def _norms(cfg: Config, store: Store, token_ids: Artifact, draft: Draft) -> dict
     drop = cfg.data.drop_positions
     seen: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
 
-    def keep(acts: torch.Tensor, hook: Any) -> torch.Tensor:
-        seen[hook.name].append(acts[:, drop:].float().norm(dim=-1).flatten().cpu())
-        return acts
+    def keeper(name: str) -> Any:  # by our name: some of the model's hooks go by several
+        def keep(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+            seen[name].append(acts[:, drop:].float().norm(dim=-1).flatten().cpu())
+            return acts
+
+        return keep
 
     with Progress("norms", ids.numel()) as bar, torch.inference_mode():
         for batch in ids.split(rows):
             bridge.run_with_hooks(
-                batch.to(device), fwd_hooks=[(hook, keep) for hook in hooks], stop_at_layer=info.n_layers
+                batch.to(device), fwd_hooks=[(hook, keeper(hook)) for hook in hooks], stop_at_layer=info.n_layers
             )
             bar.advance(batch.numel())
     table = [

@@ -13,6 +13,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from saelink.experiments.base import PICTURE_FILE, rows_of, table_csv
 from saelink.store import Artifact, SaelinkError, Store, json_bytes, write_durably
 
 COLUMNS = [
@@ -40,6 +41,33 @@ def record(store: Store, sweep_id: str | None, connector: Artifact, overrides: s
         folder = folder_of(store, sweep_id) / "jobs"
         folder.mkdir(parents=True, exist_ok=True)
         write_durably(folder / f"{connector.key}.json", json_bytes({"train": connector.key, "job": overrides}))
+
+
+def record_experiment(store: Store, sweep_id: str | None, result: Artifact) -> None:
+    """Note that a job of this sweep made or found this experiment's result."""
+    if sweep_id is not None:
+        folder = folder_of(store, sweep_id) / "experiments"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(folder / f"{result.key}.json", json_bytes({"experiment": result.key}))
+
+
+def gather_experiments(store: Store, sweep_id: str) -> list[str]:
+    """One table per experiment over all jobs, and each job's picture, in the sweep's folder; their paths."""
+    folder = folder_of(store, sweep_id)
+    results = [store.get(json.loads(path.read_bytes())["experiment"]) for path in (folder / "experiments").glob("*")]
+    results.sort(key=lambda result: (result.facts["name"], result.facts["link"], result.facts["layer"]))
+    written = []
+    for name in dict.fromkeys(result.facts["name"] for result in results):
+        chosen = [result for result in results if result.facts["name"] == name]
+        rows = [row for result in chosen for row in rows_of(result)]
+        write_durably(folder / f"{name}.csv", table_csv(rows))
+        written.append(str(folder / f"{name}.csv"))
+        for result in chosen:
+            if PICTURE_FILE in result.files:
+                path = folder / f"{name}-layer{result.facts['layer']}.png"
+                write_durably(path, result.file(PICTURE_FILE).read_bytes())
+                written.append(str(path))
+    return written
 
 
 def record_failure(outputs: str, sweep_id: str, job: int, line: str) -> None:
@@ -167,6 +195,10 @@ class Finish(Callback):
         Finish.failed = len(failures)
         for failure in failures:  # first, because Hydra swallows what a callback raises
             store.say(f"job {failure['job']} failed: {failure['error']}")
+        if (folder / "experiments").is_dir():
+            store.say("\nTables and pictures of all layers:")
+            for path in gather_experiments(store, sweep_id):
+                store.say(f"  {path}")
         if (folder / "jobs").is_dir():
             rows = pareto(store, sweep_id)
             settings: Any = OmegaConf.to_object(config.wandb)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from saelink.config import WandbConfig, WandbMode
+from saelink.experiments.base import PICTURE_FILE, rows_of
 from saelink.store import Artifact, SaelinkError, Store, json_bytes, write_durably
 from saelink.train import CONFIG_FILE, HISTORY_FILE
 
@@ -81,6 +82,23 @@ def publish_key(settings: WandbConfig, store: Store, key: str) -> None:
         if artifact.stage == "evaluate" and artifact.manifest["inputs"]["connector"] == connector.key
     ]
     publish(settings, store, connector, evaluations[-1] if evaluations else None)
+
+
+def publish_experiment(settings: WandbConfig, store: Store, result: Artifact, group: str | None = None) -> None:
+    """One run that shows an experiment's table and picture."""
+    if settings.mode is WandbMode.disabled:
+        return
+    name = result.manifest["about"]
+    with _run(settings, store, result.key, {"experiment": result.key, "group": group}, name=name) as run:
+        if run is None:
+            return
+        import wandb
+
+        rows = rows_of(result)
+        run.config.update({**result.recipe, "key": result.key, "inputs": result.manifest["inputs"]})
+        run.log({"experiment/table": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
+        if PICTURE_FILE in result.files:
+            run.log({"experiment/picture": wandb.Image(str(result.file(PICTURE_FILE)))})
 
 
 def publish_sweep(settings: WandbConfig, store: Store, sweep_id: str, rows: list[dict[str, Any]]) -> None:

@@ -17,7 +17,17 @@ ORDER = [
 ]  # fmt: skip
 """A module may import those before it when it is loaded; inside functions too."""
 
-LAZY = {"transformers", "transformer_lens", "sae_lens", "datasets", "wandb", "matplotlib", "huggingface_hub", "scipy", "numba"}
+LAZY = {
+    "transformers",
+    "transformer_lens",
+    "sae_lens",
+    "datasets",
+    "wandb",
+    "matplotlib",
+    "huggingface_hub",
+    "scipy",
+    "numba",
+}
 
 
 def modules() -> dict[str, list[Path]]:

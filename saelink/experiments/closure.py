@@ -1,0 +1,101 @@
+"""The block link: are the residual latents behind a block sparse combinations of all that is added up in front?
+
+All sources together, and each left out in turn, by least squares; then the lasso, with its edges by source. The sources
+of a residual stream add up to it exactly, so what is missing is the SAEs' own error and their nonlinearity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from saelink import metrics
+from saelink.config import Config
+from saelink.experiments import base
+from saelink.experiments.base import Done, Result, fit, link_named
+from saelink.gram import Gram, gram, load_gram
+from saelink.latents import Tokens, sparse_linear
+from saelink.link import load_split, pull_sides
+from saelink.solvers.exact import Lasso
+from saelink.store import Store
+from saelink.train import load_connector
+
+
+class Experiment(base.Experiment):
+    title = "Residual latents behind a block from the latents of all that is added up in front of it"
+
+    def configured(self, cfg: Config) -> Config:
+        return replace(cfg, link=link_named("block"))
+
+    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+        return {"lasso": fit(cfg, "linear", "exact", l1_alpha=cfg.experiment.sparse_alpha)}
+
+    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+        sides = pull_sides(cfg, store)
+        connector = load_connector(done["lasso"].connector)
+        ids = connector.target_ids
+        test = load_split(cfg, sides, "test", ids)
+        products = load_gram(gram(cfg, store)).explain(ids)
+        names = [source.facts["hook_name"].split(".", 2)[2] for source in sides.sources]
+        names[0] = "hook_resid_pre" if names[0] == "hook_resid_post" else names[0]
+        sizes = [source.facts["d_sae"] for source in sides.sources]
+        starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+        subsets = [list(range(len(names)))]
+        subsets += [[i for i in range(len(names)) if i != left_out] for left_out in range(len(names))]
+        subsets += [[i] for i in range(len(names))]
+        edges = connector.output_weight() != 0
+        rows: list[base.Row] = []
+        for chosen in subsets:
+            kept = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen])
+            sums = _least_squares(products, kept, test)
+            rows.append(self._row(cfg, "least squares", " + ".join(names[i] for i in chosen), sums, None))
+        found = done["lasso"].metrics
+        row = dict.fromkeys(rows[0]) | {"layer": cfg.layer, "solver": f"lasso {cfg.experiment.sparse_alpha:g}"}
+        rows.append(
+            row
+            | {"sources": " + ".join(names), "mse": found["mse"], "fvu": found["fvu"]}
+            | {"fvu_median": found["fvu_median_latent"], "edges_per_output": edges.sum(0).double().mean().item()}
+        )
+        by_source = [edges[starts[i] : starts[i + 1]].sum(0).double() for i in range(len(names))]
+        said = ", ".join(f"{name} {count.mean():.1f}" for name, count in zip(names, by_source, strict=True))
+        circuits = done["lasso"].evaluation.file("circuits.txt").read_text().splitlines()
+        lines = [f"  Edges per output by source: {said}. In circuits IF0 is {names[0]}, and so on:", ""]
+        lines += [f"  {line}" for line in circuits]
+
+        def draw(figure: Any) -> None:
+            left, right = figure.subplots(1, 2)
+            left.barh([row["sources"].replace(" + ", " +\n") for row in rows[:-1]], [row["fvu"] for row in rows[:-1]])
+            left.invert_yaxis()
+            left.tick_params(axis="y", labelsize=6)
+            left.set(xlabel="FVU, test documents", title="least squares from")
+            right.boxplot([count.tolist() for count in by_source], showfliers=False)
+            right.set_xticks(range(1, len(names) + 1), [name.removeprefix("hook_") for name in names], fontsize=8)
+            right.set(ylabel="edges into a target latent", title=f"lasso at {cfg.experiment.sparse_alpha:g}")
+            figure.suptitle(f"Block link, layer {cfg.layer}", fontsize=10)
+
+        return Result(rows, draw, "\n".join(lines))
+
+    def _row(self, cfg: Config, solver: str, sources: str, sums: metrics.Sums, edges: float | None) -> base.Row:
+        by_latent = sums.fvu_by_latent()
+        return {
+            "layer": cfg.layer,
+            "solver": solver,
+            "sources": sources,
+            "mse": sums.mse(),
+            "fvu": sums.fvu(),
+            "fvu_median": by_latent[~by_latent.isnan()].median().item(),
+            "edges_per_output": edges,
+        }
+
+
+def _least_squares(products: Gram, kept: torch.Tensor, test: Tokens) -> metrics.Sums:
+    """Errors on test tokens of the least-squares map from these source latents alone."""
+    part = Lasso(products.xx[kept][:, kept], products.xy[kept], products.yy)
+    W = torch.zeros(products.xy.shape)
+    W[kept] = part.least_squares().float()
+    sums = metrics.Sums(test.target.d)
+    for source, target in zip(metrics.in_steps(test.source), metrics.in_steps(test.target), strict=True):
+        sums.add(sparse_linear(source, W), target)
+    return sums

@@ -1,0 +1,111 @@
+"""The four connectors without a penalty, beside what bounds them: exact optimum, mean predictor, oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from saelink.config import Config
+from saelink.experiments import base
+from saelink.experiments.base import Done, Result, fit, mean_predictor, variance
+from saelink.intervene import oracle
+from saelink.link import load_split, pull_sides
+from saelink.store import Store
+from saelink.train import HISTORY_FILE, train_plan
+
+KINDS = ("linear", "nonlinear", "mlp", "two_nonlinear")
+
+
+def dense_fit(cfg: Config, store: Store, kind: str, bias: bool = False, seed: int = 0) -> Config:
+    """One of the four connectors by Adam at l1_alpha 0; two_nonlinear starts from the fitted mlp, else it dies."""
+    tokens = cfg.experiment.tokens
+    if kind == "two_nonlinear":
+        start = train_plan(dense_fit(cfg, store, "mlp", bias, seed), store).key
+        return fit(cfg, kind, bias=bias, seed=seed, tokens=tokens, init=start)
+    return fit(cfg, kind, bias=bias, seed=seed, tokens=tokens)
+
+
+class Experiment(base.Experiment):
+    title = "Dense connectors: error on test documents beside the exact optimum, the mean and the oracle"
+
+    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+        fits: dict[str, Config] = {}
+        for bias in (False, True):
+            suffix = " + bias" if bias else ""
+            fits[f"exact linear{suffix}"] = fit(cfg, "linear", "exact", bias=bias)
+            for seed in cfg.experiment.seeds:
+                for kind in KINDS:
+                    fits[f"{kind}{suffix}, seed {seed}"] = dense_fit(cfg, store, kind, bias, seed)
+        return fits
+
+    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+        rows = []
+        for label, result in done.items():
+            found = result.metrics
+            rows.append(
+                {
+                    "layer": cfg.layer,
+                    "connector": label.split(",")[0],
+                    "seed": result.cfg.seed if "seed" in label else None,
+                    "mse": found["mse"],
+                    "fvu": found["fvu"],
+                    "fvu_typical": found["fvu_typical"],
+                    "fvu_median": found["fvu_median_latent"],
+                    "predicted": found["fraction_predicted"],
+                    "dead_outputs": found.get("dead_outputs"),
+                }
+            )
+        rows += self._bounds(cfg, store, done)
+        curves = {
+            label: result.connector.json(HISTORY_FILE)
+            for label, result in done.items()
+            if label.endswith(f"seed {cfg.experiment.seeds[0]}") and "bias" not in label
+        }
+        lines = {row["connector"]: row["mse"] for row in rows if row["connector"] in ("exact linear", "mean", "oracle")}
+
+        def draw(figure: Any) -> None:
+            axes = figure.subplots()
+            for label, curve in curves.items():
+                name = label.split(",")[0]
+                axes.plot([p["tokens"] for p in curve], [p["validation_mse"] for p in curve], "o-", ms=3, label=name)
+            for (name, mse), style in zip(lines.items(), ("--", ":", "-."), strict=False):
+                axes.axhline(mse, color="black", lw=1, ls=style, label=f"{name} (test)")
+            axes.set(xlabel="training tokens", ylabel="MSE, validation documents", yscale="log")
+            axes.set_title(f"Dense connectors, layer {cfg.layer}, {cfg.link.name}", fontsize=10)
+            axes.legend(fontsize=8)
+
+        text = "  fvu_typical leaves out tokens with massive activations; predicted: share of target latents with "
+        return Result(rows, draw, text + "FVU < .5.\n  two_nonlinear goes on from the fitted mlp.")
+
+    def _bounds(self, cfg: Config, store: Store, done: dict[str, Done]) -> list[base.Row]:
+        """Mean predictor and oracle on the same tokens and the same target latents."""
+        sides = pull_sides(cfg, store)
+        ids = next(iter(done.values())).connector.tensors("connector.safetensors")["target_ids"]
+        training, test = load_split(cfg, sides, "train", ids), load_split(cfg, sides, "test", ids)
+        typical = test.subset(test.typical)
+        made = oracle(cfg, store).tensors("errors.safetensors")
+        errors = {
+            "mean": (mean_predictor(training, test), mean_predictor(training, typical)),
+            "oracle": (made["squared_error"][ids] / len(test), None),
+        }
+        rows = []
+        for name, (mse, mse_typical) in errors.items():
+            total = variance(test)
+            by_latent = (mse / total)[total > 0]
+            typical_fvu = None if mse_typical is None else (mse_typical.sum() / variance(typical).sum()).item()
+            rows.append(
+                {
+                    "layer": cfg.layer,
+                    "connector": name,
+                    "seed": None,
+                    "mse": mse.mean().item(),
+                    "fvu": (mse.sum() / total.sum()).item(),
+                    "fvu_typical": typical_fvu,
+                    "fvu_median": by_latent.median().item(),
+                    "predicted": (by_latent < 0.5).double().mean().item(),
+                    "dead_outputs": None,
+                }
+            )
+        assert torch.isfinite(torch.tensor([row["fvu"] for row in rows])).all()
+        return rows

@@ -1,0 +1,124 @@
+"""How much error in the target latents the model can bear: a threshold with a reason.
+
+Gaussian noise is added to the true target latents of every token and the sum clamped at 0; its variance per latent is
+a loss level times a normaliser. The result is decoded, spliced in, and the model's cross-entropy measured.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from saelink.config import Config
+from saelink.experiments import base
+from saelink.experiments.base import NORMALISERS, Done, Result, normalisers
+from saelink.intervene import Splice, ce_baselines, ce_figures, test_tokens
+from saelink.link import load_split, pull_sides, targets_of
+from saelink.norms import norms_plan
+from saelink.store import Plan, SaelinkError, Store
+
+
+class Experiment(base.Experiment):
+    title = "Cross-entropy against noise in the target latents"
+    settings = ("noise_levels", "noise_tokens", "noise_share")
+
+    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+        return {}
+
+    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
+        return {"norms": norms_plan(cfg, store)}
+
+    def recipe(self, cfg: Config) -> dict[str, Any]:
+        return {
+            "ce_tokens": cfg.eval.ce_tokens,
+            "latent_scale": cfg.latent_scale,
+            "drop_positions": cfg.data.drop_positions,
+            "max_norm_ratio": cfg.data.max_norm_ratio,
+            "normalise_layers": cfg.normalise_layers,
+            "min_rate": cfg.targets.min_rate,
+        }
+
+    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+        levels = sorted(cfg.experiment.noise_levels)
+        if not levels or levels[0] <= 0:
+            raise SaelinkError(f"experiment.noise_levels={cfg.experiment.noise_levels}: give numbers above 0")
+        sides = pull_sides(cfg, store)
+        limit = min(cfg.experiment.noise_tokens, cfg.eval.ce_tokens)
+        baselines = ce_baselines(cfg, store, cfg.eval.ce_tokens).tensors("losses.safetensors")
+        test = test_tokens(cfg, store, sides, limit)
+        losses = {name: baselines[name][: len(test.ids)] for name in ("clean", "sae", "mean", "zero")}
+        ids = targets_of(cfg, store, load_split(cfg, sides, "train"))
+        counted = load_split(cfg, sides, "test", ids)
+        scales = normalisers(cfg, store, counted)
+        counted = counted.subset(counted.row < test.ids.numel())
+        true = counted.target.dense()
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(true.shape, generator=generator)
+        with Splice(cfg, store, sides, test, len(NORMALISERS) * len(levels)) as splice:
+            clean = splice.decode(splice.true_latents())
+            for name in NORMALISERS:
+                for level in levels:
+                    deviation = (level * scales[name]).sqrt().float()
+                    change = torch.zeros(test.ids.numel(), sides.d_target)
+                    change[counted.row[:, None], ids] = (torch.relu(true + noise * deviation) - true) * sides.scales[-1]
+                    losses[f"{name} {level:g}"] = splice.losses(clean + splice.decode_change(change))
+        figures = ce_figures(losses, test.document, cfg.eval.bootstrap)
+        gap = figures["zero"]["ce"] - figures["clean"]["ce"]
+        rows: list[base.Row] = []
+        found: dict[str, float | None] = {}
+        for name in NORMALISERS:
+            shares = []
+            for level in levels:
+                entry = figures[f"{name} {level:g}"]
+                shares.append((entry["ce"] - figures["sae"]["ce"]) / gap)
+                rows.append(
+                    {
+                        "layer": cfg.layer,
+                        "divided by": name,
+                        "level": level,
+                        "ce": entry["ce"],
+                        "ce_low": figures["clean"]["ce"] + entry["cost_low"],
+                        "ce_high": figures["clean"]["ce"] + entry["cost_high"],
+                        "share_of_gap": shares[-1],
+                    }
+                )
+            found[name] = largest_level(levels, shares, cfg.experiment.noise_share)
+        said = ", ".join(f"{name} {'none' if level is None else f'{level:.2g}'}" for name, level in found.items())
+        text = (
+            f"  {test.ids.numel():,} test tokens. CE clean {figures['clean']['ce']:.3f}, "
+            f"SAE {figures['sae']['ce']:.3f}, zero ablation {figures['zero']['ce']:.3f}; share_of_gap is (CE - CE of the SAE) / (zero - clean).\n"
+            f"  Largest level that costs less than {cfg.experiment.noise_share:.0%} of the gap: {said}."
+        )
+
+        def draw(figure: Any) -> None:
+            axes = figure.subplots()
+            for name in NORMALISERS:
+                chosen = [row for row in rows if row["divided by"] == name]
+                axes.plot([row["level"] for row in chosen], [row["ce"] for row in chosen], "o-", label=name)
+            for name, style in (("sae", "--"), ("zero", ":")):
+                axes.axhline(figures[name]["ce"], color="black", lw=1, ls=style, label=name)
+            limit_ce = figures["sae"]["ce"] + cfg.experiment.noise_share * gap
+            axes.axhline(limit_ce, color="tab:red", lw=1, label=f"SAE + {cfg.experiment.noise_share:.0%} of the gap")
+            axes.set(xscale="log", xlabel="noise variance / normaliser", ylabel="cross-entropy (nats)")
+            axes.set_title(f"Noise in the target latents, layer {cfg.layer}", fontsize=10)
+            axes.legend(fontsize=8)
+
+        return Result(rows, draw, text, facts={"levels": found})
+
+
+def largest_level(levels: list[float], shares: list[float], allowed: float) -> float | None:
+    """Where the cost first reaches `allowed`, between the levels by log-linear interpolation.
+
+    None when the smallest level is too much already; the largest level when none is.
+    """
+    if shares[0] >= allowed:
+        return None
+    for (low, before), (high, after) in zip(
+        zip(levels, shares, strict=True), zip(levels[1:], shares[1:], strict=True), strict=False
+    ):
+        if after >= allowed:
+            part = (allowed - before) / (after - before)
+            return math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
+    return levels[-1]

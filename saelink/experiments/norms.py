@@ -1,0 +1,44 @@
+"""How large activations are by layer and hook, and the post's c_L that follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saelink.config import Config
+from saelink.experiments import base
+from saelink.experiments.base import Done, Result
+from saelink.norms import norms, norms_plan
+from saelink.store import Plan, Store
+
+
+class Experiment(base.Experiment):
+    title = "Norms of the activations by layer and hook"
+
+    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+        return {}
+
+    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
+        return {"norms": norms_plan(cfg, store)}
+
+    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+        table = norms(cfg, store).json("norms.json")
+        hooks = list(dict.fromkeys(row["hook"] for row in table))
+        rows = []
+        for layer in dict.fromkeys(row["layer"] for row in table):
+            here = {row["hook"]: row for row in table if row["layer"] == layer}
+            rows.append(
+                {"layer": layer}
+                | {f"mean {hook.removeprefix('hook_')}": here[hook]["mean_norm"] for hook in hooks if hook in here}
+                | {f"median {hook.removeprefix('hook_')}": here[hook]["median_norm"] for hook in hooks if hook in here}
+            )
+
+        def draw(figure: Any) -> None:
+            axes = figure.subplots()
+            for hook in hooks:
+                chosen = [row for row in table if row["hook"] == hook]
+                (line,) = axes.semilogy([row["layer"] for row in chosen], [row["mean_norm"] for row in chosen], "o-")
+                line.set_label(hook)
+            axes.set(xlabel="layer", ylabel="mean l2 norm", title="Norms of the activations")
+            axes.legend(fontsize=8)
+
+        return Result(rows, draw, "  Mean and median l2 norm over training tokens, dropped positions left out.")

@@ -1,0 +1,121 @@
+"""The latents that carry the gap between linear and mlp: what they fire on, and how the mlp writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from saelink.config import Config
+from saelink.data import tokens as pull_tokens
+from saelink.encode import TYPICAL_NORM_RATIO
+from saelink.evaluate import top_tokens
+from saelink.experiments import base
+from saelink.experiments.base import Done, Result
+from saelink.experiments.dense import dense_fit
+from saelink.experiments.percent_linear import Experiment as PercentLinear
+from saelink.latents import Rows, latent_shards
+from saelink.link import pull_sides
+from saelink.model import load_tokenizer, model_info
+from saelink.store import Plan, Store
+from saelink.train import load_connector
+
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
+
+FIRST_POSITIONS = 3
+
+MOST_WEIGHTS = 5
+"""Latents whose large W2 weights are counted, those with the largest differences."""
+
+
+class Experiment(base.Experiment):
+    title = "Latents with the largest loss differences: where they fire, and the mlp's large weights into them"
+    settings = ("outliers", "outlier_share", "weight_threshold")
+
+    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+        return {"mlp": dense_fit(cfg, store, "mlp", seed=cfg.experiment.seeds[0])}
+
+    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
+        return {"percent_linear": PercentLinear().plan(cfg, store)}
+
+    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+        found = PercentLinear().run(cfg, store).tensors("linear.safetensors")
+        sides = pull_sides(cfg, store)
+        shards = list(latent_shards(sides.target, ["test"]))
+        # All positions: an outlier may fire on just those that fitting leaves out.
+        rows_of = Rows.stack([rows for _, rows, _ in shards]).scaled(1 / sides.scales[-1])
+        massive = torch.cat([norm for _, _, norm in shards]) > TYPICAL_NORM_RATIO * sides.target.facts["median_norm"]
+        ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].long()
+        tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
+        position = torch.arange(ids.numel()) % ids.shape[1]
+        places = {
+            "first_positions": position < FIRST_POSITIONS,
+            "first_delimiter": first_delimiters(ids, tokenizer).flatten(),
+            "massive": massive,
+        }
+        connector = load_connector(done["mlp"].connector)
+        weights = connector.output_weight()
+        difference = torch.where(found["difference"].isnan(), -torch.inf, found["difference"])
+        largest = difference.argsort(descending=True)[: cfg.experiment.outliers]
+        total = found["difference"].nan_to_num().clamp(min=0).sum()
+        best = top_tokens(rows_of, ids.flatten())
+        owner = rows_of.row_of
+        rows: list[base.Row] = []
+        for latent in largest.tolist():
+            mine = rows_of.indices == latent
+            values, where = rows_of.values[mine].double(), owner[mine]
+            carried = {name: (values[mask[where]].sum() / values.sum()).item() for name, mask in places.items()}
+            token = best.get(latent)
+            on_top = (values[ids.flatten()[where] == token].sum() / values.sum()).item() if token is not None else 0.0
+            column = weights[:, connector.column(latent)]
+            quantiles = values.quantile(torch.tensor(QUANTILES).double()).tolist() if len(values) else [0.0] * 4
+            rows.append(
+                {
+                    "layer": cfg.layer,
+                    "latent": f"OF{latent}",
+                    "difference": difference[latent].item(),
+                    "share_of_gap": (difference[latent] / total).item(),
+                    "over_variance": (difference[latent] / found["variance"][latent]).item(),
+                    "active": len(values),
+                    **{f"q{int(q * 100)}": value for q, value in zip(QUANTILES, quantiles, strict=True)},
+                    **{name: share if len(values) else 0.0 for name, share in carried.items()},
+                    "top_token": ascii(tokenizer.decode([token])) if token is not None else "",
+                    "on_top_token": on_top,
+                    "outlier": len(values) > 0 and max(carried.values()) >= cfg.experiment.outlier_share,
+                    "w2_above": int((column > cfg.experiment.weight_threshold).sum()),
+                    "w2_below": int((column < -cfg.experiment.weight_threshold).sum()),
+                }
+            )
+        limit = cfg.experiment.weight_threshold
+        above, below = (weights > limit).sum(0).double(), (weights < -limit).sum(0).double()
+        top_weights = ", ".join(f"{row['w2_above']}/{row['w2_below']}" for row in rows[:MOST_WEIGHTS])
+        text = (
+            f"  {sum(row['outlier'] for row in rows)} of {len(rows)} are flagged: at least "
+            f"{cfg.experiment.outlier_share:.0%} of their activation lies on positions 0-{FIRST_POSITIONS - 1}, on a "
+            "sequence's first delimiter, or on massive acts.\n"
+            f"  W2 weights above {limit:g} / below -{limit:g}, the first {MOST_WEIGHTS}: {top_weights}; median over "
+            f"all targets {above.median():.0f}/{below.median():.0f}.\n"
+            "  Shares are of the latent's summed activation on test tokens, all positions."
+        )
+
+        def draw(figure: Any) -> None:
+            left, right = figure.subplots(1, 2)
+            labels = [row["latent"] for row in rows]
+            colours = ["tab:red" if row["outlier"] else "tab:blue" for row in rows]
+            left.barh(labels, [row["difference"] for row in rows], color=colours)
+            left.invert_yaxis()
+            left.tick_params(axis="y", labelsize=7)
+            left.set(xlabel="loss difference (red: outlier)", xscale="symlog")
+            right.hist(above.tolist(), bins=range(0, int(above.max()) + 2, max(int(above.max()) // 40, 1)))
+            right.set(xlabel=f"W2 weights above {limit:g} into a target latent", ylabel="target latents", yscale="log")
+            figure.suptitle(f"Outlier latents, layer {cfg.layer}", fontsize=10)
+
+        return Result(rows, draw, text)
+
+
+def first_delimiters(ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
+    """[sequences, context_size] bool: the first token of each sequence that holds a full stop or a newline."""
+    known = ids.unique()
+    holds = torch.tensor([any(mark in tokenizer.decode([int(token)]) for mark in ".\n") for token in known])
+    delimiter = holds[torch.searchsorted(known, ids)]
+    return delimiter & (delimiter.cumsum(1) == 1)

@@ -1,0 +1,174 @@
+"""Error against sparsity: linear, nonlinear and mlp over penalties, on the same targets.
+
+The linear connector is solved exactly; the others by proximal Adam, whose zeros are zeros too. Because the linear
+subset and the rest differ in how hard they are, every figure is also given on each of them alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from saelink.config import Config, SubsetPart, TargetsConfig
+from saelink.experiments import base
+from saelink.experiments.base import Done, Result, fit
+from saelink.experiments.percent_linear import Experiment as PercentLinear
+from saelink.store import Plan, SaelinkError, Store
+from saelink.train import load_connector
+
+SOLVED_BY = {"linear": "exact", "nonlinear": "proximal", "mlp": "proximal"}
+
+
+class Experiment(base.Experiment):
+    title = "Error against L1, edges and cross-entropy over penalties"
+    settings = ("ce_at", "refit_parts")
+
+    def alphas(self, cfg: Config, connector: str) -> list[float]:
+        """The penalties of a connector: the post's, and a grid for the linear one."""
+        alphas = set(cfg.experiment.l1_alphas)
+        return sorted(alphas | set(cfg.experiment.l1_grid) if connector == "linear" else alphas)
+
+    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+        fits = {}
+        tokens = cfg.experiment.sweep_tokens
+        for connector, solver in SOLVED_BY.items():
+            for alpha in self.alphas(cfg, connector):
+                fits[f"{connector} {alpha:g}"] = fit(cfg, connector, solver, l1_alpha=alpha, tokens=tokens)
+        if cfg.experiment.refit_parts:
+            for part in SubsetPart:
+                subset = TargetsConfig(cfg.targets.min_rate, self.needs(cfg, store)["percent_linear"].key, part)
+                for alpha in self.alphas(cfg, "mlp"):
+                    fits[f"mlp {alpha:g} on {part.name}"] = fit(
+                        cfg, "mlp", "proximal", l1_alpha=alpha, tokens=tokens, subset=subset
+                    )
+        return fits
+
+    def recipe(self, cfg: Config) -> dict[str, Any]:
+        return {"ce_tokens": cfg.eval.ce_tokens, "bootstrap": cfg.eval.bootstrap}
+
+    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
+        return {"percent_linear": PercentLinear().plan(cfg, store)}
+
+    def run(self, cfg: Config, store: Store) -> Any:
+        PercentLinear().run(cfg, store)  # the subsets come first
+        return super().run(cfg, store)
+
+    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+        if set(cfg.experiment.ce_at) - {"elbow", "all"}:
+            raise SaelinkError(f"experiment.ce_at={cfg.experiment.ce_at}: elbow or all, or [] for none")
+        parts = PercentLinear().run(cfg, store).tensors("linear.safetensors")
+        rows: list[base.Row] = []
+        for label, result in done.items():
+            connector = load_connector(result.connector)
+            latents = result.latents()
+            explained = ~latents["mse"].isnan()
+            refit = " on " in label
+            masks = {"all": explained, "linear": parts["linear"] & explained, "rest": parts["rest"] & explained}
+            for part, mask in masks.items():
+                if (refit and not label.endswith(part)) or not mask.any():
+                    continue
+                edges = connector.output_weight()[:, mask[connector.target_ids]].abs()
+                hidden = [weight.detach().abs() for weight, _ in connector.penalised()[:-1]]
+                l1 = edges.double().sum(0).mean().item()
+                rows.append(
+                    {
+                        "layer": cfg.layer,
+                        "connector": result.cfg.connector.name,
+                        "fitted on": label.split(" on ")[1] if refit else "all",
+                        "targets": part,
+                        "n_targets": int(mask.sum()),
+                        "l1_alpha": result.cfg.l1_alpha,
+                        "mse": latents["mse"][mask].mean().item(),
+                        "fvu": (latents["mse"][mask].sum() / latents["variance"][mask].sum()).item(),
+                        "l1": (l1 + sum(weight.double().sum(0).mean().item() for weight in hidden)) / (1 + len(hidden)),
+                        "n_edges": int((edges > 0).sum()) + sum(int((weight > 0).sum()) for weight in hidden),
+                        "elbow": False,
+                        "ce": None,
+                        "ce_recovered": None,
+                        "train": result.connector.key,
+                    }
+                )
+        elbows = self._mark_elbows(rows)
+        self._measure_ce(cfg, store, done, rows)
+        said = "; ".join(f"{name} at l1_alpha {row['l1_alpha']:g}, L1 {row['l1']:.3g}" for name, row in elbows.items())
+        text = (
+            "  L1 and edges of an mlp count both matrices, L1 as their mean. elbow: kneedle on (log L1, MSE), points "
+            f"with L1 > 0, all targets.\n  Elbows: {said or 'none, fewer than three points'}."
+        )
+
+        def draw(figure: Any) -> None:
+            for axes, column in zip(figure.subplots(1, 2, sharey=True), ("l1", "n_edges"), strict=True):
+                for number, connector in enumerate(SOLVED_BY):
+                    for part, style in (("all", "o-"), ("linear", "s:"), ("rest", "^:")):
+                        chosen = [
+                            row
+                            for row in rows
+                            if row["connector"] == connector
+                            and row["targets"] == part
+                            and row["fitted on"] == "all"
+                            and row[column] > 0
+                        ]
+                        label = connector + ("" if part == "all" else f", {part} targets")
+                        axes.plot(
+                            [row[column] for row in chosen],
+                            [row["mse"] for row in chosen],
+                            style,
+                            color=f"C{number}",
+                            ms=3 if part != "all" else 4,
+                            lw=1.5 if part == "all" else 0.8,
+                            label=label,
+                        )
+                    if connector in elbows:
+                        row = elbows[connector]
+                        axes.plot(row[column], row["mse"], "o", ms=11, mfc="none", mec=f"C{number}")
+                axes.set(xscale="log", xlabel={"l1": "L1", "n_edges": "edges"}[column])
+                axes.grid(alpha=0.3)
+            figure.axes[0].set_ylabel("MSE, test documents")
+            figure.axes[1].legend(fontsize=6)
+            figure.suptitle(f"Error against sparsity, layer {cfg.layer}; rings are elbows", fontsize=10)
+
+        return Result(rows, draw, text, facts={"elbows": {name: row["l1_alpha"] for name, row in elbows.items()}})
+
+    def _mark_elbows(self, rows: list[base.Row]) -> dict[str, base.Row]:
+        elbows = {}
+        for connector in SOLVED_BY:
+            chosen = [
+                row
+                for row in rows
+                if row["connector"] == connector and row["targets"] == row["fitted on"] == "all" and row["l1"] > 0
+            ]
+            place = kneedle([row["l1"] for row in chosen], [row["mse"] for row in chosen])
+            if place is not None:
+                chosen[place]["elbow"] = True
+                elbows[connector] = chosen[place]
+        return elbows
+
+    def _measure_ce(self, cfg: Config, store: Store, done: dict[str, Done], rows: list[base.Row]) -> None:
+        """Cross-entropy of the fits of `ce_at`, into the rows of all targets."""
+        by_key = {result.connector.key: result for result in done.values()}
+        for row in rows:
+            wanted = "all" in cfg.experiment.ce_at or ("elbow" in cfg.experiment.ce_at and row["elbow"])
+            if wanted and row["targets"] == row["fitted on"] == "all":
+                settings = by_key[row["train"]].cfg
+                measured = Done(base.with_ce(settings), store).metrics
+                row["ce"], row["ce_recovered"] = measured["ce_connector"], measured["ce_loss_recovered"]
+
+
+def kneedle(x: list[float], y: list[float]) -> int | None:
+    """Which point is the elbow of a falling convex curve; None below three points.
+
+    Kneedle (V. Satopaa, J. Albrecht, D. Irwin, B. Raghavan, "Finding a 'Kneedle' in a Haystack", 2011) without its
+    smoothing: on log x and y scaled to [0, 1] the point farthest below the line between the curve's ends.
+    """
+    if len(x) < 3:
+        return None
+    points = torch.tensor([x, y], dtype=torch.float64)
+    points[0] = points[0].log()
+    spread = points.amax(1, keepdim=True) - points.amin(1, keepdim=True)
+    if (spread == 0).any():
+        return None
+    scaled = (points - points.amin(1, keepdim=True)) / spread
+    first, last = scaled[:, scaled[0].argmin()], scaled[:, scaled[0].argmax()]
+    chord = first[1] + (last[1] - first[1]) * (scaled[0] - first[0]) / (last[0] - first[0])
+    return int((chord - scaled[1]).argmax())

@@ -1,0 +1,182 @@
+"""How many target latents a linear map explains as well as an mlp does, by three yardsticks.
+
+For every target latent d = (loss of the linear connector - loss of the mlp) on test documents. It counts as linear
+when d, divided by a normaliser, is at most a threshold. The post divided by c_L, one number for a layer; dividing by
+the layer's total energy or by the latent's own variance gives very different percentages, so all are given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from saelink import metrics
+from saelink.config import Config
+from saelink.connectors import Connector
+from saelink.experiments import base
+from saelink.experiments.base import NORMALISERS, Done, Result, fit, normalisers
+from saelink.experiments.dense import dense_fit
+from saelink.experiments.noise_threshold import Experiment as NoiseThreshold
+from saelink.intervene import test_tokens
+from saelink.latents import Tokens
+from saelink.link import load_split, pull_sides
+from saelink.norms import norms_plan
+from saelink.store import Plan, SaelinkError, Store
+from saelink.train import load_connector
+
+PAIRS = (("linear", "mlp"), ("exact linear", "mlp"), ("nonlinear", "two_nonlinear"))
+
+
+def errors_by_document(connector: Connector, test: Tokens, document: torch.Tensor, n: int) -> torch.Tensor:
+    """[n documents, d_target] summed squared errors, float64; `document` [tokens] is 0..n-1."""
+    errors = torch.zeros(n, test.target.d, dtype=torch.float64)
+    first = 0
+    for source, target in zip(metrics.in_steps(test.source), metrics.in_steps(test.target), strict=True):
+        with torch.inference_mode():
+            error = connector(source) - target.dense()
+        errors.index_add_(0, document[first : first + len(source)], error.square().double())
+        first += len(source)
+    return errors
+
+
+class Experiment(base.Experiment):
+    title = "Percentage of target latents that a linear map explains as well as an mlp"
+    settings = ("linear_threshold", "linear_by", "bootstrap", "seeds")
+
+    def recipe(self, cfg: Config) -> dict[str, Any]:
+        return {"normalise_layers": cfg.normalise_layers}
+
+    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+        fits = {"exact linear": fit(cfg, "linear", "exact")}
+        for seed in cfg.experiment.seeds:
+            for kind in ("linear", "mlp", "nonlinear", "two_nonlinear"):
+                fits[f"{kind}, seed {seed}"] = dense_fit(cfg, store, kind, seed=seed)
+        return fits
+
+    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
+        needs = {"norms": norms_plan(cfg, store)}
+        if cfg.experiment.linear_threshold == "noise":
+            needs["noise"] = NoiseThreshold().plan(cfg, store)
+        return needs
+
+    def thresholds(self, cfg: Config, store: Store) -> dict[str, float]:
+        """The threshold of each normaliser. Raises SaelinkError for a setting that is none."""
+        chosen = cfg.experiment.linear_threshold
+        if chosen == "noise":
+            levels = NoiseThreshold().run(cfg, store).facts["levels"]
+            missing = [name for name in NORMALISERS if levels[name] is None]
+            if missing:
+                raise SaelinkError(
+                    f"experiment.linear_threshold=noise: no level of experiment.noise_levels is cheap enough for "
+                    f"{', '.join(missing)}; add smaller ones"
+                )
+            return levels
+        if isinstance(chosen, bool) or not isinstance(chosen, int | float) or chosen < 0:
+            raise SaelinkError(f"experiment.linear_threshold={chosen}: give a number >= 0, or noise")
+        return dict.fromkeys(NORMALISERS, float(chosen))
+
+    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+        if cfg.experiment.linear_by not in NORMALISERS:
+            raise SaelinkError(f"experiment.linear_by={cfg.experiment.linear_by}: one of {', '.join(NORMALISERS)}")
+        thresholds = self.thresholds(cfg, store)
+        sides = pull_sides(cfg, store)
+        ids = done["exact linear"].connector.tensors("connector.safetensors")["target_ids"]
+        test = load_split(cfg, sides, "test", ids)
+        owner = test_tokens(cfg, store, sides).document.flatten()[test.row]
+        owner, n = owner.unique(return_inverse=True)[1], len(owner.unique())
+        size = torch.bincount(owner, minlength=n).double()
+        errors = {
+            label: errors_by_document(load_connector(result.connector), test, owner, n)
+            for label, result in done.items()
+        }
+        scales = normalisers(cfg, store, test)
+        active = scales["variance"] > 0
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.stack(
+            [
+                torch.bincount(torch.randint(n, (n,), generator=generator), minlength=n)
+                for _ in range(cfg.experiment.bootstrap)
+            ]
+        ).double()
+        seeds = cfg.experiment.seeds
+        drawn = torch.randint(len(seeds), (len(weights),), generator=generator)
+        rows: list[base.Row] = []
+        differences: dict[tuple[str, str], torch.Tensor] = {}
+        for simple, rich in PAIRS:
+            by_seed = [
+                errors[simple if simple in errors else f"{simple}, seed {seed}"] - errors[f"{rich}, seed {seed}"]
+                for seed in seeds
+            ]
+            point = torch.stack([difference.sum(0) for difference in by_seed]).mean(0) / len(test)
+            differences[simple, rich] = point
+            resampled = torch.empty(len(weights), len(ids), dtype=torch.float64)
+            for number, difference in enumerate(by_seed):
+                chosen = (drawn == number).nonzero().squeeze(1)
+                resampled[chosen] = (weights[chosen] @ difference) / (weights[chosen] @ size)[:, None]
+            for name in NORMALISERS:
+                limit = thresholds[name] * scales[name]
+                percent = 100 * (resampled[:, active] <= limit[active]).double().mean(1)
+                low, high = percent.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+                rows.append(
+                    {
+                        "layer": cfg.layer,
+                        "simple": simple,
+                        "rich": rich,
+                        "divided by": name,
+                        "threshold": thresholds[name],
+                        "percent": 100 * (point[active] <= limit[active]).double().mean().item(),
+                        "low": low,
+                        "high": high,
+                    }
+                )
+        decisive = differences["exact linear", "mlp"]
+        linear = active & (decisive <= thresholds[cfg.experiment.linear_by] * scales[cfg.experiment.linear_by])
+
+        def everywhere(values: torch.Tensor, elsewhere: Any) -> torch.Tensor:
+            return torch.full((sides.d_target,), elsewhere, dtype=values.dtype).scatter(0, ids, values)
+
+        tensors = {
+            "linear": everywhere(linear, False),
+            "rest": everywhere(active & ~linear, False),
+            "difference": everywhere(decisive, torch.nan),
+            "variance": everywhere(scales["variance"], torch.nan),
+        }
+        top = decisive.argsort(descending=True)[:5]
+        largest = ", ".join(f"OF{ids[i]} {decisive[i]:.3g}" for i in top)
+        share = decisive[top].clamp(min=0).sum() / decisive.clamp(min=0).sum()
+        text = (
+            f"  {int(active.sum()):,} target latents that vary on the {len(test):,} test tokens; intervals (95%) from "
+            f"{len(weights):,} resamples of {n:,} documents and {len(seeds)} seeds.\n"
+            f"  Largest differences (exact linear - mlp): {largest}; these five are {share:.0%} of the positive gap.\n"
+            f"  Subset by {cfg.experiment.linear_by}: {int(linear.sum()):,} linear, {int((active & ~linear).sum()):,} "
+            "rest."
+        )
+        scaled = {name: (decisive / scales[name])[active] for name in NORMALISERS}
+
+        def draw(figure: Any) -> None:
+            for axes, name in zip(figure.subplots(1, 3), NORMALISERS, strict=True):
+                values = scaled[name]
+                tiny = max(thresholds[name] / 100, 1e-12)
+                edges = _signed_edges(values, tiny)
+                axes.hist(values.tolist(), bins=edges, color="tab:blue")
+                axes.axvline(thresholds[name], color="tab:red", lw=1, label="threshold")
+                axes.set_xscale("symlog", linthresh=tiny)
+                for i in top[:3].tolist():
+                    axes.annotate(f"OF{ids[i]}", ((decisive[i] / scales[name][i]).item(), 1), fontsize=7, rotation=60)
+                axes.set(title=f"divided by {name}", xlabel="loss difference", yscale="log")
+                axes.tick_params(axis="x", labelsize=7, rotation=45)
+                axes.legend(fontsize=7)
+            figure.suptitle(f"Loss of exact linear - loss of mlp, by target latent, layer {cfg.layer}", fontsize=10)
+
+        facts = {"n_linear": int(linear.sum()), "n_targets": int(active.sum())}
+        return Result(rows, draw, text, {"linear.safetensors": tensors}, facts)
+
+
+def _signed_edges(values: torch.Tensor, tiny: float) -> list[float]:
+    """Histogram edges that are logarithmic on both sides of zero."""
+    reach = max(values.abs().max().item(), tiny * 10)
+    side = torch.logspace(
+        torch.tensor(tiny).log10().item(), torch.tensor(reach).log10().item() + 1e-6, 25, dtype=torch.float64
+    )
+    return [*(-side.flip(0)).tolist(), *side.tolist()]

@@ -1,0 +1,59 @@
+"""The connector that is an SAE itself: few edges and few hidden units at a time, over penalties."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saelink.config import Config
+from saelink.experiments import base
+from saelink.experiments.base import Done, Result, fit
+from saelink.store import Store
+
+
+class Experiment(base.Experiment):
+    title = "SAE connector: error, L1, hidden L1 and hidden L0 over penalties, with and without a hidden bias"
+
+    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+        settings = cfg.experiment
+        with_bias = settings.sae_alphas if settings.sae_bias_alphas is None else settings.sae_bias_alphas
+        fits = {}
+        for hidden_bias, alphas in ((False, settings.sae_alphas), (True, with_bias)):
+            for alpha in alphas:
+                label = f"{alpha:g}{' + hidden bias' if hidden_bias else ''}"
+                fits[label] = fit(
+                    cfg, "sae", "proximal", l1_alpha=alpha, tokens=settings.sweep_tokens, hidden_bias=hidden_bias
+                )
+        return fits
+
+    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+        rows = [
+            {
+                "layer": cfg.layer,
+                "hidden_bias": "bias" in label,
+                "l1_alpha": result.cfg.l1_alpha,
+                "mse": result.metrics["mse"],
+                "fvu": result.metrics["fvu"],
+                "l1": result.metrics["l1"],
+                "n_edges": result.metrics["n_edges"],
+                "hidden_l1": result.metrics["hidden_l1"],
+                "hidden_l0": result.metrics["hidden_l0"],
+            }
+            for label, result in done.items()
+        ]
+
+        def draw(figure: Any) -> None:
+            for axes, column in zip(figure.subplots(1, 4), ("mse", "l1", "hidden_l1", "hidden_l0"), strict=True):
+                for hidden_bias, style in ((False, "o-"), (True, "s--")):
+                    chosen = [row for row in rows if row["hidden_bias"] is hidden_bias]
+                    axes.plot(
+                        [row["l1_alpha"] for row in chosen],
+                        [row[column] for row in chosen],
+                        style,
+                        ms=4,
+                        label="hidden bias" if hidden_bias else "no hidden bias",
+                    )
+                axes.set(xscale="log", xlabel="l1_alpha", title=column)
+            figure.axes[0].legend(fontsize=7)
+            figure.suptitle(f"SAE connector, {cfg.experiment.d_hidden} hidden units, layer {cfg.layer}", fontsize=10)
+
+        return Result(rows, draw, "  hidden_l0 and hidden_l1: per test token, over the hidden units.")

@@ -1,0 +1,79 @@
+"""The sparse linear connector of the linear latents, debiased; the mlp beside it on the very same targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saelink.config import Config, SubsetPart, TargetsConfig
+from saelink.experiments import base
+from saelink.experiments.base import Done, Result, fit
+from saelink.experiments.percent_linear import Experiment as PercentLinear
+from saelink.store import Plan, Store
+from saelink.train import load_connector
+
+
+class Experiment(base.Experiment):
+    title = "Sparse linear connectors of the linear latents, with weights refitted on their support"
+
+    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+        alpha, tokens = cfg.experiment.sparse_alpha, cfg.experiment.sweep_tokens
+        key = PercentLinear().plan(cfg, store).key
+        fits = {}
+        for part in SubsetPart:
+            subset = TargetsConfig(cfg.targets.min_rate, key, part)
+            fits[f"linear, {part.name}"] = fit(cfg, "linear", "exact", l1_alpha=alpha, subset=subset)
+            fits[f"linear debiased, {part.name}"] = fit(
+                cfg, "linear", "exact", l1_alpha=alpha, subset=subset, debias=True
+            )
+            fits[f"mlp, {part.name}"] = fit(cfg, "mlp", "proximal", l1_alpha=alpha, subset=subset, tokens=tokens)
+        return fits
+
+    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
+        return {"percent_linear": PercentLinear().plan(cfg, store)}
+
+    def run(self, cfg: Config, store: Store) -> Any:
+        subset = PercentLinear().run(cfg, store)
+        if not 0 < subset.facts["n_linear"] < subset.facts["n_targets"]:
+            store.say(f"{self.name}: left out, {subset.facts['n_linear']} of {subset.facts['n_targets']} are linear")
+            return None
+        return super().run(cfg, store)
+
+    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+        rows, edges_per_output = [], {}
+        for label, result in done.items():
+            connector = load_connector(result.connector)
+            per_output = (connector.output_weight() != 0).sum(0)
+            edges_per_output[label] = per_output.tolist()
+            name, part = label.split(", ")
+            rows.append(
+                {
+                    "layer": cfg.layer,
+                    "targets": part,
+                    "connector": name,
+                    "n_targets": result.metrics["n_targets"],
+                    "mse": result.metrics["mse"],
+                    "fvu": result.metrics["fvu"],
+                    "l1": result.metrics["l1"],
+                    "n_edges": result.metrics["n_edges"],
+                    "edges_mean": per_output.double().mean().item(),
+                    "edges_median": per_output.double().median().item(),
+                }
+            )
+        circuits = done["linear debiased, linear"].evaluation.file("circuits.txt").read_text().splitlines()
+        lines = [
+            f"  l1_alpha {cfg.experiment.sparse_alpha:g}; edges per output (mlp: from hidden units). Best predicted "
+            "linear latents, debiased weights:",
+            "",
+            *(f"  {line}" for line in circuits),
+        ]
+
+        def draw(figure: Any) -> None:
+            axes = figure.subplots()
+            for label in ("linear, linear", "linear, rest"):
+                most = max(edges_per_output[label])
+                axes.hist(edges_per_output[label], bins=range(0, most + 2, max(most // 60, 1)), alpha=0.6, label=label)
+            axes.set(xlabel="edges into a target latent", ylabel="target latents", yscale="log")
+            axes.set_title(f"Exact lasso at {cfg.experiment.sparse_alpha:g}, layer {cfg.layer}", fontsize=10)
+            axes.legend(fontsize=8)
+
+        return Result(rows, draw, "\n".join(lines))
