@@ -55,10 +55,10 @@ def _run_sae(cfg: Config, store: Store) -> None:
     link = link_of(cfg, store)
     for hook in [*link.sources, link.target]:
         choice = sae_choice(cfg, store, hook)
-        if choice.folder is None:
+        if not choice.exists:
             train_sae(cfg, store, hook)
         else:
-            store.say(f"sae: {hook} has one already ({choice.about}, {choice.folder})")
+            store.say(f"sae: {hook} has one already ({choice.about}, {choice.folder or choice.file})")
 
 
 def _run_encode(cfg: Config, store: Store) -> None:
@@ -83,19 +83,9 @@ def _run(cfg: Config, store: Store) -> None:
     from saelink import sweep, tracking
     from saelink.experiments.runner import run_experiments
 
-    for result in run_experiments(cfg, store, layers=_layers()):
+    for result in run_experiments(cfg, store, layers=sweep.Finish.layers):
         sweep.record_experiment(store, cfg.runtime.sweep, result)
         tracking.publish_experiment(cfg.wandb, store, result, group=cfg.runtime.sweep)
-
-
-def _layers() -> int:
-    """How many layers the multirun goes over."""
-    from hydra.core.hydra_config import HydraConfig
-
-    hydra = HydraConfig.get()
-    given = [override.split("=", 1)[1] for override in hydra.overrides.task if override.startswith("layer=")]
-    swept = str((hydra.sweeper.get("params") or {}).get("layer", "")) if not given else given[0]
-    return len(swept.split(",")) if swept else 1
 
 
 def _run_evaluate(cfg: Config, store: Store) -> None:

@@ -153,6 +153,12 @@ class SAEConfig:
     """Name for people; not part of any key."""
     path: str | None = None
     """Folder that holds one SAELens folder per hook, named by the hook; null trains every SAE."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SAEs of the original work instead: hook -> file in `path` or on the hub, {layer} standing for the layer."""
+    hub: str | None = None
+    """Hub repository that holds `files`."""
+    revision: str | None = None
+    """Hub only: branch, tag or commit; a full commit needs no look-up when the hub can't be reached."""
     train_missing: bool = True
     """Train an SAE for a hook that `path` has none for; false makes that an error."""
     dtype: DType = DType.float32
@@ -278,7 +284,7 @@ class ExperimentConfig:
     """percent_linear: the normaliser that decides the linear subset: post, energy or variance."""
     bootstrap: int = 1000
     """percent_linear: resamples of the test documents."""
-    noise_levels: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 0.1, 1.0])
+    noise_levels: list[float] = field(default_factory=lambda: [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
     """noise_threshold: loss levels."""
     noise_tokens: int = 16_384
     """noise_threshold: test tokens it is measured on."""

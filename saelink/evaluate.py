@@ -11,7 +11,7 @@ from saelink.config import Config
 from saelink.connectors import Connector
 from saelink.connectors.base import Edges
 from saelink.data import tokens as pull_tokens
-from saelink.intervene import Splice, ce_baselines, ce_figures, test_tokens
+from saelink.intervene import Splice, ce_baselines, ce_figures, spliced_tokens
 from saelink.latents import Rows, Tokens
 from saelink.link import Sides, load_split, pull_sides
 from saelink.model import device_of, load_tokenizer, model_info
@@ -148,7 +148,7 @@ def _ce(cfg: Config, store: Store, sides: Sides, connector: Connector, draft: Dr
     """
     baselines = ce_baselines(cfg, store, cfg.eval.ce_tokens)
     losses = baselines.tensors("losses.safetensors")
-    test = test_tokens(cfg, store, sides, cfg.eval.ce_tokens)
+    test = spliced_tokens(cfg, store, sides, cfg.eval.ce_tokens)
     device = device_of(cfg)
     ids = connector.target_ids.cpu()
     with Splice(cfg, store, sides, test, 2) as splice:

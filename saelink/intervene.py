@@ -49,7 +49,7 @@ def _recipe(cfg: Config) -> dict[str, Any]:
     }
 
 
-class Test(NamedTuple):
+class SplicedTokens(NamedTuple):
     """The first sequences of the test split."""
 
     ids: torch.Tensor
@@ -60,14 +60,14 @@ class Test(NamedTuple):
     """[sequences, context_size] bool: where latents are explained."""
 
 
-def test_tokens(cfg: Config, store: Store, sides: Sides, limit: int | None = None) -> Test:
+def spliced_tokens(cfg: Config, store: Store, sides: Sides, limit: int | None = None) -> SplicedTokens:
     """At most `limit` tokens of the test split, in whole sequences, at least one."""
     tensors = pull_tokens(cfg, store).tensors("test.safetensors")
     ids, document = tensors["ids"].long(), tensors["document"].long()
     counts = torch.zeros(ids.numel(), dtype=torch.bool)
     counts[load_split(cfg, sides, "test").row] = True
     n = len(ids) if limit is None else min(max(limit // ids.shape[1], 1), len(ids))
-    return Test(ids[:n], document[:n], counts.view(ids.shape)[:n])
+    return SplicedTokens(ids[:n], document[:n], counts.view(ids.shape)[:n])
 
 
 def _latents(side: Artifact, n_sequences: int) -> Rows:
@@ -146,7 +146,7 @@ def _oracle(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, 
     device = device_of(cfg)
     info, link = model_info(cfg, store), link_of(cfg, store)
     bridge = load_bridge(cfg, info, device)
-    test = test_tokens(cfg, store, sides)
+    test = spliced_tokens(cfg, store, sides)
     saes = [pull_sae(cfg, store, hook) for hook in link.sources]
     target_sae = pull_sae(cfg, store, link.target).to(device, torch_dtype(cfg.sae.dtype))
     rebuilt = [
@@ -205,7 +205,7 @@ def ce_baselines(cfg: Config, store: Store, limit: int) -> Artifact:
         return found
 
     def make(draft: Draft) -> dict[str, Any]:
-        test = test_tokens(cfg, store, sides, limit)
+        test = spliced_tokens(cfg, store, sides, limit)
         with Splice(cfg, store, sides, test, len(BASELINES)) as splice:
             true = _latents(sides.target, len(test.ids))
             d_sae = sides.d_target
@@ -240,7 +240,7 @@ def _mean_acts(cfg: Config, store: Store, hook: str) -> torch.Tensor:
 class Splice:
     """Runs the model with something else at the target hook. A context manager; `passes` is for the progress bar."""
 
-    def __init__(self, cfg: Config, store: Store, sides: Sides, test: Test, passes: int):
+    def __init__(self, cfg: Config, store: Store, sides: Sides, test: SplicedTokens, passes: int):
         self.hook = link_of(cfg, store).target
         self.device = device_of(cfg)
         self.test = test

@@ -111,6 +111,8 @@ def targets_of(cfg: Config, store: Store, train_tokens: Tokens) -> torch.Tensor:
                 f"are {len(chosen):,}"
             )
         chosen &= tensors[cfg.targets.part.name].bool()
+        if not chosen.any():
+            raise SaelinkError(f"targets.part={cfg.targets.part.name}: {subset.key} has no such target latents alive")
     if not chosen.any():
         raise SaelinkError(
             f"targets.min_rate={cfg.targets.min_rate}: no target latent is left; the highest rate is "

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saelink.cache import cache, cache_plan, shuffled_rows
 from saelink.config import Config
-from saelink.model import device_of
+from saelink.learned_dict import read_learned_dict
+from saelink.model import device_of, hub_errors
 from saelink.progress import Progress
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, file_sha256
 
@@ -149,8 +150,15 @@ class SAEChoice(NamedTuple):
     key: str
     """Key of the `sae` artifact, or `folder:` and a hash of the files."""
     folder: Path | None
-    """Where an existing one lies; None for one that the `sae` stage makes."""
+    """Where an existing one lies on disk; None for one that the `sae` stage makes, or that is on a hub."""
     about: str
+    file: str | None = None
+    """Its name in the hub repository, where it lies there."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether it need not be trained."""
+        return self.folder is not None or self.file is not None
 
 
 def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
@@ -158,6 +166,8 @@ def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
 
     Raises SaelinkError when the folder has none and `sae.train_missing` is false.
     """
+    if cfg.sae.files:
+        return _file_choice(cfg, hook_name)
     if cfg.sae.path is not None:
         inside = cfg.sae.path.startswith("package:")
         parent = Path(__file__).parent / cfg.sae.path.removeprefix("package:") if inside else Path(cfg.sae.path)
@@ -170,6 +180,40 @@ def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
                 "sae.train_missing=true trains one"
             )
     return SAEChoice(sae_plan(cfg, store, hook_name).key, None, "trained")
+
+
+def _file_choice(cfg: Config, hook_name: str) -> SAEChoice:
+    """The file that `sae.files` names for a hook. Raises SaelinkError when it names none."""
+    for name in _names(hook_name):
+        _, layer, hook = name.split(".", 2)
+        if hook in cfg.sae.files:
+            file = cfg.sae.files[hook].replace("{layer}", layer)
+            if cfg.sae.hub is None:
+                path = Path(cfg.sae.path or ".") / file
+                if not path.is_file():
+                    raise SaelinkError(f"sae.path={cfg.sae.path}: there is no file {path} for {hook_name}")
+                return SAEChoice("file:" + file_sha256(path)[:12], path, cfg.sae.name)
+            return SAEChoice(f"hub:{cfg.sae.hub}@{hub_commit(cfg)}/{file}", None, cfg.sae.name, file)
+    raise SaelinkError(
+        f"sae.files: no file for {hook_name}; it has files for {', '.join(sorted(cfg.sae.files)) or 'no hook'}"
+    )
+
+
+_commits: dict[tuple[str, str | None], str] = {}
+
+
+def hub_commit(cfg: Config) -> str:
+    """The commit of sae.hub, looked up once per process."""
+    repository, revision = cfg.sae.hub, cfg.sae.revision
+    assert repository is not None
+    if revision is not None and len(revision) == 40:
+        return revision
+    if (repository, revision) not in _commits:
+        from huggingface_hub import HfApi
+
+        with hub_errors("sae.hub", repository):
+            _commits[repository, revision] = str(HfApi().model_info(repository, revision=revision).sha)
+    return _commits[repository, revision]
 
 
 def _names(hook_name: str) -> list[str]:
@@ -193,7 +237,12 @@ def pull_sae(cfg: Config, store: Store, hook_name: str) -> SAE:
     """Load the SAE of a hook, training it first when it has none. d_in is compared with the model's width."""
     choice = sae_choice(cfg, store, hook_name)
     acts = cache(cfg, store, [hook_name])[hook_name]
-    if choice.folder is not None:
+    if cfg.sae.files:
+        where = f"sae.hub={cfg.sae.hub}" if choice.file is not None else f"sae.path={cfg.sae.path}"
+        path = choice.folder if choice.file is None else _download(cfg, choice.file)
+        assert path is not None
+        sae = SAE(**read_learned_dict(path, where), k=None, threshold=None)
+    elif choice.folder is not None:
         sae, where = load_sae(choice.folder), f"sae.path={cfg.sae.path}"
     else:
         artifact = train_sae(cfg, store, hook_name)
@@ -206,6 +255,19 @@ def pull_sae(cfg: Config, store: Store, hook_name: str) -> SAE:
             "it belongs to another model (sae=train trains one for this model)"
         )
     return sae
+
+
+def _download(cfg: Config, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    assert cfg.sae.hub is not None
+    with hub_errors("sae.hub", cfg.sae.hub):
+        try:
+            return Path(hf_hub_download(cfg.sae.hub, file, revision=hub_commit(cfg)))
+        except EntryNotFoundError:
+            pass
+    raise SaelinkError(f"sae.hub={cfg.sae.hub}: the repository has no file {file}")
 
 
 # --------------------------------------------------------------------------- the stage

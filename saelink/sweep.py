@@ -182,7 +182,13 @@ class Finish(Callback):
     failed = 0
     """Jobs of the last multirun that ended with an error."""
 
+    layers = 1
+    """Layers that this process's multirun goes over."""
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        given = [text.split("=", 1)[1] for text in config.hydra.overrides.task if text.startswith("layer=")]
+        swept = given[-1] if given else str((config.hydra.sweeper.get("params") or {}).get("layer", ""))
+        Finish.layers = len(swept.split(","))
         shutil.rmtree(folder_of(Store(config.runtime.outputs), config.runtime.sweep), ignore_errors=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

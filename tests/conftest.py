@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,9 @@ class World:
         self.neox = write_neox(folder / "neox")
         self.text = write_text(folder / "text.jsonl")
         for layer in range(2):
-            for seed, hook in enumerate(("hook_resid_pre", "hook_resid_mid", "hook_mlp_out")):
+            for seed, hook in enumerate(("hook_resid_pre", "hook_resid_mid", "hook_mlp_out", "hook_attn_out")):
                 write_sae(folder / "saes" / f"blocks.{layer}.{hook}", seed=10 * layer + seed)
+        write_sae(folder / "saes" / "blocks.1.hook_resid_post", seed=20)  # layer 0's is layer 1's resid_pre
 
     def overrides(self, outputs: Path | str, model: str = "llama") -> list[str]:
         return [
@@ -134,7 +135,13 @@ class World:
         ]
 
     def config(self, outputs: Path | str, *overrides: str, model: str = "llama") -> Config:
-        return composed([*self.overrides(outputs, model), *overrides])
+        return composed(with_solver(self.overrides(outputs, model), overrides))
+
+
+def with_solver(base: list[str], overrides: Sequence[str]) -> list[str]:
+    """Both, without the base's settings of Adam where the exact solver is chosen."""
+    exact = "solver=exact" in overrides
+    return [*(override for override in base if not (exact and override.startswith("solver."))), *overrides]
 
 
 def composed(overrides: list[str]) -> Config:
@@ -171,7 +178,7 @@ def saelink(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 
     def run(command: str, *arguments: str, model: str = "llama", bare: bool = False) -> tuple[int, str, str]:
         base = [] if bare else world.overrides("outputs", model)
-        monkeypatch.setattr(sys, "argv", ["saelink", command, *base, *arguments])
+        monkeypatch.setattr(sys, "argv", ["saelink", command, *with_solver(base, arguments)])
         capfd.readouterr()
         try:
             cli.main()

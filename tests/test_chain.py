@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from saelink.cache import act_shards, cache, cache_plan
+from saelink.cache import act_shards, cache
 from saelink.config import Config, Device, WandbMode
 from saelink.data import split_of, tokens
 from saelink.encode import encode
 from saelink.evaluate import evaluate, evaluate_plan
 from saelink.latents import latent_shards
-from saelink.link import link_of
+from saelink.link import link_of, load_split, pull_sides
 from saelink.model import load_bridge, load_tokenizer, model_info
+from saelink.norms import norms
 from saelink.sae import load_sae
 from saelink.store import Store
 from saelink.train import train, train_plan
@@ -43,7 +44,79 @@ def test_the_whole_chain(config: Compose, store: Store, model: str, connector: s
 
 def test_the_mlp_link_finds_the_true_input(config: Compose, store: Store) -> None:
     assert link_of(config(), store).sources == ["blocks.1.hook_resid_mid"]
-    assert link_of(config(model="neox"), store).sources == ["blocks.1.hook_resid_pre"]
+    # The stream that enters block 1 goes by the name under which it leaves block 0.
+    assert link_of(config(model="neox"), store).sources == ["blocks.0.hook_resid_post"]
+    assert link_of(config("layer=0", model="neox"), store).sources == ["blocks.0.hook_resid_pre"]
+
+
+def test_the_other_links(config: Compose, store: Store) -> None:
+    assert link_of(config("link=attn"), store) == (["blocks.0.hook_resid_post"], "blocks.1.hook_attn_out")
+    sources = ["blocks.0.hook_resid_post", "blocks.1.hook_attn_out", "blocks.1.hook_mlp_out"]
+    assert link_of(config("link=block"), store) == (sources, "blocks.1.hook_resid_post")
+
+
+@pytest.mark.parametrize("model", ["llama", "neox"])
+@pytest.mark.parametrize("link", ["attn", "block"])
+def test_the_chain_through_other_links(config: Compose, store: Store, model: str, link: str) -> None:
+    cfg = config(f"link={link}", "solver=exact", model=model)
+    figures = evaluate(cfg, store).json("metrics.json")
+    assert 0 < figures["fvu"] < 1
+    names = [term["unit"] for circuit in evaluate(cfg, store).json("circuits.json") for term in circuit["terms"]]
+    assert names and all(name.startswith("IF") for name in names)
+    assert any("." in name for name in names) == (link == "block"), "with several sources a latent says which"
+
+
+# --------------------------------------------------------------------------- targets
+
+
+def test_ids_survive_masks_and_subsets(config: Compose, store: Store) -> None:
+    """A latent has the same weights and errors whether or not others are explained beside it."""
+    everything, rates = config("solver=exact", "l1_alpha=1e-2"), None
+    whole, evaluation = train(everything, store), evaluate(everything, store)
+    sides = pull_sides(everything, store)
+    tokens = load_split(everything, sides, "train")
+    rates = torch.bincount(tokens.target.indices, minlength=tokens.target.d).double() / len(tokens)
+    limit = rates.quantile(0.4).item()
+    some = config("solver=exact", "l1_alpha=1e-2", f"targets.min_rate={limit}")
+    part, measured = train(some, store), evaluate(some, store)
+    ids = part.tensors("connector.safetensors")["target_ids"]
+    assert torch.equal(ids, (rates > limit).nonzero().squeeze(1)) and 0 < len(ids) < tokens.target.d
+    W, V = whole.tensors("connector.safetensors"), part.tensors("connector.safetensors")
+    assert torch.allclose(W["W"][:, torch.searchsorted(W["target_ids"], ids)], V["W"], atol=1e-3)
+    full, fewer = evaluation.tensors("latents.safetensors"), measured.tensors("latents.safetensors")
+    assert torch.allclose(full["mse"][ids], fewer["mse"][ids], rtol=1e-2)
+    assert fewer["mse"].isnan().sum() == tokens.target.d - len(ids)
+    assert measured.json("metrics.json")["n_targets"] == len(ids)
+    shown = {circuit["id"] for circuit in measured.json("circuits.json")}
+    assert shown <= set(ids.tolist())
+
+
+def test_a_fit_can_start_from_another(config: Compose, store: Store) -> None:
+    mlp = train(config("connector=mlp", "connector.d_hidden=8"), store)
+    settings = ["connector=two_nonlinear", "connector.d_hidden=8", "solver.tokens=256", "solver.lr=1e-9"]
+    warm = train(config(*settings, f"connector.init={mlp.key}"), store)
+    assert torch.allclose(
+        warm.tensors("connector.safetensors")["W1"], mlp.tensors("connector.safetensors")["W1"], atol=1e-6
+    )
+
+
+def test_stages_that_no_seed_changes_ignore_it(config: Compose, store: Store) -> None:
+    assert (
+        train_plan(config("solver=exact", "seed=1"), store).key
+        == train_plan(config("solver=exact", "seed=2"), store).key
+    )
+
+
+@pytest.mark.parametrize("layers", ["[0,1]", "[1]"])
+def test_norms_are_those_of_the_cached_acts(config: Compose, store: Store, layers: str) -> None:
+    cfg = config("normalise=post", f"normalise_layers={layers}")
+    table = norms(cfg, store).json("norms.json")
+    assert {row["layer"] for row in table} == {0, 1} and len(table) == 10
+    for layer in range(2):
+        acts = cache(cfg, store, [f"blocks.{layer}.hook_mlp_out"])[f"blocks.{layer}.hook_mlp_out"]
+        mean = sum(acts.facts["mean_norm"][1:]) / len(acts.facts["mean_norm"][1:])
+        (row,) = [row for row in table if row["layer"] == layer and row["hook"] == "hook_mlp_out"]
+        assert row["mean_norm"] == pytest.approx(mean, rel=1e-2)
 
 
 @pytest.mark.parametrize("model", ["llama", "neox"])
@@ -208,16 +281,13 @@ def test_training_is_deterministic(config: Compose, store: Store, tmp_path: Path
 def test_normalise_post_compares_the_layers(config: Compose, store: Store) -> None:
     cfg = config("normalise=post", "normalise_layers=[0,1]")
     artifact = train(cfg, store)
-    norms = []
-    for layer in (0, 1):
-        hook = f"blocks.{layer}.hook_mlp_out"
-        acts = cache(cfg, store, [hook])[hook]
-        rows = torch.cat([shard[:, 1:].reshape(-1, 32) for _, shard in act_shards(acts, ["train"])]).float()
-        norms.append(rows.norm(dim=1).mean().item())
-    assert artifact.facts["c"] == pytest.approx((norms[1] / min(norms)) ** 2, rel=1e-5)
-    assert cache_plan(cfg, store, "blocks.0.hook_mlp_out").key in artifact.manifest["inputs"].values()
-    alone = config("normalise=post", "normalise_layers=[0]")
-    assert train_plan(alone, store).key != artifact.key, "c is another where layer 1 has the smaller norm"
+    mlp_out = {
+        row["layer"]: row["mean_norm"] for row in norms(cfg, store).json("norms.json") if row["hook"] == "hook_mlp_out"
+    }
+    assert artifact.facts["c"] == pytest.approx((mlp_out[1] / min(mlp_out.values())) ** 2, rel=1e-12)
+    alone = train(config("normalise=post", "normalise_layers=[0]"), store)
+    assert alone.facts["c"] == pytest.approx((mlp_out[1] / mlp_out[0]) ** 2, rel=1e-12)
+    assert alone.key != artifact.key
 
 
 def test_the_bridge_is_loaded_in_the_recipes_type(config: Compose, store: Store) -> None:

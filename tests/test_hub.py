@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import http.server
 import json
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from saelink.store import Store
+from saelink.learned_dict import read_learned_dict
+from saelink.store import SaelinkError, Store
 
-from conftest import World
+from conftest import D_MODEL, World
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -62,13 +65,60 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+def write_learned_dicts(folder: Path, d_in: int, d_sae: int = 40) -> None:
+    """Files as the original work saved them: objects of classes from a package that only exists here and now."""
+    import torch
+
+    module = types.ModuleType("autoencoders.learned_dict")
+    for name in ("TiedSAE", "UntiedSAE", "Other"):
+        setattr(module, name, type(name, (), {"__module__": module.__name__}))
+    sys.modules["autoencoders"], sys.modules[module.__name__] = types.ModuleType("autoencoders"), module
+    try:
+        for number, (file, kind) in enumerate(
+            [
+                ("Pythia-70M-deduped-0.pt", "TiedSAE"),
+                ("Pythia-70M-deduped-mlp-1.pt", "UntiedSAE"),
+                ("Pythia-70M-deduped-attention-1.pt", "TiedSAE"),
+                ("other.pt", "Other"),
+                ("more.pt", "TiedSAE"),
+            ]
+        ):
+            generator = torch.Generator().manual_seed(number)
+            sae = getattr(module, kind)()
+            sae.encoder = torch.nn.Parameter(torch.randn(d_sae, d_in, generator=generator))
+            sae.encoder_bias = torch.full((d_sae,), -0.5)
+            sae.n_feats, sae.activation_size = d_sae, d_in
+            if kind == "UntiedSAE":
+                sae.decoder = torch.randn(d_sae, d_in, generator=generator)
+            else:
+                sae.norm_encoder = True
+            if file == "more.pt":
+                sae.extra = "text"
+            torch.save(sae, folder / file)
+    finally:
+        del sys.modules["autoencoders"], sys.modules[module.__name__]
+
+
+class Bomb:
+    """What a malicious file does when it is loaded the ordinary way."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
 @pytest.fixture
 def hub(world: World, tmp_path: Path) -> Iterator[dict[str, str]]:
     """Environment variables that point the clients at a hub with a model and a data set."""
     data = tmp_path / "hub-data"
     data.mkdir()
     (data / "train.jsonl").write_text(world.text.read_text())
-    Hub.repositories = {"models/tiny": world.neox, "data/tiny": data}
+    saes = tmp_path / "hub-saes"
+    saes.mkdir()
+    write_learned_dicts(saes, D_MODEL)
+    Hub.repositories = {"models/tiny": world.neox, "data/tiny": data, "models/saes": saes}
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -139,3 +189,82 @@ def test_local_files_of_every_kind(world: World, tmp_path: Path, name: str) -> N
     assert done.returncode == 0, done.stderr
     facts = next(a.facts for a in Store(tmp_path / "outputs").artifacts() if a.stage == "tokens")
     assert sum(facts["documents"].values()) == len(texts)
+
+
+# --------------------------------------------------------------------------- the original's setting
+
+
+POST = [
+    "model.path=models/tiny", "data.path=data/tiny", "sae.hub=models/saes", "layer=1", "normalise_layers=[0,1]",
+    "data.context_size=16", "data.max_tokens=null", "solver.tokens=8192", "solver.batch_tokens=256",
+    "experiment.d_hidden=12", "experiment.bootstrap=20", "eval.ce_tokens=256", "eval.bootstrap=20",
+    "runtime.forward_tokens=512", "wandb.mode=disabled",
+]  # fmt: skip
+
+
+def test_the_posts_experiment_from_a_hub(world: World, hub: dict[str, str], tmp_path: Path) -> None:
+    """The model, its SAEs and the text as the original had them, in small: ours stands beside the original's."""
+    done = run(tmp_path, hub, "run", "experiment=post", *POST)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (table,) = tmp_path.glob("outputs/sweeps/*/post.csv")
+    with open(table) as file:
+        rows = {row["figure"]: row for row in csv.DictReader(file)}
+    assert rows["percent linear"]["original"] == "78" and 0 <= float(rows["percent linear"]["ours"]) <= 100
+    assert rows["dense mlp, MSE"]["original"] == "0.00081" and float(rows["dense mlp, MSE"]["ours"]) > 0
+    assert float(rows["CE, model"]["ours"]) > 0 and rows["CE, oracle"]["original"] == ""
+    assert {"sparse mlp, L1", "SAE connector, hidden L0", "alive target latents", "norm of mlp_out"} < set(rows)
+    encodes = [artifact for artifact in Store(tmp_path / "outputs").artifacts() if artifact.stage == "encode"]
+    assert {artifact.recipe["hook_name"] for artifact in encodes} == {
+        "blocks.0.hook_resid_post",
+        "blocks.1.hook_mlp_out",
+    }
+    assert all(artifact.manifest["inputs"]["sae"].startswith("hub:models/saes@" + COMMIT) for artifact in encodes)
+
+
+def test_the_originals_saes_encode_as_it_says(tmp_path: Path) -> None:
+    import torch
+
+    write_learned_dicts(tmp_path, 6, 10)
+    x = torch.randn(5, 6)
+    for file, tied in (("Pythia-70M-deduped-0.pt", True), ("Pythia-70M-deduped-mlp-1.pt", False)):
+        found = read_learned_dict(tmp_path / file, "sae.path")
+        generator = torch.Generator().manual_seed(0 if tied else 1)
+        encoder = torch.randn(10, 6, generator=generator)
+        decoder = encoder if tied else torch.randn(10, 6, generator=generator)
+        unit = torch.nn.functional.normalize(encoder, dim=1) if tied else encoder
+        latents = torch.relu(x @ unit.T - 0.5)
+        assert torch.allclose(torch.relu(x @ found["W_enc"] + found["b_enc"]), latents, atol=1e-6)
+        rebuilt = latents @ torch.nn.functional.normalize(decoder, dim=1)
+        assert torch.allclose(latents @ found["W_dec"] + found["b_dec"], rebuilt, atol=1e-6)
+
+
+def test_a_malicious_or_foreign_file_is_refused_and_nothing_runs(
+    world: World, hub: dict[str, str], tmp_path: Path
+) -> None:
+    import torch
+
+    saes = Hub.repositories["models/saes"]
+    witness = tmp_path / "ran"
+    torch.save(Bomb(witness), saes / "bomb.pt")
+    torch.save({"encoder": Bomb(witness)}, saes / "inside.pt")
+    torch.save({"encoder": torch.zeros(3, 3)}, saes / "plain.pt")
+    (saes / "broken.pt").write_bytes(b"\x80\x02not a file")
+    reasons = {
+        "bomb.pt": "is refused",
+        "inside.pt": "is refused",
+        "other.pt": "is refused",
+        "more.pt": "attribute extra is a str",
+        "plain.pt": "it holds dict",
+        "broken.pt": "is refused",
+        "nowhere.pt": "is missing",
+    }
+    for file, reason in reasons.items():
+        with pytest.raises(SaelinkError, match=reason):
+            read_learned_dict(saes / file, "sae.hub")
+    assert not witness.exists()
+    done = run(tmp_path, hub, "encode", "experiment.names=[]", "model=hub", "data=hub", "sae=post", *POST,
+               "sae.files.hook_mlp_out=bomb.pt")  # fmt: skip
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "sae.hub=models/saes: bomb.pt is refused" in done.stderr and not witness.exists()
+    done = run(tmp_path, hub, "encode", "model=hub", "data=hub", "sae=post", *POST, "sae.files.hook_mlp_out=no.pt")
+    assert done.returncode == 1 and "no file no.pt" in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -52,6 +52,8 @@ class Result:
 
     rows: list[Row]
     """The table. All rows have the same columns."""
+    shown: list[str] | None = None
+    """The columns that the terminal shows, None for all; the files hold all."""
     draw: Callable[[Any], None] | None = None
     """Draws the picture into a matplotlib figure."""
     text: str = ""
@@ -127,7 +129,7 @@ class Experiment(ABC):
             draft.save_bytes(TABLE_FILE, table_csv(result.rows))
             columns = list(result.rows[0])
             cells = [[_finite(row[column]) for column in columns] for row in result.rows]
-            draft.save_json(ROWS_FILE, {"columns": columns, "rows": cells})
+            draft.save_json(ROWS_FILE, {"columns": columns, "rows": cells, "shown": result.shown or columns})
             draft.save_bytes(TEXT_FILE, (result.text + "\n").encode())
             if result.draw is not None:
                 draft.save_bytes(PICTURE_FILE, picture(result.draw))
@@ -243,6 +245,12 @@ def rows_of(result: Artifact) -> list[Row]:
     return [dict(zip(table["columns"], cells, strict=True)) for cells in table["rows"]]
 
 
+def shown_rows(result: Artifact) -> list[Row]:
+    """The table as the terminal shows it."""
+    shown = result.json(ROWS_FILE)["shown"]
+    return [{name: row[name] for name in shown} for row in rows_of(result)]
+
+
 def table_csv(rows: Sequence[Row]) -> bytes:
     """The rows as CSV."""
     text = io.StringIO()
@@ -252,7 +260,7 @@ def table_csv(rows: Sequence[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def table_text(rows: Sequence[Mapping[str, Any]], width: int = 100) -> str:
+def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as aligned text: numbers with three digits, columns that hold one value throughout left out."""
     columns = [name for name in rows[0] if len(rows) == 1 or len({str(row[name]) for row in rows}) > 1]
     cells = [[_cell(row[name]) for name in columns] for row in rows]

@@ -75,7 +75,7 @@ class Experiment(base.Experiment):
             right.set(ylabel="edges into a target latent", title=f"lasso at {cfg.experiment.sparse_alpha:g}")
             figure.suptitle(f"Block link, layer {cfg.layer}", fontsize=10)
 
-        return Result(rows, draw, "\n".join(lines))
+        return Result(rows, draw=draw, text="\n".join(lines))
 
     def _row(self, cfg: Config, solver: str, sources: str, sums: metrics.Sums, edges: float | None) -> base.Row:
         by_latent = sums.fvu_by_latent()

@@ -76,7 +76,7 @@ class Experiment(base.Experiment):
             axes.legend(fontsize=8)
 
         text = "  fvu_typical leaves out tokens with massive activations; predicted: share of target latents with "
-        return Result(rows, draw, text + "FVU < .5.\n  two_nonlinear goes on from the fitted mlp.")
+        return Result(rows, draw=draw, text=text + "FVU < .5.\n  two_nonlinear goes on from the fitted mlp.")
 
     def _bounds(self, cfg: Config, store: Store, done: dict[str, Done]) -> list[base.Row]:
         """Mean predictor and oracle on the same tokens and the same target latents."""

@@ -44,4 +44,4 @@ class Experiment(base.Experiment):
             axes.set_title(f"mlp connector, layer {cfg.layer}", fontsize=10)
             axes.legend(fontsize=8)
 
-        return Result(rows, draw)
+        return Result(rows, draw=draw)

@@ -14,7 +14,7 @@ import torch
 from saelink.config import Config
 from saelink.experiments import base
 from saelink.experiments.base import NORMALISERS, Done, Result, normalisers
-from saelink.intervene import Splice, ce_baselines, ce_figures, test_tokens
+from saelink.intervene import Splice, ce_baselines, ce_figures, spliced_tokens
 from saelink.link import load_split, pull_sides, targets_of
 from saelink.norms import norms_plan
 from saelink.store import Plan, SaelinkError, Store
@@ -47,7 +47,7 @@ class Experiment(base.Experiment):
         sides = pull_sides(cfg, store)
         limit = min(cfg.experiment.noise_tokens, cfg.eval.ce_tokens)
         baselines = ce_baselines(cfg, store, cfg.eval.ce_tokens).tensors("losses.safetensors")
-        test = test_tokens(cfg, store, sides, limit)
+        test = spliced_tokens(cfg, store, sides, limit)
         losses = {name: baselines[name][: len(test.ids)] for name in ("clean", "sae", "mean", "zero")}
         ids = targets_of(cfg, store, load_split(cfg, sides, "train"))
         counted = load_split(cfg, sides, "test", ids)
@@ -57,13 +57,13 @@ class Experiment(base.Experiment):
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(true.shape, generator=generator)
         with Splice(cfg, store, sides, test, len(NORMALISERS) * len(levels)) as splice:
-            clean = splice.decode(splice.true_latents())
+            unchanged = splice.decode(splice.true_latents())
             for name in NORMALISERS:
                 for level in levels:
                     deviation = (level * scales[name]).sqrt().float()
                     change = torch.zeros(test.ids.numel(), sides.d_target)
                     change[counted.row[:, None], ids] = (torch.relu(true + noise * deviation) - true) * sides.scales[-1]
-                    losses[f"{name} {level:g}"] = splice.losses(clean + splice.decode_change(change))
+                    losses[f"{name} {level:g}"] = splice.losses(unchanged + splice.decode_change(change))
         figures = ce_figures(losses, test.document, cfg.eval.bootstrap)
         gap = figures["zero"]["ce"] - figures["clean"]["ce"]
         rows: list[base.Row] = []
@@ -86,9 +86,10 @@ class Experiment(base.Experiment):
                 )
             found[name] = largest_level(levels, shares, cfg.experiment.noise_share)
         said = ", ".join(f"{name} {'none' if level is None else f'{level:.2g}'}" for name, level in found.items())
+        clean, rebuilt, zeroed = (figures[name]["ce"] for name in ("clean", "sae", "zero"))
         text = (
-            f"  {test.ids.numel():,} test tokens. CE clean {figures['clean']['ce']:.3f}, "
-            f"SAE {figures['sae']['ce']:.3f}, zero ablation {figures['zero']['ce']:.3f}; share_of_gap is (CE - CE of the SAE) / (zero - clean).\n"
+            f"  {test.ids.numel():,} test tokens. CE clean {clean:.3f}, SAE {rebuilt:.3f}, zero ablation {zeroed:.3f}; "
+            "share_of_gap is (CE - CE of the SAE) / (zero - clean).\n"
             f"  Largest level that costs less than {cfg.experiment.noise_share:.0%} of the gap: {said}."
         )
 
@@ -105,7 +106,7 @@ class Experiment(base.Experiment):
             axes.set_title(f"Noise in the target latents, layer {cfg.layer}", fontsize=10)
             axes.legend(fontsize=8)
 
-        return Result(rows, draw, text, facts={"levels": found})
+        return Result(rows, draw=draw, text=text, facts={"levels": found})
 
 
 def largest_level(levels: list[float], shares: list[float], allowed: float) -> float | None:

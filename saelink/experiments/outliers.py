@@ -110,7 +110,8 @@ class Experiment(base.Experiment):
             right.set(xlabel=f"W2 weights above {limit:g} into a target latent", ylabel="target latents", yscale="log")
             figure.suptitle(f"Outlier latents, layer {cfg.layer}", fontsize=10)
 
-        return Result(rows, draw, text)
+        shown = ["latent", "difference", "share_of_gap", "active", "q50", "q100", "first_positions", "massive"]
+        return Result(rows, [*shown, "top_token", "outlier"], draw, text)
 
 
 def first_delimiters(ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from saelink.config import Config, SubsetPart, TargetsConfig
+from saelink.config import Config
 from saelink.experiments import base
 from saelink.experiments.base import Done, Result, fit
 from saelink.experiments.percent_linear import Experiment as PercentLinear
@@ -36,8 +36,7 @@ class Experiment(base.Experiment):
             for alpha in self.alphas(cfg, connector):
                 fits[f"{connector} {alpha:g}"] = fit(cfg, connector, solver, l1_alpha=alpha, tokens=tokens)
         if cfg.experiment.refit_parts:
-            for part in SubsetPart:
-                subset = TargetsConfig(cfg.targets.min_rate, self.needs(cfg, store)["percent_linear"].key, part)
+            for part, subset in PercentLinear().parts(cfg, store).items():
                 for alpha in self.alphas(cfg, "mlp"):
                     fits[f"mlp {alpha:g} on {part.name}"] = fit(
                         cfg, "mlp", "proximal", l1_alpha=alpha, tokens=tokens, subset=subset
@@ -128,7 +127,9 @@ class Experiment(base.Experiment):
             figure.axes[1].legend(fontsize=6)
             figure.suptitle(f"Error against sparsity, layer {cfg.layer}; rings are elbows", fontsize=10)
 
-        return Result(rows, draw, text, facts={"elbows": {name: row["l1_alpha"] for name, row in elbows.items()}})
+        shown = [name for name in rows[0] if name not in ("train", "n_targets", "mse", "ce_recovered")]
+        elbow_alphas = {name: row["l1_alpha"] for name, row in elbows.items()}
+        return Result(rows, shown, draw, text, facts={"elbows": elbow_alphas})
 
     def _mark_elbows(self, rows: list[base.Row]) -> dict[str, base.Row]:
         elbows = {}

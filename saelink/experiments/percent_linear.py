@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from saelink import metrics
-from saelink.config import Config
+from saelink.config import Config, SubsetPart, TargetsConfig
 from saelink.connectors import Connector
 from saelink.experiments import base
 from saelink.experiments.base import NORMALISERS, Done, Result, fit, normalisers
 from saelink.experiments.dense import dense_fit
 from saelink.experiments.noise_threshold import Experiment as NoiseThreshold
-from saelink.intervene import test_tokens
+from saelink.intervene import spliced_tokens
 from saelink.latents import Tokens
 from saelink.link import load_split, pull_sides
 from saelink.norms import norms_plan
@@ -60,6 +60,16 @@ class Experiment(base.Experiment):
             needs["noise"] = NoiseThreshold().plan(cfg, store)
         return needs
 
+    def parts(self, cfg: Config, store: Store) -> dict[SubsetPart, TargetsConfig]:
+        """The targets of its linear subset and of the rest; once it has run, only those that are not empty."""
+        plan = self.plan(cfg, store)
+        done = store.find(plan)
+        sizes = dict.fromkeys(SubsetPart, 1)
+        if done is not None:
+            linear = done.facts["n_linear"]
+            sizes = {SubsetPart.linear: linear, SubsetPart.rest: done.facts["n_targets"] - linear}
+        return {part: TargetsConfig(cfg.targets.min_rate, plan.key, part) for part in SubsetPart if sizes[part]}
+
     def thresholds(self, cfg: Config, store: Store) -> dict[str, float]:
         """The threshold of each normaliser. Raises SaelinkError for a setting that is none."""
         chosen = cfg.experiment.linear_threshold
@@ -83,7 +93,7 @@ class Experiment(base.Experiment):
         sides = pull_sides(cfg, store)
         ids = done["exact linear"].connector.tensors("connector.safetensors")["target_ids"]
         test = load_split(cfg, sides, "test", ids)
-        owner = test_tokens(cfg, store, sides).document.flatten()[test.row]
+        owner = spliced_tokens(cfg, store, sides).document.flatten()[test.row]
         owner, n = owner.unique(return_inverse=True)[1], len(owner.unique())
         size = torch.bincount(owner, minlength=n).double()
         errors = {
@@ -117,7 +127,8 @@ class Experiment(base.Experiment):
             for name in NORMALISERS:
                 limit = thresholds[name] * scales[name]
                 percent = 100 * (resampled[:, active] <= limit[active]).double().mean(1)
-                low, high = percent.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+                share = 100 * (point[active] <= limit[active]).double().mean().item()
+                error = 1.96 * percent.std().item()
                 rows.append(
                     {
                         "layer": cfg.layer,
@@ -125,9 +136,10 @@ class Experiment(base.Experiment):
                         "rich": rich,
                         "divided by": name,
                         "threshold": thresholds[name],
-                        "percent": 100 * (point[active] <= limit[active]).double().mean().item(),
-                        "low": low,
-                        "high": high,
+                        "percent": share,
+                        "low": max(share - error, 0.0),
+                        "high": min(share + error, 100.0),
+                        "resampled": percent.mean().item(),
                     }
                 )
         decisive = differences["exact linear", "mlp"]
@@ -144,10 +156,13 @@ class Experiment(base.Experiment):
         }
         top = decisive.argsort(descending=True)[:5]
         largest = ", ".join(f"OF{ids[i]} {decisive[i]:.3g}" for i in top)
-        share = decisive[top].clamp(min=0).sum() / decisive.clamp(min=0).sum()
+        gap = decisive.clamp(min=0).sum()
+        share = decisive[top].clamp(min=0).sum() / gap.clamp(min=1e-300)
         text = (
-            f"  {int(active.sum()):,} target latents that vary on the {len(test):,} test tokens; intervals (95%) from "
-            f"{len(weights):,} resamples of {n:,} documents and {len(seeds)} seeds.\n"
+            f"  {int(active.sum()):,} target latents that vary on the {len(test):,} test tokens. low and high: 1.96 "
+            f"standard errors over {len(weights):,} resamples of {n:,} documents and {len(seeds)} seeds.\n"
+            "  resampled is their mean: where it differs from percent, many latents lie near the threshold and "
+            "resampling noise moves them over it.\n"
             f"  Largest differences (exact linear - mlp): {largest}; these five are {share:.0%} of the positive gap.\n"
             f"  Subset by {cfg.experiment.linear_by}: {int(linear.sum()):,} linear, {int((active & ~linear).sum()):,} "
             "rest."
@@ -170,7 +185,7 @@ class Experiment(base.Experiment):
             figure.suptitle(f"Loss of exact linear - loss of mlp, by target latent, layer {cfg.layer}", fontsize=10)
 
         facts = {"n_linear": int(linear.sum()), "n_targets": int(active.sum())}
-        return Result(rows, draw, text, {"linear.safetensors": tensors}, facts)
+        return Result(rows, draw=draw, text=text, tensors={"linear.safetensors": tensors}, facts=facts)
 
 
 def _signed_edges(values: torch.Tensor, tiny: float) -> list[float]:

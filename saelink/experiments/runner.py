@@ -9,7 +9,7 @@ import torch
 
 from saelink.config import Config
 from saelink.experiments import EXPERIMENTS
-from saelink.experiments.base import TEXT_FILE, named, rows_of, table_text
+from saelink.experiments.base import TEXT_FILE, named, shown_rows, table_text
 from saelink.model import device_of
 from saelink.sae import sae_choice
 from saelink.solvers import SOLVERS
@@ -71,7 +71,7 @@ def missing_saes(cfg: Config, store: Store) -> list[str]:
         link = link_of(configured, store)
         for hook in [*link.sources, link.target]:
             choice = sae_choice(configured, store, hook)
-            if choice.folder is None and not list(store.root.glob(f"sae/{choice.key}/manifest.json")):
+            if not choice.exists and not list(store.root.glob(f"sae/{choice.key}/manifest.json")):
                 hooks[hook] = None
     return list(hooks)
 
@@ -100,6 +100,6 @@ def run_experiments(cfg: Config, store: Store, layers: int = 1) -> Iterator[Arti
 def show(store: Store, artifact: Artifact) -> None:
     """Print an experiment's table and what stands under it."""
     store.say("")
-    store.say(table_text(rows_of(artifact)))
+    store.say(table_text(shown_rows(artifact)))
     store.say(artifact.file(TEXT_FILE).read_text().rstrip())
     store.say(f"\n  {artifact.path}")

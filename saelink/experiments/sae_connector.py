@@ -56,4 +56,4 @@ class Experiment(base.Experiment):
             figure.axes[0].legend(fontsize=7)
             figure.suptitle(f"SAE connector, {cfg.experiment.d_hidden} hidden units, layer {cfg.layer}", fontsize=10)
 
-        return Result(rows, draw, "  hidden_l0 and hidden_l1: per test token, over the hidden units.")
+        return Result(rows, draw=draw, text="  hidden_l0 and hidden_l1: per test token, over the hidden units.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from saelink.config import Config, SubsetPart, TargetsConfig
+from saelink.config import Config
 from saelink.experiments import base
 from saelink.experiments.base import Done, Result, fit
 from saelink.experiments.percent_linear import Experiment as PercentLinear
@@ -17,10 +17,8 @@ class Experiment(base.Experiment):
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
         alpha, tokens = cfg.experiment.sparse_alpha, cfg.experiment.sweep_tokens
-        key = PercentLinear().plan(cfg, store).key
         fits = {}
-        for part in SubsetPart:
-            subset = TargetsConfig(cfg.targets.min_rate, key, part)
+        for part, subset in PercentLinear().parts(cfg, store).items():
             fits[f"linear, {part.name}"] = fit(cfg, "linear", "exact", l1_alpha=alpha, subset=subset)
             fits[f"linear debiased, {part.name}"] = fit(
                 cfg, "linear", "exact", l1_alpha=alpha, subset=subset, debias=True
@@ -32,10 +30,7 @@ class Experiment(base.Experiment):
         return {"percent_linear": PercentLinear().plan(cfg, store)}
 
     def run(self, cfg: Config, store: Store) -> Any:
-        subset = PercentLinear().run(cfg, store)
-        if not 0 < subset.facts["n_linear"] < subset.facts["n_targets"]:
-            store.say(f"{self.name}: left out, {subset.facts['n_linear']} of {subset.facts['n_targets']} are linear")
-            return None
+        PercentLinear().run(cfg, store)  # the subsets come first
         return super().run(cfg, store)
 
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
@@ -59,21 +54,18 @@ class Experiment(base.Experiment):
                     "edges_median": per_output.double().median().item(),
                 }
             )
-        circuits = done["linear debiased, linear"].evaluation.file("circuits.txt").read_text().splitlines()
-        lines = [
-            f"  l1_alpha {cfg.experiment.sparse_alpha:g}; edges per output (mlp: from hidden units). Best predicted "
-            "linear latents, debiased weights:",
-            "",
-            *(f"  {line}" for line in circuits),
-        ]
+        lines = [f"  l1_alpha {cfg.experiment.sparse_alpha:g}; edges per output (mlp: from hidden units)."]
+        if "linear debiased, linear" in done:
+            circuits = done["linear debiased, linear"].evaluation.file("circuits.txt").read_text().splitlines()
+            lines += ["  Best predicted linear latents, debiased weights:", "", *(f"  {line}" for line in circuits)]
 
         def draw(figure: Any) -> None:
             axes = figure.subplots()
-            for label in ("linear, linear", "linear, rest"):
+            for label in (label for label in ("linear, linear", "linear, rest") if label in edges_per_output):
                 most = max(edges_per_output[label])
                 axes.hist(edges_per_output[label], bins=range(0, most + 2, max(most // 60, 1)), alpha=0.6, label=label)
             axes.set(xlabel="edges into a target latent", ylabel="target latents", yscale="log")
             axes.set_title(f"Exact lasso at {cfg.experiment.sparse_alpha:g}, layer {cfg.layer}", fontsize=10)
             axes.legend(fontsize=8)
 
-        return Result(rows, draw, "\n".join(lines))
+        return Result(rows, draw=draw, text="\n".join(lines))

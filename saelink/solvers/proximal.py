@@ -4,7 +4,8 @@ The threshold is that of the proximal operator in Adam's own metric, lr * l1_alp
 weight whose gradient has the running second moment v (J. Yun, A. Lozano, E. Yang, "Adaptive Proximal Gradient
 Methods for Structured Neural Networks", NeurIPS 2021): with a plain lr * l1_alpha the fixed points would not be
 those of the objective. Minibatch noise keeps some weights alive that the exact solution has at zero; the falling
-learning rate and the long averages of the gradient are there to keep them few.
+learning rate is there to keep them few. (One threshold every four steps, four times as wide, was tried: cheaper, but
+it leaves more of them.)
 """
 
 from __future__ import annotations
@@ -40,6 +41,6 @@ class Solver(adam.Solver):
             for weight, scale in connector.penalised() if problem.l1_alpha else ():
                 state = optimizer.state[weight]
                 correction = 1 - group["betas"][1] ** state["step"].item()
-                metric = (state["exp_avg_sq"] / correction).sqrt_().add_(group["eps"])
-                threshold = metric.reciprocal_().mul_(group["lr"] * problem.l1_alpha * scale)
-                weight.sub_(torch.maximum(torch.minimum(weight, threshold), threshold.neg_()))
+                threshold = state["exp_avg_sq"].div(correction).sqrt_().add_(group["eps"]).reciprocal_()
+                threshold.mul_(group["lr"] * problem.l1_alpha * scale)
+                weight.sub_(torch.minimum(weight, threshold).clamp_min_(threshold.neg_()))
