@@ -333,6 +333,8 @@ def main() -> Any:
             if error.__cause__ is not None and str(error.__cause__) not in text:
                 text += f" ({error.__cause__})"
             text = text.split("Config search path:")[0].split("See https://hydra.cc")[0]
+            if "Could not override 'solver." in text:
+                text = text.split("To append")[0] + "(connector=linear is solved exactly unless you say solver=adam)"
             print(f"saelink: {' '.join(text.split())}", file=sys.stderr)
         elif isinstance(error, OSError) and error.filename:  # Hydra makes a multirun's folder itself
             print(f"saelink: {error.filename}: {error.strerror}; change runtime.outputs", file=sys.stderr)

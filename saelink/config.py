@@ -373,6 +373,8 @@ def register() -> None:
     store.store(group="schema", name="config", node=Config, package="_global_")
     for name, connector in CONNECTORS.items():
         store.store(group="connector", name=name, node=connector.Config(name=name))
+        default = connector.default_solver  # config.yaml chooses solver=for_<connector>
+        store.store(group="solver", name=f"for_{name}", node=SOLVERS[default].Config(name=default))
     for name, solver in SOLVERS.items():
         store.store(group="solver", name=name, node=solver.Config(name=name))
 

@@ -124,6 +124,7 @@ class World:
             "data.context_size=16",
             "sae=folder",
             f"sae.path={self.folder}/saes",
+            "solver=adam",
             "solver.tokens=32768",
             "solver.lr=1e-2",
             "solver.batch_tokens=256",
@@ -139,9 +140,9 @@ class World:
 
 
 def with_solver(base: list[str], overrides: Sequence[str]) -> list[str]:
-    """Both, without the base's settings of Adam where the exact solver is chosen."""
-    exact = "solver=exact" in overrides
-    return [*(override for override in base if not (exact and override.startswith("solver."))), *overrides]
+    """Both, without the base's solver where another is chosen."""
+    other = any(override.startswith("solver=") for override in overrides)
+    return [*(override for override in base if not (other and override.startswith("solver"))), *overrides]
 
 
 def composed(overrides: list[str]) -> Config:

@@ -35,10 +35,11 @@ def test_every_config_file_composes(choice: str) -> None:
         "data=hub": ["data.path=x"],
         "data=files": ["data.path=x"],
         "sae=folder": ["sae.path=x"],
+        "experiment=post": [],
     }
     cfg = composed([choice, *needed.get(choice, [])])
     schema.check(cfg)
-    assert getattr(cfg, group).name
+    assert group == "budget" or cfg.experiment.names if group in ("experiment", "budget") else getattr(cfg, group).name
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,20 @@ def test_every_config_file_composes(choice: str) -> None:
 def test_every_registered_connector_and_solver_composes(choice: str) -> None:
     group, name = choice.split("=")
     assert getattr(composed([choice]), group).name == name
+
+
+@pytest.mark.parametrize("name", CONNECTORS)
+def test_each_connector_has_its_solver_unless_another_is_chosen(name: str) -> None:
+    assert composed([f"connector={name}"]).solver.name == ("exact" if name == "linear" else "adam")
+    assert composed([f"connector={name}", "solver=proximal", "solver.lr=0.1"]).solver.name == "proximal"
+
+
+@pytest.mark.parametrize("budget", ["quick", "full"])
+@pytest.mark.parametrize("name", [path.stem for path in sorted((conf_dir() / "experiment").glob("*.yaml"))])
+def test_every_experiment_composes_with_every_budget(name: str, budget: str) -> None:
+    cfg = composed([f"experiment={name}", f"budget={budget}"])
+    schema.check(cfg)
+    assert cfg.experiment.names and cfg.experiment.seeds == ([0] if budget == "quick" else [0, 1, 2])
 
 
 def test_every_field_says_what_it_is() -> None:
@@ -99,7 +114,7 @@ def test_help_comes_within_a_blink() -> None:
 @pytest.mark.parametrize("command", ["train", "run", "evaluate"])
 def test_a_commands_help_lists_groups_and_settings(saelink: Run, command: str) -> None:
     code, out, _ = saelink(command, "--help", bare=True)
-    assert code == 0 and "connector: linear, mlp" in out and "l1_alpha" in out and "drop_positions" in out
+    assert code == 0 and "connector: linear, mlp, nonlinear" in out and "l1_alpha" in out and "drop_positions" in out
 
 
 def test_cfg_job_prints_and_does_nothing(saelink: Run, tmp_path: Path) -> None:

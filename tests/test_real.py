@@ -91,7 +91,7 @@ def test_the_shipped_saes_fit_into_the_wheel() -> None:
 
 
 def test_the_chain_on_a_slice(saelink: Run, outputs: Path) -> None:
-    arguments = ["run", *SLICE, "solver.tokens=200000", f"runtime.outputs={outputs}"]
+    arguments = ["run", *SLICE, "solver=adam", "solver.tokens=200000", f"runtime.outputs={outputs}"]
     code, out, err = saelink(*arguments, bare=True)
     assert code == 0, err
     assert "Best predicted target latents" in out and " = " in out
@@ -103,7 +103,7 @@ def test_a_layer_without_shipped_saes_trains_them(saelink: Run, outputs: Path) -
     pytest.importorskip("sae_lens")
     sae = ["sae.d_sae=512", "sae.batch_tokens=512", "sae.epochs=2"]
     code, out, err = saelink(
-        "train", "layer=5", *SLICE, *sae, "solver.tokens=100000", f"runtime.outputs={outputs}", bare=True
+        "train", "layer=5", *SLICE, *sae, "solver=adam", "solver.tokens=100000", f"runtime.outputs={outputs}", bare=True
     )
     assert code == 0, err
     stages = [artifact.stage for artifact in Store(outputs).artifacts()]

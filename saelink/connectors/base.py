@@ -34,6 +34,9 @@ class Connector(torch.nn.Module, ABC):
     relu_output: ClassVar[bool] = False
     """Whether the prediction is relu(z) of what `maps` gives, or z itself."""
 
+    default_solver: ClassVar[str] = "adam"
+    """The solver that fits it when none is chosen."""
+
     target_ids: torch.Tensor
     """[d_target] int64: the target SAE's own number of every column, ascending."""
 

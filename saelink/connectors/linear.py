@@ -24,6 +24,7 @@ class Connector(Base):
     """y = x W (+ b); W [d_source, d_target], b [d_target]. An edge is an entry of W."""
 
     Config = Config
+    default_solver = "exact"
 
     def __init__(self, config: Config, d_source: int, target_ids: torch.Tensor):
         super().__init__(config, d_source, target_ids)

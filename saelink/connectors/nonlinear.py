@@ -18,3 +18,4 @@ class Connector(linear.Connector):
 
     Config = Config
     relu_output = True
+    default_solver = "adam"
