@@ -80,8 +80,15 @@ def _run(cfg: Config, store: Store) -> None:
     """The whole chain, or the experiments of an experiment file."""
     if not cfg.experiment.names:
         return _run_evaluate(cfg, store)
+    from hydra.core.hydra_config import HydraConfig
+
     from saelink import sweep, tracking
     from saelink.experiments.runner import run_experiments
+    from saelink.store import SaelinkError
+
+    for override in HydraConfig.get().overrides.task:
+        if re.match(r"(l1_alpha|seed|connector)\b", override):
+            raise SaelinkError(f"{override}: an experiment chooses that itself; see the experiment.* settings")
 
     for result in run_experiments(cfg, store, layers=sweep.Finish.layers):
         sweep.record_experiment(store, cfg.runtime.sweep, result)

@@ -252,29 +252,31 @@ class ExperimentConfig:
     names: list[str] = field(default_factory=list)
     """The experiments of this job, in order; each is a file in saelink/experiments."""
     seeds: list[int] = field(default_factory=lambda: [0])
-    """Stochastic fits are repeated with these seeds."""
+    """Stochastic fits of dense and percent_linear are repeated with these seeds; sweeps take the first."""
     d_hidden: int = 512
     """Hidden units of the two-layer connectors."""
     tokens: int | None = None
-    """Training tokens of the stochastic fits of dense and percent_linear; null is solver.tokens."""
+    """Training tokens of the stochastic fits without a penalty; null is solver.tokens."""
     sweep_tokens: int | None = None
     """Training tokens of each stochastic fit of a sweep; null is solver.tokens."""
     l1_alphas: list[float] = field(default_factory=lambda: [1e-7, 1e-5, 1e-3, 0.1, 10.0, 100.0])
     """pareto: the post's penalties."""
     l1_grid: list[float] = field(default_factory=lambda: [3e-4, 3e-3, 1e-2, 3e-2])
-    """pareto: further penalties of the linear connector, which is cheap and exact."""
+    """pareto: further penalties between them."""
     ce_at: list[str] = field(default_factory=lambda: ["elbow"])
     """pareto: where cross-entropy is measured, `elbow` or `all`."""
     refit_parts: bool = False
     """pareto: also fit the mlp on the linear subset and on the rest alone, not only measure it there."""
-    sparse_alpha: float = 8e-4
-    """sparse_linear: the penalty."""
+    sparse_alpha: Any = 8e-4
+    """sparse_linear, closure, post: the penalty; `elbow` takes the one that pareto finds for the linear connector."""
     sae_alphas: list[float] = field(
         default_factory=lambda: [1e-5, 4e-5, 7e-5, 1e-4, 4e-4, 7e-4, 1e-3, 4e-3, 7e-3, 1e-2]
     )
     """sae_connector: the post's penalties."""
     sae_bias_alphas: list[float] | None = None
     """sae_connector: the penalties that are also tried with a hidden bias; null tries all."""
+    hidden_l1: str = "as_is"
+    """sae_connector: units of the hidden penalty, as_is or sqrt_c."""
     hidden_sizes: list[int] = field(default_factory=lambda: [2**power for power in range(1, 14)])
     """hidden_size: numbers of hidden units."""
     linear_threshold: Any = 1e-3
@@ -292,9 +294,11 @@ class ExperimentConfig:
     """noise_threshold: the cost in cross-entropy that is allowed, as a share of the zero-ablation gap."""
     outliers: int = 20
     """outliers: latents listed, those with the largest loss differences."""
-    outlier_share: float = 0.5
-    """outliers: a latent is flagged when this share of its activation lies on positions 0-2, on a sequence's first
-    delimiter, or where the acts are massive."""
+    outlier_shares: dict[str, float] = field(
+        default_factory=lambda: {"first_positions": 0.5, "first_delimiter": 0.5, "massive": 0.5}
+    )
+    """outliers: a latent is flagged that fires so often on positions 0-2, on a sequence's first delimiter, or where the
+    acts are massive."""
     weight_threshold: float = 0.1
     """outliers: W2 weights beyond this magnitude are counted."""
 
@@ -387,7 +391,7 @@ def l1_alphas(value: Any) -> list[float]:
     values = value if isinstance(value, list) else [value]
     alphas = []
     for item in values:
-        if isinstance(item, bool) or not isinstance(item, int | float) or not math.isfinite(item) or item < 0:
+        if not _is_penalty(item):
             raise SaelinkError(f"l1_alpha={value}: {item!r} is not a number >= 0, such as 1e-3")
         alphas.append(float(item))
     if not alphas:
@@ -413,6 +417,7 @@ def check(cfg: Config) -> None:
     _at_least(1, eval__ce_tokens=cfg.eval.ce_tokens, eval__bootstrap=cfg.eval.bootstrap)
     if not 0 <= cfg.targets.min_rate < 1:
         raise SaelinkError(f"targets.min_rate={cfg.targets.min_rate} must be at least 0 and below 1")
+    _check_experiment(cfg.experiment)
     if cfg.model.source is ModelSource.hub and cfg.model.file is not None:
         raise SaelinkError(f"model.file={cfg.model.file}: only a wheel's or folder's GGUF is read, not one on the hub")
     if not cfg.sae.epochs > 0 or not cfg.sae.lr > 0:
@@ -425,3 +430,42 @@ def check(cfg: Config) -> None:
         )
     if not cfg.link.sources:
         raise SaelinkError("link.sources=[] names no source hook: give at least one, such as [mlp_in]")
+
+
+def _check_experiment(settings: ExperimentConfig) -> None:
+    def fail(name: str, way_out: str) -> None:
+        raise SaelinkError(f"experiment.{name}={getattr(settings, name)}: {way_out}")
+
+    for name in ("seeds", "l1_alphas", "sae_alphas", "hidden_sizes", "noise_levels"):
+        if not getattr(settings, name):
+            fail(name, "give at least one")
+    for name in ("l1_alphas", "l1_grid", "sae_alphas", "sae_bias_alphas"):
+        if any(value < 0 for value in getattr(settings, name) or []):
+            fail(name, "penalties are numbers >= 0")
+    for name in ("d_hidden", "tokens", "sweep_tokens", "bootstrap", "noise_tokens", "outliers"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            fail(name, "must be at least 1")
+    if any(size < 1 for size in settings.hidden_sizes):
+        fail("hidden_sizes", "must be at least 1")
+    if any(level <= 0 for level in settings.noise_levels):
+        fail("noise_levels", "give numbers above 0")
+    if any(seed < 0 for seed in settings.seeds):
+        fail("seeds", "must be at least 0")
+    if set(settings.ce_at) - {"elbow", "all"}:
+        fail("ce_at", "elbow or all, or [] for none")
+    if settings.linear_by not in ("post", "energy", "variance"):
+        fail("linear_by", "one of post, energy, variance")
+    if settings.hidden_l1 not in ("as_is", "sqrt_c"):
+        fail("hidden_l1", "one of as_is, sqrt_c")
+    if settings.linear_threshold != "noise" and not _is_penalty(settings.linear_threshold):
+        fail("linear_threshold", "give a number >= 0, or noise")
+    if settings.sparse_alpha != "elbow" and not _is_penalty(settings.sparse_alpha):
+        fail("sparse_alpha", "give a number >= 0, or elbow")
+    if set(settings.outlier_shares) != {"first_positions", "first_delimiter", "massive"}:
+        fail("outlier_shares", "the shares are first_positions, first_delimiter and massive")
+
+
+def _is_penalty(value: Any) -> bool:
+    """A finite number >= 0."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and value >= 0

@@ -11,7 +11,7 @@ from saelink.config import Config
 from saelink.connectors import Connector
 from saelink.connectors.base import Edges
 from saelink.data import tokens as pull_tokens
-from saelink.intervene import Splice, ce_baselines, ce_figures, spliced_tokens
+from saelink.intervene import Splice, ce_baselines, ce_figures, ce_plan, spliced_tokens
 from saelink.latents import Rows, Tokens
 from saelink.link import Sides, load_split, pull_sides
 from saelink.model import device_of, load_tokenizer, model_info
@@ -34,7 +34,8 @@ def evaluate_plan(cfg: Config, store: Store) -> Plan:
     settings = recipe_of(cfg.eval)
     if not cfg.eval.ce:
         settings = {name: value for name, value in settings.items() if name not in ("ce_tokens", "bootstrap")}
-    return Plan("evaluate", VERSION, {"eval": settings}, {"connector": plan.key}, plan.about)
+    inputs = {"connector": plan.key, **({"ce": ce_plan(cfg, store).key} if cfg.eval.ce else {})}
+    return Plan("evaluate", VERSION, {"eval": settings}, inputs, plan.about)
 
 
 def evaluate(cfg: Config, store: Store) -> Artifact:
@@ -87,6 +88,7 @@ def _evaluate(cfg: Config, store: Store, artifact: Artifact, draft: Draft) -> di
             f"ce_{name}": losses[name]["ce"] for name in ("clean", "sae", "connector", "oracle", "mean", "zero")
         }
         figures["ce_loss_recovered"] = losses["connector"]["recovered"]
+        figures["ce_tokens"] = spliced_tokens(cfg, store, sides, cfg.eval.ce_tokens).ids.numel()
     draft.save_json("metrics.json", figures)
     n = sums["all"].n
 
@@ -146,7 +148,7 @@ def _ce(cfg: Config, store: Store, sides: Sides, connector: Connector, draft: Dr
 
     Target latents that the connector does not explain keep their true value.
     """
-    baselines = ce_baselines(cfg, store, cfg.eval.ce_tokens)
+    baselines = ce_baselines(cfg, store)
     losses = baselines.tensors("losses.safetensors")
     test = spliced_tokens(cfg, store, sides, cfg.eval.ce_tokens)
     device = device_of(cfg)
@@ -297,6 +299,8 @@ def print_evaluation(store: Store, connector: Artifact, evaluation: Artifact) ->
         ("L1", f"{figures['l1']:.3f}"),
         ("edges", _edges_text(figures)),
     ]
+    if "relative_gradient" in connector.facts:
+        rows.append(("optimum", f"least squares; gradient at most {connector.facts['relative_gradient']:.0e} of X'y"))
     if "relative_gap" in connector.facts:
         rows.append(("gap", f"{connector.facts['relative_gap']:.1e} of the training objective, at most"))
     if "hidden_l0" in figures:
@@ -307,7 +311,7 @@ def print_evaluation(store: Store, connector: Artifact, evaluation: Artifact) ->
     for name, text in rows:
         store.say(f"  {name:12} {text}")
     if "ce.json" in evaluation.files:
-        _print_ce(store, evaluation.json("ce.json"), evaluation.recipe["eval"]["ce_tokens"])
+        _print_ce(store, evaluation.json("ce.json"), int(figures["ce_tokens"]))
     store.say("\n  Best predicted target latents (OF) from source latents (IF), each with its top token:\n")
     for line in evaluation.file("circuits.txt").read_text().splitlines():
         store.say(f"  {line}")

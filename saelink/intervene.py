@@ -14,6 +14,7 @@ from saelink import metrics
 from saelink.cache import act_shards, cache, shards_of
 from saelink.config import Config
 from saelink.data import tokens as pull_tokens
+from saelink.encode import encode_plan
 from saelink.latents import Rows, pack, sparse_linear, unpack
 from saelink.link import Sides, link_of, load_split, pull_sides
 from saelink.model import device_of, load_bridge, model_info, torch_dtype
@@ -31,9 +32,11 @@ BASELINES = ("clean", "sae", "oracle", "mean", "zero", "oracle_with_error")
 Hook = tuple[str, Callable[..., torch.Tensor]]
 
 
-def _inputs(cfg: Config, store: Store, sides: Sides) -> dict[str, str]:
-    inputs = {f"source{i}": source.key for i, source in enumerate(sides.sources)}
-    return inputs | {"target": sides.target.key, "model": model_info(cfg, store).artifact.key}
+def _inputs(cfg: Config, store: Store) -> dict[str, str]:
+    link = link_of(cfg, store)
+    inputs = {f"source{i}": encode_plan(cfg, store, hook).key for i, hook in enumerate(link.sources)}
+    inputs["target"] = encode_plan(cfg, store, link.target).key
+    return inputs | {"model": model_info(cfg, store).artifact.key}
 
 
 def _about(cfg: Config) -> str:
@@ -127,18 +130,23 @@ def next_token_losses(bridge: Any, ids: torch.Tensor, hooks: Callable[[slice], l
 # --------------------------------------------------------------------------- the oracle
 
 
+def oracle_plan(cfg: Config, store: Store) -> Plan:
+    """Plan of the oracle's latents."""
+    return Plan("oracle", VERSION, _recipe(cfg), _inputs(cfg, store), _about(cfg))
+
+
 def oracle(cfg: Config, store: Store) -> Artifact:
     """Pull the oracle: the true computation between the SAEs, on all test tokens.
 
     The model runs with its source hooks replaced by what the source SAEs make of them, and the target SAE encodes
     what arrives at the target hook. Files: `latents.safetensors` (packed rows, all positions), `errors.safetensors`
-    (`squared_error`, `fvu` by target latent, in scaled units). Facts: mse, fvu over all target latents.
+    (by target latent, in scaled units: `mse`, and `mse_typical` without massive tokens). Facts: mse, fvu over all.
     """
-    sides = pull_sides(cfg, store)
-    plan = Plan("oracle", VERSION, _recipe(cfg), _inputs(cfg, store, sides), _about(cfg))
+    plan = oracle_plan(cfg, store)
     found = store.up_to_date(plan)
     if found is not None:
         return found
+    sides = pull_sides(cfg, store)
     return store.build(plan, lambda draft: _oracle(cfg, store, sides, draft), device_of(cfg))
 
 
@@ -177,35 +185,43 @@ def _oracle(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, 
     draft.save_tensors("latents.safetensors", pack(latents))
     counted = load_split(cfg, sides, "test")
     ours = latents.select(counted.row).scaled(1 / sides.scales[-1])
-    sums = metrics.Sums(sides.d_target)
-    for predicted, true in zip(metrics.in_steps(ours), metrics.in_steps(counted.target), strict=True):
-        sums.add(predicted.dense(), true)
-    draft.save_tensors("errors.safetensors", {"squared_error": sums.squared_error, "fvu": sums.fvu_by_latent()})
-    return {"n_tokens": sums.n, "mse": sums.mse(), "fvu": sums.fvu()}
+    sums = {True: metrics.Sums(sides.d_target), False: metrics.Sums(sides.d_target)}
+    for typical, part in sums.items():
+        rows_here = (counted.typical == typical).nonzero().squeeze(1)
+        predicted, true = ours.select(rows_here), counted.target.select(rows_here)
+        for mine, theirs in zip(metrics.in_steps(predicted), metrics.in_steps(true), strict=True):
+            part.add(mine.dense(), theirs)
+    both = sums[True] + sums[False]
+    errors = {"mse": both.squared_error / both.n, "mse_typical": sums[True].squared_error / max(sums[True].n, 1)}
+    draft.save_tensors("errors.safetensors", errors)
+    return {"n_tokens": both.n, "mse": both.mse(), "fvu": both.fvu()}
 
 
 # --------------------------------------------------------------------------- cross-entropy
 
 
-def ce_baselines(cfg: Config, store: Store, limit: int) -> Artifact:
-    """Pull the next-token losses of everything a connector is compared with, on `limit` test tokens.
+def ce_plan(cfg: Config, store: Store) -> Plan:
+    """Plan of the losses that a connector's are compared with, on eval.ce_tokens test tokens."""
+    inputs = {**_inputs(cfg, store), "oracle": oracle_plan(cfg, store).key}
+    return Plan("ce", VERSION, {**_recipe(cfg), "tokens": cfg.eval.ce_tokens}, inputs, _about(cfg) + ", baselines")
+
+
+def ce_baselines(cfg: Config, store: Store) -> Artifact:
+    """Pull the next-token losses of everything a connector is compared with, on eval.ce_tokens test tokens.
 
     File `losses.safetensors`, each [sequences, context_size - 1] in nats: `clean`; at the target hook `sae` (its
     reconstruction), `oracle`, `mean` (the training mean of the acts) and `zero`; `oracle_with_error` has the SAE's
     own error added back.
     """
-    sides = pull_sides(cfg, store)
-    inputs = _inputs(cfg, store, sides)
-    made = oracle(cfg, store)
-    plan = Plan(
-        "ce", VERSION, {**_recipe(cfg), "tokens": limit}, {**inputs, "oracle": made.key}, _about(cfg) + ", baselines"
-    )
+    plan = ce_plan(cfg, store)
     found = store.up_to_date(plan)
     if found is not None:
         return found
+    sides = pull_sides(cfg, store)
+    made = oracle(cfg, store)
 
     def make(draft: Draft) -> dict[str, Any]:
-        test = spliced_tokens(cfg, store, sides, limit)
+        test = spliced_tokens(cfg, store, sides, cfg.eval.ce_tokens)
         with Splice(cfg, store, sides, test, len(BASELINES)) as splice:
             true = _latents(sides.target, len(test.ids))
             d_sae = sides.d_target

@@ -12,7 +12,7 @@ from saelink.encode import TYPICAL_NORM_RATIO, encode, encode_plan
 from saelink.latents import Tokens, load_tokens, scale_of
 from saelink.model import model_info
 from saelink.norms import c_post
-from saelink.store import Artifact, SaelinkError, Store
+from saelink.store import Artifact, SaelinkError, Store, is_key
 
 
 class Link(NamedTuple):
@@ -85,6 +85,8 @@ def subset_of(cfg: Config, store: Store) -> Artifact | None:
     """The percent_linear result that `targets.subset` names. Raises SaelinkError when there is none."""
     if cfg.targets.subset is None:
         return None
+    if not is_key(cfg.targets.subset):
+        raise SaelinkError(f"targets.subset={cfg.targets.subset}: give all 12 digits of a percent_linear result's key")
     try:
         artifact = store.get(cfg.targets.subset)
     except SaelinkError as error:

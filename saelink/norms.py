@@ -22,10 +22,20 @@ NORM_TOKENS = 16_384
 """Training tokens that the norms are averaged over."""
 
 
+def _hooks(cfg: Config) -> list[str]:
+    """The hooks of a block that are measured: those of the residual stream, and the link's target."""
+    return list(dict.fromkeys([*HOOKS, cfg.link.target]))
+
+
 def norms_plan(cfg: Config, store: Store) -> Plan:
     """Plan of the norms of all layers."""
     info = model_info(cfg, store)
-    recipe = {"tokens": NORM_TOKENS, "drop_positions": cfg.data.drop_positions, "model_dtype": cfg.model.dtype.name}
+    recipe = {
+        "hooks": _hooks(cfg),
+        "tokens": NORM_TOKENS,
+        "drop_positions": cfg.data.drop_positions,
+        "model_dtype": cfg.model.dtype.name,
+    }
     inputs = {"model": info.artifact.key, "tokens": tokens_plan(cfg, info).key}
     return Plan("norms", VERSION, recipe, inputs, f"{cfg.model.label}, all layers")
 
@@ -33,8 +43,8 @@ def norms_plan(cfg: Config, store: Store) -> Plan:
 def norms(cfg: Config, store: Store) -> Artifact:
     """Pull the norms.
 
-    File `norms.json`: for every layer and hook of the block that the model has, the mean and the median l2 norm over
-    the positions that count of the first 16,384 training tokens.
+    File `norms.json`: for every layer and hook of the block that the model has, and the link's target, the mean and
+    the median l2 norm over the positions that count of the first 16,384 training tokens.
     """
     plan = norms_plan(cfg, store)
     found = store.up_to_date(plan)
@@ -50,7 +60,7 @@ def _norms(cfg: Config, store: Store, token_ids: Artifact, draft: Draft) -> dict
     info = model_info(cfg, store)
     device = device_of(cfg)
     bridge = load_bridge(cfg, info, device)
-    hooks = [f"blocks.{layer}.{name}" for layer in range(info.n_layers) for name in HOOKS]
+    hooks = [f"blocks.{layer}.{name}" for layer in range(info.n_layers) for name in _hooks(cfg)]
     hooks = [hook for hook in hooks if hook in info.hooks]
     context = token_ids.facts["context_size"]
     ids = token_ids.tensors("train.safetensors")["ids"][: max(NORM_TOKENS // context, 1)].long()
@@ -92,10 +102,9 @@ def c_post(cfg: Config, store: Store, hook_name: str) -> float:
     """
     _, layer, name = hook_name.split(".", 2)
     by_layer = {row["layer"]: row["mean_norm"] for row in norms(cfg, store).json("norms.json") if row["hook"] == name}
-    missing = [other for other in cfg.normalise_layers if other not in by_layer]
-    if not cfg.normalise_layers or missing:
+    if not cfg.normalise_layers or not set(cfg.normalise_layers) <= set(by_layer):
         raise SaelinkError(
-            f"normalise_layers={cfg.normalise_layers}: name at least one layer whose {name} is compared, such as [1,3]"
-            + (f"; the model has layers {min(by_layer)} to {max(by_layer)}" if missing else "")
+            f"normalise_layers={cfg.normalise_layers}: name at least one layer whose {name} is compared, such as "
+            f"[1,3]; the model has layers {min(by_layer)} to {max(by_layer)}"
         )
     return (by_layer[int(layer)] / min(by_layer[other] for other in cfg.normalise_layers)) ** 2

@@ -57,6 +57,11 @@ def recipe_of(value: Any) -> Any:
     return value
 
 
+def is_key(text: str) -> bool:
+    """Whether this is a whole key, all its digits: what recipes refer to an artifact by."""
+    return re.fullmatch(rf"[0-9a-f]{{{KEY_LENGTH}}}", text) is not None
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What an artifact will be, before anything is computed: enough to name it and to find it."""

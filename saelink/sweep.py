@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -20,6 +19,7 @@ COLUMNS = [
     "train",
     "link",
     "connector",
+    "solver",
     "l1_alpha",
     "mse",
     "l1",
@@ -65,6 +65,8 @@ def gather_experiments(store: Store, sweep_id: str) -> list[str]:
         for result in chosen:
             if PICTURE_FILE in result.files:
                 path = folder / f"{name}-layer{result.facts['layer']}.png"
+                if str(path) in written:  # another axis than the layer was swept
+                    path = path.with_stem(f"{path.stem}-{result.key}")
                 write_durably(path, result.file(PICTURE_FILE).read_bytes())
                 written.append(str(path))
     return written
@@ -97,6 +99,7 @@ def points(store: Store, sweep_id: str) -> list[dict[str, Any]]:
                 "train": connector.key,
                 "link": connector.manifest["about"].split(",")[0],
                 "connector": recipe["connector"]["name"],
+                "solver": recipe["solver"]["name"],
                 "l1_alpha": recipe["l1_alpha"],
                 "mse": facts["validation_mse"],
                 "l1": facts["l1"],
@@ -108,7 +111,9 @@ def points(store: Store, sweep_id: str) -> list[dict[str, Any]]:
         )
         # Errors can only be compared on the same targets in the same units.
         same = ("latent_scale", "drop_positions", "max_norm_ratio")
-        targets.append((connector.manifest["inputs"]["target"], *(recipe[name] for name in same)))
+        inputs = connector.manifest["inputs"]
+        chosen = (facts["n_targets"], recipe["min_rate"], inputs.get("subset"), recipe.get("part"))
+        targets.append((inputs["target"], *chosen, *(recipe[name] for name in same)))
     if not rows:
         raise SaelinkError(f"sweep {sweep_id}: no job of it has made a connector yet")
     for row, target in zip(rows, targets, strict=True):
@@ -126,22 +131,18 @@ def pareto(store: Store, sweep_id: str) -> list[dict[str, Any]]:
     """Write pareto.csv and pareto.png into the sweep's folder and print the table."""
     rows = points(store, sweep_id)
     folder = folder_of(store, sweep_id)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_durably(folder / "pareto.csv", text.getvalue().encode())
+    write_durably(folder / "pareto.csv", table_csv([{name: row[name] for name in COLUMNS} for row in rows]))
     write_durably(folder / "pareto.png", _picture(rows))
     store.say(f"\n{sweep_id}: {len(rows)} connectors, figures on validation documents")
     for link in dict.fromkeys(row["link"] for row in rows):
         store.say(f"\n  {link}")
-        store.say(f"  {'connector':12} {'l1_alpha':>8} {'MSE':>8} {'FVU':>6} {'L1':>8} {'edges > .01':>11}  train")
+        store.say(f"  {'connector, solver':22} {'l1_alpha':>7} {'MSE':>7} {'FVU':>6} {'L1':>7} {'edges>.01':>9}  train")
         for row in rows:
             if row["link"] == link:
                 mark = "*" if row["pareto"] else " "
                 store.say(
-                    f"{mark} {row['connector']:12} {row['l1_alpha']:8g} {row['mse']:8.3g} {row['fvu']:6.3f} "
-                    f"{row['l1']:8.3g} {row['n_edges_above_0.01']:11,}  {row['train']}"
+                    f"{mark} {row['connector'] + ' ' + row['solver']:22} {row['l1_alpha']:7g} {row['mse']:7.3g} "
+                    f"{row['fvu']:6.3f} {row['l1']:7.3g} {row['n_edges_above_0.01']:9,}  {row['train']}"
                 )
     store.say("\n  * no other connector for the same targets has both a lower MSE and a lower L1")
     store.say(f"  {folder / 'pareto.csv'}\n  {folder / 'pareto.png'}")

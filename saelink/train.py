@@ -10,16 +10,17 @@ from omegaconf import OmegaConf
 from saelink.config import Config, Normalise
 from saelink.connectors import CONNECTORS, Connector
 from saelink.encode import encode_plan
+from saelink.gram import VERSION as GRAM_VERSION
 from saelink.gram import Gram, gram, load_gram
 from saelink.link import Sides, link_of, load_split, normaliser, pull_sides, subset_of, targets_of
 from saelink.model import device_of
 from saelink.norms import norms_plan
 from saelink.progress import Progress
 from saelink.solvers import SOLVERS
-from saelink.solvers.base import Problem
-from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, gigabytes, recipe_of
+from saelink.solvers.base import Problem, measured
+from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, gigabytes, is_key, recipe_of
 
-VERSION = 2
+VERSION = 3
 
 WEIGHTS_FILE = "connector.safetensors"
 CONFIG_FILE = "cfg.json"
@@ -43,6 +44,8 @@ def train_plan(cfg: Config, store: Store) -> Plan:
     }
     if SOLVERS[cfg.solver.name].seeded:
         recipe["seed"] = cfg.seed
+    if SOLVERS[cfg.solver.name].uses_gram:
+        recipe["gram"] = GRAM_VERSION
     inputs = {f"source{i}": encode_plan(cfg, store, hook).key for i, hook in enumerate(link.sources)}
     inputs["target"] = encode_plan(cfg, store, link.target).key
     if cfg.normalise is Normalise.post:
@@ -59,11 +62,16 @@ def train(cfg: Config, store: Store) -> Artifact:
     """Pull a fitted connector.
 
     Files: `connector.safetensors` (weights in scaled units, `target_ids`), `cfg.json` (what it maps, scales,
-    settings), `history.json` (the validation curve by tokens seen). Facts: the last point of the curve, c, scales.
+    settings), `history.json` (the validation curve by tokens seen). Facts: c, scales, and what the curve shows,
+    measured at the end on the whole validation split whatever the solver.
     """
     connector = CONNECTORS[cfg.connector.name]
     connector.check(cfg.connector)
     SOLVERS[cfg.solver.name](cfg.solver).check(connector, cfg.connector)
+    if cfg.connector.init not in STARTS and not is_key(cfg.connector.init):
+        raise SaelinkError(
+            f"connector.init={cfg.connector.init}: give random, zero or the 12 digits of a train artifact's key"
+        )
     subset_of(cfg, store)
     plan = train_plan(cfg, store)
     found = store.up_to_date(plan)
@@ -122,6 +130,8 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
     )
     with Progress("train", total) as bar:
         fit = solver.solve(connector, problem, bar.advance)
+    everywhere = (validation.source, validation.target)
+    last = measured(connector, problem, everywhere, int(fit.final["tokens"]), fit.final["train_mse"])
     draft.save_tensors(WEIGHTS_FILE, connector.state_dict())
     link = link_of(cfg, store)
     config = {
@@ -143,6 +153,7 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
         "c": problem.c,
         "scales": sides.scales,
         **fit.final,
+        **last,
     }
 
 

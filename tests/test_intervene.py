@@ -38,8 +38,8 @@ def plain_losses(cfg: Config, ids: torch.Tensor, change: Callable[[torch.Tensor]
 
 @pytest.mark.parametrize("model", ["llama", "neox"])
 def test_losses_are_those_of_the_plain_model(config: Compose, store: Store, model: str) -> None:
-    cfg = config("data.drop_positions=3", model=model)
-    losses = ce_baselines(cfg, store, 320).tensors("losses.safetensors")
+    cfg = config("data.drop_positions=3", "eval.ce_tokens=320", model=model)
+    losses = ce_baselines(cfg, store).tensors("losses.safetensors")
     test = spliced_tokens(cfg, store, pull_sides(cfg, store), 320)
     assert test.ids.shape == (20, 16) and losses["clean"].shape == (20, 15)
     assert torch.equal(test.counts, (torch.arange(16) >= 3).expand(20, 16))
@@ -53,7 +53,7 @@ def test_losses_are_those_of_the_plain_model(config: Compose, store: Store, mode
 
 
 def test_what_is_put_back_unchanged_changes_nothing(config: Compose, store: Store) -> None:
-    cfg = config()
+    cfg = config("eval.ce_tokens=320")
     sides = pull_sides(cfg, store)
     test = spliced_tokens(cfg, store, sides, 320)
     with Splice(cfg, store, sides, test, 3) as splice:
@@ -61,7 +61,7 @@ def test_what_is_put_back_unchanged_changes_nothing(config: Compose, store: Stor
         nothing = splice.losses_of_change(torch.zeros(*test.ids.shape, 32))
         rebuilt = splice.losses(splice.decode(splice.true_latents()))
     assert torch.equal(clean, nothing)
-    expected = ce_baselines(cfg, store, 320).tensors("losses.safetensors")
+    expected = ce_baselines(cfg, store).tensors("losses.safetensors")
     assert torch.equal(rebuilt, expected["sae"]) and torch.equal(clean, expected["clean"])
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from omegaconf import OmegaConf
 
-from saelink.config import Config, LinkConfig, TargetsConfig, conf_dir
+from saelink.config import Config, LinkConfig, Normalise, TargetsConfig, conf_dir
 from saelink.connectors import CONNECTORS
 from saelink.encode import encode_plan
 from saelink.evaluate import evaluate, evaluate_plan
@@ -22,7 +22,7 @@ from saelink.model import device_of
 from saelink.norms import c_post
 from saelink.solvers import SOLVERS
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, recipe_of
-from saelink.train import train
+from saelink.train import train, train_plan
 
 TABLE_FILE = "table.csv"
 ROWS_FILE = "table.json"
@@ -72,6 +72,10 @@ class Experiment(ABC):
     settings: ClassVar[tuple[str, ...]] = ()
     """The fields of ExperimentConfig that its result depends on beyond its fits."""
     version: ClassVar[int] = 1
+    by_layer: ClassVar[bool] = True
+    """Whether each layer has a result of its own."""
+    by_evaluation: ClassVar[bool] = True
+    """Whether its result depends on how its fits are evaluated, or on their weights alone."""
 
     @property
     def name(self) -> str:
@@ -85,8 +89,12 @@ class Experiment(ABC):
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
         """The connectors it compares, by label. Nothing is computed for this."""
 
+    def starts_from(self) -> list[Experiment]:
+        """The experiments whose results it uses; they run first."""
+        return []
+
     def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        """Results of other experiments that it starts from, by role."""
+        """What else it uses, by role."""
         return {}
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
@@ -100,25 +108,31 @@ class Experiment(ABC):
     def plan(self, cfg: Config, store: Store) -> Plan:
         """Plan of the result: known before anything is fitted."""
         cfg = self.configured(cfg)
-        recipe: dict[str, Any] = {"name": self.name, "version": self.version, "layer": cfg.layer}
+        recipe: dict[str, Any] = {"name": self.name, "version": self.version}
         recipe |= {name: recipe_of(getattr(cfg.experiment, name)) for name in self.settings}
         recipe |= recipe_of(self.recipe(cfg))
         fits = self.fits(cfg, store)
-        inputs = {f"fit {label}": evaluate_plan(fit, store).key for label, fit in fits.items()}
+        key_of = evaluate_plan if self.by_evaluation else train_plan
+        inputs = {f"fit {label}": key_of(fit, store).key for label, fit in fits.items()}
         inputs |= {f"need {role}": plan.key for role, plan in self.needs(cfg, store).items()}
-        if not fits:  # else the fits' own keys say all of this
+        inputs |= {f"from {other.name}": other.plan(cfg, store).key for other in self.starts_from()}
+        about = f"{cfg.model.label}, {self.name}"
+        if self.by_layer:
+            recipe["layer"] = cfg.layer
+            about = f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}, {self.name}"
             link = link_of(cfg, store)
             inputs |= {f"latents {hook}": encode_plan(cfg, store, hook).key for hook in [*link.sources, link.target]}
-        about = f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}, {self.name}"
         return Plan("experiment", 1, recipe, inputs, about)
 
     def run(self, cfg: Config, store: Store) -> Artifact:
         """Pull the result: `table.csv`, `table.json`, `picture.png`, `text.txt` and what else `make` gives."""
-        plan = self.plan(cfg, store)
+        cfg = self.configured(cfg)
+        for other in self.starts_from():
+            other.run(cfg, store)
+        plan = self.plan(cfg, store)  # only now: it may depend on what the others found
         found = store.up_to_date(plan)
         if found is not None:
             return found
-        cfg = self.configured(cfg)
         done = {}
         for number, (label, fit) in enumerate(fits := self.fits(cfg, store).items(), 1):
             store.say(f"{self.name}: fit {number} of {len(fits)}, {label}")
@@ -164,7 +178,10 @@ def fit(
     debias: bool = False,
     **settings: Any,
 ) -> Config:
-    """A job's configuration with another connector and solver; the solver keeps what the job says of it."""
+    """A job's configuration with another connector and solver; the solver keeps what the job says of it.
+
+    Without a penalty c only rescales the loss, so such a fit is the same, and keyed the same, for every `normalise`.
+    """
     kind = CONNECTORS[connector].Config
     names = {entry.name for entry in fields(kind)}
     if "d_hidden" in names:
@@ -190,6 +207,7 @@ def fit(
         connector=kind(name=connector, **settings),
         solver=solver_kind(**chosen),
         l1_alpha=float(l1_alpha),
+        normalise=cfg.normalise if l1_alpha else Normalise.none,
         seed=seed,
         targets=subset or cfg.targets,
         eval=replace(cfg.eval, ce=ce),

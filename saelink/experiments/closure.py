@@ -15,6 +15,7 @@ from saelink import metrics
 from saelink.config import Config
 from saelink.experiments import base
 from saelink.experiments.base import Done, Result, fit, link_named
+from saelink.gram import VERSION as GRAM_VERSION
 from saelink.gram import Gram, gram, load_gram
 from saelink.latents import Tokens, sparse_linear
 from saelink.link import load_split, pull_sides
@@ -30,7 +31,14 @@ class Experiment(base.Experiment):
         return replace(cfg, link=link_named("block"))
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        return {"lasso": fit(cfg, "linear", "exact", l1_alpha=cfg.experiment.sparse_alpha)}
+        return {"lasso": fit(cfg, "linear", "exact", l1_alpha=self.alpha(cfg))}
+
+    def alpha(self, cfg: Config) -> float:
+        """experiment.sparse_alpha; the elbow of another link says nothing here, so for `elbow` it is the post's."""
+        return 8e-4 if cfg.experiment.sparse_alpha == "elbow" else float(cfg.experiment.sparse_alpha)
+
+    def recipe(self, cfg: Config) -> dict[str, Any]:
+        return {"gram": GRAM_VERSION}
 
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
         sides = pull_sides(cfg, store)
@@ -52,7 +60,7 @@ class Experiment(base.Experiment):
             sums = _least_squares(products, kept, test)
             rows.append(self._row(cfg, "least squares", " + ".join(names[i] for i in chosen), sums, None))
         found = done["lasso"].metrics
-        row = dict.fromkeys(rows[0]) | {"layer": cfg.layer, "solver": f"lasso {cfg.experiment.sparse_alpha:g}"}
+        row = dict.fromkeys(rows[0]) | {"layer": cfg.layer, "solver": f"lasso {self.alpha(cfg):g}"}
         rows.append(
             row
             | {"sources": " + ".join(names), "mse": found["mse"], "fvu": found["fvu"]}
@@ -72,7 +80,7 @@ class Experiment(base.Experiment):
             left.set(xlabel="FVU, test documents", title="least squares from")
             right.boxplot([count.tolist() for count in by_source], showfliers=False)
             right.set_xticks(range(1, len(names) + 1), [name.removeprefix("hook_") for name in names], fontsize=8)
-            right.set(ylabel="edges into a target latent", title=f"lasso at {cfg.experiment.sparse_alpha:g}")
+            right.set(ylabel="edges into a target latent", title=f"lasso at {self.alpha(cfg):g}")
             figure.suptitle(f"Block link, layer {cfg.layer}", fontsize=10)
 
         return Result(rows, draw=draw, text="\n".join(lines))

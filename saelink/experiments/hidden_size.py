@@ -15,7 +15,7 @@ class Experiment(base.Experiment):
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
         fits = {
-            str(size): fit(cfg, "mlp", d_hidden=size, tokens=cfg.experiment.sweep_tokens)
+            str(size): fit(cfg, "mlp", d_hidden=size, tokens=cfg.experiment.sweep_tokens, seed=cfg.experiment.seeds[0])
             for size in cfg.experiment.hidden_sizes
         }
         return fits | {"exact linear": fit(cfg, "linear", "exact")}

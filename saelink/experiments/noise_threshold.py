@@ -14,10 +14,10 @@ import torch
 from saelink.config import Config
 from saelink.experiments import base
 from saelink.experiments.base import NORMALISERS, Done, Result, normalisers
-from saelink.intervene import Splice, ce_baselines, ce_figures, spliced_tokens
+from saelink.intervene import Splice, ce_baselines, ce_figures, ce_plan, spliced_tokens
 from saelink.link import load_split, pull_sides, targets_of
 from saelink.norms import norms_plan
-from saelink.store import Plan, SaelinkError, Store
+from saelink.store import Plan, Store
 
 
 class Experiment(base.Experiment):
@@ -28,25 +28,23 @@ class Experiment(base.Experiment):
         return {}
 
     def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        return {"norms": norms_plan(cfg, store)}
+        return {"norms": norms_plan(cfg, store), "ce": ce_plan(cfg, store)}
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {
-            "ce_tokens": cfg.eval.ce_tokens,
+            "bootstrap": cfg.eval.bootstrap,
             "latent_scale": cfg.latent_scale,
             "drop_positions": cfg.data.drop_positions,
             "max_norm_ratio": cfg.data.max_norm_ratio,
             "normalise_layers": cfg.normalise_layers,
-            "min_rate": cfg.targets.min_rate,
+            "targets": cfg.targets,
         }
 
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
         levels = sorted(cfg.experiment.noise_levels)
-        if not levels or levels[0] <= 0:
-            raise SaelinkError(f"experiment.noise_levels={cfg.experiment.noise_levels}: give numbers above 0")
         sides = pull_sides(cfg, store)
         limit = min(cfg.experiment.noise_tokens, cfg.eval.ce_tokens)
-        baselines = ce_baselines(cfg, store, cfg.eval.ce_tokens).tensors("losses.safetensors")
+        baselines = ce_baselines(cfg, store).tensors("losses.safetensors")
         test = spliced_tokens(cfg, store, sides, limit)
         losses = {name: baselines[name][: len(test.ids)] for name in ("clean", "sae", "mean", "zero")}
         ids = targets_of(cfg, store, load_split(cfg, sides, "train"))
@@ -90,7 +88,8 @@ class Experiment(base.Experiment):
         text = (
             f"  {test.ids.numel():,} test tokens. CE clean {clean:.3f}, SAE {rebuilt:.3f}, zero ablation {zeroed:.3f}; "
             "share_of_gap is (CE - CE of the SAE) / (zero - clean).\n"
-            f"  Largest level that costs less than {cfg.experiment.noise_share:.0%} of the gap: {said}."
+            f"  Largest level that costs less than {cfg.experiment.noise_share:.0%} of the gap: {said}"
+            " (the largest tested where none costs more; none where the smallest does)."
         )
 
         def draw(figure: Any) -> None:

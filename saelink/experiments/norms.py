@@ -1,4 +1,4 @@
-"""How large activations are by layer and hook, and the post's c_L that follows."""
+"""How large activations are by layer and hook."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from saelink.store import Plan, Store
 
 class Experiment(base.Experiment):
     title = "Norms of the activations by layer and hook"
+    by_layer = False
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
         return {}

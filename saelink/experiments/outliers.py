@@ -17,7 +17,7 @@ from saelink.experiments.percent_linear import Experiment as PercentLinear
 from saelink.latents import Rows, latent_shards
 from saelink.link import pull_sides
 from saelink.model import load_tokenizer, model_info
-from saelink.store import Plan, Store
+from saelink.store import Store
 from saelink.train import load_connector
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
@@ -30,13 +30,13 @@ MOST_WEIGHTS = 5
 
 class Experiment(base.Experiment):
     title = "Latents with the largest loss differences: where they fire, and the mlp's large weights into them"
-    settings = ("outliers", "outlier_share", "weight_threshold")
+    settings = ("outliers", "outlier_shares", "weight_threshold")
+
+    def starts_from(self) -> list[base.Experiment]:
+        return [PercentLinear()]
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
         return {"mlp": dense_fit(cfg, store, "mlp", seed=cfg.experiment.seeds[0])}
-
-    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        return {"percent_linear": PercentLinear().plan(cfg, store)}
 
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
         found = PercentLinear().run(cfg, store).tensors("linear.safetensors")
@@ -56,17 +56,19 @@ class Experiment(base.Experiment):
         connector = load_connector(done["mlp"].connector)
         weights = connector.output_weight()
         difference = torch.where(found["difference"].isnan(), -torch.inf, found["difference"])
-        largest = difference.argsort(descending=True)[: cfg.experiment.outliers]
+        most = min(cfg.experiment.outliers, int(difference.isfinite().sum()))
+        largest = difference.argsort(descending=True)[:most]
         total = found["difference"].nan_to_num().clamp(min=0).sum()
         best = top_tokens(rows_of, ids.flatten())
         owner = rows_of.row_of
+        limits = cfg.experiment.outlier_shares
         rows: list[base.Row] = []
         for latent in largest.tolist():
             mine = rows_of.indices == latent
             values, where = rows_of.values[mine].double(), owner[mine]
-            carried = {name: (values[mask[where]].sum() / values.sum()).item() for name, mask in places.items()}
+            fires = {name: mask[where].double().mean().item() for name, mask in places.items()}
             token = best.get(latent)
-            on_top = (values[ids.flatten()[where] == token].sum() / values.sum()).item() if token is not None else 0.0
+            on_top = (ids.flatten()[where] == token).double().mean().item() if len(values) else 0.0
             column = weights[:, connector.column(latent)]
             quantiles = values.quantile(torch.tensor(QUANTILES).double()).tolist() if len(values) else [0.0] * 4
             rows.append(
@@ -78,10 +80,10 @@ class Experiment(base.Experiment):
                     "over_variance": (difference[latent] / found["variance"][latent]).item(),
                     "active": len(values),
                     **{f"q{int(q * 100)}": value for q, value in zip(QUANTILES, quantiles, strict=True)},
-                    **{name: share if len(values) else 0.0 for name, share in carried.items()},
+                    **{name: share if len(values) else 0.0 for name, share in fires.items()},
                     "top_token": ascii(tokenizer.decode([token])) if token is not None else "",
                     "on_top_token": on_top,
-                    "outlier": len(values) > 0 and max(carried.values()) >= cfg.experiment.outlier_share,
+                    "outlier": any(fires[name] >= limits[name] for name in places),
                     "w2_above": int((column > cfg.experiment.weight_threshold).sum()),
                     "w2_below": int((column < -cfg.experiment.weight_threshold).sum()),
                 }
@@ -90,12 +92,12 @@ class Experiment(base.Experiment):
         above, below = (weights > limit).sum(0).double(), (weights < -limit).sum(0).double()
         top_weights = ", ".join(f"{row['w2_above']}/{row['w2_below']}" for row in rows[:MOST_WEIGHTS])
         text = (
-            f"  {sum(row['outlier'] for row in rows)} of {len(rows)} are flagged: at least "
-            f"{cfg.experiment.outlier_share:.0%} of their activation lies on positions 0-{FIRST_POSITIONS - 1}, on a "
-            "sequence's first delimiter, or on massive acts.\n"
+            f"  {sum(row['outlier'] for row in rows)} of {len(rows)} are flagged: they fire on positions "
+            f"0-{FIRST_POSITIONS - 1} at least {limits['first_positions']:.0%} of the time, on a sequence's first "
+            f"delimiter {limits['first_delimiter']:.0%}, or on massive acts {limits['massive']:.0%}.\n"
             f"  W2 weights above {limit:g} / below -{limit:g}, the first {MOST_WEIGHTS}: {top_weights}; median over "
             f"all targets {above.median():.0f}/{below.median():.0f}.\n"
-            "  Shares are of the latent's summed activation on test tokens, all positions."
+            "  Shares are of the tokens it fires on, test documents, all positions; q50 and q100 of its active values."
         )
 
         def draw(figure: Any) -> None:

@@ -14,8 +14,8 @@ from saelink.config import Config
 from saelink.experiments import base
 from saelink.experiments.base import Done, Result, fit
 from saelink.experiments.percent_linear import Experiment as PercentLinear
-from saelink.store import Plan, SaelinkError, Store
-from saelink.train import load_connector
+from saelink.store import Store
+from saelink.train import load_connector, train_plan
 
 SOLVED_BY = {"linear": "exact", "nonlinear": "proximal", "mlp": "proximal"}
 
@@ -24,38 +24,32 @@ class Experiment(base.Experiment):
     title = "Error against L1, edges and cross-entropy over penalties"
     settings = ("ce_at", "refit_parts")
 
-    def alphas(self, cfg: Config, connector: str) -> list[float]:
-        """The penalties of a connector: the post's, and a grid for the linear one."""
-        alphas = set(cfg.experiment.l1_alphas)
-        return sorted(alphas | set(cfg.experiment.l1_grid) if connector == "linear" else alphas)
+    def alphas(self, cfg: Config) -> list[float]:
+        """The post's penalties and the grid between them."""
+        return sorted({*cfg.experiment.l1_alphas, *cfg.experiment.l1_grid})
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        fits = {}
-        tokens = cfg.experiment.sweep_tokens
-        for connector, solver in SOLVED_BY.items():
-            for alpha in self.alphas(cfg, connector):
-                fits[f"{connector} {alpha:g}"] = fit(cfg, connector, solver, l1_alpha=alpha, tokens=tokens)
+        fits: dict[str, Config] = {}
+        settings: dict[str, Any] = {"tokens": cfg.experiment.sweep_tokens, "seed": cfg.experiment.seeds[0]}
+        for alpha in self.alphas(cfg):
+            fits[f"linear {alpha:g}"] = exact = fit(cfg, "linear", "exact", l1_alpha=alpha)
+            start = train_plan(exact, store).key  # from a random start outputs die under the penalty
+            fits[f"nonlinear {alpha:g}"] = fit(cfg, "nonlinear", "proximal", l1_alpha=alpha, init=start, **settings)
+            fits[f"mlp {alpha:g}"] = fit(cfg, "mlp", "proximal", l1_alpha=alpha, **settings)
         if cfg.experiment.refit_parts:
             for part, subset in PercentLinear().parts(cfg, store).items():
-                for alpha in self.alphas(cfg, "mlp"):
-                    fits[f"mlp {alpha:g} on {part.name}"] = fit(
-                        cfg, "mlp", "proximal", l1_alpha=alpha, tokens=tokens, subset=subset
-                    )
+                for alpha in self.alphas(cfg):
+                    label = f"mlp {alpha:g} on {part.name}"
+                    fits[label] = fit(cfg, "mlp", "proximal", l1_alpha=alpha, subset=subset, **settings)
         return fits
+
+    def starts_from(self) -> list[base.Experiment]:
+        return [PercentLinear()]
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {"ce_tokens": cfg.eval.ce_tokens, "bootstrap": cfg.eval.bootstrap}
 
-    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        return {"percent_linear": PercentLinear().plan(cfg, store)}
-
-    def run(self, cfg: Config, store: Store) -> Any:
-        PercentLinear().run(cfg, store)  # the subsets come first
-        return super().run(cfg, store)
-
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        if set(cfg.experiment.ce_at) - {"elbow", "all"}:
-            raise SaelinkError(f"experiment.ce_at={cfg.experiment.ce_at}: elbow or all, or [] for none")
         parts = PercentLinear().run(cfg, store).tensors("linear.safetensors")
         rows: list[base.Row] = []
         for label, result in done.items():
@@ -82,22 +76,24 @@ class Experiment(base.Experiment):
                         "fvu": (latents["mse"][mask].sum() / latents["variance"][mask].sum()).item(),
                         "l1": (l1 + sum(weight.double().sum(0).mean().item() for weight in hidden)) / (1 + len(hidden)),
                         "n_edges": int((edges > 0).sum()) + sum(int((weight > 0).sum()) for weight in hidden),
+                        "dead": result.metrics.get("dead_outputs"),
                         "elbow": False,
                         "ce": None,
                         "ce_recovered": None,
                         "train": result.connector.key,
                     }
                 )
-        elbows = self._mark_elbows(rows)
+        elbows = self._mark_elbows(rows, done)
         self._measure_ce(cfg, store, done, rows)
         said = "; ".join(f"{name} at l1_alpha {row['l1_alpha']:g}, L1 {row['l1']:.3g}" for name, row in elbows.items())
         text = (
-            "  L1 and edges of an mlp count both matrices, L1 as their mean. elbow: kneedle on (log L1, MSE), points "
-            f"with L1 > 0, all targets.\n  Elbows: {said or 'none, fewer than three points'}."
+            "  L1 and edges of an mlp count both matrices, L1 as their mean. elbow: kneedle on (log L1, validation "
+            f"MSE), points with L1 > 0, all targets.\n  Elbows: {said or 'none, fewer than three points'}."
         )
 
         def draw(figure: Any) -> None:
-            for axes, column in zip(figure.subplots(1, 2, sharey=True), ("l1", "n_edges"), strict=True):
+            columns = ["l1", "n_edges"] + (["ce"] if any(row["ce"] for row in rows) else [])
+            for axes, column in zip(figure.subplots(1, len(columns), sharey=True), columns, strict=True):
                 for number, connector in enumerate(SOLVED_BY):
                     for part, style in (("all", "o-"), ("linear", "s:"), ("rest", "^:")):
                         chosen = [
@@ -106,7 +102,7 @@ class Experiment(base.Experiment):
                             if row["connector"] == connector
                             and row["targets"] == part
                             and row["fitted on"] == "all"
-                            and row[column] > 0
+                            and (row[column] or 0) > 0
                         ]
                         label = connector + ("" if part == "all" else f", {part} targets")
                         axes.plot(
@@ -118,10 +114,11 @@ class Experiment(base.Experiment):
                             lw=1.5 if part == "all" else 0.8,
                             label=label,
                         )
-                    if connector in elbows:
-                        row = elbows[connector]
+                    row = elbows.get(connector)
+                    if row is not None and row[column]:
                         axes.plot(row[column], row["mse"], "o", ms=11, mfc="none", mec=f"C{number}")
-                axes.set(xscale="log", xlabel={"l1": "L1", "n_edges": "edges"}[column])
+                names = {"l1": "L1", "n_edges": "edges", "ce": "cross-entropy (nats)"}
+                axes.set(xscale="linear" if column == "ce" else "log", xlabel=names[column])
                 axes.grid(alpha=0.3)
             figure.axes[0].set_ylabel("MSE, test documents")
             figure.axes[1].legend(fontsize=6)
@@ -131,7 +128,9 @@ class Experiment(base.Experiment):
         elbow_alphas = {name: row["l1_alpha"] for name, row in elbows.items()}
         return Result(rows, shown, draw, text, facts={"elbows": elbow_alphas})
 
-    def _mark_elbows(self, rows: list[base.Row]) -> dict[str, base.Row]:
+    def _mark_elbows(self, rows: list[base.Row], done: dict[str, Done]) -> dict[str, base.Row]:
+        """Chosen on validation documents, since the elbow's test figures are reported."""
+        validation = {result.connector.key: result.connector.facts["validation_mse"] for result in done.values()}
         elbows = {}
         for connector in SOLVED_BY:
             chosen = [
@@ -139,7 +138,7 @@ class Experiment(base.Experiment):
                 for row in rows
                 if row["connector"] == connector and row["targets"] == row["fitted on"] == "all" and row["l1"] > 0
             ]
-            place = kneedle([row["l1"] for row in chosen], [row["mse"] for row in chosen])
+            place = kneedle([row["l1"] for row in chosen], [validation[row["train"]] for row in chosen])
             if place is not None:
                 chosen[place]["elbow"] = True
                 elbows[connector] = chosen[place]

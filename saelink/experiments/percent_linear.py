@@ -20,7 +20,7 @@ from saelink.experiments.dense import dense_fit
 from saelink.experiments.noise_threshold import Experiment as NoiseThreshold
 from saelink.intervene import spliced_tokens
 from saelink.latents import Tokens
-from saelink.link import load_split, pull_sides
+from saelink.link import Sides, load_split, pull_sides
 from saelink.norms import norms_plan
 from saelink.store import Plan, SaelinkError, Store
 from saelink.train import load_connector
@@ -43,6 +43,7 @@ def errors_by_document(connector: Connector, test: Tokens, document: torch.Tenso
 class Experiment(base.Experiment):
     title = "Percentage of target latents that a linear map explains as well as an mlp"
     settings = ("linear_threshold", "linear_by", "bootstrap", "seeds")
+    by_evaluation = False
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {"normalise_layers": cfg.normalise_layers}
@@ -71,7 +72,7 @@ class Experiment(base.Experiment):
         return {part: TargetsConfig(cfg.targets.min_rate, plan.key, part) for part in SubsetPart if sizes[part]}
 
     def thresholds(self, cfg: Config, store: Store) -> dict[str, float]:
-        """The threshold of each normaliser. Raises SaelinkError for a setting that is none."""
+        """The threshold of each normaliser. Raises SaelinkError when the noise experiment finds none."""
         chosen = cfg.experiment.linear_threshold
         if chosen == "noise":
             levels = NoiseThreshold().run(cfg, store).facts["levels"]
@@ -82,13 +83,9 @@ class Experiment(base.Experiment):
                     f"{', '.join(missing)}; add smaller ones"
                 )
             return levels
-        if isinstance(chosen, bool) or not isinstance(chosen, int | float) or chosen < 0:
-            raise SaelinkError(f"experiment.linear_threshold={chosen}: give a number >= 0, or noise")
         return dict.fromkeys(NORMALISERS, float(chosen))
 
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        if cfg.experiment.linear_by not in NORMALISERS:
-            raise SaelinkError(f"experiment.linear_by={cfg.experiment.linear_by}: one of {', '.join(NORMALISERS)}")
         thresholds = self.thresholds(cfg, store)
         sides = pull_sides(cfg, store)
         ids = done["exact linear"].connector.tensors("connector.safetensors")["target_ids"]
@@ -96,39 +93,33 @@ class Experiment(base.Experiment):
         owner = spliced_tokens(cfg, store, sides).document.flatten()[test.row]
         owner, n = owner.unique(return_inverse=True)[1], len(owner.unique())
         size = torch.bincount(owner, minlength=n).double()
-        errors = {
-            label: errors_by_document(load_connector(result.connector), test, owner, n)
-            for label, result in done.items()
-        }
+        connectors = {label: load_connector(result.connector) for label, result in done.items()}
+        errors = {label: errors_by_document(connector, test, owner, n) for label, connector in connectors.items()}
         scales = normalisers(cfg, store, test)
         active = scales["variance"] > 0
-        generator = torch.Generator().manual_seed(0)
-        weights = torch.stack(
-            [
-                torch.bincount(torch.randint(n, (n,), generator=generator), minlength=n)
-                for _ in range(cfg.experiment.bootstrap)
-            ]
-        ).double()
         seeds = cfg.experiment.seeds
-        drawn = torch.randint(len(seeds), (len(weights),), generator=generator)
+        generator = torch.Generator().manual_seed(0)
+        documents, seed_counts = [], []
+        for _ in range(cfg.experiment.bootstrap):
+            documents.append(torch.bincount(torch.randint(n, (n,), generator=generator), minlength=n))
+            chosen = torch.randint(len(seeds), (len(seeds),), generator=generator)
+            seed_counts.append(torch.bincount(chosen, minlength=len(seeds)))
+        weights, by_seed_weight = torch.stack(documents).double(), torch.stack(seed_counts).double() / len(seeds)
         rows: list[base.Row] = []
-        differences: dict[tuple[str, str], torch.Tensor] = {}
         for simple, rich in PAIRS:
             by_seed = [
                 errors[simple if simple in errors else f"{simple}, seed {seed}"] - errors[f"{rich}, seed {seed}"]
                 for seed in seeds
             ]
             point = torch.stack([difference.sum(0) for difference in by_seed]).mean(0) / len(test)
-            differences[simple, rich] = point
-            resampled = torch.empty(len(weights), len(ids), dtype=torch.float64)
+            resampled = torch.zeros(len(weights), len(ids), dtype=torch.float64)
             for number, difference in enumerate(by_seed):
-                chosen = (drawn == number).nonzero().squeeze(1)
-                resampled[chosen] = (weights[chosen] @ difference) / (weights[chosen] @ size)[:, None]
+                resampled += by_seed_weight[:, number, None] * (weights @ difference) / (weights @ size)[:, None]
             for name in NORMALISERS:
                 limit = thresholds[name] * scales[name]
                 percent = 100 * (resampled[:, active] <= limit[active]).double().mean(1)
                 share = 100 * (point[active] <= limit[active]).double().mean().item()
-                error = 1.96 * percent.std().item()
+                error = 1.96 * percent.std().item() if len(percent) > 1 else 0.0
                 rows.append(
                     {
                         "layer": cfg.layer,
@@ -142,15 +133,16 @@ class Experiment(base.Experiment):
                         "resampled": percent.mean().item(),
                     }
                 )
-        decisive = differences["exact linear", "mlp"]
-        linear = active & (decisive <= thresholds[cfg.experiment.linear_by] * scales[cfg.experiment.linear_by])
+        decisive = torch.stack([errors["exact linear"] - errors[f"mlp, seed {seed}"] for seed in seeds])
+        decisive = decisive.sum((0, 1)) / len(seeds) / len(test)
+        linear, rest = self._subset(cfg, store, sides, connectors, ids, thresholds)
 
         def everywhere(values: torch.Tensor, elsewhere: Any) -> torch.Tensor:
             return torch.full((sides.d_target,), elsewhere, dtype=values.dtype).scatter(0, ids, values)
 
         tensors = {
             "linear": everywhere(linear, False),
-            "rest": everywhere(active & ~linear, False),
+            "rest": everywhere(rest, False),
             "difference": everywhere(decisive, torch.nan),
             "variance": everywhere(scales["variance"], torch.nan),
         }
@@ -158,15 +150,23 @@ class Experiment(base.Experiment):
         largest = ", ".join(f"OF{ids[i]} {decisive[i]:.3g}" for i in top)
         gap = decisive.clamp(min=0).sum()
         share = decisive[top].clamp(min=0).sum() / gap.clamp(min=1e-300)
+        fvu = {label: (error.sum() / len(test) / scales["variance"].sum()).item() for label, error in errors.items()}
+        said = ", ".join(f"{label.removesuffix(f', seed {seeds[0]}')} {value:.3f}" for label, value in fvu.items())
         text = (
             f"  {int(active.sum()):,} target latents that vary on the {len(test):,} test tokens. low and high: 1.96 "
             f"standard errors over {len(weights):,} resamples of {n:,} documents and {len(seeds)} seeds.\n"
             "  resampled is their mean: where it differs from percent, many latents lie near the threshold and "
             "resampling noise moves them over it.\n"
             f"  Largest differences (exact linear - mlp): {largest}; these five are {share:.0%} of the positive gap.\n"
-            f"  Subset by {cfg.experiment.linear_by}: {int(linear.sum()):,} linear, {int((active & ~linear).sum()):,} "
-            "rest."
+            f"  FVU: {said}.\n"
+            f"  Subset by {cfg.experiment.linear_by}, chosen on validation documents: {int(linear.sum()):,} linear, "
+            f"{int(rest.sum()):,} rest."
         )
+        if fvu[f"mlp, seed {seeds[0]}"] > fvu["exact linear"]:
+            text += (
+                "\n  The mlp explains less than the exact linear map: it has not been trained for long enough, and the "
+                "percentages against exact linear are too high."
+            )
         scaled = {name: (decisive / scales[name])[active] for name in NORMALISERS}
 
         def draw(figure: Any) -> None:
@@ -184,8 +184,35 @@ class Experiment(base.Experiment):
                 axes.legend(fontsize=7)
             figure.suptitle(f"Loss of exact linear - loss of mlp, by target latent, layer {cfg.layer}", fontsize=10)
 
-        facts = {"n_linear": int(linear.sum()), "n_targets": int(active.sum())}
+        facts = {"n_linear": int(linear.sum()), "n_targets": int(linear.sum() + rest.sum())}
         return Result(rows, draw=draw, text=text, tensors={"linear.safetensors": tensors}, facts=facts)
+
+    def _subset(
+        self,
+        cfg: Config,
+        store: Store,
+        sides: Sides,
+        connectors: dict[str, Connector],
+        ids: torch.Tensor,
+        thresholds: dict[str, float],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[d_target] the linear latents and the rest, by exact linear against mlp on validation documents.
+
+        Not on test documents: what is later reported of a subset must not have chosen it.
+        """
+        validation = load_split(cfg, sides, "validation", ids)
+        nowhere = torch.zeros(len(validation), dtype=torch.int64)
+        errors = {
+            label: errors_by_document(connector, validation, nowhere, 1)[0] / len(validation)
+            for label, connector in connectors.items()
+            if label == "exact linear" or label.startswith("mlp")
+        }
+        mlp = torch.stack([error for label, error in errors.items() if label != "exact linear"]).mean(0)
+        scales = normalisers(cfg, store, validation)
+        name = cfg.experiment.linear_by
+        varies = scales["variance"] > 0
+        linear = varies & (errors["exact linear"] - mlp <= thresholds[name] * scales[name])
+        return linear, varies & ~linear
 
 
 def _signed_edges(values: torch.Tensor, tiny: float) -> list[float]:

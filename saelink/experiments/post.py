@@ -14,6 +14,7 @@ from saelink.experiments import base
 from saelink.experiments.base import Done, Result, Row, fit, rows_of
 from saelink.experiments.dense import dense_fit
 from saelink.experiments.percent_linear import Experiment as PercentLinear
+from saelink.experiments.sparse_linear import sparse_alpha
 from saelink.norms import norms, norms_plan
 from saelink.store import Plan, Store
 
@@ -44,10 +45,9 @@ SAE_ALPHA = 4e-4
 
 class Experiment(base.Experiment):
     title = "Our figures beside the original post's"
-    settings = ("sparse_alpha",)
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        seed, alpha = cfg.experiment.seeds[0], cfg.experiment.sparse_alpha
+        seed, alpha = cfg.experiment.seeds[0], sparse_alpha(cfg, store)
         fits = {
             "exact linear": fit(cfg, "linear", "exact"),
             "dense linear": dense_fit(cfg, store, "linear", seed=seed),
@@ -62,12 +62,11 @@ class Experiment(base.Experiment):
                 fits["sparse mlp"] = fit(cfg, "mlp", l1_alpha=alpha, seed=seed, subset=subset)
         return fits
 
-    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        return {"percent_linear": PercentLinear().plan(cfg, store), "norms": norms_plan(cfg, store)}
+    def starts_from(self) -> list[base.Experiment]:
+        return [PercentLinear()]
 
-    def run(self, cfg: Config, store: Store) -> Any:
-        PercentLinear().run(cfg, store)  # the subsets come first
-        return super().run(cfg, store)
+    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
+        return {"norms": norms_plan(cfg, store)}
 
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
         ours: dict[str, float] = {}

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import torch
 
 from saelink.config import Config
-from saelink.experiments import EXPERIMENTS
+from saelink.connectors import CONNECTORS
+from saelink.experiments import EXPERIMENTS, Experiment
 from saelink.experiments.base import TEXT_FILE, named, shown_rows, table_text
 from saelink.model import device_of
 from saelink.sae import sae_choice
@@ -21,16 +22,22 @@ EXACT_SECONDS = 20.0
 
 
 def missing_fits(cfg: Config, store: Store) -> dict[str, Config]:
-    """The connectors of the job's experiments that are not fitted yet, by key."""
+    """The connectors of the job's experiments, and of those they start from, that are not fitted yet, by key."""
     found: dict[str, Config] = {}
-    for name in cfg.experiment.names:
-        experiment = EXPERIMENTS[name]
+
+    def collect(experiment: Experiment) -> None:
         configured = experiment.configured(cfg)
         if store.find(experiment.plan(cfg, store)) is None:
+            for other in experiment.starts_from():
+                collect(other)
             for fit in experiment.fits(configured, store).values():
                 plan = train_plan(fit, store)
                 if store.find(plan) is None:
+                    SOLVERS[fit.solver.name](fit.solver).check(CONNECTORS[fit.connector.name], fit.connector)
                     found[plan.key] = fit
+
+    for name in cfg.experiment.names:
+        collect(EXPERIMENTS[name])
     return found
 
 
@@ -77,7 +84,7 @@ def missing_saes(cfg: Config, store: Store) -> list[str]:
 
 
 def run_experiments(cfg: Config, store: Store, layers: int = 1) -> Iterator[Artifact]:
-    """Run the job's experiments one after the other; print each table as it is done. `layers` jobs like this follow."""
+    """Run the job's experiments one after the other; print each table as it is done. `layers` is how many jobs."""
     for name in cfg.experiment.names:
         named(name)
     fits = missing_fits(cfg, store)
@@ -91,9 +98,8 @@ def run_experiments(cfg: Config, store: Store, layers: int = 1) -> Iterator[Arti
     for number, name in enumerate(cfg.experiment.names, 1):
         store.say(f"\n{number} of {len(cfg.experiment.names)}: {name}, {EXPERIMENTS[name].title}")
         artifact = EXPERIMENTS[name].run(cfg, store)
-        if artifact is not None:
-            show(store, artifact)
-            yield artifact
+        show(store, artifact)
+        yield artifact
         store.say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes since the start")
 
 

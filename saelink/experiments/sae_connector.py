@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from saelink.config import Config
+from saelink.connectors.sae import HiddenL1
 from saelink.experiments import base
 from saelink.experiments.base import Done, Result, fit
 from saelink.store import Store
@@ -21,7 +22,14 @@ class Experiment(base.Experiment):
             for alpha in alphas:
                 label = f"{alpha:g}{' + hidden bias' if hidden_bias else ''}"
                 fits[label] = fit(
-                    cfg, "sae", "proximal", l1_alpha=alpha, tokens=settings.sweep_tokens, hidden_bias=hidden_bias
+                    cfg,
+                    "sae",
+                    "proximal",
+                    l1_alpha=alpha,
+                    tokens=settings.sweep_tokens,
+                    seed=settings.seeds[0],
+                    hidden_bias=hidden_bias,
+                    hidden_l1=HiddenL1[settings.hidden_l1],
                 )
         return fits
 

@@ -7,33 +7,53 @@ from typing import Any
 from saelink.config import Config
 from saelink.experiments import base
 from saelink.experiments.base import Done, Result, fit
+from saelink.experiments.pareto import Experiment as Pareto
 from saelink.experiments.percent_linear import Experiment as PercentLinear
-from saelink.store import Plan, Store
+from saelink.store import Plan, SaelinkError, Store
 from saelink.train import load_connector
+
+
+def sparse_alpha(cfg: Config, store: Store) -> float:
+    """experiment.sparse_alpha; `elbow` is the one that pareto finds for the exact linear connector."""
+    chosen = cfg.experiment.sparse_alpha
+    if chosen != "elbow":
+        return float(chosen)
+    found = Pareto().run(cfg, store).facts["elbows"].get("linear")
+    if found is None:
+        raise SaelinkError("experiment.sparse_alpha=elbow: pareto finds no elbow; give more penalties or a number")
+    return found
 
 
 class Experiment(base.Experiment):
     title = "Sparse linear connectors of the linear latents, with weights refitted on their support"
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        alpha, tokens = cfg.experiment.sparse_alpha, cfg.experiment.sweep_tokens
+        alpha, tokens = sparse_alpha(cfg, store), cfg.experiment.sweep_tokens
         fits = {}
         for part, subset in PercentLinear().parts(cfg, store).items():
             fits[f"linear, {part.name}"] = fit(cfg, "linear", "exact", l1_alpha=alpha, subset=subset)
             fits[f"linear debiased, {part.name}"] = fit(
                 cfg, "linear", "exact", l1_alpha=alpha, subset=subset, debias=True
             )
-            fits[f"mlp, {part.name}"] = fit(cfg, "mlp", "proximal", l1_alpha=alpha, subset=subset, tokens=tokens)
+            fits[f"mlp, {part.name}"] = fit(
+                cfg,
+                "mlp",
+                "proximal",
+                l1_alpha=alpha,
+                subset=subset,
+                tokens=tokens,
+                seed=cfg.experiment.seeds[0],
+            )
         return fits
 
-    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        return {"percent_linear": PercentLinear().plan(cfg, store)}
+    def starts_from(self) -> list[base.Experiment]:
+        return [PercentLinear()]
 
-    def run(self, cfg: Config, store: Store) -> Any:
-        PercentLinear().run(cfg, store)  # the subsets come first
-        return super().run(cfg, store)
+    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
+        return {"pareto": Pareto().plan(cfg, store)} if cfg.experiment.sparse_alpha == "elbow" else {}
 
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+        alpha = sparse_alpha(cfg, store)
         rows, edges_per_output = [], {}
         for label, result in done.items():
             connector = load_connector(result.connector)
@@ -54,7 +74,7 @@ class Experiment(base.Experiment):
                     "edges_median": per_output.double().median().item(),
                 }
             )
-        lines = [f"  l1_alpha {cfg.experiment.sparse_alpha:g}; edges per output (mlp: from hidden units)."]
+        lines = [f"  l1_alpha {alpha:g}; edges per output (mlp: from hidden units)."]
         if "linear debiased, linear" in done:
             circuits = done["linear debiased, linear"].evaluation.file("circuits.txt").read_text().splitlines()
             lines += ["  Best predicted linear latents, debiased weights:", "", *(f"  {line}" for line in circuits)]
@@ -65,7 +85,7 @@ class Experiment(base.Experiment):
                 most = max(edges_per_output[label])
                 axes.hist(edges_per_output[label], bins=range(0, most + 2, max(most // 60, 1)), alpha=0.6, label=label)
             axes.set(xlabel="edges into a target latent", ylabel="target latents", yscale="log")
-            axes.set_title(f"Exact lasso at {cfg.experiment.sparse_alpha:g}, layer {cfg.layer}", fontsize=10)
+            axes.set_title(f"Exact lasso at {alpha:g}, layer {cfg.layer}", fontsize=10)
             axes.legend(fontsize=8)
 
         return Result(rows, draw=draw, text="\n".join(lines))

@@ -56,6 +56,9 @@ class Solver(ABC):
     seeded: ClassVar[bool] = True
     """Whether the seed changes the weights; where it does not, all seeds share one artifact."""
 
+    uses_gram: ClassVar[bool] = False
+    """Whether it fits from the products of the training tokens."""
+
     def __init__(self, config: Any):
         self.config = config
 

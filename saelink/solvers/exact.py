@@ -44,7 +44,7 @@ class Config(SolverConfig):
     tolerance: float = 1e-3
     """Duality gap allowed, as a share of the objective."""
     max_sweeps: int = 400
-    """Coordinate descent stops after this many sweeps even if the gap is larger; the gap is recorded either way."""
+    """Coordinate descent stops after this many sweeps of one set of weights; the gap is recorded either way."""
     debias: bool = False
     """After the lasso keep the support and refit its weights by least squares; the gap is the lasso's."""
 
@@ -54,6 +54,7 @@ class Solver(Base):
 
     Config = Config
     seeded = False
+    uses_gram = True
 
     def check(self, connector: type[Connector], settings: Any) -> None:
         if connector is not Linear:
@@ -76,7 +77,7 @@ class Solver(Base):
         lam = problem.l1_alpha * problem.c / 2
         lasso = Lasso(products.xx, products.xy, products.yy)
         W = lasso.solve(lam, self.config.tolerance, self.config.max_sweeps)
-        primal, dual = lasso.certificate(W, lam)
+        gap = lasso.certificate(W, lam) if lam else None
         if self.config.debias and lam:
             W = lasso.refit(W)
         with torch.no_grad():
@@ -84,17 +85,21 @@ class Solver(Base):
             if connector.b is not None:
                 connector.b.copy_(products.y - products.x @ W)
         connector.to(problem.device)
-        # In the units of the objective: error / c + l1_alpha |w|, averaged over the target latents.
-        unit = 2 / problem.c / len(primal)
         train_mse = (products.yy - 2 * (W * products.xy).sum(0) + (W * (products.xx @ W)).sum(0)).mean().item()
         n = len(problem.source)
         point = measured(connector, problem, (problem.source_validation, problem.target_validation), n, train_mse)
-        point |= {
-            "training_objective": train_mse / problem.c + problem.l1_alpha * connector.l1(),
-            "duality_gap": (primal - dual).clamp(min=0).sum().item() * unit,
-            "relative_gap": ((primal - dual).clamp(min=0).sum() / primal.sum().clamp(min=1e-300)).item(),
-        }
-        advance(n, f"validation FVU {point['validation_fvu']:.3f}, gap {point['relative_gap']:.1e}")
+        point["training_objective"] = train_mse / problem.c + problem.l1_alpha * connector.l1()
+        if gap is None:  # least squares: no penalty, no dual; what is left of the gradient says how exact it is
+            left = (products.xy - products.xx @ W).abs().max() / products.xy.abs().max().clamp(min=1e-300)
+            point["relative_gradient"] = left.item()
+            note = f"gradient {left:.1e}"
+        else:
+            distance, value = (gap[0] - gap[1]).clamp(min=0).sum().item(), gap[0].sum().clamp(min=1e-300).item()
+            # In the units of the objective: error / c + l1_alpha |w|, averaged over the target latents.
+            point["duality_gap"] = distance * 2 / problem.c / connector.d_target
+            point["relative_gap"] = distance / value
+            note = f"gap {point['relative_gap']:.1e}"
+        advance(n, f"validation FVU {point['validation_fvu']:.3f}, {note}")
         return Fit([point], point)
 
 
@@ -125,7 +130,7 @@ class Lasso:
         return torch.where(self.alive[:, None], self.inverse(self.C), 0.0)
 
     def certificate(self, W: torch.Tensor, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Value of the objective at W [p, m] and a lower bound of its minimum, both [m].
+        """Value of the objective at W [p, m] and a lower bound of its minimum, both [m], for lam > 0.
 
         The better of two dual feasible points: the residual scaled down until |X'r| <= lam, and y - Xu where
         Gu = c - clip(c - Gw, -lam, lam).
@@ -140,7 +145,7 @@ class Lasso:
         u = W + self.inverse(excess)
         # The ridge leaves a little of the excess in u's own gradient; lam is widened by it, at its price.
         left = (self.C - self.G @ u).abs().amax(0) - lam
-        shrink = 1 / (1 + left.clamp(min=0) / max(lam, 1e-300)) if lam else torch.ones_like(left)
+        shrink = 1 / (1 + left.clamp(min=0) / lam)
         yr, rr = self.yy - (u * self.C).sum(0), self.yy - 2 * (u * self.C).sum(0) + (u * (self.G @ u)).sum(0)
         projected = shrink * yr - shrink.square() * rr / 2
         return primal, torch.maximum(scaled, projected)
