@@ -55,7 +55,7 @@ def gather_experiments(store: Store, sweep_id: str) -> list[str]:
     """One table per experiment over all jobs, and each job's picture, in the sweep's folder; their paths."""
     folder = folder_of(store, sweep_id)
     results = [store.get(json.loads(path.read_bytes())["experiment"]) for path in (folder / "experiments").glob("*")]
-    results.sort(key=lambda result: (result.facts["name"], result.facts["link"], result.facts["layer"]))
+    results.sort(key=lambda result: (result.facts["name"], result.facts["link"], result.facts["layer"] or 0))
     written = []
     for name in dict.fromkeys(result.facts["name"] for result in results):
         chosen = [result for result in results if result.facts["name"] == name]
@@ -64,7 +64,8 @@ def gather_experiments(store: Store, sweep_id: str) -> list[str]:
         written.append(str(folder / f"{name}.csv"))
         for result in chosen:
             if PICTURE_FILE in result.files:
-                path = folder / f"{name}-layer{result.facts['layer']}.png"
+                layer = result.facts["layer"]
+                path = folder / (f"{name}.png" if layer is None else f"{name}-layer{layer}.png")
                 if str(path) in written:  # another axis than the layer was swept
                     path = path.with_stem(f"{path.stem}-{result.key}")
                 write_durably(path, result.file(PICTURE_FILE).read_bytes())

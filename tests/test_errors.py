@@ -50,6 +50,8 @@ MISTAKES = {
     "layers to compare": (["normalise=post", "normalise_layers=[]"], "normalise_layers=[]"),
     "layer to compare": (["normalise=post", "normalise_layers=[0,7]"], "normalise_layers=[0, 7]"),
     "start": (["connector.init=0123456789ab"], "connector.init=0123456789ab: no artifact has a key"),
+    "start that is no key": (["connector.init=warm"], "connector.init=warm: give random, zero or the 12 digits"),
+    "subset that is no key": (["targets.subset=01"], "targets.subset=01: give all 12 digits"),
     "relu that starts at zero": (["connector=nonlinear", "connector.init=zero"], "connector.init=zero: relu(0)"),
     "matching loss without a relu": (["solver.loss=matching"], "solver.loss=matching is for predictions relu(z)"),
     "exact mlp": (["connector=mlp", "solver=exact"], "solver=exact fits connector=linear only"),
@@ -77,6 +79,14 @@ EXPERIMENT_MISTAKES = {
     "normaliser": (["experiment=percent_linear", "experiment.linear_by=mean"], "experiment.linear_by=mean"),
     "threshold": (["experiment=percent_linear", "experiment.linear_threshold=few"], "linear_threshold=few"),
     "noise": (["experiment=noise_threshold", "experiment.noise_levels=[0]"], "experiment.noise_levels=[0"),
+    "seeds": (["experiment=dense", "experiment.seeds=[]"], "experiment.seeds=[]: give at least one"),
+    "penalties": (["experiment=pareto", "experiment.l1_alphas=[-1]"], "experiment.l1_alphas=[-1"),
+    "no penalty": (["experiment=sae_connector", "experiment.sae_alphas=[]"], "experiment.sae_alphas=[]"),
+    "sparse penalty": (["experiment=sparse_linear", "experiment.sparse_alpha=-1"], "experiment.sparse_alpha=-1"),
+    "resamples": (["experiment=percent_linear", "experiment.bootstrap=0"], "experiment.bootstrap=0"),
+    "batch": (["experiment=dense", "solver.batch_tokens=0"], "solver.batch_tokens=0"),
+    "what it chooses itself": (["experiment=dense", "l1_alpha=1"], "l1_alpha=1: an experiment chooses that itself"),
+    "where cross-entropy is measured": (["experiment=pareto", "experiment.ce_at=[x]"], "experiment.ce_at=['x']"),
 }
 
 

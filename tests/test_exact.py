@@ -57,12 +57,14 @@ def test_the_lasso_of_scikit_learn(noisy: tuple[Rows, Rows], l1_alpha: float, bi
     assert ours.item() == pytest.approx(best, rel=1e-5)
     assert fit.final["training_objective"] == pytest.approx(best, rel=1e-5)
     assert 0 <= fit.final["relative_gap"] <= 1e-6
+    assert fit.final["duality_gap"] == pytest.approx(fit.final["relative_gap"] * best, rel=1e-3, abs=1e-12)
 
 
 def test_least_squares_is_the_closed_form(noisy: tuple[Rows, Rows]) -> None:
     source, target = noisy
     connector = make("linear", 30, 12)
-    solve(connector, problem(source, target), by="exact")
+    fit = solve(connector, problem(source, target), by="exact")
+    assert fit.final["relative_gradient"] < 1e-6 and "relative_gap" not in fit.final
     x, y = source.dense().double(), target.dense().double()
     expected = torch.linalg.lstsq(x, y, driver="gelsd").solution
     assert torch.allclose(connector.state_dict()["W"].double(), expected, atol=1e-5)

@@ -149,7 +149,13 @@ class Experiment(ABC):
                 draft.save_bytes(PICTURE_FILE, picture(result.draw))
             for name, tensors in result.tensors.items():
                 draft.save_tensors(name, tensors)
-            return {"name": self.name, "title": self.title, "layer": cfg.layer, "link": cfg.link.name, **result.facts}
+            return {
+                "name": self.name,
+                "title": self.title,
+                "layer": cfg.layer if self.by_layer else None,
+                "link": cfg.link.name,
+                **result.facts,
+            }
 
         return store.build(plan, build, device_of(cfg))
 
