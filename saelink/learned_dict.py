@@ -56,7 +56,8 @@ def read_learned_dict(path: Path, field: str) -> dict[str, torch.Tensor]:
     attributes = dict(vars(loaded))
     for name, value in attributes.items():
         if name in TENSORS:
-            good = isinstance(value, torch.Tensor) and value.dim() == TENSORS[name] and value.is_floating_point()
+            good = isinstance(value, torch.Tensor) and value.layout is torch.strided and value.is_floating_point()
+            good = good and value.dim() == TENSORS[name]
         else:
             good = name in FLAGS and type(value) is FLAGS[name]
         if not good:
