@@ -107,7 +107,7 @@ class Experiment(base.Experiment):
             left.barh(labels, [row["difference"] for row in rows], color=colours)
             left.invert_yaxis()
             left.tick_params(axis="y", labelsize=7)
-            left.set(xlabel="loss difference (red: outlier)", xscale="symlog")
+            left.set(xlabel="loss difference (red: outlier)")
             right.hist(above.tolist(), bins=range(0, int(above.max()) + 2, max(int(above.max()) // 40, 1)))
             right.set(xlabel=f"W2 weights above {limit:g} into a target latent", ylabel="target latents", yscale="log")
             figure.suptitle(f"Outlier latents, layer {cfg.layer}", fontsize=10)

@@ -121,7 +121,7 @@ class Experiment(base.Experiment):
                 axes.set(xscale="linear" if column == "ce" else "log", xlabel=names[column])
                 axes.grid(alpha=0.3)
             figure.axes[0].set_ylabel("MSE, test documents")
-            figure.axes[1].legend(fontsize=6)
+            figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=6, ncols=3, loc="outside lower center")
             figure.suptitle(f"Error against sparsity, layer {cfg.layer}; rings are elbows", fontsize=10)
 
         shown = [name for name in rows[0] if name not in ("train", "n_targets", "mse", "ce_recovered")]

@@ -177,11 +177,13 @@ class Experiment(base.Experiment):
                 axes.hist(values.tolist(), bins=edges, color="tab:blue")
                 axes.axvline(thresholds[name], color="tab:red", lw=1, label="threshold")
                 axes.set_xscale("symlog", linthresh=tiny)
-                for i in top[:3].tolist():
-                    axes.annotate(f"OF{ids[i]}", ((decisive[i] / scales[name][i]).item(), 1), fontsize=7, rotation=60)
+                for place, i in enumerate(top[:3].tolist()):
+                    at = (decisive[i] / scales[name][i]).item()
+                    axes.annotate(f"OF{ids[i]}", (at, 1.5 * 2.2**place), fontsize=7, ha="right")
                 axes.set(title=f"divided by {name}", xlabel="loss difference", yscale="log")
-                axes.tick_params(axis="x", labelsize=7, rotation=45)
-                axes.legend(fontsize=7)
+                axes.tick_params(axis="x", labelsize=6, rotation=60)
+            figure.axes[0].set_ylabel("target latents")
+            figure.axes[0].legend(fontsize=7)
             figure.suptitle(f"Loss of exact linear - loss of mlp, by target latent, layer {cfg.layer}", fontsize=10)
 
         facts = {"n_linear": int(linear.sum()), "n_targets": int(linear.sum() + rest.sum())}
