@@ -297,8 +297,8 @@ class ExperimentConfig:
     outlier_shares: dict[str, float] = field(
         default_factory=lambda: {"first_positions": 0.5, "first_delimiter": 0.5, "massive": 0.5}
     )
-    """outliers: a latent is flagged that fires so often on positions 0-2, on a sequence's first delimiter, or where the
-    acts are massive."""
+    """outliers: a latent is flagged when positions 0-2, the sequences' first delimiters or massive acts carry at least
+    this share of its activation."""
     weight_threshold: float = 0.1
     """outliers: W2 weights beyond this magnitude are counted."""
 

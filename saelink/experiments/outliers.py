@@ -29,6 +29,7 @@ MOST_WEIGHTS = 5
 
 
 class Experiment(base.Experiment):
+    version = 2
     title = "Latents with the largest loss differences: where they fire, and the mlp's large weights into them"
     settings = ("outliers", "outlier_shares", "weight_threshold")
 
@@ -66,7 +67,9 @@ class Experiment(base.Experiment):
         for latent in largest.tolist():
             mine = rows_of.indices == latent
             values, where = rows_of.values[mine].double(), owner[mine]
-            fires = {name: mask[where].double().mean().item() for name, mask in places.items()}
+            total_here = values.sum()
+            carried = {name: (values[mask[where]].sum() / total_here).item() for name, mask in places.items()}
+            fires = {f"fires_{name}": mask[where].double().mean().item() for name, mask in places.items()}
             token = best.get(latent)
             on_top = (ids.flatten()[where] == token).double().mean().item() if len(values) else 0.0
             column = weights[:, connector.column(latent)]
@@ -80,10 +83,10 @@ class Experiment(base.Experiment):
                     "over_variance": (difference[latent] / found["variance"][latent]).item(),
                     "active": len(values),
                     **{f"q{int(q * 100)}": value for q, value in zip(QUANTILES, quantiles, strict=True)},
-                    **{name: share if len(values) else 0.0 for name, share in fires.items()},
+                    **{name: share if len(values) else 0.0 for name, share in (carried | fires).items()},
                     "top_token": ascii(tokenizer.decode([token])) if token is not None else "",
                     "on_top_token": on_top,
-                    "outlier": any(fires[name] >= limits[name] for name in places),
+                    "outlier": any(carried[name] >= limits[name] for name in places),
                     "w2_above": int((column > cfg.experiment.weight_threshold).sum()),
                     "w2_below": int((column < -cfg.experiment.weight_threshold).sum()),
                 }
@@ -92,12 +95,13 @@ class Experiment(base.Experiment):
         above, below = (weights > limit).sum(0).double(), (weights < -limit).sum(0).double()
         top_weights = ", ".join(f"{row['w2_above']}/{row['w2_below']}" for row in rows[:MOST_WEIGHTS])
         text = (
-            f"  {sum(row['outlier'] for row in rows)} of {len(rows)} are flagged: they fire on positions "
-            f"0-{FIRST_POSITIONS - 1} at least {limits['first_positions']:.0%} of the time, on a sequence's first "
-            f"delimiter {limits['first_delimiter']:.0%}, or on massive acts {limits['massive']:.0%}.\n"
+            f"  {sum(row['outlier'] for row in rows)} of {len(rows)} are flagged: positions 0-{FIRST_POSITIONS - 1} "
+            f"carry at least {limits['first_positions']:.0%} of their activation, the sequences' first delimiters "
+            f"{limits['first_delimiter']:.0%}, or massive acts {limits['massive']:.0%}.\n"
             f"  W2 weights above {limit:g} / below -{limit:g}, the first {MOST_WEIGHTS}: {top_weights}; median over "
             f"all targets {above.median():.0f}/{below.median():.0f}.\n"
-            "  Shares are of the tokens it fires on, test documents, all positions; q50 and q100 of its active values."
+            "  Shares of the latent's activation on test documents, all positions; q50 and q100 of its active values. "
+            "The CSV has the shares of the tokens it fires on too."
         )
 
         def draw(figure: Any) -> None:
