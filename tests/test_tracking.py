@@ -167,7 +167,7 @@ def test_a_multirun_ends_with_its_pareto_table_picture_and_run(saelink: Run, tmp
     store = Store(tmp_path / "outputs")
     (folder,) = (store.root / "sweeps").glob("sweep*")
     rows = (folder / "pareto.csv").read_text().splitlines()
-    assert len(rows) == 4 and rows[0].startswith("train,link,connector,l1_alpha,mse,l1,fvu")
+    assert len(rows) == 4 and rows[0].startswith("train,link,connector,solver,l1_alpha,mse,l1,fvu")
     assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert out.count("wandb sync") == 4
     (run,) = offline_runs(store, folder.name)
