@@ -43,6 +43,7 @@ def read_learned_dict(path: Path, field: str) -> dict[str, torch.Tensor]:
     stand_ins: list[Any] = [(kind, f"{MODULE}.{kind.__name__}") for kind in (TiedSAE, UntiedSAE)]
     try:
         with torch.serialization.safe_globals(stand_ins):
+            # The files exist in no other form. weights_only: nothing in them is called but the two stand-ins above.
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SaelinkError(f"{field}: {path} is missing") from None
