@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench clean
+.PHONY: help demo test test-all check bench bench-run clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,7 +31,10 @@ check: $(INSTALLED)  ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(INSTALLED)  ## time `saelink run` cold and warm on this machine, write benchmarks/run.json
+bench: $(INSTALLED)  ## each speed against its target and its peers, write benchmarks/cpu.json (about 15 minutes)
+	$(BIN)/python -m benchmarks
+
+bench-run: $(INSTALLED)  ## time `saelink run` cold and warm on this machine, write benchmarks/run.json
 	$(BIN)/python -m benchmarks.run
 
 clean:  ## remove .venv and caches; outputs/ stays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -65,16 +66,23 @@ def _encode(cfg: Config, store: Store, acts: Artifact, sae: SAE, draft: Draft, d
     step = cfg.runtime.forward_tokens
     shards = shards_of(acts.facts["sequences"], context)
     done = sum((shard.last - shard.first) * context for shard in shards if shard.name in draft)
-    with Progress("encode", total, done=done) as bar, torch.inference_mode():
+    room = torch.empty(step, sae.d_sae, device=device, dtype=sae.W_enc.dtype)
+    saving: Future[None] | None = None
+    with Progress("encode", total, done=done) as bar, ThreadPoolExecutor(1) as writer, torch.inference_mode():
         for shard, shard_acts in act_shards(acts, skip=draft):
             flat = shard_acts.reshape(-1, sae.d_in)
             parts, norms = [], []
             for first in range(0, len(flat), step):
                 batch = flat[first : first + step].to(device).float()
-                parts.append(_encode_rows(sae, batch).to("cpu"))
+                parts.append(_encode_rows(sae, batch, room).to("cpu"))
                 norms.append(batch.norm(dim=1).cpu())
                 bar.advance(len(batch))
-            draft.save_tensors(shard.name, {**pack(Rows.stack(parts)), "norm": torch.cat(norms)})
+            tensors = {**pack(Rows.stack(parts)), "norm": torch.cat(norms)}
+            if saving is not None:
+                saving.result()
+            saving = writer.submit(draft.save_tensors, shard.name, tensors)
+        if saving is not None:
+            saving.result()
         facts = {
             "hook_name": draft.plan.recipe["hook_name"],
             "context_size": context,
@@ -86,8 +94,8 @@ def _encode(cfg: Config, store: Store, acts: Artifact, sae: SAE, draft: Draft, d
         return facts | _training_counts(acts, sae, draft) | _quality(acts, sae, draft, device)
 
 
-def _encode_rows(sae: SAE, batch: torch.Tensor) -> Rows:
-    row, latent, value = sae.encode_sparse(batch)
+def _encode_rows(sae: SAE, batch: torch.Tensor, room: torch.Tensor) -> Rows:
+    row, latent, value = sae.encode_sparse(batch, room)
     offsets = torch.zeros(len(batch) + 1, dtype=torch.int64, device=batch.device)
     torch.cumsum(torch.bincount(row, minlength=len(batch)), 0, out=offsets[1:])
     return Rows(offsets, latent, value.float(), sae.d_sae)

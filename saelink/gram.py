@@ -6,22 +6,25 @@ every choice of targets.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from saelink.config import Config
-from saelink.latents import Rows, Tokens
-from saelink.link import Sides, load_split, pull_sides
+from saelink.kernels import in_parts
+from saelink.latents import Rows, Split, Tokens
+from saelink.link import Sides, pull_sides, split_of
 from saelink.progress import Progress
-from saelink.store import Artifact, Draft, Plan, Store, gigabytes
+from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, gigabytes, memory_available
 
 VERSION = 1
 
 TENSORS_FILE = "gram.safetensors"
 
-STEP = 65_536
+STEP = 131_072
+"""Tokens of one piece: all of the products are read and written once for each."""
 
 
 class Gram(NamedTuple):
@@ -51,28 +54,49 @@ class Gram(NamedTuple):
         )
 
 
-def gram_of(source: Rows, target: Rows, advance: Any = lambda tokens: None) -> Gram:
-    """The products of sparse rows by sparse algebra, accumulated in float64."""
-    from scipy.sparse import csr_matrix
+def gram_of(pieces: Iterable[Tokens], advance: Any = lambda n: None) -> Gram:
+    """The products of all pieces' source and target rows, accumulated in float64."""
+    from saelink.kernels.products import add_products
 
-    def matrix(rows: Rows) -> Any:
-        values = rows.values.double().numpy()
-        return csr_matrix((values, rows.indices.numpy(), rows.offsets.numpy()), shape=(len(rows), rows.d))
+    n = 0
+    xx, xy, yy, x, y = (np.zeros(0), np.zeros(0), torch.zeros(0), torch.zeros(0), torch.zeros(0))
+    for source, target in _together(pieces):
+        d_source, d_target = source.d, target.d
+        if n == 0:
+            xx, xy = np.zeros((d_source, d_source)), np.zeros((d_source, d_target))
+            yy, x, y = (torch.zeros(d, dtype=torch.float64) for d in (d_target, d_source, d_target))
+        order = torch.sort(source.indices, stable=True).indices
+        starts = torch.zeros(d_source + 1, dtype=torch.int64)
+        torch.cumsum(torch.bincount(source.indices, minlength=d_source), 0, out=starts[1:])
+        pairs = (order, source.row_of, *_pairs(source), starts, *_pairs(target))
+        arrays = [*(tensor.numpy() for tensor in pairs), xx, xy]
+        in_parts(d_source, 16, lambda first, last: add_products(first, last, *arrays))  # noqa: B023 (used at once)
+        yy += torch.bincount(target.indices, target.values.double().square(), minlength=d_target)
+        x += torch.bincount(source.indices, source.values.double(), minlength=d_source)
+        y += torch.bincount(target.indices, target.values.double(), minlength=d_target)
+        n += len(source)
+        advance(len(source))
+    upper = torch.from_numpy(xx)
+    full = upper + upper.triu(1).T
+    return Gram(full / n, torch.from_numpy(xy) / n, yy / n, x / n, y / n)
 
-    n = len(source)
-    xx, xy = np.zeros((source.d, source.d)), np.zeros((source.d, target.d))
-    for first in range(0, n, STEP):
-        chosen = torch.arange(first, min(first + STEP, n))
-        x, y = matrix(source.select(chosen)), matrix(target.select(chosen))
-        transposed = x.T.tocsr()
-        xx += (transposed @ x).toarray()
-        xy += (transposed @ y).toarray()
-        advance(len(chosen))
 
-    def sums(rows: Rows, power: int) -> torch.Tensor:
-        return torch.bincount(rows.indices, rows.values.double().pow(power), minlength=rows.d) / n
+def _together(pieces: Iterable[Tokens]) -> Iterator[tuple[Rows, Rows]]:
+    """Source and target rows of at most STEP tokens, or of one piece that is larger than that, at a time."""
+    waiting: list[Tokens] = []
+    for piece in pieces:
+        if waiting and sum(map(len, waiting)) + len(piece) > STEP:
+            together = Tokens.stack(waiting)
+            yield together.source, together.target
+            waiting = []
+        waiting.append(piece)
+    if waiting:
+        together = Tokens.stack(waiting)
+        yield together.source, together.target
 
-    return Gram(torch.from_numpy(xx / n), torch.from_numpy(xy / n), sums(target, 2), sums(source, 1), sums(target, 1))
+
+def _pairs(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return rows.offsets, rows.indices, rows.values
 
 
 def gram_plan(cfg: Config, sides: Sides) -> Plan:
@@ -86,8 +110,18 @@ def gram_plan(cfg: Config, sides: Sides) -> Plan:
     return Plan("gram", VERSION, recipe, inputs, f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}")
 
 
-def gram(cfg: Config, store: Store, tokens: Tokens | None = None) -> Artifact:
-    """Pull the products of all target latents; `tokens` is the training split if it is in memory already."""
+def need_memory(d_source: int, d_target: int) -> None:
+    """Raise SaelinkError unless products, path and weights of that many latents fit into memory."""
+    need, free = 12 * d_source**2 + 40 * d_source * d_target, memory_available()
+    if free is not None and need > free:
+        raise SaelinkError(
+            f"solver=exact: {d_source:,} source and {d_target:,} target latents need {gigabytes(need)} of memory, "
+            f"{gigabytes(free)} are free; use a link or an SAE with fewer latents, or solver=proximal"
+        )
+
+
+def gram(cfg: Config, store: Store, tokens: Split | None = None) -> Artifact:
+    """Pull the products of all target latents; `tokens` is the training split if it is open already."""
     sides = pull_sides(cfg, store)
     plan = gram_plan(cfg, sides)
     found = store.up_to_date(plan)
@@ -95,13 +129,14 @@ def gram(cfg: Config, store: Store, tokens: Tokens | None = None) -> Artifact:
         return found
 
     def make(draft: Draft) -> dict[str, Any]:
-        training = tokens if tokens is not None else load_split(cfg, sides, "train")
+        training = tokens if tokens is not None else split_of(cfg, sides, "train")
+        need_memory(sides.d_source, sides.d_target)
         size = 8 * sides.d_source * (sides.d_source + sides.d_target)
         what = f"gram: {sides.d_source:,} x {sides.d_target:,} latents over {len(training):,} tokens"
         store.say(f"{what}, {gigabytes(size)} to write")
         store.need_space(what, size)
         with Progress("gram", len(training)) as bar:
-            products = gram_of(training.source, training.target, bar.advance)
+            products = gram_of(training, bar.advance)
         draft.save_tensors(TENSORS_FILE, products._asdict())
         return {"n_tokens": len(training)}
 

@@ -5,13 +5,16 @@ A token has a few dozen active latents of thousands, so nothing here is ever den
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from saelink.cache import Shard, shards_of
+from saelink.kernels import cuda
 from saelink.store import Artifact, SaelinkError
 
 
@@ -100,36 +103,40 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, rows: Rows) -> torch.Tensor:
         ctx.rows = rows
-        return torch.nn.functional.embedding_bag(
-            rows.indices,
-            weight,
-            rows.offsets,
-            mode="sum",
-            per_sample_weights=rows.values.to(weight.dtype),
-            include_last_offset=True,
-        )
+        return _gather_sum(rows.offsets, rows.indices, rows.values, weight)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
-        # The gradient is rows' @ grad: the same product with the transposed rows, again without a dense copy.
-        rows: Rows = ctx.rows
-        order = torch.sort(rows.indices, stable=True).indices
-        offsets = torch.zeros(rows.d + 1, dtype=torch.int64, device=order.device)
-        torch.cumsum(torch.bincount(rows.indices, minlength=rows.d), 0, out=offsets[1:])
-        grad = grad_outputs[0].contiguous()
-        return torch.nn.functional.embedding_bag(
-            rows.row_of[order],
-            grad,
-            offsets,
-            mode="sum",
-            per_sample_weights=rows.values[order].to(grad.dtype),
-            include_last_offset=True,
-        ), None
+        return sparse_transposed(ctx.rows, grad_outputs[0].contiguous()), None
 
 
 def sparse_linear(rows: Rows, weight: torch.Tensor) -> torch.Tensor:
     """rows [n, d] times weight [d, m] -> [n, m], differentiable in `weight`."""
     return _SparseLinear.apply(weight, rows)  # type: ignore[no-any-return]
+
+
+def sparse_transposed(rows: Rows, dense: torch.Tensor) -> torch.Tensor:
+    """The transpose of rows [n, d] times dense [n, m] -> [d, m]: the same product with the transposed rows."""
+    order = torch.sort(rows.indices, stable=True).indices
+    offsets = torch.zeros(rows.d + 1, dtype=torch.int64, device=order.device)
+    torch.cumsum(torch.bincount(rows.indices, minlength=rows.d), 0, out=offsets[1:])
+    return _gather_sum(offsets, rows.row_of[order], rows.values[order], dense)
+
+
+def _gather_sum(
+    offsets: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, table: torch.Tensor
+) -> torch.Tensor:
+    """Row r is the sum of values[p] * table[indices[p]] over p = offsets[r] .. offsets[r + 1]."""
+    if cuda.usable(table):
+        return cuda.gather_sum(offsets, indices, values, table)
+    return torch.nn.functional.embedding_bag(
+        indices, table, offsets, mode="sum", per_sample_weights=values.to(table.dtype), include_last_offset=True
+    )
+
+
+def column_sums(rows: Rows) -> torch.Tensor:
+    """[d] float32: the sum of each latent over the rows."""
+    return torch.bincount(rows.indices, rows.values, minlength=rows.d).to(rows.values.dtype)
 
 
 # --------------------------------------------------------------------------- on disk
@@ -183,10 +190,21 @@ class Tokens:
             return self
         return Tokens(self.source, self.target.columns(target_ids), self.row, self.typical)
 
+    def select(self, rows: torch.Tensor) -> Tokens:
+        """The given tokens, in that order."""
+        return Tokens(self.source.select(rows), self.target.select(rows), self.row[rows], self.typical[rows])
+
     def subset(self, chosen: torch.Tensor) -> Tokens:
         """The tokens where `chosen` [n] is true."""
-        rows = chosen.nonzero().squeeze(1)
-        return Tokens(self.source.select(rows), self.target.select(rows), self.row[rows], self.typical[rows])
+        return self.select(chosen.nonzero().squeeze(1))
+
+    @staticmethod
+    def stack(parts: list[Tokens]) -> Tokens:
+        """Tokens under one another."""
+        if len(parts) == 1:
+            return parts[0]
+        source, target = Rows.stack([part.source for part in parts]), Rows.stack([part.target for part in parts])
+        return Tokens(source, target, torch.cat([part.row for part in parts]), torch.cat([p.typical for p in parts]))
 
 
 def scale_of(artifact: Artifact, drop_positions: int) -> float:
@@ -201,7 +219,139 @@ def scale_of(artifact: Artifact, drop_positions: int) -> float:
     return total / count
 
 
-def load_tokens(
+class Counts(NamedTuple):
+    """What one pass over a split finds."""
+
+    tokens: int
+    fired: torch.Tensor
+    """[d_target] int64: tokens on which each target latent is active."""
+    energy: torch.Tensor
+    """[d_target] float64: sum of the squares of each target latent."""
+
+
+class Split:
+    """The tokens of one split that count, in pieces that are read when they are needed.
+
+    A split of at most IN_MEMORY tokens is read once. Of a larger one no more than POOL pieces are in memory at a
+    time (and as many that are being read), however long the text is.
+    """
+
+    IN_MEMORY: ClassVar[int] = 2**19
+    POOL: ClassVar[int] = 8
+
+    def __init__(self, pieces: Sequence[Callable[[], Tokens]], ids: torch.Tensor | None = None):
+        """`pieces` each read one piece, all target latents; `ids` are the target latents that are explained."""
+        self._read, self._ids = pieces, ids
+        self._kept: Tokens | None = None
+
+    def __iter__(self) -> Iterator[Tokens]:
+        if self._kept is not None:
+            yield self._kept
+            return
+        for read in self._read:
+            tokens = read()
+            yield tokens if self._ids is None else tokens.explain(self._ids)
+
+    @cached_property
+    def counts(self) -> Counts:
+        pieces: list[Tokens] = []
+        tokens, fired, energy = 0, torch.zeros(0), torch.zeros(0)
+        for piece in self:
+            target = piece.target
+            counted = torch.bincount(target.indices, minlength=target.d)
+            squares = torch.bincount(target.indices, target.values.double().square(), minlength=target.d)
+            fired, energy = (counted, squares) if tokens == 0 else (fired + counted, energy + squares)
+            tokens += len(piece)
+            pieces = [*pieces, piece] if tokens <= self.IN_MEMORY else []
+        if tokens <= self.IN_MEMORY:
+            self._kept = Tokens.stack(pieces)
+        return Counts(tokens, fired, energy)
+
+    def __len__(self) -> int:
+        return self.counts.tokens
+
+    def explain(self, ids: torch.Tensor) -> Split:
+        """The same tokens with only these target latents, column i being latent ids[i]."""
+        assert self._ids is None
+        counts = self.counts
+        split = Split(self._read, ids)
+        split._kept = None if self._kept is None else self._kept.explain(ids)
+        split.__dict__["counts"] = Counts(counts.tokens, counts.fired[ids], counts.energy[ids])
+        return split
+
+    def whole(self) -> Tokens:
+        """All tokens in memory."""
+        return Tokens.stack(list(self))
+
+    def spread(self, n: int) -> list[Tokens]:
+        """At most n tokens, evenly spread over the split, in pieces."""
+        total = len(self)
+        chosen = torch.linspace(0, total - 1, min(n, total)).long()
+        first, found = 0, []
+        for piece in self:
+            here = chosen[(chosen >= first) & (chosen < first + len(piece))] - first
+            if len(here):
+                found.append(piece.select(here))
+            first += len(piece)
+        return found
+
+    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[tuple[Rows, Rows]]:
+        """Source and target rows of `size` tokens at a time, without end, each pass over the split in a new order.
+
+        What is left of a pass goes into the next. In memory a pass is one random order; otherwise the pieces are
+        read in a random order, POOL at a time, and shuffled among these, so neighbours in the text are torn apart.
+        """
+        rest: tuple[Rows, Rows] | None = None
+        with ThreadPoolExecutor(1) as reader:
+            pools = self._pools(generator, reader)
+            for pool in pools:
+                order = torch.randperm(len(pool[0]), generator=generator)
+                at = 0
+                if rest is not None:
+                    at = min(size - len(rest[0]), len(order))
+                    part = [side.select(order[:at]) for side in pool]
+                    both = (Rows.stack([rest[0], part[0]]), Rows.stack([rest[1], part[1]]))
+                    rest = None
+                    if len(both[0]) < size:
+                        rest = both
+                        continue
+                    yield both
+                while at + size <= len(order):
+                    yield pool[0].select(order[at : at + size]), pool[1].select(order[at : at + size])
+                    at += size
+                if at < len(order):
+                    rest = (pool[0].select(order[at:]), pool[1].select(order[at:]))
+
+    def _pools(self, generator: torch.Generator, reader: ThreadPoolExecutor) -> Iterator[tuple[Rows, Rows]]:
+        """Pieces put together, pass after pass; the next ones are read while one is in use."""
+        assert len(self)
+        if self._kept is not None:
+            while True:
+                yield self._kept.source, self._kept.target
+
+        def read(chosen: list[int]) -> tuple[Rows, Rows]:
+            tokens = [self._read[i]() for i in chosen]
+            ids = self._ids
+            targets = [piece.target if ids is None else piece.explain(ids).target for piece in tokens]
+            return Rows.stack([piece.source for piece in tokens]), Rows.stack(targets)
+
+        def groups() -> Iterator[list[int]]:
+            while True:
+                order = torch.randperm(len(self._read), generator=order_generator).tolist()
+                yield from (order[first : first + self.POOL] for first in range(0, len(order), self.POOL))
+
+        # A generator of its own: how far ahead is read must not change the order within a pool.
+        order_generator = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        waiting: Future[tuple[Rows, Rows]] | None = None
+        for group in groups():
+            ready, waiting = waiting, reader.submit(read, group)
+            if ready is not None:
+                pool = ready.result()
+                if len(pool[0]):
+                    yield pool
+
+
+def open_split(
     sources: list[Artifact],
     target: Artifact,
     split: str,
@@ -210,27 +360,28 @@ def load_tokens(
     drop_positions: int,
     max_norm_ratio: float | None,
     typical_norm_ratio: float,
-) -> Tokens:
-    """Read one split: positions from `drop_positions` on, rows within `max_norm_ratio` medians at every hook.
+) -> Split:
+    """One split: positions from `drop_positions` on, rows within `max_norm_ratio` medians at every hook.
 
     `scales` divides the latents of each source and, last, of the target.
     """
     artifacts = [*sources, target]
     context = target.facts["context_size"]
-    pieces: list[list[Rows]] = [[] for _ in artifacts]
-    row_ids, typicals = [], []
-    for shards in zip(*(latent_shards(artifact, [split]) for artifact in artifacts), strict=True):
-        norms = torch.stack(
-            [norm / artifact.facts["median_norm"] for (_, _, norm), artifact in zip(shards, artifacts, strict=True)]
-        )
-        ratio = norms.amax(0)
+
+    def read(shard: Shard) -> Tokens:
+        rows: list[Rows] = []
+        norms: list[torch.Tensor] = []
+        for artifact in artifacts:
+            tensors = artifact.tensors(shard.name)
+            rows.append(unpack(tensors, artifact.facts["d_sae"]))
+            norms.append(tensors["norm"] / artifact.facts["median_norm"])
+        ratio = torch.stack(norms).amax(0)
         kept = torch.arange(len(ratio)) % context >= drop_positions
         if max_norm_ratio is not None:
             kept &= ratio <= max_norm_ratio
         chosen = kept.nonzero().squeeze(1)
-        for (_, rows, _), scale, piece in zip(shards, scales, pieces, strict=True):
-            piece.append(rows.select(chosen).scaled(1 / scale))
-        row_ids.append(chosen + shards[0][0].first * context)
-        typicals.append(ratio[chosen] <= typical_norm_ratio)
-    sides = [Rows.stack(piece) for piece in pieces]
-    return Tokens(Rows.beside(sides[:-1]), sides[-1], torch.cat(row_ids), torch.cat(typicals))
+        sides = [side.select(chosen).scaled(1 / scale) for side, scale in zip(rows, scales, strict=True)]
+        row = chosen + shard.first * context
+        return Tokens(Rows.beside(sides[:-1]), sides[-1], row, ratio[chosen] <= typical_norm_ratio)
+
+    return Split([partial(read, shard) for shard in shards_of(target.facts["sequences"], context, [split])])

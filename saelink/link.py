@@ -9,7 +9,7 @@ import torch
 from saelink.cache import cache
 from saelink.config import Config, LatentScale, Normalise
 from saelink.encode import TYPICAL_NORM_RATIO, encode, encode_plan
-from saelink.latents import Tokens, load_tokens, scale_of
+from saelink.latents import Split, Tokens, open_split, scale_of
 from saelink.model import model_info
 from saelink.norms import c_post
 from saelink.store import Artifact, SaelinkError, Store, is_key
@@ -62,9 +62,9 @@ def pull_sides(cfg: Config, store: Store) -> Sides:
     return Sides(sources, target, [scale_of(side, cfg.data.drop_positions) for side in (*sources, target)])
 
 
-def load_split(cfg: Config, sides: Sides, split: str, target_ids: torch.Tensor | None = None) -> Tokens:
-    """One split's tokens, as the recipe says which count and in which units; all target latents, or the given."""
-    tokens = load_tokens(
+def split_of(cfg: Config, sides: Sides, split: str) -> Split:
+    """One split's tokens, as the recipe says which count and in which units. Raises SaelinkError for a silent one."""
+    tokens = open_split(
         sides.sources,
         sides.target,
         split,
@@ -73,12 +73,18 @@ def load_split(cfg: Config, sides: Sides, split: str, target_ids: torch.Tensor |
         max_norm_ratio=cfg.data.max_norm_ratio,
         typical_norm_ratio=TYPICAL_NORM_RATIO,
     )
-    if not len(tokens.target.values):
+    if not tokens.counts.fired.any():
         raise SaelinkError(
             f"data: no target latent is active on the {len(tokens):,} {split} tokens that count; use more text, or "
             "check data.drop_positions and data.max_norm_ratio"
         )
-    return tokens if target_ids is None else tokens.explain(target_ids)
+    return tokens
+
+
+def load_split(cfg: Config, sides: Sides, split: str, target_ids: torch.Tensor | None = None) -> Tokens:
+    """The tokens of `split_of` in memory; all target latents, or the given."""
+    tokens = split_of(cfg, sides, split)
+    return (tokens if target_ids is None else tokens.explain(target_ids)).whole()
 
 
 def subset_of(cfg: Config, store: Store) -> Artifact | None:
@@ -96,14 +102,14 @@ def subset_of(cfg: Config, store: Store) -> Artifact | None:
     return artifact
 
 
-def targets_of(cfg: Config, store: Store, train_tokens: Tokens) -> torch.Tensor:
+def targets_of(cfg: Config, store: Store, training: Split) -> torch.Tensor:
     """Numbers [d_target] of the target latents that are explained, ascending.
 
     Those whose firing rate on the training tokens is above targets.min_rate, in the chosen part of a percent_linear
     result if there is one. Raises SaelinkError when none is left.
     """
-    fired = torch.bincount(train_tokens.target.indices, minlength=train_tokens.target.d)
-    chosen = fired > cfg.targets.min_rate * len(train_tokens)
+    fired = training.counts.fired
+    chosen = fired > cfg.targets.min_rate * len(training)
     subset = subset_of(cfg, store)
     if subset is not None:
         tensors = subset.tensors("linear.safetensors")
@@ -118,12 +124,12 @@ def targets_of(cfg: Config, store: Store, train_tokens: Tokens) -> torch.Tensor:
     if not chosen.any():
         raise SaelinkError(
             f"targets.min_rate={cfg.targets.min_rate}: no target latent is left; the highest rate is "
-            f"{fired.max().item() / len(train_tokens):.2g}"
+            f"{fired.max().item() / len(training):.2g}"
         )
     return chosen.nonzero().squeeze(1)
 
 
-def normaliser(cfg: Config, store: Store, train_tokens: Tokens) -> float:
+def normaliser(cfg: Config, store: Store, training: Split) -> float:
     """c of the objective.
 
     none: 1. post: (mean l2 norm of the target acts at this layer / the smallest over normalise_layers)^2.
@@ -133,4 +139,4 @@ def normaliser(cfg: Config, store: Store, train_tokens: Tokens) -> float:
         return 1.0
     if cfg.normalise is Normalise.post:
         return c_post(cfg, store, link_of(cfg, store).target)
-    return (train_tokens.target.values.double().square().sum() / len(train_tokens)).item()
+    return training.counts.energy.sum().item() / len(training)

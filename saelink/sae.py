@@ -63,17 +63,25 @@ class SAE:
         moved = {name: getattr(self, name).to(device, dtype) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         return replace(self, threshold=threshold, **moved)
 
-    def pre_acts(self, acts: torch.Tensor) -> torch.Tensor:
-        """[n, d_in] -> [n, d_sae], before the nonlinearity."""
+    def pre_acts(self, acts: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[n, d_in] -> [n, d_sae], before the nonlinearity; into `out` [>= n, d_sae] where it is given."""
         import torch
 
-        return torch.addmm(self.b_enc, acts.to(self.W_enc.dtype), self.W_enc)
+        into = None if out is None else out[: len(acts)]
+        return torch.addmm(self.b_enc, acts.to(self.W_enc.dtype), self.W_enc, out=into)
 
-    def encode_sparse(self, acts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[n, d_in] -> row, latent and value of every active latent, in the order of rows, then latents."""
+    def encode_sparse(
+        self, acts: torch.Tensor, out: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[n, d_in] -> row, latent and value of every active latent, in the order of rows, then latents.
+
+        `out` [>= n, d_sae] is room for the pre_acts: using the same again and again saves the memory's page faults.
+        """
         import torch
 
-        pre = self.pre_acts(acts)
+        pre = self.pre_acts(acts, out)
+        if pre.device.type == "cpu" and pre.dtype is torch.float32:
+            return active_entries(pre, self.k, self.threshold)
         if self.k is None:
             active = pre > (0 if self.threshold is None else self.threshold.clamp(min=0))
             row, latent = active.nonzero(as_tuple=True)
@@ -93,6 +101,34 @@ class SAE:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """[n, d_sae] -> reconstruction [n, d_in]."""
         return latents @ self.W_dec + self.b_dec
+
+
+def active_entries(
+    pre: torch.Tensor, k: int | None, threshold: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Row, latent and value of what is active among pre_acts [n, d_sae] in float32 on the CPU."""
+    import torch
+
+    from saelink.kernels import in_parts
+    from saelink.kernels.active import above, top_k
+
+    n, d = pre.shape
+    counts = torch.empty(n, dtype=torch.int64)
+    if k is not None:
+        latents, values = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k)
+        arrays = [tensor.numpy() for tensor in (latents, values, counts)]
+        in_parts(n, 256, lambda first, last: top_k(first, last, pre.numpy(), k, *arrays))
+    else:
+        least = torch.zeros(d) if threshold is None else threshold.clamp(min=0)
+        latents, values = torch.empty(n, d, dtype=torch.int32), torch.empty(n, d)
+        arrays = [tensor.numpy() for tensor in (least, latents, values, counts)]
+        in_parts(n, 256, lambda first, last: above(first, last, pre.numpy(), *arrays))
+    row = torch.repeat_interleave(torch.arange(n), counts)
+    if n and int(counts.min()) == latents.shape[1]:
+        return row, latents.view(-1).long(), values.view(-1)
+    starts = torch.cumsum(counts, 0) - counts
+    place = row * latents.shape[1] + torch.arange(len(row)) - starts[row]
+    return row, latents.view(-1)[place].long(), values.view(-1)[place]
 
 
 def load_sae(folder: Path, field: str = "sae.path") -> SAE:

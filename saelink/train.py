@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from saelink.config import Config, Normalise
 from saelink.connectors import CONNECTORS, Connector
 from saelink.encode import encode_plan
 from saelink.gram import VERSION as GRAM_VERSION
-from saelink.gram import Gram, gram, load_gram
-from saelink.link import Sides, link_of, load_split, normaliser, pull_sides, subset_of, targets_of
+from saelink.gram import Gram, gram, gram_plan, load_gram
+from saelink.link import Sides, link_of, normaliser, pull_sides, split_of, subset_of, targets_of
 from saelink.model import device_of
 from saelink.norms import norms_plan
 from saelink.progress import Progress
@@ -20,7 +21,7 @@ from saelink.solvers import SOLVERS
 from saelink.solvers.base import Problem, measured
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, gigabytes, is_key, recipe_of
 
-VERSION = 3
+VERSION = 4
 
 WEIGHTS_FILE = "connector.safetensors"
 CONFIG_FILE = "cfg.json"
@@ -101,11 +102,11 @@ def _warm_start(cfg: Config, store: Store, sides: Sides, target_ids: torch.Tenso
 
 def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, Any]:
     device = device_of(cfg)
-    everything = load_split(cfg, sides, "train")
+    everything = split_of(cfg, sides, "train")
     target_ids = targets_of(cfg, store, everything)
     tokens = everything.explain(target_ids)
-    validation = load_split(cfg, sides, "validation", target_ids)
-    connector = CONNECTORS[cfg.connector.name](cfg.connector, tokens.source.d, target_ids)
+    validation = split_of(cfg, sides, "validation").explain(target_ids)
+    connector = CONNECTORS[cfg.connector.name](cfg.connector, sides.d_source, target_ids)
     connector.initialise(torch.Generator().manual_seed(cfg.seed), _warm_start(cfg, store, sides, target_ids))
     size = sum(parameter.numel() * 4 for parameter in connector.parameters())
     solver = SOLVERS[cfg.solver.name](cfg.solver)
@@ -118,20 +119,18 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
         return load_gram(gram(cfg, store, everything)).explain(target_ids)
 
     problem = Problem(
-        source=tokens.source,
-        target=tokens.target,
-        source_validation=validation.source,
-        target_validation=validation.target,
+        train=tokens,
+        validation=validation,
         l1_alpha=float(cfg.l1_alpha),
         c=normaliser(cfg, store, tokens),
         seed=cfg.seed,
         device=device,
         gram=products,
+        gram_name=f"{gram_plan(cfg, sides).key} {hashlib.sha256(target_ids.numpy().tobytes()).hexdigest()}",
     )
     with Progress("train", total) as bar:
         fit = solver.solve(connector, problem, bar.advance)
-    everywhere = (validation.source, validation.target)
-    last = measured(connector, problem, everywhere, int(fit.final["tokens"]), fit.final["train_mse"])
+    last = measured(connector, problem, validation, int(fit.final["tokens"]), fit.final["train_mse"])
     draft.save_tensors(WEIGHTS_FILE, connector.state_dict())
     link = link_of(cfg, store)
     config = {

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from saelink.connectors import CONNECTORS, Connector
-from saelink.connectors.base import strongest
+from saelink.connectors.base import SquaredLoss, strongest
 from saelink.gram import gram_of
 from saelink.latents import Rows
 from saelink.solvers import SOLVERS
 from saelink.solvers.base import Fit, Problem
 
-from test_latents import random_rows, rows_of
+from test_latents import random_rows, rows_of, split_of
 
 
 def make(name: str, d_source: int = 12, d_target: int = 9, **settings: Any) -> Connector:
@@ -26,7 +26,8 @@ def make(name: str, d_source: int = 12, d_target: int = 9, **settings: Any) -> C
 
 
 def problem(source: Rows, target: Rows, l1_alpha: float = 0.0, seed: int = 0, c: float = 1.0) -> Problem:
-    return Problem(source, target, source, target, l1_alpha, c, seed, "cpu", lambda: gram_of(source, target))
+    split = split_of(source, target)
+    return Problem(split, split, l1_alpha, c, seed, "cpu", lambda: gram_of(split))
 
 
 def solve(connector: Connector, task: Problem, by: str = "adam", **settings: Any) -> Fit:
@@ -75,6 +76,66 @@ def test_forward_and_gradients_against_float64(name: str, settings: dict[str, An
         expected = exact[key].grad
         assert parameter.grad is not None and expected is not None
         assert torch.allclose(parameter.grad.double(), expected, atol=1e-4), key
+
+
+@pytest.mark.parametrize("matching", [False, True])
+@pytest.mark.parametrize("d_target", [9, 300])
+@pytest.mark.parametrize(("name", "settings"), SHAPES)
+def test_the_loss_and_its_gradient_against_float64(
+    name: str, settings: dict[str, Any], d_target: int, matching: bool
+) -> None:
+    """Both ways an mlp has to its gradient: with 300 targets it never forms the prediction."""
+    rows, target = random_rows(40, 12), random_rows(40, d_target, seed=3)
+    connector = make(name, d_target=d_target, **settings)
+    if matching and not connector.relu_output:
+        pytest.skip("the matching loss is for relu outputs")
+    with torch.no_grad():
+        for parameter in connector.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    total = connector.backward(rows, target, SquaredLoss(0.3, matching, hidden=0.02))
+    exact = {key: value.detach().double().requires_grad_() for key, value in connector.named_parameters()}
+    x, y = rows.dense().double(), target.dense().double()
+    hidden = None
+    if "W" in exact:
+        z = x @ exact["W"] + exact.get("b", torch.zeros(d_target))
+    else:
+        hidden = torch.relu(x @ exact["W1"] + exact.get("b1", torch.zeros(5)))
+        z = hidden @ exact["W2"] + exact.get("b2", torch.zeros(d_target))
+    predicted = torch.relu(z) if connector.relu_output else z
+    assert total.item() == pytest.approx((predicted - y).square().sum().item(), rel=1e-4)
+    loss = (predicted.square() - 2 * z * y if matching else (predicted - y).square()).sum() * 0.3 / 2
+    (loss + (0.02 * hidden.sum() if hidden is not None else 0)).backward()
+    for key, parameter in connector.named_parameters():
+        expected = exact[key].grad
+        assert parameter.grad is not None and expected is not None
+        assert torch.allclose(parameter.grad.double(), expected, rtol=1e-4, atol=1e-3), key
+
+
+@pytest.mark.parametrize("name", ["linear", "nonlinear"])
+@pytest.mark.parametrize("by", ["adam", "proximal"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("loss", ["mse", "matching"])
+def test_the_columns_take_the_steps_of_torch(
+    monkeypatch: pytest.MonkeyPatch, name: str, by: str, bias: bool, loss: str
+) -> None:
+    """The compiled steps over tiles of columns against the same solver in torch, 45 targets being no whole tiles."""
+    from saelink.solvers import adam
+
+    if loss == "matching" and name == "linear":
+        pytest.skip("the matching loss is for relu outputs")
+    source, target = random_rows(300, 40, seed=8, density=0.1), random_rows(300, 45, seed=9, density=0.3)
+    found: list[tuple[dict[str, torch.Tensor], Fit]] = []
+    for columns in (True, False):
+        monkeypatch.setattr(adam.Columns, "fits", staticmethod(lambda connector, device, said=columns: said))
+        connector = make(name, 40, 45, bias=bias, init="random")
+        settings: dict[str, Any] = {"tokens": 600, "batch_tokens": 50, "lr": 1e-3, "lr_decay": 0.5}
+        fit = solve(connector, problem(source, target, 1e-2, c=2.0), by, loss=adam.Loss[loss], **settings)
+        found.append((connector.state_dict(), fit))
+    (ours, fit), (theirs, expected) = found
+    assert theirs["W"].abs().max() > 0.1
+    for key, tensor in ours.items():
+        assert torch.allclose(tensor, theirs[key], atol=2e-5), key
+    assert fit.final == pytest.approx(expected.final, rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "settings"), SHAPES)
@@ -187,7 +248,7 @@ def test_patience_stops_and_keeps_the_best_weights() -> None:
     source, _, _ = planted(1000)
     noise = random_rows(1000, 25, seed=99)
     half = torch.arange(500)
-    task = problem(source, noise)._replace(source=source.select(half), target=noise.select(half))
+    task = problem(source, noise)._replace(train=split_of(source.select(half), noise.select(half)))
     connector = make("mlp", 40, 25, d_hidden=64)
     settings: dict[str, Any] = {"tokens": 2_000_000, "batch_tokens": 100, "validate_every": 2000, "lr": 1e-2}
     history, final = solve(connector, task, patience=3, **settings)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 
-from saelink.latents import Rows, pack, sparse_linear, unpack
+from saelink.latents import Rows, Split, Tokens, pack, sparse_linear, unpack
 
 
 def random_rows(n: int, d: int, seed: int = 0, density: float = 0.2) -> Rows:
@@ -22,6 +23,14 @@ def rows_of(dense: torch.Tensor) -> Rows:
     offsets = torch.zeros(len(dense) + 1, dtype=torch.int64)
     offsets[1:] = torch.bincount(row, minlength=len(dense)).cumsum(0)
     return Rows(offsets, latent, dense[row, latent], dense.shape[1])
+
+
+def split_of(source: Rows, target: Rows, pieces: int = 1) -> Split:
+    """The rows as a split whose pieces are read one by one."""
+    n = len(source)
+    everything = Tokens(source, target, torch.arange(n), torch.ones(n, dtype=torch.bool))
+    cuts = [round(i * n / pieces) for i in range(pieces + 1)]
+    return Split([partial(everything.select, torch.arange(a, b)) for a, b in itertools.pairwise(cuts)])
 
 
 def test_dense_and_back() -> None:
@@ -73,3 +82,66 @@ def test_sparse_linear_passes_gradcheck() -> None:
     rows = random_rows(6, 5)
     weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda w: sparse_linear(rows, w), [weight])
+
+
+# --------------------------------------------------------------------------- splits
+
+
+def in_pieces(monkeypatch: pytest.MonkeyPatch) -> tuple[Split, Split]:
+    """The same 100 tokens in memory and as 7 pieces of which two are in memory at a time."""
+    source, target = random_rows(100, 11, seed=1, density=0.6), random_rows(100, 6, seed=2)
+    kept = split_of(source, target)
+    assert len(kept) == 100
+    monkeypatch.setattr(Split, "IN_MEMORY", 50)
+    monkeypatch.setattr(Split, "POOL", 2)
+    return kept, split_of(source, target, pieces=7)
+
+
+def test_a_split_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, pieces = in_pieces(monkeypatch)
+    assert len(list(pieces)) == 7 and len(list(kept)) == 1
+    assert torch.equal(kept.whole().source.dense(), pieces.whole().source.dense())
+    target = kept.whole().target.dense()
+    for split in (kept, pieces):
+        assert len(split) == 100
+        assert torch.equal(split.counts.fired, (target > 0).sum(0))
+        assert torch.allclose(split.counts.energy, target.double().square().sum(0))
+        some = split.explain(torch.tensor([1, 4]))
+        assert torch.equal(some.whole().target.dense(), target[:, [1, 4]])
+        assert torch.equal(some.counts.fired, split.counts.fired[[1, 4]])
+        spread = Tokens.stack(split.spread(9))
+        assert spread.row.tolist() == torch.linspace(0, 99, 9).long().tolist()
+
+
+@pytest.mark.parametrize("size", [7, 30, 250])
+def test_a_shuffled_pass_meets_every_token_once(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Whatever the size that is asked for: passes follow one another without a gap, source and target together."""
+    for split in in_pieces(monkeypatch):
+        pairs = {tuple(torch.cat([x, y]).tolist()): i for i, (x, y) in enumerate(
+            zip(split.whole().source.dense(), split.whole().target.dense(), strict=True)
+        )}  # fmt: skip
+        assert len(pairs) == 100
+        order: list[int] = []
+        for source, target in split.shuffled(size, torch.Generator().manual_seed(0)):
+            assert len(source) == len(target) == size
+            order += [pairs[tuple(row.tolist())] for row in torch.cat([source.dense(), target.dense()], 1)]
+            if len(order) >= 300:
+                break
+        passes = [order[i : i + 100] for i in range(0, 300, 100)]
+        assert all(sorted(one) == list(range(100)) for one in passes)
+        assert passes[0] != passes[1] and passes[0] != sorted(passes[0])
+        again = [rows for rows, _ in itertools.islice(split.shuffled(size, torch.Generator().manual_seed(0)), 2)]
+        other = [rows for rows, _ in itertools.islice(split.shuffled(size, torch.Generator().manual_seed(1)), 2)]
+        first = [
+            pairs_of for pairs_of, _ in itertools.islice(split.shuffled(size, torch.Generator().manual_seed(0)), 2)
+        ]
+        assert all(torch.equal(a.dense(), b.dense()) for a, b in zip(first, again, strict=True))
+        assert not torch.equal(first[0].dense(), other[0].dense())
+
+
+def test_a_pool_is_shuffled_across_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, pieces = in_pieces(monkeypatch)
+    whole = pieces.whole().source.dense().tolist()
+    source, _ = next(pieces.shuffled(12, torch.Generator().manual_seed(0)))
+    numbers = [whole.index(row) for row in source.dense().tolist()]
+    assert len({number * 7 // 100 for number in numbers}) == 2, "tokens of two pieces"

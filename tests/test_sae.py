@@ -13,7 +13,7 @@ import torch
 from saelink.cache import act_shards, cache, shuffled_rows
 from saelink.config import Config
 from saelink.encode import encode
-from saelink.sae import SAE, load_sae, sae_choice, train_sae
+from saelink.sae import SAE, active_entries, load_sae, sae_choice, train_sae
 from saelink.store import SaelinkError, Store
 
 from conftest import World, write_sae
@@ -149,3 +149,32 @@ def test_training_an_sae_is_deterministic_and_beats_its_start(
     twin = train_sae(world.config(other.root, *overrides), other, HOOK)
     name = "sae_weights.safetensors"
     assert twin.key == artifact.key and twin.file(name).read_bytes() == artifact.file(name).read_bytes()
+
+
+# --------------------------------------------------------------------------- what is active
+
+
+@pytest.mark.parametrize("d", [1, 5, 70, 700, 2304])
+@pytest.mark.parametrize("k", [1, 4, 32, 100])
+@pytest.mark.parametrize("kind", ["normal", "tied", "negative", "few"])
+def test_the_active_latents_are_those_of_topk(d: int, k: int, kind: str) -> None:
+    """The k largest above zero, ascending by latent; of ties at the k-th value the lower latents."""
+    k = min(k, d)
+    pre = torch.randn(300, d, generator=torch.Generator().manual_seed(d + k))
+    pre = {"normal": pre, "tied": (pre * 2).round(), "negative": -pre.abs(), "few": pre - 2.5}[kind]
+    row, latent, value = active_entries(pre, k, None)
+    order = pre.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(1).values
+    expected = torch.zeros_like(pre).scatter(1, order, pre.gather(1, order)).clamp(min=0)
+    found = torch.zeros_like(pre)
+    found[row, latent] = value
+    assert torch.equal(found, expected) and (value > 0).all()
+    assert ((row.diff() > 0) | ((row.diff() == 0) & (latent.diff() > 0))).all()
+
+
+@pytest.mark.parametrize("threshold", [None, "random"])
+def test_the_active_latents_above_a_threshold(threshold: str | None) -> None:
+    pre = torch.randn(300, 70, generator=torch.Generator().manual_seed(0))
+    least = torch.zeros(70) if threshold is None else torch.randn(70, generator=torch.Generator().manual_seed(1))
+    row, latent, value = active_entries(pre, None, None if threshold is None else least)
+    expected = (pre > least.clamp(min=0)).nonzero(as_tuple=True)
+    assert torch.equal(row, expected[0]) and torch.equal(latent, expected[1]) and torch.equal(value, pre[expected])

@@ -22,6 +22,15 @@ class Edges(NamedTuple):
     """Their weights, with signs."""
 
 
+class SquaredLoss(NamedTuple):
+    """scale/2 times the sum of squared errors, plus hidden times the sum of the hidden activations."""
+
+    scale: float
+    matching: bool = False
+    """For a prediction relu(z) the matching loss, whose gradient in z is relu(z) - y."""
+    hidden: float = 0.0
+
+
 class Connector(torch.nn.Module, ABC):
     """A map from source latents [n, d_source] (sparse rows) to target latents [n, d_target].
 
@@ -85,6 +94,21 @@ class Connector(torch.nn.Module, ABC):
         z, _ = self.maps(rows)
         return torch.relu(z) if self.relu_output else z
 
+    def backward(self, rows: Rows, target: Rows, loss: SquaredLoss) -> torch.Tensor:
+        """Set every parameter's grad to that of `loss` on these tokens; the sum of squared errors as a scalar.
+
+        Here from `maps` by autograd; a connector may know a shorter way.
+        """
+        for parameter in self.parameters():
+            parameter.grad = None
+        z, hidden = self.maps(rows)
+        error, total = residual(z.detach(), target, loss, self.relu_output)
+        if hidden is not None and loss.hidden:
+            torch.autograd.backward([z, hidden], [error, torch.full_like(hidden, loss.hidden)])
+        else:
+            z.backward(error)
+        return total
+
     def initialise(self, generator: torch.Generator, warm: Mapping[str, torch.Tensor] | None = None) -> None:
         """Set the weights where a fit starts: `warm` weights of another connector if given, else as `init` says.
 
@@ -134,6 +158,16 @@ def strongest(column: torch.Tensor, n: int) -> Edges:
     order = column.abs().sort(descending=True, stable=True).indices[:n]
     kept = [int(i) for i in order if column[i] != 0]
     return Edges(kept, [column[i].item() for i in kept])
+
+
+def residual(z: torch.Tensor, target: Rows, loss: SquaredLoss, relu: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss's gradient in z [n, d_target], and the sum of squared errors. The target stays sparse."""
+    error = torch.relu(z) if relu else z.clone()
+    error.view(-1).index_add_(0, target.row_of * target.d + target.indices, target.values, alpha=-1)
+    total = torch.dot(error.view(-1), error.view(-1))
+    if relu and not loss.matching:
+        error.mul_(z > 0)  # the matching loss differs by lacking this mask
+    return error.mul_(loss.scale), total
 
 
 def uniform(weight: torch.Tensor, generator: torch.Generator) -> None:

@@ -15,7 +15,7 @@ from saelink.config import Config
 from saelink.experiments import base
 from saelink.experiments.base import NORMALISERS, Done, Result, normalisers
 from saelink.intervene import Splice, ce_baselines, ce_figures, ce_plan, spliced_tokens
-from saelink.link import load_split, pull_sides, targets_of
+from saelink.link import load_split, pull_sides, split_of, targets_of
 from saelink.norms import norms_plan
 from saelink.store import Plan, Store
 
@@ -47,7 +47,7 @@ class Experiment(base.Experiment):
         baselines = ce_baselines(cfg, store).tensors("losses.safetensors")
         test = spliced_tokens(cfg, store, sides, limit)
         losses = {name: baselines[name][: len(test.ids)] for name in ("clean", "sae", "mean", "zero")}
-        ids = targets_of(cfg, store, load_split(cfg, sides, "train"))
+        ids = targets_of(cfg, store, split_of(cfg, sides, "train"))
         counted = load_split(cfg, sides, "test", ids)
         scales = normalisers(cfg, store, counted)
         counted = counted.subset(counted.row < test.ids.numel())

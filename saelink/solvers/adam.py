@@ -5,19 +5,25 @@ Adam with an L1 term makes weights small, never zero: read its edges by magnitud
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from saelink.config import SolverConfig
-from saelink.connectors.base import Connector
+from saelink.connectors.base import Connector, SquaredLoss
+from saelink.connectors.linear import Connector as Linear
+from saelink.kernels import cuda
 from saelink.latents import Rows
 from saelink.solvers.base import Fit, Problem, measured
 from saelink.solvers.base import Solver as Base
 from saelink.store import SaelinkError
+
+CHUNK_TOKENS = 65_536
+"""Tokens whose steps the columns of a tile take in one go."""
 
 
 class Loss(Enum):
@@ -53,6 +59,8 @@ class Solver(Base):
     """Minibatch Adam on the squared error; the L1 term's subgradient is added to the gradient."""
 
     Config = Config
+    proximal: ClassVar[bool] = False
+    """Whether a soft threshold after each step takes the place of the penalty's subgradient."""
 
     def check(self, connector: type[Connector], settings: Any) -> None:
         config = self.config
@@ -80,57 +88,43 @@ class Solver(Base):
 
     def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
         config = self.config
-        generator = torch.Generator().manual_seed(problem.seed)
         connector.to(problem.device)
-        optimizer = torch.optim.Adam(connector.parameters(), lr=config.lr, fused=True)
-        batches = _batches(len(problem.source), config.batch_tokens, generator)
-        steps = max(config.tokens // config.batch_tokens, 1)
-        per_validation = max(config.validate_every // config.batch_tokens, 1)
-        validation = _subset(problem, config.validation_tokens)
-        hidden_penalty = connector.hidden_penalty(problem.c)
+        batch = config.batch_tokens
+        steps = max(config.tokens // batch, 1)
+        per_validation = max(config.validate_every // batch, 1)
+        per_chunk = max(1, min(CHUNK_TOKENS, len(problem.train)) // batch)
+        validation = problem.validation.spread(config.validation_tokens)
+        kind = Columns if Columns.fits(connector, problem.device) else Steps
+        worker = kind(self, connector, problem)
+        generator = torch.Generator().manual_seed(problem.seed)
         history: list[dict[str, float]] = []
         best: tuple[float, dict[str, torch.Tensor]] = (float("inf"), {})
-        stale = 0
-        error = torch.empty(config.batch_tokens, problem.target.d, device=problem.device)
-        train_mse = 0.0  # mean over the steps since the last validation
-        for step in range(1, steps + 1):
-            chosen = next(batches)
-            rows = problem.source.select(chosen).to(problem.device)
-            target = problem.target.select(chosen).to(problem.device)
-            optimizer.param_groups[0]["lr"] = config.lr * _decay(step, steps, config.lr_decay)
-            optimizer.zero_grad(set_to_none=True)
-            z, hidden = connector.maps(rows)
-            # The squared error's gradient by hand: the target stays sparse, one buffer serves every step.
-            error.copy_(z.detach())
-            if connector.relu_output:
-                error.clamp_(min=0)
-            error.view(-1).index_add_(0, target.row_of * target.d + target.indices, target.values, alpha=-1)
-            train_mse += torch.dot(error.view(-1), error.view(-1)).item() / error.numel()
-            if connector.relu_output and config.loss is Loss.mse:
-                error.mul_(z.detach() > 0)  # the matching loss differs by lacking this mask
-            error.mul_(2 / (error.numel() * problem.c))
-            if hidden is not None and hidden_penalty is not None and problem.l1_alpha:
-                weight = problem.l1_alpha * hidden_penalty / len(chosen)
-                torch.autograd.backward([z, hidden], [error, torch.full_like(hidden, weight)])
-            else:
-                z.backward(error)
-            self.penalise(connector, problem)
-            optimizer.step()
-            self.shrink(connector, problem, optimizer)
-            note = ""
-            if step % per_validation == 0 or step == steps:
-                since = (step - 1) % per_validation + 1
-                history.append(measured(connector, problem, validation, step * config.batch_tokens, train_mse / since))
-                train_mse = 0.0
-                note = f"validation FVU {history[-1]['validation_fvu']:.3f}"
-                if config.patience:
+        stale, step = 0, 0
+        train_mse = 0.0  # summed over the steps since the last validation
+        for source, target in problem.train.shuffled(batch * per_chunk, generator):
+            first = 0
+            while first < per_chunk and step < steps:
+                until = min(per_chunk - first, per_validation - step % per_validation, steps - step)
+                rates = [config.lr * _decay(at, steps, config.lr_decay) for at in range(step + 1, step + until + 1)]
+                chosen = torch.arange(first * batch, (first + until) * batch)
+                errors = worker.run(source.select(chosen), target.select(chosen), rates, step)
+                train_mse += errors / (batch * connector.d_target)
+                first, step = first + until, step + until
+                note = ""
+                if step % per_validation == 0 or step == steps:
+                    worker.write_back()
+                    since = (step - 1) % per_validation + 1
+                    history.append(measured(connector, problem, validation, step * batch, train_mse / since))
+                    train_mse = 0.0
+                    note = f"validation FVU {history[-1]['validation_fvu']:.3f}"
                     if history[-1]["objective"] < best[0]:
-                        weights = {name: tensor.clone() for name, tensor in connector.state_dict().items()}
-                        best, stale = (history[-1]["objective"], weights), 0
+                        best, stale = (history[-1]["objective"], _copy(connector) if config.patience else {}), 0
                     else:
                         stale += 1
-            advance(len(chosen), note)
-            if config.patience and stale >= config.patience:
+                advance(len(chosen), note)
+                if config.patience and stale >= config.patience:
+                    step = steps
+            if step >= steps:
                 break
         if not config.patience:
             return Fit(history, history[-1])
@@ -155,18 +149,117 @@ def _decay(step: int, steps: int, share: float) -> float:
     return min(left, 1.0)
 
 
-def _batches(n: int, batch: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Row ids of one step after the other: shuffled passes, a pass's remainder going into the next."""
-    rest = torch.empty(0, dtype=torch.int64)
-    while True:
-        rest = torch.cat([rest, torch.randperm(n, generator=generator)])
-        while len(rest) >= batch:
-            yield rest[:batch]
-            rest = rest[batch:]
+def _copy(connector: Connector) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in connector.state_dict().items()}
 
 
-def _subset(problem: Problem, n: int) -> tuple[Rows, Rows]:
-    """Validation rows evenly spread over the split, the same ones at every point of the curve."""
-    total = len(problem.source_validation)
-    chosen = torch.linspace(0, total - 1, min(n, total)).long()
-    return problem.source_validation.select(chosen), problem.target_validation.select(chosen)
+class Steps:
+    """Any connector, step by step in torch."""
+
+    def __init__(self, solver: Solver, connector: Connector, problem: Problem):
+        self.solver, self.connector, self.problem = solver, connector, problem
+        parameters = list(connector.parameters())
+        # On a GPU the matrices' steps and their penalty are one kernel; biases are left to torch.
+        self.in_one: list[tuple[torch.nn.Parameter, float, torch.Tensor, torch.Tensor]] = []
+        if cuda.usable(parameters[0]):
+            for weight, scale in connector.penalised():
+                moments = torch.zeros_like(weight), torch.zeros_like(weight)
+                self.in_one.append((weight, problem.l1_alpha * scale, *moments))
+            parameters = [parameter for parameter in parameters if parameter.dim() == 1]
+        self.optimizer = torch.optim.Adam(parameters, lr=solver.config.lr, fused=True) if parameters else None
+        self.hidden_penalty = connector.hidden_penalty(problem.c) or 0.0
+
+    def run(self, source: Rows, target: Rows, rates: list[float], done: int) -> float:
+        """Steps at the given learning rates over these rows; the sum of squared errors, each at its step's start."""
+        problem, batch = self.problem, self.solver.config.batch_tokens
+        loss = SquaredLoss(
+            scale=2 / (batch * self.connector.d_target * problem.c),
+            matching=self.solver.config.loss is Loss.matching,
+            hidden=problem.l1_alpha * self.hidden_penalty / batch,
+        )
+        total = torch.zeros((), dtype=torch.float64, device=problem.device)
+        for step, rate in enumerate(rates):
+            chosen = torch.arange(step * batch, (step + 1) * batch)
+            rows = source.select(chosen).to(problem.device)
+            total += self.connector.backward(rows, target.select(chosen).to(problem.device), loss)
+            self._update(rate, done + step + 1)
+        return total.item()
+
+    def _update(self, rate: float, step: int) -> None:
+        for weight, l1, first, second in self.in_one:
+            assert weight.grad is not None
+            settings = {"step": step, "lr": rate, "l1": l1, "proximal": self.solver.proximal}
+            with torch.no_grad():
+                cuda.adam_step(weight, weight.grad.contiguous(), first, second, **settings)
+        if not self.in_one:
+            self.solver.penalise(self.connector, self.problem)
+        if self.optimizer is not None:
+            self.optimizer.param_groups[0]["lr"] = rate
+            self.optimizer.step()
+        if not self.in_one:
+            assert self.optimizer is not None
+            self.solver.shrink(self.connector, self.problem, self.optimizer)
+
+    def write_back(self) -> None:
+        """Leave the weights in the connector, where they are anyway."""
+        return
+
+
+class Columns:
+    """A map x W (+ b) on the CPU: the same steps by kernels.columns, a tile of target columns at a time."""
+
+    @staticmethod
+    def fits(connector: Connector, device: str) -> bool:
+        """Whether the connector is such a map, on such a device."""
+        return isinstance(connector, Linear) and device == "cpu"
+
+    def __init__(self, solver: Solver, connector: Connector, problem: Problem):
+        from saelink.kernels.columns import TILE
+
+        assert isinstance(connector, Linear)
+        self.solver, self.connector, self.problem = solver, connector, problem
+        p, t = connector.d_source, connector.d_target
+        self.tiles = -(-t // TILE)
+        self.W = torch.nn.functional.pad(connector.W.detach(), (0, self.tiles * TILE - t))
+        self.W = self.W.view(p, self.tiles, TILE).transpose(0, 1).contiguous()
+        self.b = torch.zeros(self.tiles, TILE)
+        if connector.b is not None:
+            self.b.view(-1)[:t] = connector.b.detach()
+        self.moments = [torch.zeros_like(like) for like in (self.W, self.W, self.b, self.b)]
+
+    def run(self, source: Rows, target: Rows, rates: list[float], done: int) -> float:
+        """Steps at the given learning rates over these rows; the sum of squared errors, each at its step's start."""
+        from saelink.kernels import columns, in_parts
+
+        problem, batch, steps = self.problem, self.solver.config.batch_tokens, len(rates)
+        x = (source.offsets.numpy(), source.indices.int().numpy(), source.values.numpy())
+        y = (target.offsets.numpy(), target.indices.int().numpy(), target.values.numpy())
+        by_column: list[np.ndarray[Any, Any]] = []
+        for pairs, d in ((x, source.d), (y, self.tiles * columns.TILE)):
+            size = len(pairs[1])
+            out = [np.empty((steps, d + 1), np.int64), np.empty(size, np.int32), np.empty(size, np.float32)]
+            in_parts(steps, 1, lambda step, _, pairs=pairs, out=out: columns.transpose(step, batch, *pairs, *out))
+            by_column += out
+        moments = [moment.numpy() for moment in self.moments]
+        errors = np.empty((self.tiles, steps))
+        scale = 2 / (batch * self.connector.d_target * problem.c)
+        l1 = problem.l1_alpha * self.connector.penalised()[0][1]
+        kinds = (self.solver.proximal, self.connector.relu_output, self.solver.config.loss is Loss.matching)
+
+        weights = [self.W.numpy(), *moments[:2], self.b.numpy(), *moments[2:]]
+        settings = [np.array(rates), done, scale, l1, *kinds, self.connector.b is not None]
+        arguments = [batch, *x, *by_column, *weights, *settings]
+
+        def work(tile: int, _: int) -> None:
+            columns.steps(tile, *arguments, errors[tile])  # pyright: ignore[reportCallIssue]
+
+        in_parts(self.tiles, 1, work)
+        return float(errors.sum())
+
+    def write_back(self) -> None:
+        """Leave the weights in the connector."""
+        t = self.connector.d_target
+        with torch.no_grad():
+            self.connector.W.copy_(self.W.transpose(0, 1).reshape(self.connector.d_source, -1)[:, :t])
+            if self.connector.b is not None:
+                self.connector.b.copy_(self.b.view(-1)[:t])

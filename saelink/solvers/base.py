@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from saelink import metrics
 from saelink.config import SolverConfig
 from saelink.connectors.base import Connector
 from saelink.gram import Gram
-from saelink.latents import Rows
+from saelink.latents import Split, Tokens
 from saelink.store import SaelinkError
 
 
@@ -23,12 +23,9 @@ class Problem(NamedTuple):
     A connector with a hidden penalty adds l1_alpha times its weight times the mean l1 norm of its hidden activations.
     """
 
-    source: Rows
-    """Training rows of the source latents [N, d_source], in the units the connector sees."""
-    target: Rows
-    """The same tokens' target latents [N, d_target]: the columns that the connector explains."""
-    source_validation: Rows
-    target_validation: Rows
+    train: Split
+    """The N training tokens in the units the connector sees, with the target latents that it explains."""
+    validation: Split
     l1_alpha: float
     c: float
     """The normaliser of the squared error."""
@@ -37,6 +34,8 @@ class Problem(NamedTuple):
     device: str
     gram: Callable[[], Gram]
     """The training tokens' products of source and target latents, for solvers that need no more than these."""
+    gram_name: str = ""
+    """What these products are known by; problems of one name have the same ones. Empty: of this problem alone."""
 
 
 class Fit(NamedTuple):
@@ -76,16 +75,17 @@ class Solver(ABC):
 
 
 def measured(
-    connector: Connector, problem: Problem, validation: tuple[Rows, Rows], tokens: int, train_mse: float
+    connector: Connector, problem: Problem, validation: Iterable[Tokens], tokens: int, train_mse: float
 ) -> dict[str, float]:
-    """One point of the curve, on the given validation rows. Raises SaelinkError when the weights have diverged."""
-    sums = metrics.Sums(problem.target.d)
+    """One point of the curve, on the given validation tokens. Raises SaelinkError when the weights have diverged."""
+    sums = metrics.Sums(connector.d_target)
     hidden_l1 = 0.0
-    for source, target in zip(metrics.in_steps(validation[0]), metrics.in_steps(validation[1]), strict=True):
-        with torch.no_grad():
-            z, hidden = connector.maps(source.to(problem.device))
-            sums.add((torch.relu(z) if connector.relu_output else z).cpu(), target)
-            hidden_l1 += hidden.double().sum().item() if hidden is not None else 0.0
+    for piece in validation:
+        for source, target in zip(metrics.in_steps(piece.source), metrics.in_steps(piece.target), strict=True):
+            with torch.no_grad():
+                z, hidden = connector.maps(source.to(problem.device))
+                sums.add((torch.relu(z) if connector.relu_output else z).cpu(), target)
+                hidden_l1 += hidden.double().sum().item() if hidden is not None else 0.0
     l1 = connector.l1()
     mse = sums.mse()
     if not math.isfinite(mse + l1):

@@ -10,9 +10,11 @@ and its duality gap, which bounds how far w is from the optimum, follows from G,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ import torch
 from saelink.config import SolverConfig
 from saelink.connectors.base import Connector
 from saelink.connectors.linear import Connector as Linear
+from saelink.gram import Gram
 from saelink.solvers.base import Fit, Problem, measured
 from saelink.solvers.base import Solver as Base
 from saelink.store import SaelinkError
@@ -27,24 +30,29 @@ from saelink.store import SaelinkError
 RIDGE = 1e-10
 """Added to G's diagonal, times its mean, where G is inverted: latents that never fire make it singular."""
 
-DENSE_START = 0.05
-"""Where least squares is within this gap of the lasso, nearly all weights stay: start there, not from zero."""
+NEARLY_FREE = 2e-3
+"""Below this share of the median column's largest useful penalty nearly all weights stay: start at least squares."""
 
-SWEEPS_PER_CHECK = 5
-"""Sweeps of the dense descent between two looks at the gap."""
+DENSE_SWEEPS = 10
+"""Sweeps of all weights between two looks at the gap."""
+
+MEMORY = 5
+"""Sweeps between two extrapolations of them."""
 
 BLOCK = 64
-"""Source latents of one step of the dense descent."""
+"""Sources of one step of such a sweep."""
 
 
 @dataclass
 class Config(SolverConfig):
     """Settings of solver=exact."""
 
-    tolerance: float = 1e-3
-    """Duality gap allowed, as a share of the objective."""
-    max_sweeps: int = 400
-    """Coordinate descent stops after this many sweeps of one set of weights; the gap is recorded either way."""
+    tolerance: float = 1e-4
+    """Duality gap allowed to every target latent, as a share of its objective with all weights at zero."""
+    max_sweeps: int = 20_000
+    """Coordinate descent leaves a target latent after this many sweeps; the gap is recorded either way."""
+    positive: bool = False
+    """Only weights above zero: sources add to a target and never take away."""
     debias: bool = False
     """After the lasso keep the support and refit its weights by least squares; the gap is the lasso's."""
 
@@ -65,19 +73,21 @@ class Solver(Base):
             raise SaelinkError(f"solver.tolerance={self.config.tolerance} must be above 0")
         if self.config.max_sweeps < 1:
             raise SaelinkError(f"solver.max_sweeps={self.config.max_sweeps} must be at least 1")
+        if self.config.debias and self.config.positive:
+            raise SaelinkError("solver.debias=true refits by least squares, which knows no solver.positive=true")
 
     def tokens(self, n_training: int) -> int:
         return n_training
 
     def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
         assert isinstance(connector, Linear)
-        products = problem.gram()
-        if connector.b is not None:
-            products = products.centred()
+        if self.config.positive and not problem.l1_alpha:
+            raise SaelinkError("solver.positive=true needs l1_alpha above 0; 1e-6 is next to none")
         lam = problem.l1_alpha * problem.c / 2
-        lasso = Lasso(products.xx, products.xy, products.yy)
-        W = lasso.solve(lam, self.config.tolerance, self.config.max_sweeps)
-        gap = lasso.certificate(W, lam) if lam else None
+        lasso, products = self._lasso(connector, problem)
+        W, gaps = lasso.solve(lam, self.config.tolerance, self.config.max_sweeps)
+        value = _mse(products, W) * connector.d_target / 2 + lam * W.abs().sum().item()
+        left = (products.xy - products.xx @ W).abs().max() / products.xy.abs().max().clamp(min=1e-300)
         if self.config.debias and lam:
             W = lasso.refit(W)
         with torch.no_grad():
@@ -85,114 +95,225 @@ class Solver(Base):
             if connector.b is not None:
                 connector.b.copy_(products.y - products.x @ W)
         connector.to(problem.device)
-        train_mse = (products.yy - 2 * (W * products.xy).sum(0) + (W * (products.xx @ W)).sum(0)).mean().item()
-        n = len(problem.source)
-        point = measured(connector, problem, (problem.source_validation, problem.target_validation), n, train_mse)
+        train_mse = _mse(products, W)
+        n = len(problem.train)
+        point = measured(connector, problem, problem.validation, n, train_mse)
         point["training_objective"] = train_mse / problem.c + problem.l1_alpha * connector.l1()
-        if gap is None:  # least squares: no penalty, no dual; what is left of the gradient says how exact it is
-            left = (products.xy - products.xx @ W).abs().max() / products.xy.abs().max().clamp(min=1e-300)
+        if not lam:  # least squares: no penalty, no dual; what is left of the gradient says how exact it is
             point["relative_gradient"] = left.item()
             note = f"gradient {left:.1e}"
         else:
-            distance, value = (gap[0] - gap[1]).clamp(min=0).sum().item(), gap[0].sum().clamp(min=1e-300).item()
             # In the units of the objective: error / c + l1_alpha |w|, averaged over the target latents.
-            point["duality_gap"] = distance * 2 / problem.c / connector.d_target
-            point["relative_gap"] = distance / value
-            note = f"gap {point['relative_gap']:.1e}"
+            point["duality_gap"] = gaps.sum().item() * 2 / problem.c / connector.d_target
+            point["relative_gap"] = gaps.sum().item() / max(value, 1e-300)
+            point["worst_gap"] = (gaps / (products.yy / 2).clamp(min=1e-300)).max().item()
+            note = f"worst gap {point['worst_gap']:.1e}"
         advance(n, f"validation FVU {point['validation_fvu']:.3f}, {note}")
         return Fit([point], point)
 
+    _last: ClassVar[tuple[tuple[str, bool, bool], Lasso, Gram] | None] = None
+    """The last problem: its next penalty down goes on where the one before ended, whatever command asks for it."""
+
+    def _lasso(self, connector: Linear, problem: Problem) -> tuple[Lasso, Gram]:
+        name = (problem.gram_name, connector.b is not None, self.config.positive)
+        last = Solver._last
+        if last is not None and problem.gram_name and last[0] == name:
+            return last[1:]
+        products = problem.gram()
+        if connector.b is not None:
+            products = products.centred()
+        lasso = Lasso(products.xx, products.xy, products.yy, self.config.positive)
+        Solver._last = (name, lasso, products)
+        return lasso, products
+
+
+def _mse(products: Gram, W: torch.Tensor) -> float:
+    """Mean over the training tokens and the target latents of the squared error."""
+    return (products.yy - 2 * (W * products.xy).sum(0) + (W * (products.xx @ W)).sum(0)).mean().item()
+
+
+def gaps_of(
+    W: torch.Tensor, Q: torch.Tensor, C: torch.Tensor, yy: torch.Tensor, lam: float, positive: bool = False
+) -> torch.Tensor:
+    """Duality gaps [m] of rows W with Q = C - WG, all [m, p], by the residual scaled until it is dual feasible."""
+    wc, wq = (W * C).sum(1), (W * Q).sum(1)
+    rr = yy - wc - wq
+    scale = (lam / (Q if positive else Q.abs()).amax(1).clamp(min=1e-300)).clamp(max=1)
+    primal = rr / 2 + lam * W.abs().sum(1)
+    return primal - (scale * (yy - wc) - scale.square() * rr / 2)
+
 
 class Lasso:
-    """min over w of yy/2 - c'w + w'Gw/2 + lam |w|_1, for many columns (c, yy) that share G."""
+    """min over w of yy/2 - c'w + w'Gw/2 + lam |w|_1, for many columns (c, yy) that share G.
 
-    def __init__(self, G: torch.Tensor, C: torch.Tensor, yy: torch.Tensor):
-        """G [p, p], C [p, m], yy [m], float64."""
-        self.G, self.C, self.yy = G, C, yy
+    `solve` remembers where each column stands on the path of penalties, so that ever smaller ones cost little; what
+    it returns does not depend on the penalties it was asked for before.
+    """
+
+    def __init__(self, G: torch.Tensor, C: torch.Tensor, yy: torch.Tensor, positive: bool = False):
+        """G [p, p], C [p, m], yy [m], float64; `positive`: over w >= 0."""
+        self.G, self.C, self.yy, self.positive = G.contiguous(), C, yy, positive
         self.alive = G.diagonal() > 0
-        ridge = RIDGE * G.diagonal().mean().clamp(min=1e-300)
-        self._factor: torch.Tensor | None = None
+        self._start()
+
+    def _start(self) -> None:
+        rows = self.C.T.contiguous().numpy()
+        self._rows, self._q = rows, rows.copy()
+        self._w = np.zeros_like(rows)
+        self._level = np.full(len(rows), np.inf)
+        self._lowest = np.inf
+
+    @cached_property
+    def _g32(self) -> np.ndarray[Any, Any]:
+        return self.G.float().numpy()
+
+    @cached_property
+    def _factor(self) -> torch.Tensor:
+        ridge = RIDGE * self.G.diagonal().mean().clamp(min=1e-300)
         for _ in range(8):  # rounding can leave a singular G slightly indefinite
-            factor, failed = torch.linalg.cholesky_ex(G + ridge * torch.eye(len(G), dtype=G.dtype))
+            factor, failed = torch.linalg.cholesky_ex(self.G + ridge * torch.eye(len(self.G), dtype=self.G.dtype))
             if not failed:
-                self._factor = factor
-                break
+                return factor
             ridge = ridge * 10
-        assert self._factor is not None
+        raise AssertionError("G is not positive semidefinite")
 
     def inverse(self, right: torch.Tensor) -> torch.Tensor:
         """G^-1 right, with a tiny ridge."""
-        assert self._factor is not None
         return torch.cholesky_solve(right, self._factor)
+
+    @cached_property
+    def _least_squares(self) -> torch.Tensor:
+        return torch.where(self.alive[:, None], self.inverse(self.C), 0.0)
 
     def least_squares(self) -> torch.Tensor:
         """The optimum [p, m] at lam = 0. Latents that never fire get no weight."""
-        return torch.where(self.alive[:, None], self.inverse(self.C), 0.0)
+        return self._least_squares
 
-    def certificate(self, W: torch.Tensor, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Value of the objective at W [p, m] and a lower bound of its minimum, both [m], for lam > 0.
+    def certificate(
+        self, W: torch.Tensor, lam: float, columns: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Value of the objective at W [p, n] and a lower bound of its minimum, both [n], for lam > 0.
+
+        W is of all columns, or of the given ones.
 
         The better of two dual feasible points: the residual scaled down until |X'r| <= lam, and y - Xu where
-        Gu = c - clip(c - Gw, -lam, lam).
+        Gu = c - clip(c - Gw, -lam, lam). (For w >= 0 the bound is on X'r alone, not on its magnitude.)
         """
+        C, yy = (self.C, self.yy) if columns is None else (self.C[:, columns], self.yy[columns])
         GW = self.G @ W
-        q = self.C - GW
-        wc, wGw = (W * self.C).sum(0), (W * GW).sum(0)
-        primal = self.yy / 2 - wc + wGw / 2 + lam * W.abs().sum(0)
-        scale = (lam / q.abs().amax(0).clamp(min=1e-300)).clamp(max=1)
-        scaled = scale * (self.yy - wc) - scale.square() * (self.yy - 2 * wc + wGw) / 2
-        excess = q - q.clamp(-lam, lam)
+        q = C - GW
+        wc, wGw = (W * C).sum(0), (W * GW).sum(0)
+        primal = yy / 2 - wc + wGw / 2 + lam * W.abs().sum(0)
+        largest = (q if self.positive else q.abs()).amax(0).clamp(min=1e-300)
+        scale = (lam / largest).clamp(max=1)
+        scaled = scale * (yy - wc) - scale.square() * (yy - 2 * wc + wGw) / 2
+        excess = q - (q.clamp(max=lam) if self.positive else q.clamp(-lam, lam))
         u = W + self.inverse(excess)
         # The ridge leaves a little of the excess in u's own gradient; lam is widened by it, at its price.
-        left = (self.C - self.G @ u).abs().amax(0) - lam
+        rest = C - self.G @ u
+        left = (rest if self.positive else rest.abs()).amax(0) - lam
         shrink = 1 / (1 + left.clamp(min=0) / lam)
-        yr, rr = self.yy - (u * self.C).sum(0), self.yy - 2 * (u * self.C).sum(0) + (u * (self.G @ u)).sum(0)
+        yr, rr = yy - (u * C).sum(0), yy - 2 * (u * C).sum(0) + (u * (self.G @ u)).sum(0)
         projected = shrink * yr - shrink.square() * rr / 2
         return primal, torch.maximum(scaled, projected)
 
-    def solve(self, lam: float, tolerance: float, max_sweeps: int) -> torch.Tensor:
-        """W [p, m] whose duality gap, summed over the columns, is at most `tolerance` of the objective's sum."""
-        start = self.least_squares()
+    def solve(self, lam: float, tolerance: float, max_sweeps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """W [p, m] and the duality gap of every column [m], at most `tolerance` times the column's yy/2.
+
+        At lam = 0 least squares, gaps zero.
+        """
         if lam == 0:
-            return start
+            return self.least_squares(), torch.zeros_like(self.yy)
+        if not self.positive and lam < NEARLY_FREE * self.C.abs().amax(0).median().item():
+            return self._from_least_squares(lam, tolerance, max_sweeps)
+        from saelink.kernels import in_parts
+        from saelink.kernels.lasso import descend  # compiles when it is first used
 
-        def gap(W: torch.Tensor) -> float:
-            primal, dual = self.certificate(W, lam)
-            return ((primal - dual).sum() / primal.sum().clamp(min=1e-300)).item()
+        if lam > self._lowest:
+            self._start()
+        self._lowest = lam
+        m = len(self._rows)
+        out, gaps, sweeps = np.zeros_like(self._rows), np.zeros(m), np.zeros(m, np.int64)
+        G, yy = self.G.numpy(), self.yy.numpy()
 
-        if gap(start) < DENSE_START:
-            W = start
-            for _ in range(0, max_sweeps, SWEEPS_PER_CHECK):
-                if gap(W) <= tolerance:
-                    break
-                for _ in range(SWEEPS_PER_CHECK):
-                    self._sweep(W, lam)
-            return W
-        from saelink.solvers.kernels import solve_rows  # compiles when it is first used
+        def work(first: int, last: int) -> None:
+            descend(
+                first, last, G, self._g32, self._rows, yy, lam, tolerance, max_sweeps, self.positive, self._level,
+                self._w, self._q, out, gaps, sweeps,
+            )  # fmt: skip
 
-        rows = np.zeros((self.C.shape[1], len(self.G)))
-        G, C = self.G.contiguous().numpy(), self.C.T.contiguous().numpy()
-        residual = 1e-2
-        while True:
-            solve_rows(G, C, lam, rows, residual, max_sweeps, torch.get_num_threads())
-            W = torch.from_numpy(rows.T.copy())
-            if gap(W) <= tolerance or residual < 1e-7:
-                return W
-            residual /= 10
+        in_parts(m, 8, work)
+        self.sweeps = sweeps
+        return torch.from_numpy(out).T, torch.from_numpy(gaps).clamp(min=0)
 
-    def _sweep(self, W: torch.Tensor, lam: float) -> None:
-        """One pass of coordinate descent over all source latents, all columns at a time, in place."""
-        for first in range(0, len(self.G), BLOCK):
-            block = slice(first, first + BLOCK)
-            G, w = self.G[block, block], W[block]
-            q = self.C[block] - self.G[block] @ W
-            for k in range(len(G)):
-                if G[k, k] > 0:
-                    z = q[k] + G[k, k] * w[k]
-                    new = (z - z.clamp(-lam, lam)) / G[k, k]
-                    change = new - w[k]
-                    w[k] = new
-                    q.addr_(G[k], change, alpha=-1)
+    def _from_least_squares(self, lam: float, tolerance: float, max_sweeps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """`solve` where nearly all weights stay: all columns together, from the optimum without a penalty.
+
+        A column that floating point lets come no nearer is left with the gap it has.
+        """
+        W = self.least_squares().clone()
+        best_gaps = torch.full_like(self.yy, torch.inf)
+        allowed = tolerance * self.yy / 2
+        todo = torch.arange(len(self.yy))
+        best = W.clone()
+        for _ in range(0, max_sweeps, DENSE_SWEEPS):
+            primal, dual = self.certificate(W, lam, todo)
+            gaps = primal - dual
+            better = gaps < best_gaps[todo]
+            best[:, todo[better]], best_gaps[todo[better]] = W[:, better], gaps[better]
+            left = best_gaps[todo] > allowed[todo]
+            todo, W = todo[left], W[:, left].contiguous()
+            if not len(todo):
+                break
+            self._sweeps(W, self.C[:, todo] - self.G @ W, lam)
+        return best, best_gaps.clamp(min=0)
+
+    def _sweeps(self, W: torch.Tensor, q: torch.Tensor, lam: float) -> None:
+        """DENSE_SWEEPS sweeps over all sources, all columns of W [p, n] side by side, in place; q is C - GW.
+
+        Since the start the weights moved by D, so that the gradient is q - GD: the product is in float32, which
+        rounds what is small. Anderson's extrapolation every MEMORY sweeps, where it lowers the objective.
+        """
+        G32 = torch.from_numpy(self._g32)
+        start, D = W.clone(), torch.zeros_like(W, dtype=torch.float32)
+        past: list[torch.Tensor] = [D.clone()]
+        for _ in range(DENSE_SWEEPS):
+            for first in range(0, len(W), BLOCK):
+                block = slice(first, first + BLOCK)
+                G, w = self.G[block, block], W[block]
+                gradient = q[block] - G32[block] @ D
+                for k in range(len(w)):
+                    if G[k, k] > 0:
+                        z = gradient[k] + G[k, k] * w[k]
+                        new = (z - z.clamp(-lam, lam)) / G[k, k]
+                        gradient.addr_(G[k], new - w[k], alpha=-1)
+                        w[k] = new
+                D[block] = w - start[block]
+            past.append(D.clone())
+            if len(past) > MEMORY + 1:
+                D = self._extrapolated(start, q, lam, past)
+                W.copy_(start + D)
+                past = [D.clone()]
+
+    def _extrapolated(self, start: torch.Tensor, q: torch.Tensor, lam: float, past: list[torch.Tensor]) -> torch.Tensor:
+        """The last D, or for the columns where it is better the combination of the last ones that Anderson picks."""
+        steps = torch.stack([later - earlier for earlier, later in itertools.pairwise(past)])
+        M = torch.einsum("apn,bpn->nab", steps, steps).double()
+        M += (1e-12 * M.diagonal(dim1=1, dim2=2).sum(1) + 1e-300)[:, None, None] * torch.eye(len(steps))
+        weight = torch.linalg.solve(M, torch.ones(len(M), len(steps), dtype=M.dtype))
+        weight = (weight / weight.sum(1, keepdim=True)).nan_to_num(0, 0, 0).float()
+        combined = torch.einsum("apn,na->pn", torch.stack(past[1:]), weight)
+
+        def value(D: torch.Tensor) -> torch.Tensor:
+            """The objective at start + D, less that at start without its penalty."""
+            loss = (D.double() * (torch.from_numpy(self._g32) @ D / 2 - q)).sum(0)
+            return loss + lam * (start + D).abs().sum(0)
+
+        return torch.where(value(combined) < value(past[-1]), combined, past[-1])
+
+    def gaps(self, W: torch.Tensor, lam: float) -> torch.Tensor:
+        """The duality gaps [m] of W [p, m] by the scaled residual, from G, C and yy alone."""
+        return gaps_of(W.T, self.C.T - W.T @ self.G, self.C.T, self.yy, lam, self.positive)
 
     def refit(self, W: torch.Tensor) -> torch.Tensor:
         """Least squares on each column's support."""

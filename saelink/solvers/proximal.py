@@ -31,6 +31,7 @@ class Solver(adam.Solver):
     """Minibatch Adam on the squared error, then the proximal operator of the L1 term."""
 
     Config = Config
+    proximal = True
 
     def penalise(self, connector: Connector, problem: Problem) -> None:
         return
