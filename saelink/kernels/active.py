@@ -7,44 +7,56 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-GROUP = 16
+LANES = 4
+"""Groups that a row is dealt into, for each entry that is kept."""
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
 def top_k(first: int, last: int, values: Any, k: int, ids: Any, kept: Any, counts: Any) -> None:  # pragma: no cover
     """For the rows `first` to `last` of values [n, d]: the ids, ascending, and values of the k largest above 0.
 
     Ties at the k-th value go to the lower ids. `ids` and `kept` are [n, k], `counts` [n] says how many were found.
 
-    The k-th largest of the maxima of disjoint groups bounds the k-th largest entry from below, so one pass over the
-    maxima and one over the row leave few candidates.
+    A row is dealt into groups, like cards: the k-th largest of the groups' maxima bounds the k-th largest entry from
+    below, so only groups whose maximum reaches it are looked at again, and few candidates are left.
     """
     d = values.shape[1]
-    lanes = GROUP * max(1, min(d // (4 * GROUP), (4 * k + GROUP - 1) // GROUP))  # groups: entries this far apart
-    maxima = np.empty(lanes, values.dtype)
+    lanes = min(LANES * k, d)
+    rounds = (d + lanes - 1) // lanes
+    maxima, ordered = np.empty(lanes, np.float32), np.empty(lanes, np.float32)
     candidates = np.empty(d, np.int64)
-    found = np.empty(d, values.dtype)
+    found, ranked = np.empty(d, np.float32), np.empty(d, np.float32)
     for row in range(first, last):
-        entry = values[row]
+        for lane in range(lanes):
+            maxima[lane] = values[row, lane]
+        for turn in range(1, rounds):
+            start = turn * lanes
+            for lane in range(min(lanes, d - start)):
+                value = values[row, start + lane]
+                maxima[lane] = value if value > maxima[lane] else maxima[lane]
         bound = np.float32(0.0)
-        if k <= lanes and lanes < d:
+        if k < lanes:
             for lane in range(lanes):
-                maxima[lane] = 0.0
-            full = d // lanes * lanes
-            for start in range(0, full, lanes):
-                for lane in range(lanes):
-                    maxima[lane] = max(maxima[lane], entry[start + lane])
-            for place in range(full, d):
-                maxima[place - full] = max(maxima[place - full], entry[place])
-            bound = _kth_largest(maxima.copy(), k)
+                ordered[lane] = maxima[lane]
+            bound = max(bound, _kth_largest(ordered, lanes, k))
         size = 0
-        for place in range(d):
-            if entry[place] >= bound and entry[place] > 0.0:
-                candidates[size] = place
-                found[size] = entry[place]
-                size += 1
+        for lane in range(lanes):
+            if maxima[lane] >= bound and maxima[lane] > 0.0:
+                for place in range(lane, d, lanes):
+                    value = values[row, place]
+                    if value >= bound and value > 0.0:
+                        at = size  # in ascending order
+                        while at > 0 and candidates[at - 1] > place:
+                            candidates[at] = candidates[at - 1]
+                            found[at] = found[at - 1]
+                            at -= 1
+                        candidates[at] = place
+                        found[at] = value
+                        size += 1
         if size > k:
-            bound = _kth_largest(found[:size].copy(), k)
+            for place in range(size):
+                ranked[place] = found[place]
+            bound = _kth_largest(ranked, size, k)
             above = 0
             for place in range(size):
                 above += found[place] > bound
@@ -80,9 +92,9 @@ def above(first: int, last: int, values: Any, least: Any, ids: Any, kept: Any, c
 
 
 @njit(cache=True, nogil=True)
-def _kth_largest(entries: Any, k: int) -> float:  # pragma: no cover
-    """Quickselect; `entries` is reordered."""
-    low, high, want = 0, len(entries) - 1, k - 1
+def _kth_largest(entries: Any, n: int, k: int) -> float:  # pragma: no cover
+    """Quickselect among the first n entries, which are reordered."""
+    low, high, want = 0, n - 1, k - 1
     while low < high:
         pivot = entries[(low + high) // 2]
         i, j = low, high

@@ -1,0 +1,25 @@
+"""The README's table of speeds, from benchmarks/cpu.json.
+
+python -m benchmarks.table
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def main() -> None:
+    result = json.loads(Path(__file__).with_name("cpu.json").read_text())
+    about = result["machine"]
+    rates = ", ".join(f"{name} {value}" for name, value in about.items() if "GFLOP/s" in name or "GB/s" in name)
+    print(f"{about['processor']}, {about['threads']} threads; {rates}.\n")
+    print("| work | target | measured | |")
+    print("|---|---|---|---|")
+    for row in result["rows"]:
+        mark = {True: "met", False: "missed", None: ""}[row["met"]]
+        print(f"| {row['work']} | {row['target']} | {row['measured']} | {mark} |")
+
+
+if __name__ == "__main__":
+    main()
