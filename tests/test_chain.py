@@ -21,7 +21,7 @@ from saelink.link import link_of, load_split, pull_sides
 from saelink.model import load_bridge, load_tokenizer, model_info
 from saelink.norms import norms
 from saelink.sae import load_sae
-from saelink.store import Store
+from saelink.store import Artifact, Store
 from saelink.train import train, train_plan
 
 from conftest import World
@@ -276,6 +276,30 @@ def test_training_is_deterministic(config: Compose, store: Store, tmp_path: Path
     assert file_bytes(first.path) == file_bytes(second.path)
     one, two = store.get(first.manifest["inputs"]["connector"]), other.get(second.manifest["inputs"]["connector"])
     assert file_bytes(one.path) == file_bytes(two.path)
+
+
+def test_a_text_that_memory_cannot_hold_is_fitted_from_its_shards(
+    config: Compose, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same exact fit, and a stochastic one that is as good, when two shards are in memory at a time."""
+    from saelink.latents import Split
+
+    monkeypatch.setattr("saelink.cache.SHARD_TOKENS", 256)
+    found: dict[str, list[Artifact]] = {"exact": [], "adam": []}
+    for place in ("in memory", "in pieces", "in pieces again"):
+        store = Store(tmp_path / place, say=lambda line: None)
+        if place != "in memory":
+            monkeypatch.setattr(Split, "IN_MEMORY", 0)
+            monkeypatch.setattr(Split, "POOL", 2)
+        for solver, settings in (("exact", ["l1_alpha=1e-3"]), ("adam", ["solver.tokens=50_000", "solver.lr=1e-2"])):
+            cfg = world.config(store.root, f"solver={solver}", *settings)
+            found[solver].append(train(cfg, store))
+    weights = {name: [fit.tensors("connector.safetensors")["W"] for fit in fits] for name, fits in found.items()}
+    assert torch.allclose(weights["exact"][0], weights["exact"][1], atol=1e-6)
+    assert not torch.equal(weights["adam"][0], weights["adam"][1]), "another order of the tokens"
+    assert torch.equal(weights["adam"][1], weights["adam"][2])
+    fvu = [fit.facts["validation_fvu"] for fit in found["adam"]]
+    assert fvu[1] == pytest.approx(fvu[0], abs=0.03)
 
 
 def test_normalise_post_compares_the_layers(config: Compose, store: Store) -> None:

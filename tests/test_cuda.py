@@ -1,0 +1,73 @@
+"""The Triton kernels against the torch operations they stand for, and a whole fit on the GPU against the CPU's.
+
+The kernels also run without a GPU, slowly: TRITON_INTERPRET=1 python -m pytest tests/test_cuda.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import pytest
+import torch
+from test_connectors import make, problem, solve
+
+from saelink.kernels import cuda
+
+from test_latents import random_rows
+
+pytestmark = pytest.mark.gpu
+
+interpreted = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+device = "cuda" if torch.cuda.is_available() else "cpu"
+needs_kernels = pytest.mark.skipif(
+    not (torch.cuda.is_available() or interpreted), reason="needs a CUDA GPU (or Triton's interpreter)"
+)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@needs_kernels
+@pytest.mark.parametrize("columns", [1, 300])
+def test_gather_sum_is_embedding_bag(columns: int) -> None:
+    rows = random_rows(40, 13).to(device)
+    table = torch.randn(13, columns, generator=torch.Generator().manual_seed(0)).to(device)
+    found = cuda.gather_sum(rows.offsets, rows.indices, rows.values, table)
+    assert torch.allclose(found, rows.dense() @ table, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("proximal", [False, True])
+def test_adam_step_is_torchs_with_the_penalty(proximal: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(37, 51, generator=generator).to(device)
+    reference = torch.nn.Parameter(weight.clone())
+    first, second = torch.zeros_like(weight), torch.zeros_like(weight)
+    optimizer = torch.optim.Adam([reference], lr=1e-2)
+    l1 = 0.3
+    for step in range(1, 6):
+        gradient = torch.randn(37, 51, generator=generator).to(device)
+        reference.grad = gradient if proximal else gradient + l1 * reference.detach().sign()
+        optimizer.step()
+        if proximal:
+            v = optimizer.state[reference]["exp_avg_sq"]
+            threshold = 1e-2 * l1 / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+            with torch.no_grad():
+                reference.sub_(torch.minimum(torch.maximum(reference, -threshold), threshold))
+        cuda.adam_step(weight, gradient, first, second, step=step, lr=1e-2, l1=l1, proximal=proximal)
+        assert torch.allclose(weight, reference.detach(), atol=1e-5)
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    ("name", "settings"), [("linear", {"bias": True}), ("mlp", {"d_hidden": 8}), ("nonlinear", {})]
+)
+@pytest.mark.parametrize("by", ["adam", "proximal"])
+def test_a_fit_on_the_gpu_is_the_cpus(name: str, settings: dict[str, Any], by: str) -> None:
+    source, target = random_rows(300, 40, seed=8, density=0.1), random_rows(300, 45, seed=9, density=0.3)
+    task = problem(source, target, 1e-3)
+    fits = [make(name, 40, 45, init="random", **settings) for _ in range(2)]
+    for connector, where in zip(fits, ("cpu", "cuda"), strict=True):
+        solve(connector, task._replace(device=where), by, tokens=600, batch_tokens=50)
+    for ours, theirs in zip(fits[0].state_dict().values(), fits[1].state_dict().values(), strict=True):
+        assert torch.allclose(ours, theirs.cpu(), atol=1e-4)
