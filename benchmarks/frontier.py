@@ -110,10 +110,8 @@ def against_scikit_learn(products: Gram, alphas: list[float], n_targets: int = 2
             mine = time.perf_counter() - started
             started = time.perf_counter()
             for i in range(len(part)):
-                _, found, _ = lasso_path(  # pyright: ignore[reportArgumentType]
-                    X, y[:, i], alphas=[alpha / 2], precompute=gram_matrix, Xy=Xy[:, i], coef_init=coefficients[i],
-                    max_iter=100_000,
-                )  # fmt: skip
+                settings: dict[str, Any] = {"alphas": [alpha / 2], "precompute": gram_matrix, "max_iter": 100_000}
+                _, found, _ = lasso_path(X, y[:, i], Xy=Xy[:, i], coef_init=coefficients[i], **settings)
                 coefficients[i] = found[:, 0]
             theirs = time.perf_counter() - started
             V = torch.from_numpy(np.stack(coefficients, 1))
