@@ -58,6 +58,31 @@ def test_adam_step_is_torchs_with_the_penalty(proximal: bool) -> None:
         assert torch.allclose(weight, reference.detach(), atol=1e-5)
 
 
+@needs_kernels
+def test_every_parameter_moves_penalised_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix outside the penalty too: the kernel takes what is penalised, torch the rest."""
+    from saelink.connectors.linear import Config, Connector
+    from saelink.solvers.adam import Columns
+
+    class Gained(Connector):
+        def __init__(self, *arguments: Any):
+            super().__init__(*arguments)
+            self.gain = torch.nn.Parameter(torch.ones(1, self.d_target))
+
+        def maps(self, rows: Any) -> tuple[torch.Tensor, None]:
+            return super().maps(rows)[0] * self.gain, None
+
+    monkeypatch.setattr(cuda, "usable", lambda tensor: True)
+    monkeypatch.setattr(Columns, "fits", staticmethod(lambda connector, device: False))
+    connector = Gained(Config(name="linear", bias=True), 12, torch.arange(9))
+    connector.initialise(torch.Generator(), {"W": torch.rand(12, 9), "gain": torch.ones(1, 9)})
+    before = {name: parameter.detach().clone() for name, parameter in connector.named_parameters()}
+    task = problem(random_rows(60, 12), random_rows(60, 9, seed=5), 1e-3)._replace(device=device)
+    solve(connector, task, tokens=60, batch_tokens=20)
+    for name, parameter in connector.named_parameters():
+        assert not torch.equal(parameter.detach().cpu(), before[name]), name
+
+
 @needs_cuda
 @pytest.mark.parametrize(
     ("name", "settings"), [("linear", {"bias": True}), ("mlp", {"d_hidden": 8}), ("nonlinear", {})]

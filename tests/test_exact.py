@@ -123,6 +123,18 @@ def test_a_path_gives_what_each_penalty_gives_alone(noisy: tuple[Rows, Rows]) ->
         assert all(map(torch.equal, path.solve(lam, 1e-4, 1000), alone.solve(lam, 1e-4, 1000)))
 
 
+def test_what_a_command_did_before_changes_no_fit(noisy: tuple[Rows, Rows]) -> None:
+    """Problems of one name go on from one another's path, but not from one that was cut short."""
+    named = problem(*noisy, 1e-3)._replace(gram_name="a name")
+    alone = make("linear", 30, 12)
+    solve(alone, named._replace(gram_name=""), by="exact")
+    for before in ({"max_sweeps": 1}, {"positive": True}, {}):
+        solve(make("linear", 30, 12), named._replace(l1_alpha=2e-3), by="exact", **before)
+        after = make("linear", 30, 12)
+        solve(after, named, by="exact")
+        assert torch.equal(after.state_dict()["W"], alone.state_dict()["W"]), before
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_positive_weights_are_those_of_scikit_learn(noisy: tuple[Rows, Rows], bias: bool) -> None:
     from sklearn.linear_model import Lasso as Reference

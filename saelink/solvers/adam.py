@@ -159,13 +159,13 @@ class Steps:
     def __init__(self, solver: Solver, connector: Connector, problem: Problem):
         self.solver, self.connector, self.problem = solver, connector, problem
         parameters = list(connector.parameters())
-        # On a GPU the matrices' steps and their penalty are one kernel; biases are left to torch.
+        # On a GPU the step and the penalty of what is penalised are one kernel; the rest is left to torch.
         self.in_one: list[tuple[torch.nn.Parameter, float, torch.Tensor, torch.Tensor]] = []
         if cuda.usable(parameters[0]):
             for weight, scale in connector.penalised():
                 moments = torch.zeros_like(weight), torch.zeros_like(weight)
                 self.in_one.append((weight, problem.l1_alpha * scale, *moments))
-            parameters = [parameter for parameter in parameters if parameter.dim() == 1]
+            parameters = [p for p in parameters if all(p is not weight for weight, *_ in self.in_one)]
         self.optimizer = torch.optim.Adam(parameters, lr=solver.config.lr, fused=True) if parameters else None
         self.hidden_penalty = connector.hidden_penalty(problem.c) or 0.0
 

@@ -111,11 +111,12 @@ class Solver(Base):
         advance(n, f"validation FVU {point['validation_fvu']:.3f}, {note}")
         return Fit([point], point)
 
-    _last: ClassVar[tuple[tuple[str, bool, bool], Lasso, Gram] | None] = None
+    _last: ClassVar[tuple[tuple[str, bool, bool, int], Lasso, Gram] | None] = None
     """The last problem: its next penalty down goes on where the one before ended, whatever command asks for it."""
 
     def _lasso(self, connector: Linear, problem: Problem) -> tuple[Lasso, Gram]:
-        name = (problem.gram_name, connector.b is not None, self.config.positive)
+        # max_sweeps too: it can cut short a knot, which later penalties start from.
+        name = (problem.gram_name, connector.b is not None, self.config.positive, self.config.max_sweeps)
         last = Solver._last
         if last is not None and problem.gram_name and last[0] == name:
             return last[1:]
