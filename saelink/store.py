@@ -432,11 +432,17 @@ class Store:
         return removed
 
     def collect_garbage(self) -> Iterator[tuple[Path, int]]:
-        """Delete unfinished work that no running process holds, and remains of killed removals; path and bytes."""
+        """Delete unfinished work that no running process holds, and remains of killed removals; path and bytes.
+
+        A lock that a process left when it was killed just after its artifact was whole goes too, silently.
+        """
         for folder in [*self.root.glob("*/.*.removed"), *self.root.glob("*/*.partial")]:
             size = folder_bytes(folder)
             if self._delete(folder):
                 yield folder, size
+        for lock in self.root.glob("*/.*.lock"):
+            if (lock.with_name(lock.stem[1:]) / MANIFEST).exists():  # whole: nobody takes its lock again
+                lock.unlink(missing_ok=True)
 
     def _delete(self, folder: Path) -> bool:
         """Delete a folder under its lock, by rename first, so that a killed removal leaves no half artifact."""

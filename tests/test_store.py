@@ -192,3 +192,13 @@ def test_need_space_refuses_in_one_line(store: Store) -> None:
 def test_the_manifest_is_plain_json_with_a_fixed_order(store: Store) -> None:
     text = (store.build(plan(), fill).path / "manifest.json").read_text()
     assert list(json.loads(text)) == sorted(json.loads(text))
+
+
+def test_gc_takes_the_lock_of_a_whole_artifact_and_no_other(store: Store) -> None:
+    whole = store.build(plan(), fill)
+    left = whole.path.with_name(f".{whole.key}.lock")
+    making = whole.path.with_name(".0123456789ab.lock")
+    left.touch()
+    making.touch()
+    assert list(store.collect_garbage()) == []
+    assert not left.exists() and making.exists()
