@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import frontier, stages, steps
+from benchmarks import frontier, path, stages, steps
 from benchmarks.work import Row, as_json, machine
 
-PARTS = {"steps": steps.rows, "frontier": frontier.rows, "stages": stages.rows}
+PARTS = {"steps": steps.rows, "frontier": frontier.rows, "path": path.rows, "stages": stages.rows}
 
 
 def main() -> None:

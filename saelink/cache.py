@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saelink.config import Config
 from saelink.data import SPLITS, tokens, tokens_plan
-from saelink.model import device_of, load_bridge, model_info
+from saelink.model import device_of, load_forward, model_info
 from saelink.progress import Progress
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, gigabytes
 
 if TYPE_CHECKING:
     import torch
 
-VERSION = 1
+VERSION = 2
 
 SHARD_TOKENS = 32_768
 
@@ -83,8 +83,7 @@ def _forward(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft]
     store.say(f"{what}, {gigabytes(size)} to write")
     store.need_space(what, size)
     device = device_of(cfg)
-    bridge = load_bridge(cfg, info, device)
-    stop_at_layer = max(int(hook.split(".")[1]) for hook in hooks) + 1
+    forward = load_forward(cfg, info, hooks, device)
     rows = max(cfg.runtime.forward_tokens // context, 1)
     ids = {split: token_ids.tensors(f"{split}.safetensors")["ids"] for split in SPLITS}
     unfinished = {shard.name for shard, _ in wanted}
@@ -104,7 +103,7 @@ def _forward(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft]
             for first in range(shard.first, shard.last, rows):
                 last = min(first + rows, shard.last)
                 batch = ids[shard.split][first:last].long().to(device)
-                _, seen = bridge.run_with_cache(batch, names_filter=list(acts), stop_at_layer=stop_at_layer)
+                seen = forward(batch)
                 for hook, out in acts.items():
                     if seen[hook].shape != (last - first, context, info.d_model):
                         raise SaelinkError(

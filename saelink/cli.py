@@ -144,13 +144,11 @@ def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]
     """The function Hydra calls: one job, its errors as one line."""
 
     def job(raw: DictConfig) -> None:
-        from dataclasses import replace
-
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
         from omegaconf import OmegaConf
 
-        from saelink.config import Config, check, l1_alphas
+        from saelink.config import Config, check
         from saelink.store import Store
 
         hydra = HydraConfig.get()
@@ -164,9 +162,13 @@ def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]
                 cfg.runtime.sweep = None
             check(cfg)
             store = Store(cfg.runtime.outputs, say=lambda line: print(line, flush=True))
-            alphas = l1_alphas(cfg.l1_alpha)
-            for alpha in alphas[:1] if cfg.experiment.names else alphas:
-                stage(replace(cfg, l1_alpha=alpha), store)
+            if cfg.experiment.names or stage not in (_run, _run_train, _run_evaluate):
+                stage(cfg, store)
+            else:
+                from saelink.train import penalties
+
+                for each in penalties(cfg, store):
+                    stage(each, store)
         except KeyboardInterrupt:
             print("\nsaelink: interrupted; the same command goes on with what is finished", file=sys.stderr)
             raise SystemExit(130) from None

@@ -45,6 +45,9 @@ class Gram(NamedTuple):
         """Only these target latents, in this order."""
         return self._replace(xy=self.xy[:, target_ids], yy=self.yy[target_ids], y=self.y[target_ids])
 
+    def to(self, device: str) -> Gram:
+        return Gram(*(tensor.to(device) for tensor in self))
+
     def centred(self) -> Gram:
         """Around the means: what is left to explain beside a bias."""
         return self._replace(
@@ -112,7 +115,7 @@ def gram_plan(cfg: Config, sides: Sides) -> Plan:
 
 def need_memory(d_source: int, d_target: int) -> None:
     """Raise SaelinkError unless products, path and weights of that many latents fit into memory."""
-    need, free = 12 * d_source**2 + 40 * d_source * d_target, memory_available()
+    need, free = 12 * d_source**2 + 56 * d_source * d_target, memory_available()
     if free is not None and need > free:
         raise SaelinkError(
             f"solver=exact: {d_source:,} source and {d_target:,} target latents need {gigabytes(need)} of memory, "

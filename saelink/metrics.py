@@ -47,6 +47,10 @@ class Sums:
         """Mean over tokens and target latents of the squared error."""
         return self.squared_error.sum().item() / (self.n * len(self.total))
 
+    def energy(self) -> float:
+        """Mean over tokens and target latents of the squared latent: the error of predicting zero."""
+        return self.squared_total.sum().item() / (self.n * len(self.total))
+
     def fvu(self) -> float:
         """Fraction of variance unexplained: all squared errors over all variation; 1 is predicting the mean."""
         return self.squared_error.sum().item() / self.variation().sum().item()

@@ -11,11 +11,12 @@ import gc
 import hashlib
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saelink.config import Config, Device, DType, ModelConfig, ModelSource
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, file_sha256
@@ -23,7 +24,7 @@ from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, file_sha25
 if TYPE_CHECKING:
     import torch
 
-VERSION = 1
+VERSION = 2
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".model", ".txt")
 
@@ -149,6 +150,15 @@ def folder_of(cfg: ModelConfig) -> Path:
 # --------------------------------------------------------------------------- the stage
 
 
+class Place(NamedTuple):
+    """A tensor in the Hugging Face model: what a module is given, or what it gives."""
+
+    module: str
+    """Its name, `*` for the layer."""
+    side: str
+    """`input` or `output`."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What is known of a model without loading it."""
@@ -161,6 +171,14 @@ class ModelInfo:
     parallel: bool
     """Whether attention and MLP read the same residual stream, side by side."""
     hooks: frozenset[str]
+    places: dict[str, Place]
+    """Where in the Hugging Face model a block's hooks are, by the hook's name inside the block."""
+
+    def place(self, hook_name: str) -> Place | None:
+        """Where in the Hugging Face model `blocks.<layer>.<name>` is; None where only the bridge knows."""
+        _, layer, name = hook_name.split(".", 2)
+        place = self.places.get(name)
+        return None if place is None else place._replace(module=place.module.replace("*", layer))
 
     def hook(self, name: str, layer: int) -> str:
         """Full name of a link's hook at `layer`; `mlp_in` is resid_pre in parallel blocks, else resid_mid.
@@ -200,6 +218,7 @@ def model_info(cfg: Config, store: Store) -> ModelInfo:
         context_size=facts["context_size"],
         parallel=facts["parallel"],
         hooks=frozenset(artifact.json("hooks.json")),
+        places={name: Place(*place) for name, place in artifact.json("places.json").items()},
     )
     _infos[str(store.root), plan.key] = info
     return info
@@ -220,8 +239,10 @@ def _describe(cfg: ModelConfig, draft: Draft, store: Store) -> dict[str, Any]:
         tokenizer.save_pretrained(draft.folder)
         for path in sorted(draft.folder.iterdir()):
             draft.adopt(path.name)
+    inside = _inside(hf_model)  # before the bridge rebuilds the model
     bridge = _boot(cfg, tokenizer, hf_model)
     draft.save_json("hooks.json", sorted(bridge.hook_dict))
+    draft.save_json("places.json", _places(bridge, inside))
     context = getattr(hf_model.config, "max_position_embeddings", None) or getattr(hf_model.config, "n_positions", None)
     return {
         "n_layers": bridge.cfg.n_layers,
@@ -285,8 +306,8 @@ def _location(cfg: ModelConfig, info: Artifact | None) -> tuple[str, dict[str, A
     return str(folder_of(cfg)), {"gguf_file": cfg.file} if cfg.file else {}
 
 
-def _load(cfg: ModelConfig, info: Artifact | None = None) -> tuple[Any, Any]:
-    """Tokenizer and Hugging Face model."""
+def _load(cfg: ModelConfig, info: Artifact | None = None, attention: str | None = "eager") -> tuple[Any, Any]:
+    """Tokenizer and Hugging Face model; the bridge needs eager attention, None is the model's own choice."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(cfg, info)
@@ -295,11 +316,132 @@ def _load(cfg: ModelConfig, info: Artifact | None = None) -> tuple[Any, Any]:
     # garbage meanwhile takes a third of its time and finds none.
     with _readable(cfg, "weights"), redirect_stderr(io.StringIO()), _no_garbage_collection():
         hf_model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch_dtype(cfg.dtype), attn_implementation="eager", **options
+            path, dtype=torch_dtype(cfg.dtype), attn_implementation=attention, **options
         )
     if not hf_model.config.architectures:  # a GGUF does not say
         hf_model.config.architectures = [type(hf_model).__name__]
     return tokenizer, hf_model.requires_grad_(False).eval()
+
+
+# --------------------------------------------------------------------------- its hooks
+
+
+def load_forward(
+    cfg: Config, info: ModelInfo, hook_names: Iterable[str], device: str
+) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
+    """A function from token ids [n, context] to the acts [n, context, d_model] at the hooks.
+
+    It stops behind the last of them. Where Hugging Face's own modules hold them, these run alone, with the attention
+    kernel of torch; otherwise the TransformerBridge, whose attention forms the whole matrix of scores.
+    """
+
+    wanted = {hook: info.place(hook) for hook in hook_names}
+    if any(place is None for place in wanted.values()):
+        bridge = load_bridge(cfg, info, device)
+        stop_at_layer = max(int(hook.split(".")[1]) for hook in wanted) + 1
+
+        def through_bridge(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            _, seen = bridge.run_with_cache(ids, names_filter=list(wanted), stop_at_layer=stop_at_layer)
+            return {hook: seen[hook] for hook in wanted}
+
+        return through_bridge
+    _, hf_model = _load(cfg.model, info.artifact, attention=None)
+    hf_model.to(device)
+    seen: dict[str, torch.Tensor] = {}
+    modules = dict(hf_model.named_modules())
+    for hook, place in wanted.items():
+        assert place is not None
+
+        def keep(tensor: torch.Tensor, hook: str = hook) -> None:
+            seen[hook] = tensor
+            if len(seen) == len(wanted):
+                raise _SeenError
+
+        _listen(modules[place.module], place.side, keep)
+
+    def forward(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.clear()
+        with suppress(_SeenError):
+            hf_model(ids, use_cache=False)
+        return dict(seen)
+
+    return forward
+
+
+class _SeenError(Exception):
+    """All hooks have been seen: the rest of the forward pass is not wanted."""
+
+
+def _listen(module: Any, side: str, keep: Callable[[Any], None]) -> Any:
+    """Call `keep` with the first thing that the module is given, or that it gives; the handle that ends it."""
+
+    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(next(iter((*args, *kwargs.values())), None))
+
+    def after(_: Any, args: Any, out: Any) -> None:
+        keep(out[0] if isinstance(out, tuple) else out)
+
+    if side == "input":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
+
+
+PROBE_TOKENS = 8
+"""Length of the sequence by which the hooks are found in the Hugging Face model."""
+
+FOUND = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+"""The hooks of a block that are looked for there."""
+
+
+def _inside(hf_model: Any) -> dict[Place, dict[int, torch.Tensor]]:
+    """What every layer's modules are given and give on a few tokens, where it is as wide as the residual stream."""
+    import torch
+
+    found: dict[Place, dict[int, torch.Tensor]] = {}
+    shape = (1, PROBE_TOKENS, getattr(hf_model.config.get_text_config(), "hidden_size", None))
+
+    def keep_at(place: Place, layer: int) -> Callable[[Any], None]:
+        def keep(tensor: Any) -> None:
+            if isinstance(tensor, torch.Tensor) and tensor.shape == shape:
+                found.setdefault(place, {})[layer] = tensor.clone()
+
+        return keep
+
+    handles = []
+    for name, module in hf_model.named_modules():
+        inside = re.match(r"(.*?\.)(\d+)(\..*|$)", name)
+        if inside is not None:
+            module_name = f"{inside[1]}*{inside[3]}"
+            for side in ("input", "output"):
+                handles.append(_listen(module, side, keep_at(Place(module_name, side), int(inside[2]))))
+    with torch.inference_mode():
+        hf_model(torch.arange(PROBE_TOKENS)[None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _places(bridge: Any, inside: dict[Place, dict[int, torch.Tensor]]) -> dict[str, Place]:
+    """The hooks of FOUND whose tensor is the same one in every layer's place in the Hugging Face model."""
+    import torch
+
+    names = [f"blocks.{layer}.{name}" for layer in range(bridge.cfg.n_layers) for name in FOUND]
+    with torch.inference_mode():
+        _, seen = bridge.run_with_cache(torch.arange(PROBE_TOKENS)[None], names_filter=names, return_cache_object=False)
+
+    def same(layer: int, name: str, tensors: dict[int, torch.Tensor]) -> bool:
+        hook, tensor = seen.get(f"blocks.{layer}.{name}"), tensors.get(layer)
+        if hook is None or tensor is None or hook.shape != tensor.shape:
+            return False
+        return bool((hook - tensor).norm() <= 1e-4 * hook.norm())
+
+    found = {}
+    for name in FOUND:
+        for place, tensors in inside.items():
+            if all(same(layer, name, tensors) for layer in range(bridge.cfg.n_layers)):
+                found[name] = place
+                break
+    return found
 
 
 @contextmanager

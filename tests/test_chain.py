@@ -24,7 +24,7 @@ from saelink.sae import load_sae
 from saelink.store import Artifact, Store
 from saelink.train import train, train_plan
 
-from conftest import World
+from conftest import Run, World
 
 Compose = Callable[..., Config]
 
@@ -318,3 +318,31 @@ def test_the_bridge_is_loaded_in_the_recipes_type(config: Compose, store: Store)
     cfg = config("model.dtype=bfloat16")
     bridge = load_bridge(cfg, model_info(cfg, store), "cpu")
     assert {parameter.dtype for parameter in bridge.parameters()} == {torch.bfloat16}
+
+
+def test_penalties_as_one_path(saelink: Run, config: Compose, store: Store) -> None:
+    """Each starts at the one before, unless no weights at all are better; the same command finds all of them again."""
+    base = ["connector=mlp", "connector.d_hidden=8", "solver=proximal", "solver.lr=1e-2", "solver.tokens=32768"]
+    base += ["solver.batch_tokens=256", "l1_alpha=[100.0,1e-5,1e-4,1000.0]", "solver.path_tokens=4096"]
+    code, out, _ = saelink("train", *base)
+    assert code == 0 and out.count(" passes)") == 4
+    assert saelink("train", *base)[1].count("up to date") == 4
+    fits = {fit.recipe["l1_alpha"]: fit for fit in store.artifacts() if fit.stage == "train"}
+    assert sorted(fits) == [1e-5, 1e-4, 100, 1000]
+    starts = [fits[alpha].recipe["connector"]["init"] for alpha in sorted(fits)]
+    assert starts == ["random", fits[1e-5].key, "random", fits[100].key]
+    assert [fits[alpha].recipe["solver"]["tokens"] for alpha in sorted(fits)] == [32768, 4096, 32768, 4096]
+    assert fits[1000].facts["n_edges"] == 0
+    alone = train(config(*(word for word in base if "path" not in word), "l1_alpha=1e-5"), store)
+    assert alone.key == fits[1e-5].key, "the first is an ordinary fit"
+    code, _, err = saelink("train", *base, "l1_alpha=1e-3")
+    assert code == 1 and "solver.path_tokens=4096 needs several penalties in one job" in err
+
+
+def test_a_fit_that_nothing_can_move_any_more_ends(config: Compose, store: Store) -> None:
+    settings = ["connector=mlp", "connector.d_hidden=8", "solver=proximal", "solver.tokens=300000", "l1_alpha=1000.0"]
+    fit = train(config(*settings), store)
+    assert fit.facts["n_edges"] == 0 and fit.facts["tokens"] < 300_000
+    assert fit.facts["objective"] == pytest.approx(fit.facts["zero_objective"], rel=1e-6)
+    with_bias = train(config(*settings, "connector.bias=true"), store)
+    assert with_bias.facts["tokens"] > 290_000, "its bias still moves"

@@ -8,8 +8,8 @@ import torch
 from test_connectors import make, planted, problem, solve
 
 from saelink.gram import Gram, gram_of
+from saelink.lasso import DenseLasso, Lasso
 from saelink.latents import Rows
-from saelink.solvers.exact import Lasso
 from saelink.store import SaelinkError
 
 from test_latents import random_rows, rows_of, split_of
@@ -152,12 +152,33 @@ def test_positive_weights_are_those_of_scikit_learn(noisy: tuple[Rows, Rows], bi
     assert free.final["training_objective"] < best * 0.999, "some weight would be negative"
 
 
+@pytest.mark.parametrize("positive", [False, True])
+def test_the_dense_steps_of_a_gpu_reach_the_same_optimum(noisy: tuple[Rows, Rows], positive: bool) -> None:
+    """On the CPU here: the same code, and the certificate says how far from the optimum either can be."""
+    source, target = noisy
+    products = gram_of(split_of(source, target)).centred()
+    arguments = (products.xx, products.xy, products.yy, positive)
+    scale = products.yy / 2
+    dense = DenseLasso(*arguments)
+    for lam in (3.0, 1e-2, 1e-3) if positive else (3.0, 1e-2, 1e-3, 1e-6):
+        one, gaps_one = Lasso(*arguments).solve(lam, 1e-6, 20_000)
+        two, gaps_two = dense.solve(lam, 1e-6, 20_000)
+        alone, _ = DenseLasso(*arguments).solve(lam, 1e-6, 20_000)
+        assert torch.equal(two, alone), "the penalties asked for before change nothing"
+        assert (gaps_two <= 1e-6 * scale).all()
+        values = [dense.certificate(W, lam)[0] for W in (one, two)]
+        assert ((values[0] - values[1]).abs() <= torch.maximum(gaps_one, gaps_two) + 1e-12).all()
+        assert (two[7] == 0).all(), "a source that never fires"
+        assert not positive or (two >= 0).all()
+    assert (dense.solve(3.0, 1e-6, 100)[0] == 0).all()
+
+
 def test_too_little_memory_is_said_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     import saelink.gram
 
     monkeypatch.setattr(saelink.gram, "memory_available", lambda: 10**9)
     saelink.gram.need_memory(1000, 1000)
-    with pytest.raises(SaelinkError, match=r"solver=exact: 16,384 source .* need 14\.0 GB of memory, 1\.0 GB are free"):
+    with pytest.raises(SaelinkError, match=r"solver=exact: 16,384 source .* need 18\.3 GB of memory, 1\.0 GB are free"):
         saelink.gram.need_memory(16384, 16384)
 
 

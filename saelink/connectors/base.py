@@ -132,6 +132,12 @@ class Connector(torch.nn.Module, ABC):
                 if self.config.init == "zero":
                     self.penalised()[-1][0].zero_()
 
+    def stuck(self) -> bool:
+        """Whether no gradient can move it any more: several matrices, all of them zero, and nothing beside them."""
+        weights = [weight for weight, _ in self.penalised()]
+        alone = len(weights) > 1 and len(weights) == len(list(self.parameters()))
+        return alone and not any(bool(weight.any()) for weight in weights)
+
     def column(self, latent: int) -> int:
         """The column of a target latent."""
         place = int(torch.searchsorted(self.target_ids, latent))

@@ -17,9 +17,9 @@ from saelink.experiments import base
 from saelink.experiments.base import Done, Result, fit, link_named
 from saelink.gram import VERSION as GRAM_VERSION
 from saelink.gram import Gram, gram, load_gram
+from saelink.lasso import Lasso
 from saelink.latents import Tokens, sparse_linear
 from saelink.link import load_split, pull_sides
-from saelink.solvers.exact import Lasso
 from saelink.store import Store
 from saelink.train import load_connector
 

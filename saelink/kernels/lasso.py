@@ -47,12 +47,14 @@ def gap_of_row(c: Any, yy: float, lam: float, w: Any, q: Any, positive: bool) ->
 @njit(cache=True, nogil=True, error_model="numpy")
 def descend(
     first: int, last: int, G: Any, G32: Any, C: Any, yy: Any, lam: float, tolerance: float, max_sweeps: int,
-    positive: bool, level: Any, W: Any, Q: Any, out: Any, gaps: Any, sweeps: Any,
+    positive: bool, level: Any, W: Any, Q: Any, W_before: Any, Q_before: Any, out: Any, gaps: Any, sweeps: Any,
 ) -> None:  # pragma: no cover  # fmt: skip
     """Solve rows `first` to `last` of C [m, p] at `lam` into `out`, until each gap is `tolerance` times yy/2.
 
-    W and Q = C - WG [m, p] are where each row stands at its last knot, `level` [m] (infinite: W is zero); they go
-    on to the last knot above `lam`, which does not depend on the penalties asked for. `gaps` and `sweeps` [m] say
+    W and Q = C - WG [m, p] are where each row stands at its last knot, `level` [m] (infinite: W is zero), W_before
+    and Q_before where it stood at the knot before; they go on to the last knot above `lam`, which does not depend on
+    the penalties asked for. Between two penalties at which a weight appears or goes the solution is linear in the
+    penalty, so each solve starts on the line through the two knots. `gaps` and `sweeps` [m] say
     how close each row came and what it took. Nothing is left of a row that max_sweeps cut short but its larger gap.
     """
     p = C.shape[1]
@@ -69,12 +71,19 @@ def descend(
         while level[row] * KNOT > lam:
             before = level[row]
             level[row] = before * KNOT
+            for j in range(p):
+                now_w, now_q = W[row, j], Q[row, j]
+                W[row, j] += KNOT * (now_w - W_before[row, j])
+                Q[row, j] += KNOT * (now_q - Q_before[row, j])
+                W_before[row, j], Q_before[row, j] = now_w, now_q
             part, used, _ = _solve(
                 G, G32, C[row], yy[row], level[row], before, W[row], Q[row], KNOT_SLACK, 0.0, max_sweeps, positive, part
             )
             count += used
-        w[:] = W[row]
-        q[:] = Q[row]
+        ahead = (level[row] - lam) / (level[row] / KNOT - level[row]) if lam < level[row] else 0.0
+        for j in range(p):
+            w[j] = W[row, j] + ahead * (W[row, j] - W_before[row, j])
+            q[j] = Q[row, j] + ahead * (Q[row, j] - Q_before[row, j])
         part, used, gap = _solve(
             G, G32, C[row], yy[row], lam, max(level[row], lam), w, q, KNOT_SLACK, tolerance, max_sweeps, positive, part
         )

@@ -45,6 +45,9 @@ class Config(SolverConfig):
     """Tokens of one step."""
     tokens: int = 2_048_000
     """Training length in tokens; the training split is passed over as often as that takes, reshuffled each time."""
+    path_tokens: int = 0
+    """Given l1_alpha=[...]: the training length of every penalty but the smallest, each starting at the weights of the
+    next smaller one where these are better than none at all; 0 fits each by itself."""
     loss: Loss = Loss.mse
     """mse, or for a prediction relu(z) the matching loss relu(z)^2 - 2yz: convex in z, no output can die."""
     validate_every: int = 256_000
@@ -71,6 +74,8 @@ class Solver(Base):
             raise SaelinkError(f"solver.lr={config.lr} must be above 0")
         if not 0 <= config.lr_decay <= 1:
             raise SaelinkError(f"solver.lr_decay={config.lr_decay} must be between 0 and 1")
+        if config.path_tokens < 0:
+            raise SaelinkError(f"solver.path_tokens={config.path_tokens} must be at least 0")
         if config.patience < 0:
             raise SaelinkError(f"solver.patience={config.patience} must be at least 0")
         if config.loss is Loss.matching and not connector.relu_output:
@@ -110,6 +115,8 @@ class Solver(Base):
                 errors = worker.run(source.select(chosen), target.select(chosen), rates, step)
                 train_mse += errors / (batch * connector.d_target)
                 first, step = first + until, step + until
+                if self.proximal and connector.stuck():
+                    steps = step
                 note = ""
                 if step % per_validation == 0 or step == steps:
                     worker.write_back()

@@ -98,6 +98,7 @@ def measured(
         "validation_fvu": sums.fvu(),
         "l1": l1,
         "objective": mse / problem.c + problem.l1_alpha * penalty,
+        "zero_objective": sums.energy() / problem.c,
         "n_edges": connector.n_edges(),
         "n_edges_above_0.01": connector.n_edges(0.01),
     }

@@ -1,0 +1,89 @@
+"""The hooks in Hugging Face's own modules against the TransformerBridge, on one small model of several families."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saelink.model import FOUND, load_forward, model_info
+from saelink.store import Store
+
+from conftest import D_MODEL, WORDS, World, write_llama, write_neox, write_tokenizer
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": len(WORDS) + 2,
+    "hidden_size": D_MODEL,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+
+def write_gpt2(folder: Path) -> Path:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"vocab_size": len(WORDS) + 2, "n_embd": D_MODEL, "n_layer": 2, "n_head": 4}
+    shape |= {"n_positions": 64, "initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 0}
+    GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def write_gemma2(folder: Path) -> Path:
+    """Norms behind attention and MLP too: what is added to the residual stream is not what these modules give."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    Gemma2ForCausalLM(Gemma2Config(**SHAPE)).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+FAMILIES = {"llama": write_llama, "neox": write_neox, "gpt2": write_gpt2, "gemma2": write_gemma2}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hooks_by_the_models_own_modules_are_the_bridges(
+    family: str, world: World, store: Store, tmp_path: Path
+) -> None:
+    FAMILIES[family](tmp_path / family)
+    cfg = world.config(store.root, f"model.path={tmp_path / family}")
+    info = model_info(cfg, store)
+    names = [name for name in FOUND if f"blocks.1.{name}" in info.hooks]
+    assert {"hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"} <= set(names)
+    assert set(info.places) == set(names), "every hook is found in the model itself"
+    ids = torch.randint(0, len(WORDS), (3, 16), generator=torch.Generator().manual_seed(1))
+    for layer in range(2):
+        hooks = [f"blocks.{layer}.{name}" for name in names]
+        with torch.inference_mode():
+            own = load_forward(cfg, info, hooks, "cpu")(ids)
+            bridge = load_forward(cfg, replace(info, places={}), hooks, "cpu")(ids)
+        assert own.keys() == bridge.keys() == set(hooks)
+        for hook in hooks:
+            assert own[hook].shape == (3, 16, D_MODEL)
+            assert torch.allclose(own[hook], bridge[hook], rtol=1e-4, atol=1e-5 * bridge[hook].abs().max().item())
+
+
+def test_the_forward_pass_stops_behind_the_last_hook(world: World, store: Store) -> None:
+    cfg = world.config(store.root)
+    info = model_info(cfg, store)
+    forward = load_forward(cfg, info, ["blocks.0.hook_resid_pre"], "cpu")
+    with torch.inference_mode():
+        first = forward(torch.zeros(1, 4, dtype=torch.int64))
+        again = forward(torch.ones(2, 4, dtype=torch.int64))
+    assert first["blocks.0.hook_resid_pre"].shape == (1, 4, D_MODEL), "what was seen before is not overwritten"
+    assert again["blocks.0.hook_resid_pre"].shape == (2, 4, D_MODEL)
+    with pytest.raises(IndexError), torch.inference_mode():  # a token the model doesn't know is no reason to stop
+        forward(torch.full((1, 4), 10_000))
