@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench bench-run clean
+.PHONY: help demo test test-all check bench bench-memory bench-gpu bench-run clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,7 +32,14 @@ check: $(INSTALLED)  ## ruff and pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(INSTALLED)  ## each speed against its target and its peers, write benchmarks/cpu.json (about 15 minutes)
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
+
+bench-memory: $(INSTALLED)  ## peak memory at 1M and 10M tokens, into benchmarks/cpu.json (7 minutes, 3 GB of disk)
+	$(BIN)/python -m benchmarks memory
+
+bench-gpu: $(INSTALLED)  ## speed on a CUDA GPU, write benchmarks/gpu.json (under 9 minutes)
+	$(BIN)/python -m benchmarks.gpu
 
 bench-run: $(INSTALLED)  ## time `saelink run` cold and warm on this machine, write benchmarks/run.json
 	$(BIN)/python -m benchmarks.run

@@ -1,6 +1,7 @@
 """Speed on this CPU: every row with its target, what was measured, and the peers on the same work.
 
-    python -m benchmarks [steps|frontier|stages ...]     # writes benchmarks/cpu.json
+    python -m benchmarks            # all but memory, 15 minutes; writes benchmarks/cpu.json
+    python -m benchmarks memory     # 6 minutes; any part named is measured anew and takes its place in cpu.json
 
 Run it with nothing else on the machine.
 """
@@ -12,24 +13,38 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import frontier, path, stages, steps
-from benchmarks.work import Row, as_json, machine
+from benchmarks import frontier, growth, path, stages, steps
+from benchmarks.work import as_json, machine
 
-PARTS = {"steps": steps.rows, "frontier": frontier.rows, "path": path.rows, "stages": stages.rows}
+PARTS = {
+    "steps": steps.rows,
+    "frontier": frontier.rows,
+    "path": path.rows,
+    "stages": stages.rows,
+    "growth": growth.rows,
+    "memory": growth.memory,
+}
+ON_REQUEST = ("memory",)
+"""Parts that are only measured when they are named: they take long and do not depend on the machine's speed."""
+
+RESULT = Path(__file__).with_name("cpu.json")
 
 
 def main() -> None:
-    started = time.perf_counter()
-    names = sys.argv[1:] or list(PARTS)
+    names = sys.argv[1:] or [name for name in PARTS if name not in ON_REQUEST]
+    if unknown := set(names) - set(PARTS):
+        sys.exit(f"benchmarks: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     about = machine()
     print(json.dumps(about, indent=1))
-    found: list[Row] = [row.print() for name in names for row in PARTS[name]()]
-    missed = sum(row.met is False for row in found)
-    minutes = (time.perf_counter() - started) / 60
-    print(f"{len(found)} rows, {missed} below target, {minutes:.1f} minutes")
-    if not sys.argv[1:]:
-        result = {"machine": about, "minutes": round(minutes, 1), "rows": as_json(found)}
-        Path(__file__).with_name("cpu.json").write_text(json.dumps(result, indent=1) + "\n")
+    for name in names:
+        started = time.perf_counter()
+        rows = [row.print() for row in PARTS[name]()]
+        result[name] = {"machine": about, "seconds": round(time.perf_counter() - started), "rows": as_json(rows)}
+        RESULT.write_text(json.dumps({part: result[part] for part in PARTS if part in result}, indent=1) + "\n")
+    for name in PARTS:
+        for row in result.get(name, {"rows": []})["rows"]:
+            print(f"{'MISSED' if row['met'] is False else '      '} {row['work']}: {row['measured']}")
 
 
 if __name__ == "__main__":

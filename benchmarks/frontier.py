@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,7 @@ def rows(d: int = 4096, tokens: int = 200_000) -> Iterator[Row]:
         detail | {f"path, {name}": [point[name] for point in found] for name in found[0]},
     )
     yield from against_scikit_learn(products[0], grid(products[0])[8::2])
+    yield from against_others(products[0], grid(products[0])[8::2])
     post, found = down(products[0], POST)
     worst = max(point["worst gap"] for point in found)
     yield Row(
@@ -87,29 +88,20 @@ def against_scikit_learn(products: Gram, alphas: list[float], n_targets: int = 2
     """The same columns of the same Gram, one thread each, every penalty started from the one before."""
     from sklearn.linear_model import lasso_path
 
-    n = len(products.xx)
-    part = torch.arange(0, products.xy.shape[1], max(products.xy.shape[1] // n_targets, 1))[:n_targets]
-    products = products.explain(part)
-    # p + 1 rows that have exactly this Gram matrix, X'y and y'y: its Cholesky factor, and what of y is out of reach.
-    factor = torch.linalg.cholesky(products.xx + 1e-10 * torch.eye(n, dtype=torch.float64))
-    reach = torch.linalg.solve_triangular(factor, products.xy, upper=False)
-    rest = (products.yy - reach.square().sum(0)).clamp(min=0).sqrt()
-    scale = (n + 1) ** 0.5
-    X = np.asfortranarray(scale * torch.cat([factor.T, torch.zeros(1, n, dtype=torch.float64)]).numpy())
-    y = scale * torch.cat([reach, rest[None]]).numpy()
+    products, X, y = as_rows(products, n_targets)
     gram_matrix, Xy = X.T @ X, X.T @ y
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         lasso = Lasso(products.xx, products.xy, products.yy)
-        coefficients: list[Any] = [None] * len(part)
+        coefficients: list[Any] = [None] * y.shape[1]
         points = []
         for alpha in alphas:
             started = time.perf_counter()
             W, _ = lasso.solve(alpha / 2, PEER_TOLERANCE, 20_000)
             mine = time.perf_counter() - started
             started = time.perf_counter()
-            for i in range(len(part)):
+            for i in range(y.shape[1]):
                 settings: dict[str, Any] = {"alphas": [alpha / 2], "precompute": gram_matrix, "max_iter": 100_000}
                 _, found, _ = lasso_path(X, y[:, i], Xy=Xy[:, i], coef_init=coefficients[i], **settings)
                 coefficients[i] = found[:, 0]
@@ -122,13 +114,86 @@ def against_scikit_learn(products: Gram, alphas: list[float], n_targets: int = 2
     faster, tighter = min(p[0] for p in points), min(p[1] for p in points)
     names = ("times faster", "times tighter", "saelink, seconds", "scikit-learn, seconds", "gap", "scikit-learn's gap")
     yield Row(
-        f"exact path against scikit-learn's lasso_path, same Gram, {len(part)} targets, one thread: at its worst alpha",
+        f"exact path against scikit-learn's lasso_path, same Gram, {y.shape[1]} targets, one thread: worst alpha",
         "2x faster and gap 5x tighter",
         f"{faster:.1f}x faster, {tighter:.1f}x tighter",
         faster >= 2 and tighter >= 5,
         {"alphas": [float(f"{a:.2g}") for a in alphas]}
         | {name: [float(f"{p[k]:.2g}") for p in points] for k, name in enumerate(names)},
     )
+
+
+def against_others(products: Gram, alphas: list[float], n_targets: int = 4) -> Iterator[Row]:
+    """celer and skglm on as many rows as there are sources, which is all of the data that matters to a lasso."""
+    products, X, y = as_rows(products, n_targets)
+    n = len(X)
+    sides: dict[str, Callable[[int], np.ndarray[Any, Any]]] = {}
+    try:
+        from celer import celer_path  # pyright: ignore[reportMissingImports]
+
+        sides["celer"] = lambda i: celer_path(X, y[:, i], "lasso", alphas=np.array(alphas) / 2)[1]
+    except ImportError:
+        pass
+    try:
+        from skglm.datafits import Quadratic  # pyright: ignore[reportMissingImports]
+        from skglm.penalties import L1  # pyright: ignore[reportMissingImports]
+        from skglm.solvers import AndersonCD  # pyright: ignore[reportMissingImports]
+
+        def skglm(i: int) -> np.ndarray[Any, Any]:
+            path = AndersonCD(fit_intercept=False, tol=1e-8).path(
+                X, y[:, i], Quadratic(), L1(1.0), np.array(alphas) / 2
+            )
+            return path[1]
+
+        sides["skglm"] = skglm
+    except ImportError:
+        pass
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        lasso = Lasso(products.xx, products.xy, products.yy)
+        lasso.solve(alphas[0] / 2, PEER_TOLERANCE, 20_000)  # compile
+        for name, path in sides.items():
+            path(0)
+            lasso = Lasso(products.xx, products.xy, products.yy)
+            started = time.perf_counter()
+            mine = [lasso.solve(alpha / 2, PEER_TOLERANCE, 20_000)[0] for alpha in alphas]
+            own = time.perf_counter() - started
+            started = time.perf_counter()
+            theirs = torch.from_numpy(np.stack([path(i) for i in range(n_targets)], 1))
+            other = time.perf_counter() - started
+            gaps = [
+                max(
+                    (lasso.gaps(W, alpha / 2) / (products.yy / 2)).max().item()
+                    for W, alpha in zip(side, alphas, strict=True)
+                )
+                for side in (mine, [theirs[:, :, k] for k in range(len(alphas))])
+            ]
+            yield Row(
+                f"exact path against {name}, {n:,} rows, {n_targets} targets, {len(alphas)} alphas, one thread",
+                "at least 20x",
+                f"{other / own:.0f}x, worst gap {gaps[0]:.1g} against {gaps[1]:.1g}",
+                other / own >= 20,
+                {"saelink, seconds": own, f"{name}, seconds": other},
+            )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def as_rows(products: Gram, n_targets: int) -> tuple[Gram, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Some of the targets, and p + 1 rows X, y that have exactly their Gram matrix, X'y and y'y.
+
+    X is the Cholesky factor; a last row holds what of y is out of reach.
+    """
+    n = len(products.xx)
+    part = torch.arange(0, products.xy.shape[1], max(products.xy.shape[1] // n_targets, 1))[:n_targets]
+    products = products.explain(part)
+    factor = torch.linalg.cholesky(products.xx + 1e-10 * torch.eye(n, dtype=torch.float64))
+    reach = torch.linalg.solve_triangular(factor, products.xy, upper=False)
+    rest = (products.yy - reach.square().sum(0)).clamp(min=0).sqrt()
+    scale = (n + 1) ** 0.5
+    X = np.asfortranarray(scale * torch.cat([factor.T, torch.zeros(1, n, dtype=torch.float64)]).numpy())
+    return products, X, scale * torch.cat([reach, rest[None]]).numpy()
 
 
 def _first(split: Any) -> Any:

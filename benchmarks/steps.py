@@ -10,7 +10,7 @@ import torch
 from benchmarks.work import Row, in_turn, latents, split_of
 from saelink.connectors import CONNECTORS, Connector
 from saelink.latents import Rows
-from saelink.solvers.adam import Columns, Steps
+from saelink.solvers.adam import Columns, Products, Solver, Steps, rounded
 from saelink.solvers.base import Problem
 
 ACTIVE = 40
@@ -25,9 +25,10 @@ def connector_of(name: str, d_source: int, d_target: int, **settings: Any) -> Co
     return connector
 
 
-def ours(connector: Connector, source: Rows, target: Rows, steps: int) -> Callable[[], object]:
+def ours(
+    connector: Connector, source: Rows, target: Rows, steps: int, products: Products = Products.float32
+) -> Callable[[], object]:
     """`steps` steps of solver=adam, from where the ones before ended."""
-    from saelink.solvers.adam import Solver
 
     split = split_of(source, target)
     problem = Problem(split, split, ALPHA, 1.0, 0, "cpu", lambda: None)  # type: ignore[arg-type, return-value]
@@ -36,7 +37,8 @@ def ours(connector: Connector, source: Rows, target: Rows, steps: int) -> Callab
     done = [0]
 
     def work() -> None:
-        worker.run(source, target, [1e-3] * steps, done[0])
+        with rounded(products):
+            worker.run(source, target, [1e-3] * steps, done[0])
         done[0] += steps
 
     return work
@@ -96,11 +98,37 @@ def rows() -> Iterator[Row]:
                 fused / mine >= targets[1],
                 {},
             )
-    spent = compare("mlp", 4096, 4, 5, d_hidden=512)
-    mine, original, fused = spent.values()
-    work = "mlp step, 4,096 latents, 512 hidden, float32"
+    yield from mlp()
+
+
+def mlp(d: int = 4096, hidden: int = 512, steps: int = 4) -> Iterator[Row]:
+    source, target = latents(BATCH * steps, d, ACTIVE, 1), latents(BATCH * steps, d, ACTIVE, 2)
+    connector = connector_of("mlp", d, d, d_hidden=hidden)
+
+    def dense_rounded() -> None:
+        with rounded(Products.bfloat16):
+            dense_fused()
+
+    dense_fused = dense(connector, source, target, True)
+    spent = in_turn(
+        {
+            "saelink, float32": ours(connector, source, target, steps),
+            "saelink, bfloat16 products": ours(connector, source, target, steps, Products.bfloat16),
+            "dense, Adam as it comes": dense(connector, source, target, False),
+            "dense, fused Adam": dense_fused,
+            "dense, fused Adam, bfloat16 products": dense_rounded,
+        },
+        5,
+    )
+    exact, fast, original, fused, fused_fast = spent.values()
+    exact, fast = exact / steps, fast / steps
+    work = f"mlp step, {d:,} latents, {hidden} hidden"
     for what, ratio, least in (
-        ("dense autograd as the original wrote it", original / mine, 3.0),
-        ("dense with fused Adam, same precision", fused / mine, 2.5),
+        ("dense autograd as the original wrote it / saelink", original / exact, 3.0),
+        ("dense autograd as the original wrote it / saelink, bfloat16 products", original / fast, 5.0),
+        ("dense with fused Adam / saelink, both float32", fused / exact, 2.5),
+        ("dense with fused Adam / saelink, both bfloat16 products", fused_fast / fast, 2.5),
     ):
-        yield Row(f"{work}: {what} / saelink", f"at least {least:g}x", f"{ratio:.1f}x", ratio >= least, spent)
+        yield Row(f"{work}: {what}", f"at least {least:g}x", f"{ratio:.1f}x", ratio >= least, {})
+    seconds = {"saelink, float32": exact, "saelink, bfloat16 products": fast}
+    yield Row(f"{work}, seconds a step", "", f"{exact:.3f}, {fast:.3f} in bfloat16", None, spent | seconds)

@@ -96,7 +96,7 @@ def _forward(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft]
                 continue
             acts = {
                 draft.plan.recipe["hook_name"]: torch.empty(
-                    shard.last - shard.first, context, info.d_model, dtype=torch.bfloat16
+                    shard.last - shard.first, context, info.d_model, dtype=torch.bfloat16, pin_memory=device == "cuda"
                 )
                 for draft in missing
             }
@@ -110,8 +110,12 @@ def _forward(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft]
                             f"link: {hook} has shape {list(seen[hook].shape)}, not [*, *, {info.d_model}] as was "
                             "expected; only hooks of the residual stream's width can be explained"
                         )
-                    out[first - shard.first : last - shard.first] = seen[hook].to(torch.bfloat16)
+                    # On a GPU the copy runs beside the next batch: to pinned memory, and waited for at the shard's end.
+                    part = out[first - shard.first : last - shard.first]
+                    part.copy_(seen[hook].to(torch.bfloat16), non_blocking=device == "cuda")
                 bar.advance(batch.numel())
+            if device == "cuda":
+                torch.cuda.synchronize()
             # The disk works on this shard while the model works on the next.
             for saving in savings:
                 saving.result()

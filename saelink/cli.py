@@ -319,6 +319,38 @@ def track(context: typer.Context, arguments: Overrides = None) -> None:
     _hydra("track", [word for word in words if word not in keys], stage)
 
 
+@app.command("show", context_settings=PASS_TO_HYDRA)
+def show(context: typer.Context, arguments: Overrides = None) -> None:
+    """A latent's card: saelink show target 1064, saelink show source 324 [--json] [key=value ...]."""
+    from saelink.store import SaelinkError
+
+    words = [*(arguments or []), *context.args]
+    as_json = "--json" in words
+    words = [word for word in words if word != "--json"]
+    asked = [word for word in words if not _OVERRIDE.match(word) and not word.startswith("-")]
+    if len(asked) != 2 or asked[0] not in ("target", "source"):
+        raise SaelinkError("show: give a side and a latent, such as `saelink show target 1064` or `show source 324`")
+    side, latent = asked
+    if side == "target" and not latent.isdigit():
+        raise SaelinkError(f"show target {latent}: give the latent's number, such as 1064")
+
+    def stage(cfg: Config, store: Store) -> None:
+        from saelink import card
+
+        if as_json:
+            store.say = lambda line: print(line, file=sys.stderr, flush=True)
+        cards = card.Cards(cfg, store)
+        found = cards.target(int(latent)) if side == "target" else cards.source(cards.source_number(latent))
+        if as_json:
+            print(card.as_json(found))
+        else:
+            from rich.console import Console
+
+            card.print_card(found, Console(highlight=False))
+
+    _hydra("show", [word for word in words if word not in asked], stage)
+
+
 @app.command("pareto")
 def pareto(sweep_id: Annotated[str, typer.Argument(metavar="SWEEP")], outputs: Outputs = "outputs") -> None:
     """The MSE-against-L1 table and picture of a sweep, also after a failed job."""

@@ -246,6 +246,18 @@ class EvalConfig:
 
 
 @dataclass
+class ReportConfig:
+    """How much is kept of every latent to look at."""
+
+    top: int = 12
+    """Places where a latent fires most, one a sequence."""
+    per_size: int = 3
+    """Places at random among its activations of each size, an octave wide."""
+    random: int = 8
+    """Places at random among all its activations."""
+
+
+@dataclass
 class ExperimentConfig:
     """What `saelink run experiment=...` makes: tables and pictures over many fits. Settings by experiment."""
 
@@ -355,6 +367,7 @@ class Config:
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
@@ -414,6 +427,7 @@ def check(cfg: Config) -> None:
     _at_least(1, sae__d_sae=cfg.sae.d_sae, sae__k=cfg.sae.k, sae__batch_tokens=cfg.sae.batch_tokens)
     _at_least(1, runtime__forward_tokens=cfg.runtime.forward_tokens, runtime__threads=cfg.runtime.threads)
     _at_least(0, eval__circuits=cfg.eval.circuits, eval__edges=cfg.eval.edges, eval__min_active=cfg.eval.min_active)
+    _at_least(1, report__top=cfg.report.top, report__per_size=cfg.report.per_size, report__random=cfg.report.random)
     _at_least(1, eval__ce_tokens=cfg.eval.ce_tokens, eval__bootstrap=cfg.eval.bootstrap)
     if not 0 <= cfg.targets.min_rate < 1:
         raise SaelinkError(f"targets.min_rate={cfg.targets.min_rate} must be at least 0 and below 1")

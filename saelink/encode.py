@@ -9,6 +9,7 @@ import torch
 
 from saelink.cache import act_shards, cache, cache_plan, shards_of
 from saelink.config import Config
+from saelink.kernels import cuda
 from saelink.latents import Rows, pack, sparse_linear, unpack
 from saelink.model import device_of, torch_dtype
 from saelink.progress import Progress
@@ -72,8 +73,8 @@ def _encode(cfg: Config, store: Store, acts: Artifact, sae: SAE, draft: Draft, d
         for shard, shard_acts in act_shards(acts, skip=draft):
             flat = shard_acts.reshape(-1, sae.d_in)
             parts, norms = [], []
-            for first in range(0, len(flat), step):
-                batch = flat[first : first + step].to(device).float()
+            for acts_batch in cuda.batches(flat, step, device):
+                batch = acts_batch.float()
                 parts.append(_encode_rows(sae, batch, room).to("cpu"))
                 norms.append(batch.norm(dim=1).cpu())
                 bar.advance(len(batch))

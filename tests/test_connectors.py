@@ -13,6 +13,7 @@ from saelink.connectors.base import SquaredLoss, strongest
 from saelink.gram import gram_of
 from saelink.latents import Rows
 from saelink.solvers import SOLVERS
+from saelink.solvers.adam import Products
 from saelink.solvers.base import Fit, Problem
 
 from test_latents import random_rows, rows_of, split_of
@@ -271,3 +272,20 @@ def test_the_mlp_fits_what_no_linear_map_can() -> None:
         make(name, 3, 2), problem(source, target), tokens=800_000, batch_tokens=400, lr=1e-2
     ).final["validation_fvu"]
     assert fit("linear") > 0.6 and fit("mlp") < 0.01
+
+
+def test_rounded_products_reach_the_same_objective() -> None:
+    """Within .5% (on a processor without bfloat16 products the two are the same); and torch's setting is left alone."""
+    source, target, _ = planted()
+    noise = 0.2 * torch.randn(len(target), target.d, generator=torch.Generator().manual_seed(3))
+    target = rows_of(torch.relu(target.dense() + noise))
+    before = torch.get_float32_matmul_precision()
+    found = [
+        solve(
+            make("mlp", 40, 25, d_hidden=64), problem(source, target, 1e-4), "proximal",
+            tokens=400_000, batch_tokens=200, lr=5e-3, products=products,
+        ).final["objective"]
+        for products in Products
+    ]  # fmt: skip
+    assert found[1] == pytest.approx(found[0], rel=5e-3)
+    assert torch.get_float32_matmul_precision() == before

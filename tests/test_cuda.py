@@ -96,3 +96,22 @@ def test_a_fit_on_the_gpu_is_the_cpus(name: str, settings: dict[str, Any], by: s
         solve(connector, task._replace(device=where), by, tokens=600, batch_tokens=50)
     for ours, theirs in zip(fits[0].state_dict().values(), fits[1].state_dict().values(), strict=True):
         assert torch.allclose(ours, theirs.cpu(), atol=1e-4)
+
+
+@needs_cuda
+def test_an_exact_fit_on_the_gpu_is_the_cpus() -> None:
+    source, target = random_rows(300, 40, seed=8, density=0.1), random_rows(300, 45, seed=9, density=0.3)
+    task = problem(source, target, 1e-3)
+    fits = [make("linear", 40, 45, bias=True) for _ in range(2)]
+    points = [
+        solve(connector, task._replace(device=where), "exact", tolerance=1e-7).final
+        for connector, where in zip(fits, ("cpu", "cuda"), strict=True)
+    ]
+    assert points[0]["training_objective"] == pytest.approx(points[1]["training_objective"], rel=1e-6)
+    assert points[1]["worst_gap"] <= 1e-7
+
+
+@pytest.mark.parametrize("step", [3, 7, 100])
+def test_batches_are_the_rows_in_order(step: int) -> None:
+    rows = torch.randn(20, 4)
+    assert torch.equal(torch.cat([batch.cpu() for batch in cuda.batches(rows, step, device)]), rows)

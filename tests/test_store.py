@@ -202,3 +202,16 @@ def test_gc_takes_the_lock_of_a_whole_artifact_and_no_other(store: Store) -> Non
     making.touch()
     assert list(store.collect_garbage()) == []
     assert not left.exists() and making.exists()
+
+
+def test_peak_memory_is_this_programs_own(tmp_path: Path) -> None:
+    """Not that of the larger process it was started from."""
+    import subprocess
+    import sys
+
+    large = bytearray(600_000_000)
+    large[::4096] = b"x" * len(large[::4096])
+    code = "from saelink.store import _peak_memory_bytes; print(_peak_memory_bytes())"
+    peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    del large
+    assert 1_000_000 < peak < 400_000_000

@@ -75,23 +75,24 @@ class Connector(Base):
             d_hidden_acts = error @ W2.T
             d_b2 = error.sum(0)
         else:
-            means = hidden.sum(0)
-            to_W2 = (hidden.T @ hidden) @ W2
-            square = torch.dot(to_W2.view(-1), W2.reshape(-1))
-            read = sparse_linear(target, W2.T.contiguous())
+            # W2 and its gradient the other way round: the sparse products come out so, and rows are read in one piece.
+            means, W2_T = hidden.sum(0), W2.T.contiguous()
+            to_W2_T = W2_T @ (hidden.T @ hidden)
+            square = torch.dot(to_W2_T.view(-1), W2_T.view(-1))
+            read = sparse_linear(target, W2_T)
             cross = torch.dot(read.view(-1), hidden.view(-1))
-            d_hidden_acts = torch.addmm(read, hidden, W2 @ W2.T, beta=-1)
-            to_W2 -= sparse_transposed(target, hidden).T
+            d_hidden_acts = torch.addmm(read, hidden, W2 @ W2_T, beta=-1)
+            to_W2_T -= sparse_transposed(target, hidden)
             d_b2 = means @ W2 - column_sums(target)
             if b2 is not None:
                 b = b2.detach()
                 square += 2 * torch.dot(means @ W2, b) + n * torch.dot(b, b)
                 cross += torch.dot(column_sums(target), b)
-                to_W2.addr_(means, b)
+                to_W2_T.addr_(b, means)
                 d_hidden_acts += W2 @ b
                 d_b2 += n * b
             total = square - 2 * cross + target.values.square().sum()
-            self.W2.grad = to_W2.mul_(loss.scale)
+            self.W2.grad = to_W2_T.mul_(loss.scale).T.contiguous()
             d_hidden_acts *= loss.scale
             d_b2 *= loss.scale
         if loss.hidden:

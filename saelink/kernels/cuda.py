@@ -6,10 +6,33 @@ They are used where tensors lie on a GPU and Triton is installed (it comes with 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import torch
+
+
+def batches(rows: torch.Tensor, step: int, device: str) -> Iterator[torch.Tensor]:
+    """rows [n, ...] in order, `step` at a time, on the device; on a GPU the next batch is copied while one is used."""
+    pieces = rows.split(step)
+    if device == "cpu" or not torch.cuda.is_available():
+        yield from (piece.to(device) for piece in pieces)
+        return
+    copies = torch.cuda.Stream()
+
+    def send(piece: torch.Tensor) -> torch.Tensor:
+        with torch.cuda.stream(copies):
+            return piece.pin_memory().to(device, non_blocking=True)
+
+    ahead = send(pieces[0])
+    for following in [*pieces[1:], None]:
+        torch.cuda.current_stream().wait_stream(copies)
+        now = ahead
+        now.record_stream(torch.cuda.current_stream())
+        if following is not None:
+            ahead = send(following)
+        yield now
 
 
 def usable(tensor: torch.Tensor) -> bool:

@@ -5,7 +5,8 @@ Adam with an L1 term makes weights small, never zero: read its edges by magnitud
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -33,6 +34,13 @@ class Loss(Enum):
     matching = "matching"
 
 
+class Products(Enum):
+    """What the dense matrix products round their factors to; sums, weights and moments stay float32."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 @dataclass
 class Config(SolverConfig):
     """Settings of solver=adam."""
@@ -50,6 +58,9 @@ class Config(SolverConfig):
     next smaller one where these are better than none at all; 0 fits each by itself."""
     loss: Loss = Loss.mse
     """mse, or for a prediction relu(z) the matching loss relu(z)^2 - 2yz: convex in z, no output can die."""
+    products: Products = Products.float32
+    """float32, or bfloat16 for the dense products of a connector with hidden units: faster where the processor has
+    them (AMX, tensor cores), at 1e-2 of rounding in each."""
     validate_every: int = 256_000
     """Tokens between two points of the validation curve."""
     validation_tokens: int = 20_000
@@ -112,7 +123,8 @@ class Solver(Base):
                 until = min(per_chunk - first, per_validation - step % per_validation, steps - step)
                 rates = [config.lr * _decay(at, steps, config.lr_decay) for at in range(step + 1, step + until + 1)]
                 chosen = torch.arange(first * batch, (first + until) * batch)
-                errors = worker.run(source.select(chosen), target.select(chosen), rates, step)
+                with rounded(config.products):
+                    errors = worker.run(source.select(chosen), target.select(chosen), rates, step)
                 train_mse += errors / (batch * connector.d_target)
                 first, step = first + until, step + until
                 if self.proximal and connector.stuck():
@@ -148,6 +160,18 @@ class Solver(Base):
     def shrink(self, connector: Connector, problem: Problem, optimizer: torch.optim.Optimizer) -> None:
         """After the step: nothing for Adam."""
         return
+
+
+@contextmanager
+def rounded(products: Products) -> Iterator[None]:
+    """Let torch's float32 products round their factors to bfloat16 inside."""
+    before = torch.get_float32_matmul_precision()
+    if products is Products.bfloat16:
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _decay(step: int, steps: int, share: float) -> float:
@@ -239,6 +263,7 @@ class Columns:
         from saelink.kernels import columns, in_parts
 
         problem, batch, steps = self.problem, self.solver.config.batch_tokens, len(rates)
+        assert len(source) == len(target) == batch * steps, "the compiled loops read that many rows"
         x = (source.offsets.numpy(), source.indices.int().numpy(), source.values.numpy())
         y = (target.offsets.numpy(), target.indices.int().numpy(), target.values.numpy())
         by_column: list[np.ndarray[Any, Any]] = []

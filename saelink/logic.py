@@ -1,0 +1,145 @@
+"""What a target latent computes from its sources, read from which of them are active when it fires.
+
+The signs of a linear map's weights do not say it: two positive weights are an OR where either source alone makes the
+target fire, and an AND where only both do. So the word comes from counts of tokens, with intervals, and is "unclear"
+where these do not say.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import torch
+
+HIGH = 0.5
+"""A condition makes the target fire when it does on more than this share of the tokens that meet it."""
+
+FEWER = 3.0
+"""... and prevents it, or does not suffice, when this many times fewer fire."""
+
+SEEN = 20
+"""Tokens that a condition must be met on before its rate is believed."""
+
+EXPLAINED = 0.5
+"""Share of the target's firings that the conditions of a word must cover."""
+
+ADDS = 0.05
+"""A further alternative of an OR, or an exception, must be met on this share of the tokens in question."""
+
+READ = 6
+"""Sources looked at, those that add most to the prediction where the target fires."""
+
+DENSE = 12.0
+"""Effective number of sources (1 / sum of squared shares of what they add) above which a target is called dense."""
+
+Z = 1.96
+"""Of the intervals (E. B. Wilson, "Probable inference", 1927): 95%."""
+
+
+class Condition(NamedTuple):
+    """How often the target fires on the tokens that meet a condition."""
+
+    on: tuple[int, ...]
+    """Columns of the sources that are active,"""
+    off: tuple[int, ...]
+    """and of those that are not."""
+    tokens: int
+    fired: int
+
+    @property
+    def rate(self) -> float:
+        return self.fired / max(self.tokens, 1)
+
+    @property
+    def low(self) -> float:
+        """Lower end of the rate's interval."""
+        return _wilson(self.fired, self.tokens)[0]
+
+    @property
+    def high(self) -> float:
+        return _wilson(self.fired, self.tokens)[1]
+
+
+class Logic(NamedTuple):
+    """The word for what a target computes, and why."""
+
+    word: str
+    """copy, or, and, and not, dense, unclear."""
+    sources: list[int]
+    """Columns of the sources it is about; of an `and not` the last is the one that prevents it."""
+    evidence: list[Condition]
+    covered: float
+    """Share of the target's firings on which the word's condition holds."""
+
+
+def read_logic(fired: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor) -> Logic:
+    """The logic of a target that fires on `fired` [n] bool, from its sources' activations [n, k] and weights [k].
+
+    Only sources that are active somewhere where the target fires can be named.
+    """
+    if not fired.any() or not len(weights):
+        return Logic("unclear", [], [], 0.0)
+    added = (inputs[fired] * weights).abs().mean(0)
+    shares = added / added.sum().clamp(min=1e-30)
+    if 1 / shares.square().sum().clamp(min=1e-30) > DENSE:
+        return Logic("dense", [], [], 0.0)
+    # What adds most where it fires; and what takes away most, which shows where it does not.
+    taken = (inputs * weights).clamp(max=0).abs().mean(0)
+    order = added.argsort(descending=True, stable=True).tolist()
+    prevents = [i for i in taken.argsort(descending=True, stable=True).tolist() if weights[i] < 0][: READ // 2]
+    named = [i for i in order if weights[i] > 0][:READ]
+    active = inputs > 0
+    total = int(fired.sum())
+
+    def condition(on: tuple[int, ...], off: tuple[int, ...] = ()) -> Condition:
+        met = active[:, list(on)].all(1) & ~active[:, list(off)].any(1) if off else active[:, list(on)].all(1)
+        return Condition(on, off, int(met.sum()), int((met & fired).sum()))
+
+    def believed(found: Condition) -> bool:
+        return found.tokens >= SEEN and found.low > HIGH
+
+    singles = {i: condition((i,)) for i in named}
+    for i in named:
+        for j in prevents:
+            both, alone = condition((i, j)), condition((i,), (j,))
+            if (
+                believed(alone)
+                and both.tokens >= max(SEEN, ADDS * singles[i].tokens)
+                and FEWER * both.high < alone.rate
+                and alone.fired >= EXPLAINED * total
+            ):
+                return Logic("and not", [i, j], [alone, both], alone.fired / total)
+    # Sources each of which makes it fire without the others.
+    enough: list[int] = []
+    covered = torch.zeros_like(fired)
+    evidence: list[Condition] = []
+    for i in named:
+        alone = condition((i,), tuple(enough)) if enough else singles[i]
+        adds = int((active[:, i] & fired & ~covered).sum())
+        if believed(alone) and adds >= max(SEEN / 2, ADDS * total):
+            enough.append(i)
+            evidence.append(alone)
+            covered |= active[:, i]
+    share = int((covered & fired).sum()) / total
+    if enough and share >= EXPLAINED:
+        return Logic("or" if len(enough) > 1 else "copy", enough, evidence, share)
+    for i, j in itertools.combinations(named, 2):
+        both = condition((i, j))
+        parts = [condition((i,), (j,)), condition((j,), (i,))]
+        if (
+            believed(both)
+            and both.fired >= EXPLAINED * total
+            and all(part.tokens >= SEEN and FEWER * part.high < both.rate for part in parts)
+        ):
+            return Logic("and", [i, j], [both, *parts], both.fired / total)
+    return Logic("unclear", [], [singles[i] for i in named[:3]], share)
+
+
+def _wilson(fired: int, tokens: int) -> tuple[float, float]:
+    if not tokens:
+        return 0.0, 1.0
+    rate, spread = fired / tokens, Z**2 / tokens
+    middle = (rate + spread / 2) / (1 + spread)
+    half = Z * (rate * (1 - rate) / tokens + spread / (4 * tokens)) ** 0.5 / (1 + spread)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
