@@ -156,12 +156,13 @@ def _examples(cfg: Config, latents: Artifact, tokens: Artifact, draft: Draft) ->
             in_parts(d, LATENTS, lambda first, last, p=pairs: weigh(first, last, *p, token, weight, count))
             bar.advance((piece.shard.last - piece.shard.first) * context)
     order = np.argsort(-weight, axis=1, kind="stable")
-    token, weight, count = (np.asarray(np.take_along_axis(table, order, 1)) for table in (token, weight, count))
+    token, count = np.take_along_axis(token, order, 1), np.take_along_axis(count, order, 1)
+    weight = np.take_along_axis(weight, order, 1)
     every = torch.cat([split[:, drop:].flatten().long() for split in ids.values()])
     occurrences = torch.bincount(every).numpy()
     tables: list[Any] = [
         histogram, places["top"], values["top"], places["size"], values["size"], places["any"], values["any"],
-        token, weight, count, np.where(token >= 0, occurrences.take(token), 0),
+        token, weight, count, np.where(token >= 0, occurrences[token], 0),
     ]  # fmt: skip
     found = Examples(*map(torch.from_numpy, tables))
     draft.save_tensors(TENSORS_FILE, found._asdict())
