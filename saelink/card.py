@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from saelink.cache import shards_of
@@ -13,23 +15,78 @@ from saelink.config import Config
 from saelink.connectors import Connector
 from saelink.data import SPLITS
 from saelink.data import tokens as pull_tokens
+from saelink.edges import HIDDEN_FILE, HIDDEN_TENSORS_FILE, TARGETS_FILE, Edges, edges, load_edges
 from saelink.evaluate import evaluate
-from saelink.examples import OCTAVES, Examples, examples, load_examples
-from saelink.latents import Tokens, unpack
-from saelink.link import Sides, load_split, pull_sides
-from saelink.logic import read_logic
-from saelink.model import load_tokenizer, model_info
+from saelink.examples import (
+    OCTAVES,
+    WIDTH,
+    WINDOW,
+    Examples,
+    Stream,
+    examples,
+    load_examples,
+    stream_of,
+    text_of,
+    tokens_around,
+)
+from saelink.hidden import has_hidden, hidden, hidden_stream, load_hidden
+from saelink.latents import Rows, unpack
+from saelink.link import Sides, pull_sides
+from saelink.model import device_of, load_tokenizer, model_info
 from saelink.store import Artifact, SaelinkError, Store
 from saelink.train import load_connector, train
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-WINDOW = 10
-"""Tokens of an example on either side of the one it is about."""
+SHOWN = {"top": 8, "random": 4}
+"""Examples of a card, besides one of every size."""
 
 EDGES = 12
 """Edges of a card."""
+
+BESIDE = 5
+"""Sources whose activations stand under a target's examples."""
+
+Card = dict[str, Any]
+
+
+class _Looked(NamedTuple):
+    """A set of latents as the stage `examples` saw them, and where its shown places are."""
+
+    found: Examples
+    facts: dict[str, Any]
+    places: np.ndarray[Any, Any]
+    """[d, n] every place kept."""
+    around: np.ndarray[Any, Any]
+    """[d, n, WIDTH] in units."""
+    kinds: list[str]
+    """[n] why it was kept: top, size, random."""
+
+    @staticmethod
+    def of(found: Examples, facts: dict[str, Any]) -> _Looked:
+        top, size, some = found.top_place.shape[1], found.size_place[0].numel(), found.any_place.shape[1]
+        kinds = ["top"] * top + ["size"] * size + ["random"] * some
+        return _Looked(found, facts, found.places().numpy(), found.around.float().numpy() / facts["unit"], kinds)
+
+    def shown(self, latent: int) -> list[int]:
+        """Columns of the latent's shown places: the strongest, one of every size, some at random; none twice."""
+        per_size = self.found.size_place.shape[2]
+        first_size = self.kinds.count("top")
+        first_random = first_size + self.kinds.count("size")
+        columns = [
+            *range(min(SHOWN["top"], first_size)),
+            *range(first_random - per_size, first_size - 1, -per_size),  # the largest size first
+            *range(first_random, min(first_random + SHOWN["random"], len(self.kinds))),
+        ]
+        seen: set[int] = {-1}
+        chosen = []
+        for column in columns:
+            place = int(self.places[latent, column])
+            if place not in seen:
+                seen.add(place)
+                chosen.append(column)
+        return chosen
 
 
 class Cards:
@@ -42,10 +99,14 @@ class Cards:
         self.evaluation = evaluate(cfg, store)
         self.sides: Sides = pull_sides(cfg, store)
         self.tokens = pull_tokens(cfg, store)
+        self.text = text_of(self.tokens)
         self._tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
-        self._examples: dict[str, Examples] = {}
-        self._texts = {split: self.tokens.tensors(f"{split}.safetensors")["ids"] for split in SPLITS}
-        self._fvu = self.evaluation.tensors("latents.safetensors")["fvu"]
+        self._known: dict[int, str] = {}
+        self._looked: dict[str, _Looked] = {}
+        splits = [self.tokens.tensors(f"{split}.safetensors")["document"].flatten() for split in SPLITS]
+        self._document = torch.cat(splits).numpy()
+        self._figures = {name: t.tolist() for name, t in self.evaluation.tensors("latents.safetensors").items()}
+        self._columns = {latent: column for column, latent in enumerate(self.connector.target_ids.tolist())}
 
     # ----------------------------------------------------------------------- names
 
@@ -75,190 +136,370 @@ class Cards:
             )
         return sum(sizes[: int(place or 0)]) + int(number)
 
+    def input_name(self, number: int) -> str:
+        """The name of what the connector's output matrix reads."""
+        return f"H{number}" if self.has_hidden else self.source_name(number)
+
     def token(self, token_id: int) -> str:
         """A token as text, its blank in front kept."""
-        return self._tokenizer.decode([token_id])
+        if token_id not in self._known:
+            self._known[token_id] = self._tokenizer.decode([token_id])
+        return self._known[token_id]
 
-    def _top_token(self, side: Artifact, latent: int) -> str | None:
-        top = int(self._of(side).token[latent, 0])
+    @property
+    def has_hidden(self) -> bool:
+        return has_hidden(self.connector)
+
+    def top_token(self, side: Artifact | None, latent: int) -> str | None:
+        """The token that carries most of a latent's activation; of a hidden unit when `side` is None."""
+        top = int(self.looked(side).found.token[latent, 0])
         return self.token(top) if top >= 0 else None
 
-    def _of(self, side: Artifact) -> Examples:
-        if side.key not in self._examples:
-            self._examples[side.key] = load_examples(examples(self.cfg, self.store, side, self.tokens))
-        return self._examples[side.key]
+    def _input_token(self, number: int) -> str | None:
+        if self.has_hidden:
+            return self.top_token(None, number)
+        place, latent = self.side_of(number)
+        return self.top_token(self.sides.sources[place], latent)
 
-    # ----------------------------------------------------------------------- cards
+    def looked(self, side: Artifact | None) -> _Looked:
+        """What a hook's latents fire on; the hidden units for None."""
+        key = side.key if side is not None else "hidden"
+        if key not in self._looked:
+            if side is None:
+                artifact = hidden(self.cfg, self.store)
+                self._looked[key] = _Looked.of(load_hidden(artifact)[0], artifact.facts)
+            else:
+                artifact = examples(self.cfg, self.store, side, self.tokens)
+                self._looked[key] = _Looked.of(load_examples(artifact), artifact.facts)
+        return self._looked[key]
 
-    def target(self, latent: int) -> dict[str, Any]:
-        """The card of a target latent. Raises SaelinkError when the SAE or the connector has no such latent."""
+    # ----------------------------------------------------------------------- whole cards
+
+    def target(self, latent: int) -> Card:
+        """The card of a target latent. Raises SaelinkError when the SAE has no such latent."""
         if not 0 <= latent < self.sides.d_target:
             raise SaelinkError(f"show target {latent}: the target SAE has latents 0 to {self.sides.d_target - 1:,}")
-        card = {"name": f"OF{latent}", **self._latent(self.sides.target, latent)}
-        explained = bool((self.connector.target_ids == latent).any())
-        card["explained"] = explained
-        if explained:
-            fvu = self._fvu[latent].item()
-            edges = self.connector.edges(latent, EDGES)
-            hidden = [self.connector.hidden_edges(unit, EDGES) for unit in edges.ids]
-            card["fvu"] = fvu if fvu == fvu else None
-            if any(inner is not None for inner in hidden):
-                card["edges"] = [
-                    {"name": f"H{unit}", "weight": weight, "edges": self._terms(inner.ids, inner.weights)}
-                    for unit, weight, inner in zip(edges.ids, edges.weights, hidden, strict=True)
-                    if inner is not None
-                ]
-            else:
-                card["edges"] = self._terms(edges.ids, edges.weights)
-                card["logic"] = self._logic(latent)
-        return card
+        card = self.latent(f"OF{latent}", self.sides.target, latent)
+        if latent not in self._columns:
+            return {**card, "explained": False}
+        return {**card, "explained": True, **self.circuit(latent), "beside": self.beside([latent])[latent]}
 
-    @cached_property
-    def _test(self) -> Tokens:
-        return load_split(self.cfg, self.sides, "test", self.connector.target_ids)
-
-    def _logic(self, latent: int) -> dict[str, Any]:
-        """What the sources' activity on test tokens says the target computes; see logic.read_logic."""
-        column = self.connector.column(latent)
-        weights = self.connector.output_weight()[:, column]
-        source, target = self._test.source, self._test.target
-        fired = torch.zeros(len(self._test), dtype=torch.bool)
-        fired[target.row_of[target.indices == column]] = True
-        there = fired[source.row_of]
-        added = torch.zeros(source.d).index_add_(
-            0, source.indices, (source.values * weights[source.indices]).abs() * there
-        )
-        # What takes away where it does not fire can say AND NOT.
-        taken = torch.zeros(source.d).index_add_(
-            0, source.indices, (source.values * weights[source.indices]).clamp(max=0)
-        )
-        ids = torch.cat([added.topk(min(48, source.d)).indices, taken.neg().topk(min(16, source.d)).indices]).unique()
-        ids = ids[weights[ids] != 0]
-        found = read_logic(fired, source.columns(ids).dense(), weights[ids])
-        names = [self.source_name(int(i)) for i in ids]
-        return {
-            "word": found.word,
-            "sources": [names[i] for i in found.sources],
-            "covered": found.covered,
-            "fired": int(fired.sum()),
-            "evidence": [
-                {
-                    "on": [names[i] for i in condition.on],
-                    "off": [names[i] for i in condition.off],
-                    "tokens": condition.tokens,
-                    "fired": condition.fired,
-                }
-                for condition in found.evidence
-            ],
-        }
-
-    def source(self, latent: int) -> dict[str, Any]:
-        """The card of a source latent, by the connector's numbering, with the targets it feeds most."""
+    def source(self, latent: int) -> Card:
+        """The card of a source latent, by the connector's numbering, with what it feeds most."""
         place, number = self.side_of(latent)
-        card = {"name": self.source_name(latent), **self._latent(self.sides.sources[place], number)}
-        weights, _ = self.connector.penalised()[0]
-        if len(self.connector.penalised()) == 1:
-            row = weights.detach()[latent]
-            order = row.abs().sort(descending=True, stable=True).indices[:EDGES]
-            targets = [int(self.connector.target_ids[column]) for column in order if row[column] != 0]
-            card["feeds"] = [
-                {
-                    "name": f"OF{target}",
-                    "weight": row[self.connector.column(target)].item(),
-                    "token": self._top_token(self.sides.target, target),
-                }
-                for target in targets
-            ]
-        return card
+        card = self.latent(self.source_name(latent), self.sides.sources[place], number)
+        return {**card, "feeds": self.feeds(self._edges[-1] if self.has_hidden else self._edges[0], latent)}
 
-    def _terms(self, ids: list[int], weights: list[float]) -> list[dict[str, Any]]:
-        found = []
-        for source, weight in zip(ids, weights, strict=True):
-            place, number = self.side_of(source)
-            token = self._top_token(self.sides.sources[place], number)
-            found.append({"name": self.source_name(source), "weight": weight, "token": token})
-        return found
+    def hidden_unit(self, unit: int) -> Card:
+        """The card of a hidden unit: its inputs, what they say of it, and the targets it feeds most."""
+        card = self.latent(f"H{unit}", None, unit)
+        classed = {found.unit: found for found in load_hidden(hidden(self.cfg, self.store))[1]}
+        if unit in classed:
+            card["classed"] = classed[unit].__dict__
+        said = self._said[1][unit]
+        terms = self._terms(self._edges[1], unit, self.source_name)
+        return {**card, **terms, **self._words(said, self.source_name), "feeds": self.feeds(self._edges[0], unit)}
 
-    def _latent(self, side: Artifact, latent: int) -> dict[str, Any]:
-        found = self._of(side)
-        facts = examples(self.cfg, self.store, side, self.tokens).facts
-        count = int(found.histogram[latent].sum())
-        total = found.token_weight[latent].sum().item()
-        everything = max(total, 1e-30)
+    # ----------------------------------------------------------------------- what it fires on
+
+    def latent(self, name: str, side: Artifact | None, latent: int) -> Card:
+        """What a latent of a hook (a hidden unit for None) fires on, whatever it is wired to."""
+        looked = self.looked(side)
+        found, facts = looked.found, looked.facts
+        everything = max(found.total[latent].item(), 1e-30)
         tokens = [
-            {
-                "token": self.token(int(token)),
-                "share": weight.item() / everything,
-                "fires": int(fires),
-                "occurs": int(occurs),
-            }
+            {"token": self.token(token), "share": _short(weight / everything), "fires": fires, "occurs": occurs}
             for token, weight, fires, occurs in zip(
-                found.token[latent], found.token_weight[latent], found.token_count[latent], found.token_total[latent],
-                strict=True,
+                *(table[latent, :8].tolist() for table in found[found._fields.index("token") :]), strict=True
             )
             if token >= 0 and weight > 0
-        ]  # fmt: skip
+        ]
+        histogram = found.histogram[latent]
         return {
-            "hook": side.facts["hook_name"],
+            "name": name,
+            "hook": facts["hook_name"],
             "latent": latent,
-            "token": self._top_token(side, latent),
-            "active": count,
+            "token": tokens[0]["token"] if tokens else None,
+            "active": int(histogram.sum()),
             "tokens_seen": facts["n_tokens"],
-            "unit": facts["unit"],
-            "histogram": found.histogram[latent].tolist(),
-            "quantiles": {f"{q:g}": _quantile(found.histogram[latent], q) for q in (0.5, 0.9, 0.99)},
-            "tokens": tokens[:8],
-            "top": self._examples_at(side, latent, found.top_place[latent], found.top_value[latent]),
-            "random": self._examples_at(side, latent, found.any_place[latent], found.any_value[latent]),
+            "unit": _short(facts["unit"]),
+            "histogram": histogram.tolist(),
+            "quantiles": {f"{q:g}": _quantile(histogram, q) for q in (0.5, 0.9, 0.99)},
+            "tokens": tokens,
+            "examples": self._examples(looked, latent),
         }
 
-    def _examples_at(
-        self, side: Artifact, latent: int, places: torch.Tensor, values: torch.Tensor
-    ) -> list[dict[str, Any]]:
-        """The text around these places, and how much the latent fires on each of its tokens, in units of the card."""
-        context, sequences = side.facts["context_size"], side.facts["sequences"]
-        unit = examples(self.cfg, self.store, side, self.tokens).facts["unit"]
-        shards = shards_of(sequences, context)
-        found = []
-        for place, value in zip(places.tolist(), values.tolist(), strict=True):
-            if place < 0:
-                continue
-            sequence, position = divmod(place, context)
-            split = SPLITS[0]
-            for split in SPLITS:
-                if sequence < sequences[split]:
-                    break
-                sequence -= sequences[split]
-            first, last = max(position - WINDOW, 0), min(position + WINDOW + 1, context)
-            shard = next(s for s in shards if s.split == split and s.first <= sequence < s.last)
-            rows = self._rows(side, shard.name)
-            begin = (sequence - shard.first) * context
-            part = rows.select(torch.arange(begin + first, begin + last))
-            mine = part.indices == latent
-            around = torch.zeros(last - first).index_add_(0, part.row_of[mine], part.values[mine]) / unit
-            ids = self._texts[split][sequence, first:last].tolist()
-            found.append(
+    def _examples(self, looked: _Looked, latent: int) -> list[dict[str, Any]]:
+        columns = looked.shown(latent)
+        places = looked.places[latent, columns]
+        return [
+            self.example(int(place), values, looked.kinds[column], looked.facts)
+            for place, values, column in zip(places, looked.around[latent, columns], columns, strict=True)
+        ]
+
+    def example(self, place: int, values: np.ndarray[Any, Any], kind: str, facts: dict[str, Any]) -> dict[str, Any]:
+        """The text around a place and what a latent is there, in units."""
+        context = facts["context_size"]
+        ids = tokens_around(self.text, np.array(place), context)
+        there = ids >= 0
+        sequence, position = divmod(place, context)
+        split = SPLITS[0]
+        for split in SPLITS:
+            if sequence < facts["sequences"][split]:
+                break
+            sequence -= facts["sequences"][split]
+        return {
+            "kind": kind,
+            "split": split,
+            "document": int(self._document[place]),
+            "position": position,
+            "value": _short(float(values[WINDOW])),
+            "at": int(there[:WINDOW].sum()),
+            "tokens": [self.token(token) for token in ids[there].tolist()],
+            "values": [_short(value) for value in values[there].tolist()],
+        }
+
+    # ----------------------------------------------------------------------- what it is wired to
+
+    @cached_property
+    def _edge_artifact(self) -> Artifact:
+        return edges(self.cfg, self.store)
+
+    @cached_property
+    def _edges(self) -> list[Edges]:
+        """Of the output layer, then of the hidden layer if there is one."""
+        names = ["edges.safetensors", *([HIDDEN_TENSORS_FILE] if self.has_hidden else [])]
+        return [load_edges(self._edge_artifact, name) for name in names]
+
+    @cached_property
+    def _said(self) -> list[list[dict[str, Any]]]:
+        names = [TARGETS_FILE, *([HIDDEN_FILE] if self.has_hidden else [])]
+        return [self._edge_artifact.json(name) for name in names]
+
+    def circuit(self, latent: int) -> Card:
+        """What predicts an explained target, and the logic that data shows."""
+        column = self._columns[latent]
+        fvu = self._figures["fvu"][latent]
+        card = {
+            "fvu": _short(fvu) if fvu == fvu else None,
+            **self._terms(self._edges[0], column, self.input_name),
+            **self._words(self._said[0][column], self.input_name),
+        }
+        if self.has_hidden:
+            for edge in card["edges"]:
+                inner = self._terms(self._edges[1], edge["input"], self.source_name)
+                edge["edges"] = inner["edges"][:4]
+        return card
+
+    def _order(self, found: Edges, column: int) -> tuple[slice, list[int]]:
+        mine = slice(int(found.offsets[column]), int(found.offsets[column + 1]))
+        order = found.weight[mine].abs().sort(descending=True, stable=True).indices[:EDGES]
+        return mine, order.tolist()
+
+    def _terms(self, found: Edges, column: int, name: Any) -> dict[str, Any]:
+        """The strongest edges into a column, by magnitude."""
+        mine, order = self._order(found, column)
+        inner = name == self.input_name
+        terms = []
+        for i in order:
+            source, rise = int(found.source[mine][i]), found.rise[mine][i].item()
+            term = {
+                "name": name(source),
+                "input": source,
+                "weight": _short(found.weight[mine][i].item()),
+                "rise": _short(rise) if rise == rise else None,
+                "both": int(found.both[mine][i]),
+                "token": self._input_token(source) if inner else self._source_token(source),
+            }
+            terms.append(term)
+        return {"edges": terms, "n_edges": mine.stop - mine.start}
+
+    def _source_token(self, number: int) -> str | None:
+        place, latent = self.side_of(number)
+        return self.top_token(self.sides.sources[place], latent)
+
+    def _words(self, said: dict[str, Any], name: Any) -> dict[str, Any]:
+        """What the stage `edges` says of a target, its inputs named."""
+
+        def named(numbers: list[int]) -> list[str]:
+            return [name(number) for number in numbers]
+
+        logic = said["logic"]
+        card: dict[str, Any] = {
+            "fired": said["fired"],
+            "logic": {
+                "word": logic["word"],
+                "inputs": named(logic["inputs"]),
+                "covered": logic["covered"],
+                "evidence": [{**e, "on": named(e["on"]), "off": named(e["off"])} for e in logic["evidence"]],
+            },
+        }
+        if said["silent"]:
+            silent = said["silent"]
+            inputs = [{**entry, "name": name(entry["input"])} for entry in silent["inputs"]]
+            card["silent"] = {**silent, "leader": name(silent["leader"]), "inputs": inputs}
+        if "scatter" in said:
+            card["scatter"] = {**said["scatter"], "inputs": named(said["scatter"]["inputs"])}
+        if said.get("clusters"):
+            clusters = [
                 {
-                    "split": split,
-                    "sequence": sequence,
-                    "position": position,
-                    "value": value / unit,
-                    "at": position - first,
-                    "tokens": [self.token(i) for i in ids],
-                    "values": [round(v, 3) for v in around.tolist()],
+                    "tokens": cluster["tokens"],
+                    "inputs": [[name(number), weight] for number, weight in cluster["inputs"]],
+                    "texts": [self._text(row) for row in cluster["rows"]],
+                }
+                for cluster in said["clusters"]["clusters"]
+            ]
+            card["clusters"] = {**said["clusters"], "clusters": clusters}
+        return card
+
+    def _text(self, row: int) -> dict[str, Any]:
+        """The text around a row of the test split."""
+        facts = self.sides.target.facts
+        place = sum(facts["sequences"][split] for split in SPLITS[:-1]) * facts["context_size"] + row
+        ids = tokens_around(self.text, np.array(place), facts["context_size"])
+        return {"at": int((ids[:WINDOW] >= 0).sum()), "tokens": [self.token(i) for i in ids[ids >= 0].tolist()]}
+
+    @cached_property
+    def _by_source(self) -> dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """For each layer's edges: in the order of their source, their columns, and where each source's begin."""
+        found = {}
+        for layer in self._edges:
+            column_of = torch.repeat_interleave(torch.arange(len(layer.offsets) - 1), layer.offsets.diff())
+            order = torch.sort(layer.source, stable=True).indices
+            begins = torch.zeros(int(layer.source.max()) + 2 if len(order) else 1, dtype=torch.int64)
+            torch.cumsum(torch.bincount(layer.source[order].long()), 0, out=begins[1:])
+            found[id(layer)] = (order, column_of, begins)
+        return found
+
+    def feeds(self, layer: Edges, number: int) -> list[dict[str, Any]]:
+        """The strongest edges out of an input: into targets, or from a source latent into hidden units."""
+        order, column_of, begins = self._by_source[id(layer)]
+        if number + 1 >= len(begins):
+            return []
+        mine = order[begins[number] : begins[number + 1]]
+        mine = mine[layer.weight[mine].abs().sort(descending=True, stable=True).indices[:EDGES]]
+        outer = layer is self._edges[0]
+        fed = []
+        for edge in mine.tolist():
+            latent = int(layer.target_ids[column_of[edge]])
+            side = self.sides.target if outer else None
+            rise = layer.rise[edge].item()
+            fed.append(
+                {
+                    "name": f"OF{latent}" if outer else f"H{latent}",
+                    "weight": _short(layer.weight[edge].item()),
+                    "rise": _short(rise) if rise == rise else None,
+                    "token": self.top_token(side, latent),
+                }
+            )
+        return fed
+
+    # ----------------------------------------------------------------------- edges side by side
+
+    def beside(self, targets: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
+        """Under each example of these targets: what was predicted there, and what its first inputs are.
+
+        By target a list as long as the card's examples, of `predicted` and `inputs` (names and values), in units.
+        """
+        looked = self.looked(self.sides.target)
+        context = looked.facts["context_size"]
+        asked: list[tuple[int, int]] = [
+            (latent, int(looked.places[latent, column])) for latent in targets for column in looked.shown(latent)
+        ]
+        inputs = {
+            latent: [int(self._edges[0].source[mine][i]) for i in order[:BESIDE]]
+            for latent in targets
+            for mine, order in [self._order(self._edges[0], self._columns[latent])]
+        }
+        places = np.array([place for _, place in asked], np.int64)
+        predicted = self._predicted(places, np.array([self._columns[latent] for latent, _ in asked]))
+        pairs = [(r, number) for r, (latent, _) in enumerate(asked) for number in inputs[latent]]
+        windows = self._input_windows(
+            places[[r for r, _ in pairs]], np.array([number for _, number in pairs], np.int64)
+        )
+        shown = tokens_around(self.text, places, context) >= 0 if len(places) else np.zeros((0, WIDTH), bool)
+        found: dict[int, list[dict[str, Any]]] = {latent: [] for latent in targets}
+        by_request: dict[int, list[int]] = {}
+        for p, (r, _) in enumerate(pairs):
+            by_request.setdefault(r, []).append(p)
+        for r, (latent, _) in enumerate(asked):
+            found[latent].append(
+                {
+                    "predicted": [_short(v) for v in predicted[r][shown[r]].tolist()],
+                    "inputs": [
+                        {
+                            "name": self.input_name(pairs[p][1]),
+                            "values": [_short(v) for v in windows[p][shown[r]].tolist()],
+                        }
+                        for p in by_request.get(r, [])
+                    ],
                 }
             )
         return found
 
-    def _rows(self, side: Artifact, name: str) -> Any:
-        """A shard of latents; the last few stay in memory."""
-        if not hasattr(self, "_shards"):
-            self._shards: dict[tuple[str, str], Any] = {}
-        if (side.key, name) not in self._shards:
-            while len(self._shards) >= 64:
-                self._shards.pop(next(iter(self._shards)))
-            self._shards[side.key, name] = unpack(side.tensors(name), side.facts["d_sae"])
-        return self._shards[side.key, name]
+    def _source_rows(self, shard: Any) -> Rows:
+        """The scaled source latents of a shard, all positions."""
+        parts = [
+            unpack(side.tensors(shard.name), side.facts["d_sae"]).scaled(1 / scale)
+            for side, scale in zip(self.sides.sources, self.sides.scales, strict=False)
+        ]
+        return Rows.beside(parts)
+
+    def _predicted(self, places: np.ndarray[Any, Any], columns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """[m, WIDTH] predictions of columns[r] on the tokens around places[r]."""
+        facts = self.sides.target.facts
+        context = facts["context_size"]
+        rows = places[:, None] + np.arange(-WINDOW, WINDOW + 1)
+        inside = rows // context == places[:, None] // context
+        wanted, column = rows[inside], np.broadcast_to(columns[:, None], rows.shape)[inside]
+        order = np.argsort(wanted, kind="stable")
+        ranked = wanted[order]
+        values = np.zeros(len(wanted), np.float32)
+        device = device_of(self.cfg)
+        connector = self.connector.to(device)
+        stream = stream_of(self.sides.target, self.cfg.data.drop_positions)
+        with torch.inference_mode():
+            for shard in shards_of(facts["sequences"], context):
+                start = stream.begins[shard.split] + shard.first * context
+                stop = start + (shard.last - shard.first) * context
+                here = order[slice(*np.searchsorted(ranked, [start, stop]))]
+                if not len(here):
+                    continue
+                sources = self._source_rows(shard)
+                unique, place = np.unique(wanted[here] - start, return_inverse=True)
+                for first in range(0, len(unique), 1024):
+                    chosen = (place >= first) & (place < first + 1024)
+                    part = sources.select(torch.from_numpy(unique[first : first + 1024]))
+                    z = connector(part.to(device)).cpu().numpy()
+                    values[here[chosen]] = z[place[chosen] - first, column[here[chosen]]]
+        connector.to("cpu")
+        out = np.zeros(rows.shape, np.float32)
+        out[inside] = values * (self.sides.scales[-1] / stream.unit)
+        return out
+
+    def _input_windows(self, places: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """[m, WIDTH] what input numbers[r] is on the tokens around places[r], in its units."""
+        if self.has_hidden:
+            stream = self._hidden_stream
+            return stream.windows(places, numbers) / stream.unit
+        out = np.zeros((len(places), WIDTH), np.float32)
+        first = 0
+        for side in self.sides.sources:
+            mine = ((numbers >= first) & (numbers < first + side.facts["d_sae"])).nonzero()[0]
+            stream = stream_of(side, self.cfg.data.drop_positions)
+            out[mine] = stream.windows(places[mine], numbers[mine] - first) / stream.unit
+            first += side.facts["d_sae"]
+        return out
+
+    @property
+    def _hidden_stream(self) -> Stream:
+        unit = hidden(self.cfg, self.store).facts["unit"]
+        return hidden_stream(self.connector, self.sides, unit, SPLITS)
+
+
+def _short(value: float) -> float:
+    """Four digits: what is shown."""
+    return float(f"{value:.4g}")
 
 
 def _quantile(histogram: torch.Tensor, share: float) -> float | None:
@@ -267,7 +508,7 @@ def _quantile(histogram: torch.Tensor, share: float) -> float | None:
     if not total:
         return None
     place = int((histogram.cumsum(0) >= share * total).nonzero()[0])
-    return 2.0 ** ((place + 1 - 2 * OCTAVES) / 4)
+    return _short(2.0 ** ((place + 1 - 2 * OCTAVES) / 4))
 
 
 # --------------------------------------------------------------------------- for the terminal
@@ -288,14 +529,19 @@ def print_card(card: dict[str, Any], console: Console) -> None:
     if not card["active"]:
         return
     if card.get("edges"):
-        fvu = "" if card["fvu"] is None else f"   [dim]FVU {card['fvu']:.3f} on test documents[/]"
+        fvu = "" if card.get("fvu") is None else f"   [dim]FVU {card['fvu']:.3f} on test documents; + how much without it[/]"
         console.print(f"\n[bold]is predicted by[/]{fvu}")
         for edge in card["edges"]:
             console.print(_edge(edge))
             for inner in edge.get("edges", [])[:4]:
                 console.print("  " + _edge(inner))
-        if "logic" in card:
-            _print_logic(card["logic"], console)
+        _print_logic(card["logic"], card["fired"], console)
+        for entry in card.get("silent", {"inputs": []})["inputs"]:
+            silent = card["silent"]
+            console.print(
+                f"  [dim]where {silent['leader']} is active and this is not: {entry['name']} on {entry['silent']:,} of "
+                f"{silent['silent']:,}; where both are: {entry['fires']:,} of {silent['fires']:,}[/]"
+            )
     elif "explained" in card:
         why = "no edge leads to it" if card["explained"] else "the connector does not explain it (targets.*)"
         console.print(f"\n[dim]{why}[/]")
@@ -310,18 +556,18 @@ def print_card(card: dict[str, Any], console: Console) -> None:
     half, most = card["quantiles"]["0.5"], card["quantiles"]["0.99"]
     about = f"half below {half:.2g}, 99% below {most:.2g}; 1 is the SAE's mean"
     console.print(f"\n[bold]sizes[/] {_bars(card['histogram'])} [dim]{about}[/]")
-    for title, chosen in (("strongest", card["top"][:6]), ("at random", card["random"][:4])):
+    for title, kind, most in (("strongest", "top", 6), ("at random", "random", 4)):
         console.print(f"\n[bold]{title}[/]")
-        for example in chosen:
+        for example in [example for example in card["examples"] if example["kind"] == kind][:most]:
             line = Text(f"  {example['value']:5.1f}  ", style="dim")
             line.append_text(_shaded(example, console.width - 9))
             console.print(line, no_wrap=True, overflow="ellipsis")
 
 
-def _print_logic(logic: dict[str, Any], console: Console) -> None:
-    sources = f" of {', '.join(logic['sources'])}" if logic["sources"] else ""
-    covered = f"[dim], on {logic['covered']:.0%} of the {logic['fired']:,} test tokens where it fires[/]"
-    console.print(f"\n[bold]logic[/] {logic['word']}{sources}{covered if logic['sources'] else ''}")
+def _print_logic(logic: dict[str, Any], fired: int, console: Console) -> None:
+    sources = f" of {', '.join(logic['inputs'])}" if logic["inputs"] else ""
+    covered = f"[dim], on {logic['covered']:.0%} of the {fired:,} test tokens where it fires[/]"
+    console.print(f"\n[bold]logic[/] {logic['word']}{sources}{covered if logic['inputs'] else ''}")
     for condition in logic["evidence"]:
         text = " and ".join(condition["on"]) + "".join(f" without {name}" for name in condition["off"])
         console.print(f"  [dim]{text}: fires on {condition['fired']:,} of {condition['tokens']:,}[/]")
@@ -331,7 +577,9 @@ def _edge(edge: dict[str, Any]) -> str:
     from rich.markup import escape
 
     colour = "green" if edge["weight"] > 0 else "red"
-    return f"  [{colour}]{edge['weight']:+.3f}[/]  {edge['name']} {escape(_quoted(edge.get('token')))}"
+    rise = edge.get("rise")
+    rises = "" if rise is None or abs(rise) < 5e-4 else f"   [dim]{rise:+.3f}[/]"
+    return f"  [{colour}]{edge['weight']:+.3f}[/]  {edge['name']} {escape(_quoted(edge.get('token')))}{rises}"
 
 
 def _quoted(token: str | None) -> str:

@@ -247,7 +247,7 @@ class EvalConfig:
 
 @dataclass
 class ReportConfig:
-    """How much is kept of every latent to look at."""
+    """What is kept of every latent to look at, and what the report holds."""
 
     top: int = 12
     """Places where a latent fires most, one a sequence."""
@@ -255,6 +255,14 @@ class ReportConfig:
     """Places at random among its activations of each size, an octave wide."""
     random: int = 8
     """Places at random among all its activations."""
+    l1_alphas: list[float] = field(default_factory=lambda: [3e-4, 3e-3, 1e-2])
+    """Connectors solved exactly at these penalties too, for the frontier; others are taken from the store."""
+    ablated: int = 12
+    """Targets, and as many of their sources, whose examples are ablated token by token; 0 leaves it out."""
+    ablated_examples: int = 3
+    """Their examples, the strongest."""
+    path: str | None = None
+    """File of the report; null is report.html in its artifact's folder."""
 
 
 @dataclass

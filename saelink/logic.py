@@ -8,8 +8,10 @@ where these do not say.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 HIGH = 0.5
@@ -37,11 +39,23 @@ Z = 1.96
 """Of the intervals (E. B. Wilson, "Probable inference", 1927): 95%."""
 
 
+class Source(NamedTuple):
+    """One source of a target."""
+
+    weight: float
+    added: float
+    """Sum of |weight x| over the tokens where the target fires."""
+    taken: float
+    """Sum of -weight x over all tokens if the weight is negative, else 0."""
+    active: Callable[[], int]
+    """The tokens it is active on, see `bits`; only asked of sources that may be named."""
+
+
 class Condition(NamedTuple):
     """How often the target fires on the tokens that meet a condition."""
 
     on: tuple[int, ...]
-    """Columns of the sources that are active,"""
+    """The sources that are active,"""
     off: tuple[int, ...]
     """and of those that are not."""
     tokens: int
@@ -54,11 +68,11 @@ class Condition(NamedTuple):
     @property
     def low(self) -> float:
         """Lower end of the rate's interval."""
-        return _wilson(self.fired, self.tokens)[0]
+        return wilson(self.fired, self.tokens)[0]
 
     @property
     def high(self) -> float:
-        return _wilson(self.fired, self.tokens)[1]
+        return wilson(self.fired, self.tokens)[1]
 
 
 class Logic(NamedTuple):
@@ -67,34 +81,42 @@ class Logic(NamedTuple):
     word: str
     """copy, or, and, and not, dense, unclear."""
     sources: list[int]
-    """Columns of the sources it is about; of an `and not` the last is the one that prevents it."""
+    """The sources it is about; of an `and not` the last is the one that prevents it."""
     evidence: list[Condition]
     covered: float
     """Share of the target's firings on which the word's condition holds."""
 
 
-def read_logic(fired: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor) -> Logic:
-    """The logic of a target that fires on `fired` [n] bool, from its sources' activations [n, k] and weights [k].
+def bits(mask: torch.Tensor) -> int:
+    """A set of tokens as the bits of one number, from a mask [n] bool: sets of them are met and counted in no time."""
+    return int.from_bytes(np.packbits(mask.numpy(), bitorder="little").tobytes(), "little")
+
+
+def read_logic(fired: int, sources: Sequence[Source]) -> Logic:
+    """The logic of a target that fires on the tokens `fired` (see `bits`); numbers are places in `sources`.
 
     Only sources that are active somewhere where the target fires can be named.
     """
-    if not fired.any() or not len(weights):
+    total = fired.bit_count()
+    everything = sum(source.added for source in sources)
+    if not total or not everything:
         return Logic("unclear", [], [], 0.0)
-    added = (inputs[fired] * weights).abs().mean(0)
-    shares = added / added.sum().clamp(min=1e-30)
-    if 1 / shares.square().sum().clamp(min=1e-30) > DENSE:
+    if everything**2 / sum(source.added**2 for source in sources) > DENSE:
         return Logic("dense", [], [], 0.0)
     # What adds most where it fires; and what takes away most, which shows where it does not.
-    taken = (inputs * weights).clamp(max=0).abs().mean(0)
-    order = added.argsort(descending=True, stable=True).tolist()
-    prevents = [i for i in taken.argsort(descending=True, stable=True).tolist() if weights[i] < 0][: READ // 2]
-    named = [i for i in order if weights[i] > 0][:READ]
-    active = inputs > 0
-    total = int(fired.sum())
+    order = sorted(range(len(sources)), key=lambda i: -sources[i].added)
+    named = [i for i in order[: 4 * READ] if sources[i].weight > 0 and sources[i].added > 0][:READ]
+    takers = sorted((i for i in range(len(sources)) if sources[i].taken > 0), key=lambda i: -sources[i].taken)
+    prevents = takers[: READ // 2]
+    active = {i: sources[i].active() for i in {*named, *prevents}}
 
     def condition(on: tuple[int, ...], off: tuple[int, ...] = ()) -> Condition:
-        met = active[:, list(on)].all(1) & ~active[:, list(off)].any(1) if off else active[:, list(on)].all(1)
-        return Condition(on, off, int(met.sum()), int((met & fired).sum()))
+        met = active[on[0]]
+        for i in on[1:]:
+            met &= active[i]
+        for i in off:
+            met &= ~active[i]
+        return Condition(on, off, met.bit_count(), (met & fired).bit_count())
 
     def believed(found: Condition) -> bool:
         return found.tokens >= SEEN and found.low > HIGH
@@ -112,16 +134,16 @@ def read_logic(fired: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor)
                 return Logic("and not", [i, j], [alone, both], alone.fired / total)
     # Sources each of which makes it fire without the others.
     enough: list[int] = []
-    covered = torch.zeros_like(fired)
+    covered = 0
     evidence: list[Condition] = []
     for i in named:
         alone = condition((i,), tuple(enough)) if enough else singles[i]
-        adds = int((active[:, i] & fired & ~covered).sum())
+        adds = (active[i] & fired & ~covered).bit_count()
         if believed(alone) and adds >= max(SEEN / 2, ADDS * total):
             enough.append(i)
             evidence.append(alone)
-            covered |= active[:, i]
-    share = int((covered & fired).sum()) / total
+            covered |= active[i]
+    share = (covered & fired).bit_count() / total
     if enough and share >= EXPLAINED:
         return Logic("or" if len(enough) > 1 else "copy", enough, evidence, share)
     for i, j in itertools.combinations(named, 2):
@@ -136,7 +158,8 @@ def read_logic(fired: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor)
     return Logic("unclear", [], [singles[i] for i in named[:3]], share)
 
 
-def _wilson(fired: int, tokens: int) -> tuple[float, float]:
+def wilson(fired: int, tokens: int) -> tuple[float, float]:
+    """The 95% interval of a rate."""
     if not tokens:
         return 0.0, 1.0
     rate, spread = fired / tokens, Z**2 / tokens

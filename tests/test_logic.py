@@ -5,7 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saelink.logic import Condition, read_logic
+from saelink.logic import Condition, Logic, Source, bits
+from saelink.logic import read_logic as read_bits
+
+
+def read_logic(fired: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor) -> Logic:
+    """From what the target fires on [n] bool, the sources' activations [n, k] and their weights."""
+    terms = inputs * weights
+    sources = [
+        Source(
+            weights[i].item(),
+            terms[fired, i].abs().sum().item(),
+            -terms[:, i].sum().item() if weights[i] < 0 else 0.0,
+            lambda i=i: bits(inputs[:, i] > 0),
+        )
+        for i in range(inputs.shape[1])
+    ]
+    return read_bits(bits(fired), sources)
 
 
 def inputs(n: int = 6000, k: int = 8, density: float = 0.15, seed: int = 0) -> torch.Tensor:

@@ -17,12 +17,11 @@ from saelink.experiments.percent_linear import Experiment as PercentLinear
 from saelink.latents import Rows, latent_shards
 from saelink.link import pull_sides
 from saelink.model import load_tokenizer, model_info
+from saelink.outlier import FIRST_POSITIONS, carried, outlier_places
 from saelink.store import Store
 from saelink.train import load_connector
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
-
-FIRST_POSITIONS = 3
 
 MOST_WEIGHTS = 5
 """Latents whose large W2 weights are counted, those with the largest differences."""
@@ -48,12 +47,8 @@ class Experiment(base.Experiment):
         massive = torch.cat([norm for _, _, norm in shards]) > TYPICAL_NORM_RATIO * sides.target.facts["median_norm"]
         ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].long()
         tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
-        position = torch.arange(ids.numel()) % ids.shape[1]
-        places = {
-            "first_positions": position < FIRST_POSITIONS,
-            "first_delimiter": first_delimiters(ids, tokenizer).flatten(),
-            "massive": massive,
-        }
+        places = outlier_places(ids, massive, tokenizer)
+        shares = carried(rows_of, places)
         connector = load_connector(done["mlp"].connector)
         weights = connector.output_weight()
         difference = torch.where(found["difference"].isnan(), -torch.inf, found["difference"])
@@ -67,8 +62,7 @@ class Experiment(base.Experiment):
         for latent in largest.tolist():
             mine = rows_of.indices == latent
             values, where = rows_of.values[mine].double(), owner[mine]
-            total_here = values.sum()
-            carried = {name: (values[mask[where]].sum() / total_here).item() for name, mask in places.items()}
+            carries = {name: share[latent].item() for name, share in shares.items()}
             fires = {f"fires_{name}": mask[where].double().mean().item() for name, mask in places.items()}
             token = best.get(latent)
             on_top = (ids.flatten()[where] == token).double().mean().item() if len(values) else 0.0
@@ -83,10 +77,10 @@ class Experiment(base.Experiment):
                     "over_variance": (difference[latent] / found["variance"][latent]).item(),
                     "active": len(values),
                     **{f"q{int(q * 100)}": value for q, value in zip(QUANTILES, quantiles, strict=True)},
-                    **{name: share if len(values) else 0.0 for name, share in (carried | fires).items()},
+                    **{name: share if len(values) else 0.0 for name, share in (carries | fires).items()},
                     "top_token": ascii(tokenizer.decode([token])) if token is not None else "",
                     "on_top_token": on_top,
-                    "outlier": any(carried[name] >= limits[name] for name in places),
+                    "outlier": any(carries[name] >= limits[name] for name in places),
                     "w2_above": int((column > cfg.experiment.weight_threshold).sum()),
                     "w2_below": int((column < -cfg.experiment.weight_threshold).sum()),
                 }
@@ -119,10 +113,3 @@ class Experiment(base.Experiment):
         shown = ["latent", "difference", "share_of_gap", "active", "q50", "q100", "first_positions", "massive"]
         return Result(rows, [*shown, "top_token", "outlier"], draw, text)
 
-
-def first_delimiters(ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
-    """[sequences, context_size] bool: the first token of each sequence that holds a full stop or a newline."""
-    known = ids.unique()
-    holds = torch.tensor([any(mark in tokenizer.decode([int(token)]) for mark in ".\n") for token in known])
-    delimiter = holds[torch.searchsorted(known, ids)]
-    return delimiter & (delimiter.cumsum(1) == 1)

@@ -112,3 +112,26 @@ def weigh(
                     weight[j, slot] += value_of[pairs[at]]
                     count[j, slot] += 1
                     break
+
+
+@njit(cache=True, nogil=True)
+def look(
+    first: int, last: int, offsets: Any, indices: Any, values: Any, rows: Any, latents: Any, context: int, window: int,
+    out: Any,
+) -> None:  # pragma: no cover  # fmt: skip
+    """out[r, k] = the value of latents[r] on row rows[r] - window + k, where that is in the same sequence."""
+    for r in range(first, last):
+        begin = rows[r] // context * context
+        for k in range(out.shape[1]):
+            row = rows[r] - window + k
+            if row < begin or row >= begin + context:
+                continue
+            low, high = offsets[row], offsets[row + 1]
+            while low < high:
+                middle = (low + high) // 2
+                if indices[middle] < latents[r]:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low < offsets[row + 1] and indices[low] == latents[r]:
+                out[r, k] = values[low]

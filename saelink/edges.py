@@ -1,0 +1,331 @@
+"""What the edges of a connector do on test documents, and what its targets compute from them: the stage `edges`.
+
+An edge leads from a source latent, or from a hidden unit of a connector that has them: whatever the output matrix reads,
+here called its inputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from saelink.config import Config
+from saelink.connectors import Connector
+from saelink.kernels import in_parts
+from saelink.latents import Rows, Tokens, sparse_linear
+from saelink.link import Sides, load_split, pull_sides
+from saelink.logic import SEEN, Source, bits, read_logic, wilson
+from saelink.progress import Progress
+from saelink.store import Artifact, Draft, Plan, Store
+from saelink.train import load_connector, train, train_plan
+
+VERSION = 1
+
+TENSORS_FILE = "edges.safetensors"
+TARGETS_FILE = "targets.json"
+HIDDEN_TENSORS_FILE = "hidden_edges.safetensors"
+HIDDEN_FILE = "hidden.json"
+
+BLOCK = 64
+"""Targets that are laid out densely over all test tokens at a time."""
+
+STRONG = 0.1
+"""An input is strong when it adds at least this share of what all inputs add where the target fires."""
+
+SCATTERED = 160
+"""Tokens of a scatter of two or three strong inputs."""
+
+CLUSTERED = 300
+"""Tokens on which the target fires that are clustered by their inputs,"""
+CLUSTERED_INPUTS = 10
+"""and inputs by which they are, those that add most."""
+
+SILENT_RATIO = 2.0
+"""A latent goes with a target's silence when its rate there is this many times its rate where the target fires."""
+
+
+class Edges(NamedTuple):
+    """All edges, by target: those of column c are offsets[c] to offsets[c + 1], in the order of their source."""
+
+    target_ids: torch.Tensor
+    """[d_target] numbers of the explained latents in the target SAE."""
+    offsets: torch.Tensor
+    """[d_target + 1]"""
+    source: torch.Tensor
+    """[n_edges] the input's number: of a source latent in the connector's order, or of a hidden unit."""
+    weight: torch.Tensor
+    """[n_edges]"""
+    rise: torch.Tensor
+    """[n_edges] how much the target's FVU on test tokens grows without this edge; nan where it never varies. The rises
+    of a target's edges don't add up to anything."""
+    both: torch.Tensor
+    """[n_edges] test tokens on which both ends are active."""
+
+
+def edges_plan(cfg: Config, store: Store) -> Plan:
+    """Plan of a connector's edges."""
+    plan = train_plan(cfg, store)
+    return Plan("edges", VERSION, {}, {"connector": plan.key}, plan.about)
+
+
+def edges(cfg: Config, store: Store) -> Artifact:
+    """Pull what the edges of the configured connector do.
+
+    Files: `edges.safetensors`, the tensors of `Edges`; `targets.json`, for every explained latent what `_Target` finds:
+    logic, inputs at its silence, a scatter or clusters of its inputs. For a connector with hidden units also
+    `hidden_edges.safetensors` and `hidden.json`: the same for the edges from source latents into every hidden unit.
+    """
+    plan = edges_plan(cfg, store)
+    found = store.up_to_date(plan)
+    if found is not None:
+        return found
+    connector = load_connector(train(cfg, store))
+    return store.build(plan, lambda draft: _edges(connector, pull_sides(cfg, store), cfg, draft))
+
+
+def load_edges(artifact: Artifact, name: str = TENSORS_FILE) -> Edges:
+    return Edges(**artifact.tensors(name))
+
+
+def inputs_of(connector: Connector, source: Rows) -> Rows:
+    """What the output matrix reads on these tokens: the source latents, or the hidden activations."""
+    if len(connector.penalised()) == 1:
+        return source
+    parts = []
+    with torch.inference_mode():
+        for first in range(0, len(source), 4096):
+            _, hidden = connector.maps(source.select(torch.arange(first, min(first + 4096, len(source)))))
+            assert hidden is not None
+            place = hidden.nonzero()
+            offsets = torch.nn.functional.pad(torch.bincount(place[:, 0], minlength=len(hidden)).cumsum(0), (1, 0))
+            parts.append(Rows(offsets, place[:, 1].contiguous(), hidden[place[:, 0], place[:, 1]], hidden.shape[1]))
+    return Rows.stack(parts)
+
+
+class _Columns(NamedTuple):
+    """Rows by latent: latent j is active on rows[begins[j] : begins[j + 1]], ascending, with these values."""
+
+    begins: np.ndarray[Any, Any]
+    rows: np.ndarray[Any, Any]
+    values: np.ndarray[Any, Any]
+
+    @staticmethod
+    def of(rows: Rows) -> _Columns:
+        begins = torch.zeros(rows.d + 1, dtype=torch.int64)
+        torch.cumsum(torch.bincount(rows.indices, minlength=rows.d), 0, out=begins[1:])
+        order = torch.sort(rows.indices, stable=True).indices
+        return _Columns(begins.numpy(), rows.row_of[order].numpy(), rows.values[order].numpy())
+
+    def at(self, latent: int, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The latent's values on these rows."""
+        mine = slice(self.begins[latent], self.begins[latent + 1])
+        active, values = self.rows[mine], self.values[mine]
+        if not len(active):
+            return np.zeros(len(rows), np.float32)
+        place = np.searchsorted(active, rows).clip(max=len(active) - 1)
+        return np.where(active[place] == rows, values[place], 0)
+
+    def bits(self, latent: int, n: int) -> int:
+        """The rows it is active on as a set, see logic.bits."""
+        mask = torch.zeros(n, dtype=torch.bool)
+        mask[self.rows[self.begins[latent] : self.begins[latent + 1]]] = True
+        return bits(mask)
+
+
+def _edges(connector: Connector, sides: Sides, cfg: Config, draft: Draft) -> dict[str, Any]:
+    test = load_split(cfg, sides, "test", connector.target_ids)
+    inputs = inputs_of(connector, test.source)
+    layers = connector.penalised()
+    bias = dict(connector.named_parameters())
+    total = connector.d_target + (inputs.d if len(layers) > 1 else 0)
+    with Progress("edges", total, "targets") as bar, torch.inference_mode():
+        matrix = _Matrix(connector.output_weight(), bias.get("b2", bias.get("b")), connector.relu_output)
+        found, targets = _read(matrix, connector.target_ids, inputs, test.target, test, bar)
+        draft.save_tensors(TENSORS_FILE, found._asdict())
+        draft.save_bytes(TARGETS_FILE, json.dumps(targets, separators=(",", ":")).encode())
+        if len(layers) > 1:
+            matrix = _Matrix(layers[0][0].detach(), bias.get("b1"), True)
+            inner, units = _read(matrix, torch.arange(inputs.d), test.source, inputs, test, bar)
+            draft.save_tensors(HIDDEN_TENSORS_FILE, inner._asdict())
+            draft.save_bytes(HIDDEN_FILE, json.dumps(units, separators=(",", ":")).encode())
+    return {"n_edges": len(found.source), "n_tokens": len(test), "inputs": inputs.d}
+
+
+class _Matrix(NamedTuple):
+    """One layer of a connector: y = x weight + bias, or its relu."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    relu: bool
+
+
+def _read(
+    matrix: _Matrix, ids: torch.Tensor, inputs: Rows, outputs: Rows, test: Tokens, bar: Progress
+) -> tuple[Edges, list[dict[str, Any]]]:
+    """The edges of one layer from `inputs` to `outputs`, whose column i is called ids[i], and what is said of each."""
+    from saelink.kernels.edges import remove_each
+
+    columns = _Columns.of(inputs)
+    column_of, source = matrix.weight.T.nonzero(as_tuple=True)
+    weight = matrix.weight[source, column_of]
+    d = outputs.d
+    offsets = torch.zeros(d + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(column_of, minlength=d), 0, out=offsets[1:])
+    change, added = np.zeros(len(source)), np.zeros(len(source))
+    both = np.zeros(len(source), np.int32)
+    variation = np.zeros(d)
+    sums = np.bincount(inputs.indices.numpy(), inputs.values.numpy(), minlength=inputs.d)
+    said: list[dict[str, Any]] = []
+    for first in range(0, d, BLOCK):
+        block = torch.arange(first, min(first + BLOCK, d))
+        z = sparse_linear(inputs, matrix.weight[:, block].contiguous())
+        if matrix.bias is not None:
+            z = z + matrix.bias[block]
+        z, y = z.T.contiguous().numpy(), outputs.columns(block).dense().T.contiguous().numpy()
+        variation[block] = y.shape[1] * y.var(1, dtype=np.float64)
+        arguments = (
+            *columns, z, y, matrix.relu, offsets[first:].numpy(), source.numpy(), weight.numpy(), change, both, added,
+        )  # fmt: skip
+        in_parts(len(block), 8, lambda low, high, a=arguments: remove_each(low, high, *a))
+        for c, column in enumerate(block.tolist()):
+            mine = slice(int(offsets[column]), int(offsets[column + 1]))
+            target = _Target(test, inputs, columns, y[c], source[mine].numpy(), weight[mine].numpy(), added[mine])
+            said.append(target.found(sums))
+        bar.advance(len(block))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rise = change / np.repeat(np.where(variation > 0, variation, np.nan), offsets.diff().numpy())
+    found = Edges(ids, offsets, source.int(), weight.float(), torch.from_numpy(rise).float(), torch.from_numpy(both))
+    return found, said
+
+
+class _Target(NamedTuple):
+    """One target latent on the test tokens."""
+
+    test: Tokens
+    inputs: Rows
+    columns: _Columns
+    y: np.ndarray[Any, Any]
+    """[n] what it does."""
+    source: np.ndarray[Any, Any]
+    weight: np.ndarray[Any, Any]
+    added: np.ndarray[Any, Any]
+    """Of each edge, as in kernels.edges."""
+
+    def found(self, colsum: np.ndarray[Any, Any]) -> dict[str, Any]:
+        """What is said of it. Inputs are named by their numbers."""
+        fired = self.y > 0
+        order = np.argsort(-self.added, kind="stable")
+        leaders = [int(i) for i in order[:CLUSTERED_INPUTS] if self.added[i] > 0]
+        everything = self.added.sum()
+        strong = [i for i in leaders if self.added[i] >= STRONG * everything]
+        result: dict[str, Any] = {
+            "fired": int(fired.sum()),
+            "logic": self._logic(fired, colsum),
+            "silent": self._silent(fired, leaders),
+        }
+        if 2 <= len(strong) <= 3:
+            result["scatter"] = self._scatter(fired, strong)
+        elif len(strong) > 3:
+            result["clusters"] = self._clusters(fired, leaders)
+        return result
+
+    def _logic(self, fired: np.ndarray[Any, Any], colsum: np.ndarray[Any, Any]) -> dict[str, Any]:
+        taken = np.where(self.weight < 0, -self.weight * colsum[self.source], 0)
+        sources = [
+            Source(float(w), float(a), float(t), lambda j=int(j): self.columns.bits(j, len(self.y)))
+            for j, w, a, t in zip(self.source, self.weight, self.added, taken, strict=True)
+        ]
+        found = read_logic(bits(torch.from_numpy(fired)), sources)
+        return {
+            "word": found.word,
+            "inputs": [int(self.source[i]) for i in found.sources],
+            "covered": round(found.covered, 4),
+            "evidence": [
+                {
+                    "on": [int(self.source[i]) for i in condition.on],
+                    "off": [int(self.source[i]) for i in condition.off],
+                    "tokens": condition.tokens,
+                    "fired": condition.fired,
+                }
+                for condition in found.evidence
+            ],
+        }
+
+    def _silent(self, fired: np.ndarray[Any, Any], leaders: list[int]) -> dict[str, Any] | None:
+        """The inputs that go with its silence where its first positive input is active, whether edges or not."""
+        from saelink.kernels.edges import companions
+
+        leader = next((int(self.source[i]) for i in leaders if self.weight[i] > 0), None)
+        if leader is None:
+            return None
+        counts = np.zeros((2, self.inputs.d), np.int64)
+        offsets, indices = self.inputs.offsets.numpy(), self.inputs.indices.numpy()
+        companions(self.columns.begins, self.columns.rows, offsets, indices, leader, fired, counts)
+        silent, fires = (int(count[leader]) for count in counts)
+        if silent < SEEN or fires < SEEN:
+            return None
+        chosen = []
+        for j in np.argsort(-(counts[0] / silent - counts[1] / fires), kind="stable")[:4].tolist():
+            low, high = wilson(int(counts[0, j]), silent)[0], wilson(int(counts[1, j]), fires)[1]
+            if counts[0, j] >= SEEN and low > SILENT_RATIO * high:
+                chosen.append({"input": j, "silent": int(counts[0, j]), "fires": int(counts[1, j])})
+        return {"leader": leader, "silent": silent, "fires": fires, "inputs": chosen} if chosen else None
+
+    def _scatter(self, fired: np.ndarray[Any, Any], strong: list[int]) -> dict[str, Any]:
+        """Values of the strong inputs, and of the target, on tokens evenly spread where one of them is active."""
+        ids = [int(self.source[i]) for i in strong]
+        spans = [slice(self.columns.begins[j], self.columns.begins[j + 1]) for j in ids]
+        rows = np.unique(np.concatenate([self.columns.rows[span] for span in spans]))
+        rows = rows[_evenly(len(rows), SCATTERED)]
+        points = [[round(float(v), 3) for v in self.columns.at(j, rows)] for j in ids]
+        return {"inputs": ids, "values": points, "target": [round(float(v), 3) for v in self.y[rows]]}
+
+    def _clusters(self, fired: np.ndarray[Any, Any], leaders: list[int]) -> dict[str, Any] | None:
+        """Kinds of tokens on which it fires, by which inputs make it: HDBSCAN on their shares of the contributions."""
+        rows = fired.nonzero()[0]
+        if len(rows) < 2 * SEEN:
+            return None
+        rows = rows[_evenly(len(rows), CLUSTERED)]
+        ids = [int(self.source[i]) for i in leaders]
+        terms = np.stack(
+            [self.columns.at(j, rows) * self.weight[i] for j, i in zip(ids, leaders, strict=True)], 1
+        ).astype(np.float64)
+        size = np.abs(terms).sum(1, keepdims=True)
+        labels = _hdbscan(terms / np.where(size > 0, size, 1))
+        clusters = []
+        for label in range(labels.max() + 1):
+            members = labels == label
+            mean = terms[members].mean(0)
+            first = np.argsort(-np.abs(mean), kind="stable")[:4]
+            strongest = rows[members][np.argsort(-self.y[rows[members]], kind="stable")[:3]]
+            clusters.append(
+                {
+                    "tokens": int(members.sum()),
+                    "inputs": [[ids[k], round(float(mean[k]), 3)] for k in first if mean[k]],
+                    "rows": self.test.row[torch.from_numpy(strongest)].tolist(),
+                }
+            )
+        clusters.sort(key=lambda cluster: -cluster["tokens"])
+        return {"tokens": len(rows), "outside": int((labels < 0).sum()), "clusters": clusters}
+
+
+def _evenly(n: int, most: int) -> np.ndarray[Any, Any]:
+    """At most `most` places of n, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
+
+
+def _hdbscan(points: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Cluster of each point, -1 for none."""
+    from sklearn.cluster import HDBSCAN
+
+    return HDBSCAN(min_cluster_size=max(10, len(points) // 20), copy=True).fit_predict(points)
+
+
+def by_target(found: Edges) -> Iterator[tuple[int, slice]]:
+    """Each explained latent's number and where its edges are."""
+    for column, latent in enumerate(found.target_ids.tolist()):
+        yield latent, slice(int(found.offsets[column]), int(found.offsets[column + 1]))
