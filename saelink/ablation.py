@@ -142,7 +142,7 @@ class _Jobs:
     def _context_ablation(self, forward: Any, latent: int, place: int) -> dict[str, Any]:
         whole = self._sequence(place, 0)
         last = len(whole) - 1
-        deleted = [k for k in range(max(last - DELETED, 1), last)]
+        deleted = list(range(max(last - DELETED, 1), last))
         kept = [m for m in KEPT if m <= last]
         separator = torch.tensor([self.separator])
         texts = [whole, *(torch.cat([whole[:k], whole[k + 1 :]]) for k in deleted)]

@@ -96,6 +96,7 @@ class Cards:
         self.cfg, self.store = cfg, store
         self.artifact = train(cfg, store)
         self.connector: Connector = load_connector(self.artifact)
+        self.has_hidden = has_hidden(self.connector)
         self.evaluation = evaluate(cfg, store)
         self.sides: Sides = pull_sides(cfg, store)
         self.tokens = pull_tokens(cfg, store)
@@ -146,10 +147,6 @@ class Cards:
             self._known[token_id] = self._tokenizer.decode([token_id])
         return self._known[token_id]
 
-    @property
-    def has_hidden(self) -> bool:
-        return has_hidden(self.connector)
-
     def top_token(self, side: Artifact | None, latent: int) -> str | None:
         """The token that carries most of a latent's activation; of a hidden unit when `side` is None."""
         top = int(self.looked(side).found.token[latent, 0])
@@ -188,7 +185,11 @@ class Cards:
         """The card of a source latent, by the connector's numbering, with what it feeds most."""
         place, number = self.side_of(latent)
         card = self.latent(self.source_name(latent), self.sides.sources[place], number)
-        return {**card, "feeds": self.feeds(self._edges[-1] if self.has_hidden else self._edges[0], latent)}
+        return {**card, "feeds": self.source_feeds(latent)}
+
+    def source_feeds(self, latent: int) -> list[dict[str, Any]]:
+        """What a source latent feeds most: targets, or hidden units."""
+        return self.feeds(self._edges[-1], latent)
 
     def hidden_unit(self, unit: int) -> Card:
         """The card of a hidden unit: its inputs, what they say of it, and the targets it feeds most."""
@@ -202,7 +203,7 @@ class Cards:
 
     # ----------------------------------------------------------------------- what it fires on
 
-    def latent(self, name: str, side: Artifact | None, latent: int) -> Card:
+    def latent(self, name: str, side: Artifact | None, latent: int, with_examples: bool = True) -> Card:
         """What a latent of a hook (a hidden unit for None) fires on, whatever it is wired to."""
         looked = self.looked(side)
         found, facts = looked.found, looked.facts
@@ -226,7 +227,7 @@ class Cards:
             "histogram": histogram.tolist(),
             "quantiles": {f"{q:g}": _quantile(histogram, q) for q in (0.5, 0.9, 0.99)},
             "tokens": tokens,
-            "examples": self._examples(looked, latent),
+            "examples": self._examples(looked, latent) if with_examples else [],
         }
 
     def _examples(self, looked: _Looked, latent: int) -> list[dict[str, Any]]:
@@ -256,7 +257,7 @@ class Cards:
             "value": _short(float(values[WINDOW])),
             "at": int(there[:WINDOW].sum()),
             "tokens": [self.token(token) for token in ids[there].tolist()],
-            "values": [_short(value) for value in values[there].tolist()],
+            "values": _rounded(values[there]),
         }
 
     # ----------------------------------------------------------------------- what it is wired to
@@ -290,6 +291,29 @@ class Cards:
                 inner = self._terms(self._edges[1], edge["input"], self.source_name)
                 edge["edges"] = inner["edges"][:4]
         return card
+
+    def figures(self, name: str) -> list[float]:
+        """By target latent a figure of the evaluation: fvu, mse, variance, active."""
+        return self._figures[name]
+
+    def word(self, number: int, layer: int = 0) -> str | None:
+        """The word for a target's logic, or with layer 1 for a hidden unit's; None for what is not explained."""
+        column = self._columns.get(number) if layer == 0 else number
+        return None if column is None else self._said[layer][column]["logic"]["word"]
+
+    def columns(self, terms: int) -> dict[str, list[Any]]:
+        """By latent of the target SAE: number of edges, word, and the first terms as input and weight."""
+        found = self._edges[0]
+        n_edges: list[int | None] = [None] * self.sides.d_target
+        words: list[str | None] = [None] * self.sides.d_target
+        formula: list[list[Any] | None] = [None] * self.sides.d_target
+        for latent, column in self._columns.items():
+            mine, order = self._order(found, column)
+            n_edges[latent] = mine.stop - mine.start
+            words[latent] = self.word(latent)
+            sources, weights = found.source[mine], found.weight[mine]
+            formula[latent] = [[int(sources[i]), float(f"{weights[i].item():.3g}")] for i in order[:terms]]
+        return {"n_edges": n_edges, "word": words, "formula": formula}
 
     def _order(self, found: Edges, column: int) -> tuple[slice, list[int]]:
         mine = slice(int(found.offsets[column]), int(found.offsets[column + 1]))
@@ -425,12 +449,9 @@ class Cards:
         for r, (latent, _) in enumerate(asked):
             found[latent].append(
                 {
-                    "predicted": [_short(v) for v in predicted[r][shown[r]].tolist()],
+                    "predicted": _rounded(predicted[r][shown[r]]),
                     "inputs": [
-                        {
-                            "name": self.input_name(pairs[p][1]),
-                            "values": [_short(v) for v in windows[p][shown[r]].tolist()],
-                        }
+                        {"name": self.input_name(pairs[p][1]), "values": _rounded(windows[p][shown[r]])}
                         for p in by_request.get(r, [])
                     ],
                 }
@@ -502,6 +523,11 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
+def _rounded(values: Any) -> list[float]:
+    """Two decimals, in units."""
+    return np.round(values.astype(np.float64), 2).tolist()
+
+
 def _quantile(histogram: torch.Tensor, share: float) -> float | None:
     """In units: the upper end of the quarter octave in which this share of the activations is reached."""
     total = int(histogram.sum())
@@ -529,7 +555,11 @@ def print_card(card: dict[str, Any], console: Console) -> None:
     if not card["active"]:
         return
     if card.get("edges"):
-        fvu = "" if card.get("fvu") is None else f"   [dim]FVU {card['fvu']:.3f} on test documents; + how much without it[/]"
+        fvu = (
+            ""
+            if card.get("fvu") is None
+            else f"   [dim]FVU {card['fvu']:.3f} on test documents; + how much without it[/]"
+        )
         console.print(f"\n[bold]is predicted by[/]{fvu}")
         for edge in card["edges"]:
             console.print(_edge(edge))

@@ -107,6 +107,14 @@ def _run_evaluate(cfg: Config, store: Store) -> None:
     tracking.publish(cfg.wandb, store, connector, evaluation, group=cfg.runtime.sweep)
 
 
+def _run_report(cfg: Config, store: Store) -> None:
+    from saelink.report import page_path, report
+
+    artifact = report(cfg, store)
+    path = page_path(cfg, artifact)
+    store.say(f"\n  report     {path} ({artifact.facts['bytes'] / 1e6:.0f} MB; opens in any browser, off line)")
+
+
 def _swept() -> str:
     """The overrides that make this job differ from the others of its sweep."""
     from hydra.core.hydra_config import HydraConfig
@@ -169,6 +177,8 @@ def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]
 
                 for each in penalties(cfg, store):
                     stage(each, store)
+                if stage is _run and not sweeping:
+                    _run_report(cfg, store)
         except KeyboardInterrupt:
             print("\nsaelink: interrupted; the same command goes on with what is finished", file=sys.stderr)
             raise SystemExit(130) from None
@@ -239,12 +249,13 @@ def _stage_command(name: str, help: str, stage: Callable[[Config, Store], None])
     app.command(name, context_settings=PASS_TO_HYDRA, help=help)(command)
 
 
-_stage_command("run", "The whole chain: cache, encode, train, evaluate; or experiment=NAME.", _run)
+_stage_command("run", "The whole chain: cache, encode, train, evaluate, report; or experiment=NAME.", _run)
 _stage_command("cache", "Run the language model and keep its activations at the link's hooks.", _run_cache)
 _stage_command("sae", "Train SAEs for the link's hooks that have none.", _run_sae)
 _stage_command("encode", "Encode the activations through the SAEs.", _run_encode)
 _stage_command("train", "Fit a connector.", _run_train)
 _stage_command("evaluate", "Measure a connector on held-out documents; print its circuits.", _run_evaluate)
+_stage_command("report", "One HTML page of what a connector found, with what the store holds beside it.", _run_report)
 
 
 # --------------------------------------------------------------------------- housekeeping

@@ -257,7 +257,9 @@ class ReportConfig:
     """Places at random among all its activations."""
     l1_alphas: list[float] = field(default_factory=lambda: [3e-4, 3e-3, 1e-2])
     """Connectors solved exactly at these penalties too, for the frontier; others are taken from the store."""
-    ablated: int = 12
+    cards: int = 4096
+    """Latents on each side whose examples are on the page, the best predicted and what feeds them first."""
+    ablated: int = 8
     """Targets, and as many of their sources, whose examples are ablated token by token; 0 leaves it out."""
     ablated_examples: int = 3
     """Their examples, the strongest."""

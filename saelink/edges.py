@@ -1,7 +1,7 @@
 """What the edges of a connector do on test documents, and what its targets compute from them: the stage `edges`.
 
-An edge leads from a source latent, or from a hidden unit of a connector that has them: whatever the output matrix reads,
-here called its inputs.
+An edge leads from a source latent, or from a hidden unit of a connector that has them: whatever the output matrix
+reads, here called its inputs.
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ HIDDEN_FILE = "hidden.json"
 BLOCK = 64
 """Targets that are laid out densely over all test tokens at a time."""
 
+ACTIVE = 0.25
+"""For logic and its like a latent is active where it is above this share of its activation-weighted mean, sum x^2 /
+sum x over test tokens: TopK SAEs fire faintly on many tokens, and those are noise."""
+
 STRONG = 0.1
 """An input is strong when it adds at least this share of what all inputs add where the target fires."""
 
-SCATTERED = 160
+SCATTERED = 100
 """Tokens of a scatter of two or three strong inputs."""
 
 CLUSTERED = 300
@@ -120,6 +124,10 @@ class _Columns(NamedTuple):
         order = torch.sort(rows.indices, stable=True).indices
         return _Columns(begins.numpy(), rows.row_of[order].numpy(), rows.values[order].numpy())
 
+    def rows_of(self, latent: int) -> np.ndarray[Any, Any]:
+        """The rows a latent is active on."""
+        return self.rows[self.begins[latent] : self.begins[latent + 1]]
+
     def at(self, latent: int, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The latent's values on these rows."""
         mine = slice(self.begins[latent], self.begins[latent + 1])
@@ -132,8 +140,19 @@ class _Columns(NamedTuple):
     def bits(self, latent: int, n: int) -> int:
         """The rows it is active on as a set, see logic.bits."""
         mask = torch.zeros(n, dtype=torch.bool)
-        mask[self.rows[self.begins[latent] : self.begins[latent + 1]]] = True
+        mask[self.rows_of(latent)] = True
         return bits(mask)
+
+
+def _above_noise(rows: Rows) -> Rows:
+    """Only what is above ACTIVE of each latent's activation-weighted mean."""
+    values = rows.values.double()
+    size = torch.bincount(rows.indices, values.square(), minlength=rows.d)
+    size /= torch.bincount(rows.indices, values, minlength=rows.d).clamp(min=1e-30)
+    kept = rows.values > ACTIVE * size[rows.indices]
+    offsets = torch.zeros_like(rows.offsets)
+    torch.cumsum(torch.bincount(rows.row_of[kept], minlength=len(rows)), 0, out=offsets[1:])
+    return Rows(offsets, rows.indices[kept], rows.values[kept], rows.d)
 
 
 def _edges(connector: Connector, sides: Sides, cfg: Config, draft: Draft) -> dict[str, Any]:
@@ -170,6 +189,8 @@ def _read(
     from saelink.kernels.edges import remove_each
 
     columns = _Columns.of(inputs)
+    clear = _above_noise(inputs)
+    clear_columns, clear_outputs = _Columns.of(clear), _Columns.of(_above_noise(outputs))
     column_of, source = matrix.weight.T.nonzero(as_tuple=True)
     weight = matrix.weight[source, column_of]
     d = outputs.d
@@ -186,14 +207,23 @@ def _read(
         if matrix.bias is not None:
             z = z + matrix.bias[block]
         z, y = z.T.contiguous().numpy(), outputs.columns(block).dense().T.contiguous().numpy()
-        variation[block] = y.shape[1] * y.var(1, dtype=np.float64)
+        variation[first : first + len(block)] = y.shape[1] * y.var(1, dtype=np.float64)
         arguments = (
-            *columns, z, y, matrix.relu, offsets[first:].numpy(), source.numpy(), weight.numpy(), change, both, added,
+            columns.begins, columns.rows, columns.values, z, y, matrix.relu, offsets[first:].numpy(), source.numpy(),
+            weight.numpy(), change, both, added,
         )  # fmt: skip
-        in_parts(len(block), 8, lambda low, high, a=arguments: remove_each(low, high, *a))
+
+        def remove(low: int, high: int, arguments: tuple[Any, ...] = arguments) -> None:
+            remove_each(low, high, *arguments)
+
+        in_parts(len(block), 8, remove)
         for c, column in enumerate(block.tolist()):
             mine = slice(int(offsets[column]), int(offsets[column + 1]))
-            target = _Target(test, inputs, columns, y[c], source[mine].numpy(), weight[mine].numpy(), added[mine])
+            fired = np.zeros(len(test), bool)
+            fired[clear_outputs.rows_of(column)] = True
+            target = _Target(
+                test, clear, clear_columns, y[c], fired, source[mine].numpy(), weight[mine].numpy(), added[mine]
+            )
             said.append(target.found(sums))
         bar.advance(len(block))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -207,9 +237,13 @@ class _Target(NamedTuple):
 
     test: Tokens
     inputs: Rows
+    """[n, d] above their noise, see ACTIVE,"""
     columns: _Columns
+    """and by latent."""
     y: np.ndarray[Any, Any]
-    """[n] what it does."""
+    """[n] what it does,"""
+    fired: np.ndarray[Any, Any]
+    """[n] bool: and where that is above its noise."""
     source: np.ndarray[Any, Any]
     weight: np.ndarray[Any, Any]
     added: np.ndarray[Any, Any]
@@ -217,7 +251,7 @@ class _Target(NamedTuple):
 
     def found(self, colsum: np.ndarray[Any, Any]) -> dict[str, Any]:
         """What is said of it. Inputs are named by their numbers."""
-        fired = self.y > 0
+        fired = self.fired
         order = np.argsort(-self.added, kind="stable")
         leaders = [int(i) for i in order[:CLUSTERED_INPUTS] if self.added[i] > 0]
         everything = self.added.sum()
@@ -228,7 +262,7 @@ class _Target(NamedTuple):
             "silent": self._silent(fired, leaders),
         }
         if 2 <= len(strong) <= 3:
-            result["scatter"] = self._scatter(fired, strong)
+            result["scatter"] = self._scatter(strong)
         elif len(strong) > 3:
             result["clusters"] = self._clusters(fired, leaders)
         return result
@@ -275,14 +309,14 @@ class _Target(NamedTuple):
                 chosen.append({"input": j, "silent": int(counts[0, j]), "fires": int(counts[1, j])})
         return {"leader": leader, "silent": silent, "fires": fires, "inputs": chosen} if chosen else None
 
-    def _scatter(self, fired: np.ndarray[Any, Any], strong: list[int]) -> dict[str, Any]:
+    def _scatter(self, strong: list[int]) -> dict[str, Any]:
         """Values of the strong inputs, and of the target, on tokens evenly spread where one of them is active."""
         ids = [int(self.source[i]) for i in strong]
-        spans = [slice(self.columns.begins[j], self.columns.begins[j + 1]) for j in ids]
-        rows = np.unique(np.concatenate([self.columns.rows[span] for span in spans]))
+        rows = np.unique(np.concatenate([self.columns.rows_of(j) for j in ids]))
         rows = rows[_evenly(len(rows), SCATTERED)]
-        points = [[round(float(v), 3) for v in self.columns.at(j, rows)] for j in ids]
-        return {"inputs": ids, "values": points, "target": [round(float(v), 3) for v in self.y[rows]]}
+        points = [[round(float(v), 2) for v in self.columns.at(j, rows)] for j in ids]
+        target = np.where(self.fired, self.y, 0)[rows]
+        return {"inputs": ids, "values": points, "target": [round(float(v), 2) for v in target]}
 
     def _clusters(self, fired: np.ndarray[Any, Any], leaders: list[int]) -> dict[str, Any] | None:
         """Kinds of tokens on which it fires, by which inputs make it: HDBSCAN on their shares of the contributions."""
@@ -318,11 +352,15 @@ def _evenly(n: int, most: int) -> np.ndarray[Any, Any]:
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
 
 
+_COPY: Any = True
+"""sklearn's stubs say text."""
+
+
 def _hdbscan(points: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Cluster of each point, -1 for none."""
     from sklearn.cluster import HDBSCAN
 
-    return HDBSCAN(min_cluster_size=max(10, len(points) // 20), copy=True).fit_predict(points)
+    return HDBSCAN(min_cluster_size=max(10, len(points) // 20), copy=_COPY).fit_predict(points)
 
 
 def by_target(found: Edges) -> Iterator[tuple[int, slice]]:

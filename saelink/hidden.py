@@ -1,6 +1,6 @@
 """The hidden units of a connector, looked at like latents and classed: the stage `hidden`.
 
-They are looked at on the validation and test documents: unlike latents they are dense, and hundreds fire on every token.
+They are looked at on the validation and test documents: unlike latents they are dense, and hundreds may fire on one.
 """
 
 from __future__ import annotations

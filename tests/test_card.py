@@ -33,12 +33,14 @@ def test_a_card_says_what_the_artifacts_hold(world: World, store: Store) -> None
     edges = cards.connector.edges(latent, 12)
     assert [edge["weight"] for edge in target["edges"]] == pytest.approx(edges.weights, rel=1e-3)
     assert [edge["name"] for edge in target["edges"]] == [f"IF{i}" for i in edges.ids]
-    assert target["fvu"] == pytest.approx(cards.evaluation.tensors("latents.safetensors")["fvu"][latent].item(), rel=1e-3)
+    assert target["fvu"] == pytest.approx(
+        cards.evaluation.tensors("latents.safetensors")["fvu"][latent].item(), rel=1e-3
+    )
     assert sum(target["histogram"]) == target["active"] > 0
     assert sum(token["share"] for token in target["tokens"]) <= 1 + 1e-9
     assert all(token["fires"] <= token["occurs"] for token in target["tokens"])
     for example in target["examples"]:
-        assert example["values"][example["at"]] == pytest.approx(example["value"], rel=1e-3)
+        assert example["values"][example["at"]] == pytest.approx(example["value"], abs=6e-3)
         assert len(example["tokens"]) == len(example["values"])
         assert example["position"] >= 1, "position 0 is dropped"
     source = cards.source(edges.ids[0])
@@ -73,11 +75,11 @@ def test_what_stands_beside_an_example_is_the_connectors(world: World, store: St
             n = where[place - first_test]
             column = cards.connector.column(latent)
             unit = cards.sides.scales[-1] / looked.facts["unit"]
-            assert beside["predicted"][example["at"]] == pytest.approx(z[n, column].item() * unit, rel=1e-2, abs=1e-4)
+            assert beside["predicted"][example["at"]] == pytest.approx(z[n, column].item() * unit, abs=6e-3)
             for entry in beside["inputs"]:
                 number = int(entry["name"].lstrip("HIF"))
                 if connector == "linear":
-                    assert entry["values"][example["at"]] == pytest.approx(inputs[n, number].item(), rel=1e-2)
+                    assert entry["values"][example["at"]] == pytest.approx(inputs[n, number].item(), abs=6e-3)
                 else:
                     assert (entry["values"][example["at"]] > 0) == (inputs[n, number] > 0)
             checked += 1

@@ -14,10 +14,10 @@ from saelink.config import Config
 from saelink.experiments import EXPERIMENTS
 from saelink.experiments.base import rows_of, table_text
 from saelink.experiments.noise_threshold import largest_level
-from saelink.outlier import first_delimiters
 from saelink.experiments.pareto import kneedle
 from saelink.experiments.percent_linear import errors_by_document
 from saelink.latents import Rows, Tokens
+from saelink.outlier import first_delimiters
 from saelink.store import Store
 
 from conftest import Run, composed

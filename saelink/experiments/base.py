@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -228,11 +228,14 @@ def with_ce(cfg: Config) -> Config:
 # --------------------------------------------------------------------------- figures that several share
 
 
-def mean_predictor(train_tokens: Tokens, test: Tokens) -> torch.Tensor:
-    """[d_target] mean squared error on test tokens of predicting the training mean."""
+def mean_predictor(training: Iterable[Tokens], test: Tokens) -> torch.Tensor:
+    """[d_target] mean squared error on test tokens of predicting the mean over the training tokens, in pieces."""
     d, n = test.target.d, len(test)
-    mean = torch.bincount(train_tokens.target.indices, train_tokens.target.values.double(), minlength=d)
-    mean /= len(train_tokens)
+    mean, n_train = torch.zeros(d, dtype=torch.float64), 0
+    for piece in training:
+        mean += torch.bincount(piece.target.indices, piece.target.values.double(), minlength=d)
+        n_train += len(piece)
+    mean /= n_train
     values = test.target.values.double()
     total = torch.bincount(test.target.indices, values, minlength=d)
     squares = torch.bincount(test.target.indices, values.square(), minlength=d)

@@ -100,7 +100,7 @@ class Experiment(base.Experiment):
         typical = test.subset(test.typical)
         made = oracle(cfg, store).tensors("errors.safetensors")
         errors = {
-            "mean": (mean_predictor(training, test), mean_predictor(training, typical)),
+            "mean": (mean_predictor([training], test), mean_predictor([training], typical)),
             "oracle": (made["mse"][ids], made["mse_typical"][ids]),
         }
         rows = []

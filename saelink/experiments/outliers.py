@@ -112,4 +112,3 @@ class Experiment(base.Experiment):
 
         shown = ["latent", "difference", "share_of_gap", "active", "q50", "q100", "first_positions", "massive"]
         return Result(rows, [*shown, "top_token", "outlier"], draw, text)
-
