@@ -40,14 +40,14 @@ def pieces(artifact: Artifact) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def nasty(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Artifact, Store]]:
+def nasty(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Store]:
     """A report whose every token is text from anywhere, about an exact path, with an mlp beside it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Cards, "token", lambda self, token_id: NASTY[token_id % len(NASTY)])
         folder = tmp_path_factory.mktemp("nasty")
         store = Store(folder, say=lambda line: None)
         evaluate(world.config(folder, "connector=mlp", "connector.d_hidden=8", "l1_alpha=1e-3"), store)
-        yield made(world, folder, "solver=exact")
+        return made(world, folder, "solver=exact")
 
 
 def test_it_holds_what_the_artifacts_hold(world: World, tmp_path: Path) -> None:
