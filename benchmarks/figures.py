@@ -39,7 +39,7 @@ def mean_fvu(cfg: Config, store: Store) -> float:
     """FVU on test tokens of predicting the training mean."""
     sides = pull_sides(cfg, store)
     test = load_split(cfg, sides, "test")
-    return (mean_predictor(load_split(cfg, sides, "train"), test).sum() / variance(test).sum()).item()
+    return (mean_predictor([load_split(cfg, sides, "train")], test).sum() / variance(test).sum()).item()
 
 
 def main() -> None:

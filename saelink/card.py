@@ -45,6 +45,9 @@ SHOWN = {"top": 8, "random": 4}
 EDGES = 12
 """Edges of a card."""
 
+FAINT = 0.05
+"""Predictions nearer to zero than this, in units, are shown as zero: a linear map is never silent."""
+
 BESIDE = 5
 """Sources whose activations stand under a target's examples."""
 
@@ -288,8 +291,8 @@ class Cards:
         }
         if self.has_hidden:
             for edge in card["edges"]:
-                inner = self._terms(self._edges[1], edge["input"], self.source_name)
-                edge["edges"] = inner["edges"][:4]
+                inner = self._terms(self._edges[1], edge["input"], self.source_name)["edges"][:4]
+                edge["edges"] = [{name: term[name] for name in ("name", "weight", "token")} for term in inner]
         return card
 
     def figures(self, name: str) -> list[float]:
@@ -449,7 +452,7 @@ class Cards:
         for r, (latent, _) in enumerate(asked):
             found[latent].append(
                 {
-                    "predicted": _rounded(predicted[r][shown[r]]),
+                    "predicted": _rounded(np.where(np.abs(predicted[r]) < FAINT, 0, predicted[r])[shown[r]]),
                     "inputs": [
                         {"name": self.input_name(pairs[p][1]), "values": _rounded(windows[p][shown[r]])}
                         for p in by_request.get(r, [])

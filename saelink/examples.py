@@ -181,7 +181,6 @@ class _Piece(NamedTuple):
 
     start: int
     begins: np.ndarray[Any, Any]
-    pairs: np.ndarray[Any, Any]
     row_of: np.ndarray[Any, Any]
     values: np.ndarray[Any, Any]
     tokens: np.ndarray[Any, Any]
@@ -190,22 +189,16 @@ class _Piece(NamedTuple):
 
 
 def _pieces(stream: Stream, text: np.ndarray[Any, Any], drop: int) -> Iterator[_Piece]:
+    from saelink.kernels.examples import by_latent
+
     for shard, rows in stream.shards():
         start = stream.begins[shard.split] + shard.first * stream.context
-        row_of = rows.row_of
-        counts = row_of % stream.context >= drop
-        indices, kept = rows.indices[counts], counts.nonzero().squeeze(1)
-        begins = torch.zeros(rows.d + 1, dtype=torch.int64)
-        torch.cumsum(torch.bincount(indices, minlength=rows.d), 0, out=begins[1:])
-        yield _Piece(
-            start,
-            begins.numpy(),
-            kept[torch.sort(indices, stable=True).indices].numpy(),
-            row_of.numpy(),
-            rows.values.numpy(),
-            text[start : start + len(rows)].astype(np.int64),
-            torch.bincount(indices, rows.values[counts].double(), minlength=rows.d).numpy(),
-        )
+        begins, sums = np.zeros(rows.d + 1, np.int64), np.zeros(rows.d)
+        row_of, values = np.empty(len(rows.values), np.int32), np.empty(len(rows.values), np.float32)
+        arguments = (rows.offsets.numpy(), rows.indices.numpy(), rows.values.numpy(), stream.context, drop)
+        n = by_latent(*arguments, begins, row_of, values, sums)
+        tokens = text[start : start + len(rows)].astype(np.int64)
+        yield _Piece(start, begins, row_of[:n], values[:n], tokens, sums)
 
 
 def collect_examples(cfg: Config, stream: Stream, tokens: Artifact, draft: Draft) -> dict[str, Any]:
@@ -228,7 +221,7 @@ def collect_examples(cfg: Config, stream: Stream, tokens: Artifact, draft: Draft
     with Progress("examples", 2 * n_tokens) as bar:
         for piece in _pieces(stream, text, drop):
             arguments = (
-                piece.begins, piece.pairs, piece.row_of, piece.values, piece.tokens, piece.start, context, unit,
+                piece.begins, piece.row_of, piece.values, piece.tokens, piece.start, context, unit,
                 OCTAVES, histogram, places["top"], values["top"], tickets["size"], places["size"], values["size"],
                 tickets["any"], places["any"], values["any"], token, weight,
             )  # fmt: skip
@@ -239,7 +232,7 @@ def collect_examples(cfg: Config, stream: Stream, tokens: Artifact, draft: Draft
         weight[:] = 0
         count = np.zeros((d, SLOTS), np.int64)
         for piece in _pieces(stream, text, drop):
-            pairs = (piece.begins, piece.pairs, piece.row_of, piece.values, piece.tokens)
+            pairs = (piece.begins, piece.row_of, piece.values, piece.tokens)
             in_parts(d, LATENTS, lambda first, last, p=pairs: weigh(first, last, *p, token, weight, count))
             bar.advance(len(piece.tokens))
     everywhere = np.concatenate([places[name].reshape(d, -1) for name in ("top", "size", "any")], 1)

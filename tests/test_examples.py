@@ -98,12 +98,12 @@ def test_heavy_tokens_survive_more_tokens_than_slots() -> None:
     token, weight = np.full((1, slots), -1), np.zeros((1, slots))
     draws = [np.full((1, 1), np.iinfo(np.int64).max), np.full((1, 1), -1), np.zeros((1, 1), np.float32)]
     sizes = [draw.reshape(1, 1, 1).repeat(12, 1) for draw in draws]
-    rows = np.arange(n)
+    rows = np.arange(n, dtype=np.int32)
     histogram = np.zeros((1, 48), np.int64)
     state: list[Any] = [
         histogram, draws[1].copy(), draws[2].copy(), *sizes, *draws, token, weight,
     ]  # fmt: skip
-    collect(0, 1, np.array([0, n]), rows, rows, np.ones(n, np.float32), token_of, 0, 16, 1.0, 12, *state)
+    collect(0, 1, np.array([0, n]), rows, np.ones(n, np.float32), token_of, 0, 16, 1.0, 12, *state)
     assert {1, 2, 3} <= set(token[0].tolist())
 
 

@@ -123,7 +123,7 @@ async function plot(where, traces, layout, clicked) {
   const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), automargin: true };
   const full = {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: color("--ink"), size: 12 },
-    margin: { l: 55, r: 12, t: 12, b: 42 }, hovermode: "closest", legend: { orientation: "h", y: -0.22 },
+    margin: { l: 55, r: 12, t: 12, b: 42 }, hovermode: "closest", legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
     colorway: ["#e07b00", "#2f7ed8", "#2aa05a", "#b14ecb", "#c7384a", "#7a8a99", "#b59a00"],
     ...layout, xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
   };
@@ -225,7 +225,7 @@ function overview(page, later) {
   if (head.curves.length) {
     const where = h("div", { class: "plot" });
     columns.append(h("section", {}, h("h2", {}, "Loss while training"), h("p", { class: "dim small" }, "Validation documents. An exact fit has no curve."), where));
-    later.push(() => plot(where, head.curves.map((c) => ({ x: c.tokens, y: c.mse, name: c.name, mode: "lines" })), { xaxis: { title: { text: "training tokens" } }, yaxis: { title: { text: "MSE" }, type: "log" } }));
+    later.push(() => plot(where, head.curves.map((c) => ({ x: c.tokens, y: c.mse, name: c.name, mode: "lines" })), { xaxis: { title: { text: "training tokens" } }, yaxis: { title: { text: "MSE" }, type: "log", dtick: "D1" } }));
   }
   const linear = head.experiments.find((e) => e.name === "percent_linear");
   page.append(h("h2", {}, "Percent linear"));
@@ -377,7 +377,7 @@ function firesOn(card, later) {
   const plotted = h("div", { class: "plot low" });
   const d = card.histogram.length;
   later.push(() => plot(plotted, [{ type: "bar", x: card.histogram.map((_, i) => 2 ** ((i + 0.5 - d / 2) / 4)), y: card.histogram, marker: { color: "#e07b00" }, hovertemplate: "%{x:.3g}: %{y}<extra></extra>", width: card.histogram.map((_, i) => 2 ** ((i + 1 - d / 2) / 4) - 2 ** ((i - d / 2) / 4)) }],
-    { xaxis: { type: "log", title: { text: "activation, in the SAE's mean" } }, yaxis: { title: { text: "tokens" } }, bargap: 0 }));
+    { xaxis: { type: "log", title: { text: card.name.startsWith("H") ? "activation, in the units' mean" : "activation, in the SAE's mean" } }, yaxis: { title: { text: "tokens" } }, bargap: 0 }));
   const q = card.quantiles;
   return h("div", { class: "columns" },
     h("section", {}, h("h3", {}, "Tokens"), listTable([
@@ -400,7 +400,7 @@ function edgeTable(edges, title) {
   return listTable([
     { head: title, cell: (e) => [nameLink(e.name, e.input), " ", quoted(e.token)] },
     { head: "weight", number: true, cell: (e) => h("span", { class: e.weight < 0 ? "minus" : "plus" }, weight(e.weight)) },
-    { head: "FVU without it", number: true, title: "rise of the target's FVU on test documents when this edge alone is taken out; the rises don't add up", cell: (e) => (e.rise === null || e.rise === undefined ? "–" : (e.rise >= 0 ? "+" : "−") + digits(Math.abs(e.rise), 2)) },
+    { head: "FVU without it", number: true, title: "rise of the target's FVU on test documents when this edge alone is taken out; the rises don't add up", cell: (e) => (e.rise === null || e.rise === undefined ? "–" : Math.abs(e.rise) < 5e-5 ? "0" : (e.rise >= 0 ? "+" : "−") + (Math.abs(e.rise) < 1e-3 ? Math.abs(e.rise).toFixed(4) : digits(Math.abs(e.rise), 2))) },
     ...(edges.some((e) => e.both !== undefined) ? [{ head: "both active", number: true, title: "test tokens", cell: (e) => count(e.both) }] : []),
   ], edges);
 }
@@ -527,7 +527,8 @@ async function outliers(page) {
 function experimentParts(found) {
   if (!found) return [];
   const columns = Object.keys(found.rows[0]).map((name) => ({ head: name, number: found.rows.every((r) => typeof r[name] !== "string"), cell: (r) => (typeof r[name] === "number" ? (Number.isInteger(r[name]) ? count(r[name]) : digits(r[name])) : r[name] === null ? "–" : String(r[name])) }));
-  return [listTable(columns, found.rows), h("pre", { class: "dim" }, found.text), found.picture ? h("img", { src: "data:image/png;base64," + found.picture, alt: "the experiment's picture" }) : null].filter(Boolean);
+  const text = found.text.split(/\b(OF\d+)\b/).map((part, i) => (i % 2 ? nameLink(part) : part));
+  return [listTable(columns, found.rows), h("pre", { class: "dim" }, text), found.picture ? h("img", { src: "data:image/png;base64," + found.picture, alt: "the experiment's picture" }) : null].filter(Boolean);
 }
 
 function experiments(page) {
