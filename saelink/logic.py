@@ -29,6 +29,9 @@ EXPLAINED = 0.5
 ADDS = 0.05
 """A further alternative of an OR, or an exception, must be met on this share of the tokens in question."""
 
+LEADS = 0.25
+"""What an AND NOT or an AND is said of must add this share of what all sources with positive weights add."""
+
 READ = 6
 """Sources looked at, those that add most to the prediction where the target fires."""
 
@@ -106,6 +109,8 @@ def read_logic(fired: int, sources: Sequence[Source]) -> Logic:
     # What adds most where it fires; and what takes away most, which shows where it does not.
     order = sorted(range(len(sources)), key=lambda i: -sources[i].added)
     named = [i for i in order[: 4 * READ] if sources[i].weight > 0 and sources[i].added > 0][:READ]
+    added = sum(source.added for source in sources if source.weight > 0)
+    leading = [i for i in named if sources[i].added >= LEADS * added] or named[:1]
     takers = sorted((i for i in range(len(sources)) if sources[i].taken > 0), key=lambda i: -sources[i].taken)
     prevents = takers[: READ // 2]
     active = {i: sources[i].active() for i in {*named, *prevents}}
@@ -122,7 +127,7 @@ def read_logic(fired: int, sources: Sequence[Source]) -> Logic:
         return found.tokens >= SEEN and found.low > HIGH
 
     singles = {i: condition((i,)) for i in named}
-    for i in named:
+    for i in leading:
         for j in prevents:
             both, alone = condition((i, j)), condition((i,), (j,))
             if (
@@ -146,7 +151,7 @@ def read_logic(fired: int, sources: Sequence[Source]) -> Logic:
     share = (covered & fired).bit_count() / total
     if enough and share >= EXPLAINED:
         return Logic("or" if len(enough) > 1 else "copy", enough, evidence, share)
-    for i, j in itertools.combinations(named, 2):
+    for i, j in ((i, j) for i, j in itertools.combinations(named, 2) if i in leading or j in leading):
         both = condition((i, j))
         parts = [condition((i,), (j,)), condition((j,), (i,))]
         if (

@@ -83,6 +83,10 @@ def test_planted_circuits_get_their_name_from_fitted_weights(word: str, noise: f
     _, said = read(x, y, weight)
     assert said[0]["logic"]["word"] == word
     assert sorted(said[0]["logic"]["inputs"]) == ([0] if word == "copy" else [0, 1])
+    for condition in said[0]["logic"]["evidence"]:
+        assert len(condition["rows"]) == 2
+        for row in condition["rows"]:
+            assert (x[row, condition["on"]] > 0).all() and not (x[row, condition["off"]] > 0.2).any()
 
 
 def test_random_weights_are_unclear() -> None:

@@ -414,9 +414,13 @@ function logicOf(card) {
     dense: ["Dense: too many inputs add to it for one word."], unclear: ["Unclear: the counts don't say."],
   }[l.word];
   return [h("p", {}, h("b", {}, said), l.inputs.length ? h("span", { class: "dim" }, ` Holds on ${percent(l.covered)} of the ${count(card.fired)} test tokens where it fires.`) : null),
-    l.evidence.length ? h("ul", { class: "small dim" }, l.evidence.map((e) => h("li", {}, "where ", names(e.on), " active", e.off.length ? [" and not ", names(e.off)] : "", `: fires on ${count(e.fired)} of ${count(e.tokens)} tokens (${percent(e.fired / Math.max(e.tokens, 1))})`))) : null,
+    l.evidence.length ? h("ul", { class: "small dim" }, l.evidence.map((e) => h("li", {}, "where ", names(e.on), " active", e.off.length ? [" and not ", names(e.off)] : "", `: fires on ${count(e.fired)} of ${count(e.tokens)} tokens (${percent(e.fired / Math.max(e.tokens, 1))})`, e.texts.map(sentence)))) : null,
     card.silent ? h("div", { class: "small" }, h("p", {}, "Goes with its silence, where ", named(card.silent.leader), " is active:"),
       h("ul", { class: "dim" }, card.silent.inputs.map((e) => h("li", {}, named(e.name, e.input), `: active on ${percent(e.silent / card.silent.silent)} of the ${count(card.silent.silent)} tokens where this latent is silent, ${percent(e.fires / card.silent.fires)} of the ${count(card.silent.fires)} where it fires`)))) : null];
+}
+
+function sentence(text) {
+  return h("div", { class: "tok small dim" }, text.tokens.map((word, i) => (i === text.at ? h("b", { style: "color: var(--ink)" }, visible(word)) : visible(word))));
 }
 
 function together(card, later) {
@@ -437,7 +441,7 @@ function together(card, later) {
     const c = card.clusters;
     return h("section", {}, h("h2", {}, `${c.clusters.length} kinds of tokens it fires on`), h("p", { class: "dim small" }, `${count(c.tokens)} test tokens on which it fires, clustered by which inputs make up the prediction (HDBSCAN), with what each adds on average; ${count(c.outside)} belong to none.`),
       c.clusters.map((k) => h("div", { class: "example" }, h("div", {}, `${count(k.tokens)} tokens: `, k.inputs.map(([name, w], i) => [i ? ", " : "", named(name), ` adds ${weight(w)}`])),
-        k.texts.map((t) => h("div", { class: "tok small dim" }, t.tokens.map((word, i) => (i === t.at ? h("b", { style: "color: var(--ink)" }, visible(word)) : visible(word))))))));
+        k.texts.map(sentence))));
   }
   return null;
 }
