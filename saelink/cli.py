@@ -107,6 +107,12 @@ def _run_evaluate(cfg: Config, store: Store) -> None:
     tracking.publish(cfg.wandb, store, connector, evaluation, group=cfg.runtime.sweep)
 
 
+def _run_verify(cfg: Config, store: Store) -> None:
+    from saelink.verify import print_verdicts, verify
+
+    print_verdicts(store, verify(cfg, store))
+
+
 def _run_report(cfg: Config, store: Store) -> None:
     from saelink.report import page_path, report
 
@@ -170,7 +176,7 @@ def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]
                 cfg.runtime.sweep = None
             check(cfg)
             store = Store(cfg.runtime.outputs, say=lambda line: print(line, flush=True))
-            if cfg.experiment.names or stage not in (_run, _run_train, _run_evaluate):
+            if cfg.experiment.names or stage not in (_run, _run_train, _run_evaluate, _run_verify):
                 stage(cfg, store)
             else:
                 from saelink.train import penalties
@@ -255,6 +261,9 @@ _stage_command("sae", "Train SAEs for the link's hooks that have none.", _run_sa
 _stage_command("encode", "Encode the activations through the SAEs.", _run_encode)
 _stage_command("train", "Fit a connector.", _run_train)
 _stage_command("evaluate", "Measure a connector on held-out documents; print its circuits.", _run_evaluate)
+_stage_command(
+    "verify", "Ablate every source latent in the model and compare a connector's edges with it.", _run_verify
+)
 _stage_command("report", "One HTML page of what a connector found, with what the store holds beside it.", _run_report)
 
 

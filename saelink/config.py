@@ -268,6 +268,20 @@ class ReportConfig:
 
 
 @dataclass
+class VerifyConfig:
+    """How the causal effect of every edge is measured."""
+
+    tokens_per_source: int = 256
+    """Test tokens on which a source latent is ablated, evenly spread over those where it is active."""
+    tokens: int = 65_536
+    """Test tokens that are looked at, always the first ones."""
+    strong: float = 0.1
+    """An effect is strong from this share of the target's mean active value on."""
+    listed: float = 0.05
+    """... and listed from this one on, if its sign is the same in both halves of the documents."""
+
+
+@dataclass
 class ExperimentConfig:
     """What `saelink run experiment=...` makes: tables and pictures over many fits. Settings by experiment."""
 
@@ -378,6 +392,7 @@ class Config:
     solver: SolverConfig = field(default_factory=SolverConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -444,6 +444,76 @@ def _places(bridge: Any, inside: dict[Place, dict[int, torch.Tensor]]) -> dict[s
     return found
 
 
+def load_computation(
+    cfg: Config, info: ModelInfo, source: str, target: str, device: str
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a block does between two hooks, [n, d_model] -> [n, d_model], token by token: its MLP, norms included.
+
+    It is the chain of Hugging Face modules each of which is given just what the one before gave, found by running a few
+    tokens. Raises SaelinkError where there is no such chain: where tokens are mixed (attention) or something is added.
+    """
+    import torch
+
+    first, last = info.place(source), info.place(target)
+    missing = SaelinkError(
+        f"link: {source} -> {target} is no chain of modules that take one token at a time, such as an MLP; effects of "
+        "single edges are measured for link=mlp only"
+    )
+    if first is None or last is None or last.side != "output":
+        raise missing
+    _, hf_model = _load(cfg.model, info.artifact, attention=None)
+    hf_model.to(device)
+    modules = dict(hf_model.named_modules())
+    block = last.module.rsplit(f".{target.split('.')[1]}.", 1)[0] + f".{target.split('.')[1]}."
+    calls: list[tuple[str, list[Any], Any]] = []
+    handles = []
+    start: list[Any] = []
+    end: list[Any] = []
+
+    def record(name: str) -> Callable[..., None]:
+        def after(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+            calls.append((name, given, out))
+
+        return after
+
+    for name, module in modules.items():
+        if name.startswith(block):
+            handles.append(module.register_forward_hook(record(name), with_kwargs=True))
+    handles.append(_listen(modules[first.module], first.side, start.append))
+    handles.append(_listen(modules[last.module], last.side, end.append))
+    with torch.inference_mode():
+        hf_model(torch.arange(PROBE_TOKENS, device=device)[None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+
+    def chain(tensor: Any, depth: int) -> list[str] | None:
+        takers = [(name, out) for name, given, out in calls if len(given) == 1 and given[0] is tensor]
+        for name, out in sorted(takers, key=lambda call: call[0].count(".")):  # a module before those inside it
+            if out is end[0]:
+                return [name]
+            rest = chain(out, depth + 1) if isinstance(out, torch.Tensor) and depth < MOST_MODULES else None
+            if rest is not None:
+                return [name, *rest]
+        return None
+
+    names = chain(start[0], 0) if start and end else None
+    if names is None:
+        raise missing
+    parts = [modules[name] for name in names]
+
+    def compute(acts: torch.Tensor) -> torch.Tensor:
+        for part in parts:
+            acts = part(acts)
+        return acts
+
+    return compute
+
+
+MOST_MODULES = 4
+"""Modules between two hooks of an MLP: norm, MLP, and in some models a norm behind it."""
+
+
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     gc.disable()

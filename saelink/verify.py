@@ -1,0 +1,237 @@
+"""What a connector claims of the model's latents against what ablating them does: the stage `verify`.
+
+A connector claims that target i loses  claim_ij  on average when source j goes: what its own prediction loses on the
+tokens where j is active. For a linear map that is w_ij times j's mean activation there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from saelink.config import Config
+from saelink.connectors import Connector
+from saelink.effects import FOLDS, Effects, choose, effects, effects_plan, load_effects
+from saelink.latents import Rows, Tokens
+from saelink.link import load_split, pull_sides
+from saelink.model import device_of
+from saelink.progress import Progress
+from saelink.store import Artifact, Draft, Plan, Store
+from saelink.train import load_connector, train, train_plan
+
+VERSION = 1
+
+FIGURES_FILE = "figures.json"
+EDGES_FILE = "edges.safetensors"
+
+VERDICTS = ("confirmed", "weaker", "no effect", "opposite", "unclear")
+
+CONFIRMED = 0.5
+"""An effect confirms a claim that is at most twice as large."""
+
+NONE = 0.1
+"""Below this share of the claim an effect counts as none. One above it whose sign differs between the two halves of the
+documents leaves the claim unclear."""
+
+TOPS = (1, 3, 10)
+"""Edges in multiples of the number of sources at which precision and recall are given."""
+
+RESAMPLES = 200
+
+
+def verify_plan(cfg: Config, store: Store) -> Plan:
+    """Plan of a connector's verdicts."""
+    plan = train_plan(cfg, store)
+    recipe = {"strong": cfg.verify.strong, "listed": cfg.verify.listed}
+    return Plan("verify", VERSION, recipe, {"connector": plan.key, "effects": effects_plan(cfg, store).key}, plan.about)
+
+
+def verify(cfg: Config, store: Store) -> Artifact:
+    """Pull the verdicts on the edges of the configured connector.
+
+    Files: `figures.json`; `edges.safetensors` with, by claimed edge, `target`, `source`, `claim`, `effect` and
+    `verdict` (a place in VERDICTS), and `missed_target`, `missed_source`, `missed_effect` for strong effects it lacks.
+    Claims and effects are in units of the target's mean active value.
+    """
+    plan = verify_plan(cfg, store)
+    found = store.up_to_date(plan)
+    if found is not None:
+        return found
+    measured = load_effects(effects(cfg, store))
+    connector = load_connector(train(cfg, store))
+    sides = pull_sides(cfg, store)
+
+    def make(draft: Draft) -> dict[str, Any]:
+        test = load_split(cfg, sides, "test", connector.target_ids)
+        claimed = claims(connector, measured, test, cfg.verify.tokens_per_source, device_of(cfg))
+        figures, tensors = judged(claimed, measured, connector.target_ids, cfg.verify.strong)
+        draft.save_json(FIGURES_FILE, figures)
+        draft.save_tensors(EDGES_FILE, tensors)
+        return figures
+
+    return store.build(plan, make, device_of(cfg))
+
+
+def claims(connector: Connector, measured: Effects, test: Tokens, most: int, device: str) -> torch.Tensor:
+    """[d_source, d_target of the connector] what its predictions lose on average without each source."""
+    if len(connector.penalised()) == 1 and not connector.relu_output:
+        return connector.output_weight() * measured.source_mean[:, None]
+    chosen = choose(test.source, torch.zeros(len(test), dtype=torch.int64), most)
+    sums = torch.zeros(test.source.d, connector.d_target)
+    connector = connector.to(device)
+    with Progress("claims", len(chosen.token), "ablations") as bar, torch.inference_mode():
+        for first in range(0, len(chosen.token), 2048):
+            part = slice(first, first + 2048)
+            rows, source = test.source.select(chosen.token[part]), chosen.source[part]
+            kept = rows.indices != source[rows.row_of]
+            without = Rows(rows.offsets, rows.indices, rows.values * kept, rows.d)
+            lost = (connector(rows.to(device)) - connector(without.to(device))).cpu()
+            unique, place = source.unique_consecutive(return_inverse=True)
+            sums[unique] += torch.zeros(len(unique), lost.shape[1]).index_add_(0, place, lost)
+            bar.advance(len(source))
+    return sums / torch.bincount(chosen.source, minlength=test.source.d).clamp(min=1)[:, None]
+
+
+def judged(
+    claimed: torch.Tensor, measured: Effects, target_ids: torch.Tensor, strong: float
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Figures of a graph of claims against effects, and the verdict on each of its edges.
+
+    Both are divided by the target's mean active value, so that targets of any size count alike; targets that never
+    fire on these tokens are left out. All figures have intervals from a bootstrap over the groups of documents.
+    """
+    unit = measured.target_mean[target_ids]
+    alive = unit > 0
+    ids, unit = target_ids[alive], unit[alive]
+    claim = claimed[:, alive] / unit
+    effect = measured.mean[:, ids] / unit
+    consistent = measured.consistent()[:, ids]
+    is_strong = (effect.abs() >= strong) & consistent
+    place = claim.flatten().nonzero().squeeze(1)
+    place = place[claim.flatten()[place].abs().sort(descending=True, stable=True).indices]
+    c, e = claim.flatten()[place], effect.flatten()[place]
+    ratio = e / c
+    verdict = torch.full((len(place),), VERDICTS.index("weaker"))
+    verdict[ratio >= CONFIRMED] = VERDICTS.index("confirmed")
+    verdict[ratio <= -NONE] = VERDICTS.index("opposite")
+    verdict[~consistent.flatten()[place]] = VERDICTS.index("unclear")
+    verdict[ratio.abs() < NONE] = VERDICTS.index("no effect")
+    missed = (is_strong & (claim == 0)).flatten().nonzero().squeeze(1)
+    missed = missed[effect.flatten()[missed].abs().sort(descending=True, stable=True).indices]
+    width = len(ids)
+    tensors = {
+        "target": ids[place % width],
+        "source": (place // width).int(),
+        "claim": c,
+        "effect": e,
+        "verdict": verdict.to(torch.uint8),
+        "missed_target": ids[missed % width],
+        "missed_source": (missed // width).int(),
+        "missed_effect": effect.flatten()[missed],
+    }
+    d_source = len(claim)
+    top = place[: max(TOPS) * d_source]
+    candidates = torch.cat([top, (effect.abs() >= strong / 2).flatten().nonzero().squeeze(1)]).unique()
+    # By fold, only where it matters: the claims at the top and what is nearly strong.
+    source, target = candidates // width, ids[candidates % width]
+    folds = measured.folds[:, source, target].double() / unit[candidates % width]
+    tokens = measured.tokens[:, source].double()
+    where = torch.searchsorted(candidates, top)
+    claim_at = claim.flatten()[candidates].double()
+    figures = _figures(folds, tokens, claim_at, where, d_source, strong, torch.ones(FOLDS, dtype=torch.float64))
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(FOLDS, (RESAMPLES, FOLDS), generator=generator)
+    again = [
+        _figures(folds, tokens, claim_at, where, d_source, strong, torch.bincount(row, minlength=FOLDS).double())
+        for row in drawn
+    ]
+    result: dict[str, Any] = {}
+    for name, value in figures.items():
+        values = torch.tensor([other[name] for other in again if other[name] == other[name]])
+        low, high = values.quantile(torch.tensor([0.025, 0.975])).tolist() if len(values) else (value, value)
+        result[name] = None if value != value else value
+        result[f"{name}_low"], result[f"{name}_high"] = (None, None) if value != value else (low, high)
+    by_source = is_strong.sum(1).sort(descending=True).values
+    counts = torch.bincount(verdict, minlength=len(VERDICTS))
+    return {
+        "edges": len(place),
+        "strong": int(is_strong.sum()),
+        "strong_suppressive": int((is_strong & (effect < 0)).sum()),
+        "missed": len(missed),
+        "missed_suppressive": int((effect.flatten()[missed] < 0).sum()),
+        "strong_in_first_tenth_of_sources": (by_source[: d_source // 10].sum().item() / max(by_source.sum().item(), 1)),
+        **{f"edges_{word.replace(' ', '_')}": int(count) for word, count in zip(VERDICTS, counts, strict=True)},
+        **result,
+    }, tensors
+
+
+def _figures(
+    folds: torch.Tensor, tokens: torch.Tensor, claim: torch.Tensor, top: torch.Tensor, d_source: int, strong: float,
+    weight: torch.Tensor,
+) -> dict[str, float]:  # fmt: skip
+    """The figures with each fold of documents counted `weight` times; `top` are the claims' places, largest first."""
+    n = (weight[:, None] * tokens).sum(0).clamp(min=1)
+    effect = (weight[:, None] * folds).sum(0) / n
+    halves = [(weight[half, None] * folds[half]).sum(0) for half in (slice(0, None, 2), slice(1, None, 2))]
+    is_strong = (effect.abs() >= strong) & ((halves[0] * halves[1]) > 0)
+    figures: dict[str, float] = {}
+    for times in TOPS:
+        chosen = top[: times * d_source]
+        right = is_strong[chosen] & (effect[chosen] * claim[chosen] > 0)
+        figures[f"precision_{times}x"] = right.double().mean().item() if len(chosen) else float("nan")
+        for name, sign in (("", 0), ("_positive", 1), ("_suppressive", -1)):
+            these = is_strong if not sign else is_strong & (effect * sign > 0)
+            hit = right if not sign else right & (effect[chosen] * sign > 0)
+            figures[f"recall{name}_{times}x"] = hit.sum().item() / max(int(these.sum()), 1)
+    chosen = top[:d_source]
+    c, e = claim[chosen], effect[chosen]
+    if len(chosen) > 2:
+        figures["sign_1x"] = (c * e > 0).double().mean().item()
+        figures["slope_1x"] = ((c * e).sum() / c.square().sum()).item()
+        figures["r2_1x"] = torch.corrcoef(torch.stack([c, e]))[0, 1].square().item()
+        ranks = torch.stack([c, e]).argsort(1).argsort(1).double()
+        figures["rank_correlation_1x"] = torch.corrcoef(ranks)[0, 1].item()
+    return figures
+
+
+# --------------------------------------------------------------------------- for the terminal
+
+
+def print_verdicts(store: Store, artifact: Artifact) -> None:
+    """What the figures say, in 80 columns."""
+    f = artifact.json(FIGURES_FILE)
+
+    def interval(name: str) -> str:
+        if f.get(name) is None:
+            return "-"
+        return f"{f[name]:.2f} ({f[f'{name}_low']:.2f} to {f[f'{name}_high']:.2f})"
+
+    store.say("")
+    share = f["strong_suppressive"] / max(f["strong"], 1)
+    store.say(f"  strong effects {f['strong']:,} in the model, {share:.0%} of them suppressive")
+    edges = max(f["edges"], 1)
+    words = [f"{f['edges_' + word.replace(' ', '_')] / edges:.0%} {word}" for word in VERDICTS]
+    store.say(f"  claimed edges  {f['edges']:,}")
+    store.say(f"  of these       {', '.join(words)}")
+    store.say(
+        f"  missed         {f['missed']:,} strong effects without an edge, {f['missed_suppressive']:,} suppressive"
+    )
+    store.say("\n  The strongest claims, in multiples of the number of sources, 95% intervals")
+    store.say(f"  {'':12} {'1x':20} {'3x':20} {'10x':20}")
+    for label, name in (
+        ("precision", "precision"),
+        ("recall", "recall"),
+        ("  positive", "recall_positive"),
+        ("  suppressive", "recall_suppressive"),
+    ):
+        store.say(f"  {label:13} " + " ".join(f"{interval(f'{name}_{times}x'):20}" for times in TOPS))
+    store.say("")
+    for label, name in (
+        ("same sign", "sign_1x"),
+        ("slope", "slope_1x"),
+        ("r2", "r2_1x"),
+        ("rank correlation", "rank_correlation_1x"),
+    ):
+        store.say(f"  {label:17} {interval(name)}")
+    store.say(f"\n  {artifact.path}")
