@@ -214,9 +214,7 @@ def print_verdicts(store: Store, artifact: Artifact) -> None:
     words = [f"{f['edges_' + word.replace(' ', '_')] / edges:.0%} {word}" for word in VERDICTS]
     store.say(f"  claimed edges  {f['edges']:,}")
     store.say(f"  of these       {', '.join(words)}")
-    store.say(
-        f"  missed         {f['missed']:,} strong effects without an edge, {f['missed_suppressive']:,} suppressive"
-    )
+    store.say(f"  missed         {f['missed']:,} strong effects without edge, {f['missed_suppressive']:,} suppressive")
     store.say("\n  The strongest claims, in multiples of the number of sources, 95% intervals")
     store.say(f"  {'':12} {'1x':20} {'3x':20} {'10x':20}")
     for label, name in (
