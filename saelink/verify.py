@@ -205,7 +205,7 @@ def print_verdicts(store: Store, artifact: Artifact) -> None:
     def interval(name: str) -> str:
         if f.get(name) is None:
             return "-"
-        return f"{f[name]:.2f} ({f[f'{name}_low']:.2f} to {f[f'{name}_high']:.2f})"
+        return f"{f[name]:.2f} ({f[f'{name}_low']:.2f} to {f[f'{name}_high']:.2f})".replace("0.", ".")
 
     store.say("")
     share = f["strong_suppressive"] / max(f["strong"], 1)
@@ -213,7 +213,8 @@ def print_verdicts(store: Store, artifact: Artifact) -> None:
     edges = max(f["edges"], 1)
     words = [f"{f['edges_' + word.replace(' ', '_')] / edges:.0%} {word}" for word in VERDICTS]
     store.say(f"  claimed edges  {f['edges']:,}")
-    store.say(f"  of these       {', '.join(words)}")
+    store.say(f"  of these       {', '.join(words[:3])},")
+    store.say(f"                 {', '.join(words[3:])}")
     store.say(f"  missed         {f['missed']:,} strong effects without edge, {f['missed_suppressive']:,} suppressive")
     store.say("\n  The strongest claims, in multiples of the number of sources, 95% intervals")
     store.say(f"  {'':12} {'1x':20} {'3x':20} {'10x':20}")
