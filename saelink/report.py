@@ -280,8 +280,7 @@ class _Pages:
             entry["mean"] = float(f"{sums[latent].item() / fired[latent].item() / self.cards.sides.scales[-1]:.4g}")
             found.append(entry)
         if self.cards.has_hidden:
-            weights = self.cards.connector.output_weight()
-            limit = self.cfg.experiment.weight_threshold
+            weights, limit = self.cards.connector.output_weight(), self.cfg.experiment.weight_threshold
             columns = {latent: column for column, latent in enumerate(self.ids.tolist())}
             for entry in found:
                 column = columns.get(entry["latent"])
@@ -289,6 +288,14 @@ class _Pages:
                     entry["w2_above"] = int((weights[:, column] > limit).sum())
                     entry["w2_below"] = int((weights[:, column] < -limit).sum())
         return found
+
+    def _w2_median(self) -> dict[str, float] | None:
+        """Large W2 weights of the median target, beside which those of outliers stand."""
+        if not self.cards.has_hidden:
+            return None
+        weights, limit = self.cards.connector.output_weight(), self.cfg.experiment.weight_threshold
+        above, below = (weights > limit).sum(0).double(), (weights < -limit).sum(0).double()
+        return {"limit": limit, "above": above.median().item(), "below": below.median().item()}
 
     def _ablated(self) -> dict[str, dict[str, Any]]:
         """Ablations of the highlighted targets and their first sources, by side and number."""
@@ -380,6 +387,7 @@ class _Pages:
             "cards": cfg.report.cards,
             "highlights": named,
             "outliers": self.outliers,
+            "w2_median": self._w2_median(),
             "hidden_units": self._hidden_units(),
             "table": table,
             "frontier": frontier,

@@ -25,7 +25,10 @@ VERSION = 1
 FIGURES_FILE = "figures.json"
 EDGES_FILE = "edges.safetensors"
 
-VERDICTS = ("confirmed", "weaker", "no effect", "opposite", "unclear")
+VERDICTS = ("confirmed", "weaker", "no effect", "opposite", "unclear", "faint")
+
+FAINT = 0.01
+"""A claim below this share of the target's mean active value is not judged, and as good as none."""
 
 CONFIRMED = 0.5
 """An effect confirms a claim that is at most twice as large."""
@@ -36,6 +39,9 @@ documents leaves the claim unclear."""
 
 TOPS = (1, 3, 10)
 """Edges in multiples of the number of sources at which precision and recall are given."""
+
+SEEN = 64
+"""Tokens that a source must have been ablated on; claims about rarer ones are unclear, their effects not counted."""
 
 RESAMPLES = 200
 
@@ -99,14 +105,14 @@ def judged(
     """Figures of a graph of claims against effects, and the verdict on each of its edges.
 
     Both are divided by the target's mean active value, so that targets of any size count alike; targets that never
-    fire on these tokens are left out. All figures have intervals from a bootstrap over the groups of documents.
+    fire on these tokens are left out. Intervals are 1.96 standard errors over resamples of the groups of documents.
     """
     unit = measured.target_mean[target_ids]
     alive = unit > 0
     ids, unit = target_ids[alive], unit[alive]
     claim = claimed[:, alive] / unit
     effect = measured.mean[:, ids] / unit
-    consistent = measured.consistent()[:, ids]
+    consistent = measured.consistent()[:, ids] & (measured.tokens.sum(0) >= SEEN)[:, None]
     is_strong = (effect.abs() >= strong) & consistent
     place = claim.flatten().nonzero().squeeze(1)
     place = place[claim.flatten()[place].abs().sort(descending=True, stable=True).indices]
@@ -115,9 +121,12 @@ def judged(
     verdict = torch.full((len(place),), VERDICTS.index("weaker"))
     verdict[ratio >= CONFIRMED] = VERDICTS.index("confirmed")
     verdict[ratio <= -NONE] = VERDICTS.index("opposite")
-    verdict[~consistent.flatten()[place]] = VERDICTS.index("unclear")
     verdict[ratio.abs() < NONE] = VERDICTS.index("no effect")
-    missed = (is_strong & (claim == 0)).flatten().nonzero().squeeze(1)
+    verdict[~consistent.flatten()[place] & (ratio.abs() >= NONE)] = VERDICTS.index("unclear")
+    enough = measured.tokens.sum(0) >= SEEN
+    verdict[~enough[place // len(ids)]] = VERDICTS.index("unclear")
+    verdict[c.abs() < FAINT] = VERDICTS.index("faint")
+    missed = (is_strong & (claim.abs() < FAINT)).flatten().nonzero().squeeze(1)
     missed = missed[effect.flatten()[missed].abs().sort(descending=True, stable=True).indices]
     width = len(ids)
     tensors = {
@@ -130,8 +139,8 @@ def judged(
         "missed_source": (missed // width).int(),
         "missed_effect": effect.flatten()[missed],
     }
-    d_source = len(claim)
-    top = place[: max(TOPS) * d_source]
+    d_source = int(enough.sum())
+    top = place[enough[place // width]][: max(TOPS) * d_source]
     candidates = torch.cat([top, (effect.abs() >= strong / 2).flatten().nonzero().squeeze(1)]).unique()
     # By fold, only where it matters: the claims at the top and what is nearly strong.
     source, target = candidates // width, ids[candidates % width]
@@ -148,10 +157,11 @@ def judged(
     ]
     result: dict[str, Any] = {}
     for name, value in figures.items():
-        values = torch.tensor([other[name] for other in again if other[name] == other[name]])
-        low, high = values.quantile(torch.tensor([0.025, 0.975])).tolist() if len(values) else (value, value)
-        result[name] = None if value != value else value
-        result[f"{name}_low"], result[f"{name}_high"] = (None, None) if value != value else (low, high)
+        known = value == value
+        others = torch.tensor([other[name] for other in again if other[name] == other[name]], dtype=torch.float64)
+        spread = 1.96 * others.std().item() if len(others) > 1 else 0.0
+        result[name] = value if known else None
+        result[f"{name}_low"], result[f"{name}_high"] = (value - spread, value + spread) if known else (None, None)
     by_source = is_strong.sum(1).sort(descending=True).values
     counts = torch.bincount(verdict, minlength=len(VERDICTS))
     return {
@@ -160,7 +170,9 @@ def judged(
         "strong_suppressive": int((is_strong & (effect < 0)).sum()),
         "missed": len(missed),
         "missed_suppressive": int((effect.flatten()[missed] < 0).sum()),
-        "strong_in_first_tenth_of_sources": (by_source[: d_source // 10].sum().item() / max(by_source.sum().item(), 1)),
+        "strong_in_first_tenth_of_sources": (
+            by_source[: len(claim) // 10].sum().item() / max(by_source.sum().item(), 1)
+        ),
         **{f"edges_{word.replace(' ', '_')}": int(count) for word, count in zip(VERDICTS, counts, strict=True)},
         **result,
     }, tensors
@@ -170,11 +182,14 @@ def _figures(
     folds: torch.Tensor, tokens: torch.Tensor, claim: torch.Tensor, top: torch.Tensor, d_source: int, strong: float,
     weight: torch.Tensor,
 ) -> dict[str, float]:  # fmt: skip
-    """The figures with each fold of documents counted `weight` times; `top` are the claims' places, largest first."""
+    """The figures with each fold of documents counted `weight` times; `top` are the claims' places, largest first.
+
+    `d_source` sources were ablated on enough tokens; the claims of the others are not among them.
+    """
     n = (weight[:, None] * tokens).sum(0).clamp(min=1)
     effect = (weight[:, None] * folds).sum(0) / n
     halves = [(weight[half, None] * folds[half]).sum(0) for half in (slice(0, None, 2), slice(1, None, 2))]
-    is_strong = (effect.abs() >= strong) & ((halves[0] * halves[1]) > 0)
+    is_strong = (effect.abs() >= strong) & ((halves[0] * halves[1]) > 0) & (tokens.sum(0) >= SEEN)
     figures: dict[str, float] = {}
     for times in TOPS:
         chosen = top[: times * d_source]
@@ -216,7 +231,7 @@ def print_verdicts(store: Store, artifact: Artifact) -> None:
     store.say(f"  of these       {', '.join(words[:3])},")
     store.say(f"                 {', '.join(words[3:])}")
     store.say(f"  missed         {f['missed']:,} strong effects without edge, {f['missed_suppressive']:,} suppressive")
-    store.say("\n  The strongest claims, in multiples of the number of sources, 95% intervals")
+    store.say("\n  The strongest claims, in multiples of the sources that were judged (95%)")
     store.say(f"  {'':12} {'1x':20} {'3x':20} {'10x':20}")
     for label, name in (
         ("precision", "precision"),

@@ -156,6 +156,26 @@ def test_the_true_graph_is_confirmed() -> None:
     assert len(tensors["target"]) == figures["edges"]
 
 
+def test_a_graph_without_edges_claims_nothing() -> None:
+    true, measured, ids = planted()
+    figures, tensors = judged(torch.zeros_like(true), measured, ids, 0.1)
+    assert figures["edges"] == 0 and figures["precision_1x"] is None and figures["recall_1x"] == 0
+    figures, _ = judged(0.005 * torch.ones_like(true), measured, ids, 0.1)
+    assert figures["edges_faint"] == figures["edges"] == 1200 and figures["missed"] == figures["strong"]
+    assert figures["missed"] == figures["strong"] == len(tensors["missed_target"])
+
+
+def test_rare_sources_are_not_judged() -> None:
+    true, measured, ids = planted()
+    tokens = measured.tokens.clone()
+    tokens[:, 20:] = 1
+    rare = measured._replace(tokens=tokens)
+    figures, tensors = judged(true, rare, ids, 0.1)
+    unclear = tensors["verdict"] == VERDICTS.index("unclear")
+    assert (tensors["source"][unclear] >= 20).all() and unclear[tensors["source"] >= 20].all()
+    assert figures["strong"] <= int((true[:20].abs() > 0.08).sum())
+
+
 def test_each_wrong_claim_gets_its_verdict() -> None:
     true, measured, ids = planted(1)
     strong = (true.abs() > 0.3).nonzero()

@@ -523,6 +523,7 @@ async function outliers(page) {
     ...(wide ? [{ head: "large W2 weights, + / −", number: true, cell: (o) => `${count(o.w2_above)} / ${count(o.w2_below)}` }] : []),
   ], head.outliers.slice(0, 200)));
   if (!head.outliers.length) page.append(h("p", {}, "None."));
+  if (head.w2_median) page.append(h("p", { class: "dim small" }, `W2 weights above ${digits(head.w2_median.limit)} and below −${digits(head.w2_median.limit)} into the median target: ${count(head.w2_median.above)} / ${count(head.w2_median.below)}.`));
   page.append(h("h2", {}, "Non-linear latents"), index.gains.length
     ? h("p", {}, "Latents that another connector predicts better than this one: ", index.gains.map((g, i) => [i ? ", " : "", h("a", { href: place("circuits", undefined, { sort: "gain" + i }) }, g.name)]))
     : h("p", { class: "dim" }, "Fit another connector on the same latents to see which latents gain, for example ", h("code", {}, `saelink evaluate layer=${head.layer} connector=nonlinear`), ", and make the report again."));
