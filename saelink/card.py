@@ -578,12 +578,8 @@ def print_card(card: dict[str, Any], console: Console) -> None:
             for inner in edge.get("edges", [])[:4]:
                 console.print("  " + _edge(inner))
         _print_logic(card["logic"], card["fired"], console)
-        for entry in card.get("silent", {"inputs": []})["inputs"]:
-            silent = card["silent"]
-            console.print(
-                f"  [dim]where {silent['leader']} is active and this is not: {entry['name']} on {entry['silent']:,} of "
-                f"{silent['silent']:,}; where both are: {entry['fires']:,} of {silent['fires']:,}[/]"
-            )
+        if "silent" in card:
+            _print_silent(card["silent"], console)
     elif "explained" in card:
         why = "no edge leads to it" if card["explained"] else "the connector does not explain it (targets.*)"
         console.print(f"\n[dim]{why}[/]")
@@ -613,6 +609,13 @@ def _print_logic(logic: dict[str, Any], fired: int, console: Console) -> None:
     for condition in logic["evidence"]:
         text = " and ".join(condition["on"]) + "".join(f" without {name}" for name in condition["off"])
         console.print(f"  [dim]{text}: fires on {condition['fired']:,} of {condition['tokens']:,}[/]")
+
+
+def _print_silent(silent: dict[str, Any], console: Console) -> None:
+    console.print(f"  [dim]where {silent['leader']} is active, its silence goes with[/]")
+    for entry in silent["inputs"]:
+        quiet = f"on {entry['silent']:,} of {silent['silent']:,} tokens"
+        console.print(f"  [dim]  {entry['name']} {quiet}, where it fires on {entry['fires']:,} of {silent['fires']:,}[/]")
 
 
 def _edge(edge: dict[str, Any]) -> str:
