@@ -614,8 +614,8 @@ def _print_logic(logic: dict[str, Any], fired: int, console: Console) -> None:
 def _print_silent(silent: dict[str, Any], console: Console) -> None:
     console.print(f"  [dim]where {silent['leader']} is active, its silence goes with[/]")
     for entry in silent["inputs"]:
-        quiet = f"on {entry['silent']:,} of {silent['silent']:,} tokens"
-        console.print(f"  [dim]  {entry['name']} {quiet}, where it fires on {entry['fires']:,} of {silent['fires']:,}[/]")
+        quiet, fires = f"{entry['silent']:,} of {silent['silent']:,}", f"{entry['fires']:,} of {silent['fires']:,}"
+        console.print(f"  [dim]  {entry['name']} on {quiet} tokens, where it fires on {fires}[/]")
 
 
 def _edge(edge: dict[str, Any]) -> str:
