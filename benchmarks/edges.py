@@ -34,7 +34,7 @@ SOURCES = {
     "linear by Adam, 8e-4, 600 steps": ["solver=adam", "l1_alpha=8e-4", "solver.tokens=614400"],
     "linear, proximal, 8e-4, 600 steps": ["solver=proximal", "l1_alpha=8e-4", "solver.tokens=614400"],
     "nonlinear, proximal, 8e-4, 600 steps": [
-        "connector=nonlinear", "solver=proximal", "connector.init=zero", "l1_alpha=8e-4", "solver.tokens=614400",
+        "connector=nonlinear", "solver=proximal", "solver.loss=matching", "l1_alpha=8e-4", "solver.tokens=614400",
     ],
     "mlp (512), proximal, 8e-4, 600 steps": [
         "connector=mlp", "solver=proximal", "l1_alpha=8e-4", "solver.tokens=614400",
