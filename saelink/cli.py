@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -114,9 +115,12 @@ def _run_verify(cfg: Config, store: Store) -> None:
 
 
 def _run_report(cfg: Config, store: Store) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
     from saelink.report import page_path, report
 
-    artifact = report(cfg, store)
+    overrides = HydraConfig.get().overrides.task
+    artifact = report(cfg, store, shlex.join(["saelink", "report", *overrides]))
     path = page_path(cfg, artifact)
     store.say(f"\n  report     {path} ({artifact.facts['bytes'] / 1e6:.0f} MB; opens in any browser, off line)")
 

@@ -276,9 +276,8 @@ class VerifyConfig:
     tokens: int = 65_536
     """Test tokens that are looked at, always the first ones."""
     strong: float = 0.1
-    """An effect is strong from this share of the target's mean active value on."""
-    listed: float = 0.05
-    """... and listed from this one on, if its sign is the same in both halves of the documents."""
+    """An effect is strong from this share of the target's mean active value on, if its sign is the same in both halves
+    of the documents."""
 
 
 @dataclass

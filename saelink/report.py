@@ -71,8 +71,8 @@ def included(cfg: Config, store: Store) -> list[Config]:
     return [replace(cfg, l1_alpha=float(alpha)) for alpha in dict.fromkeys([*asked, *more])]
 
 
-def report(cfg: Config, store: Store) -> Artifact:
-    """Pull the page about the configured connector.
+def report(cfg: Config, store: Store, command: str | None = None) -> Artifact:
+    """Pull the page about the configured connector; `command` is what it says makes it, when it is made anew.
 
     Files: `report.html`, `data.zip`. It is made anew when something it shows has changed: an evaluation of another
     connector between the same latents, say, or an experiment on them.
@@ -104,7 +104,7 @@ def report(cfg: Config, store: Store) -> Artifact:
     plan = Plan("report", VERSION, recipe, inputs, made[0][0].manifest["about"])
     artifact = store.up_to_date(plan)
     if artifact is None:
-        pages = _Pages(jobs, store, others, done)
+        pages = _Pages(jobs, store, others, done, command)
         artifact = store.build(plan, pages.write)
     if cfg.report.path is not None:
         path = Path(cfg.report.path)
@@ -151,9 +151,11 @@ class _Pages:
     """Everything the page shows, piece by piece."""
 
     def __init__(
-        self, jobs: list[Config], store: Store, others: list[tuple[Artifact, Artifact]], experiments: list[Artifact]
-    ):
+        self, jobs: list[Config], store: Store, others: list[tuple[Artifact, Artifact]], experiments: list[Artifact],
+        command: str | None,
+    ):  # fmt: skip
         self.cfg, self.store, self.others, self.experiments = jobs[0], store, others, experiments
+        self.command = command
         self.fits = [Cards(job, store) for job in jobs]
         self.cards = self.fits[0]
         for fit in self.fits[1:]:  # what the latents fire on is the same
@@ -367,7 +369,7 @@ class _Pages:
             "documents": facts["documents"],
             "context": facts["context_size"],
             "saes": saes,
-            "command": self._command(),
+            "command": self.command,
             "fits": [
                 {
                     "key": fit.artifact.key,
@@ -397,16 +399,6 @@ class _Pages:
                 for result in self.experiments
             ],
         }
-
-    def _command(self) -> str:
-        """A command that makes this page, from what differs from the defaults."""
-        cfg = self.cfg
-        words = ["saelink", "report", f"layer={cfg.layer}"]
-        words += [f"model={cfg.model.name}", f"data={cfg.data.name}", f"link={cfg.link.name}"]
-        words += [f"connector={cfg.connector.name}", f"solver={cfg.solver.name}", f"l1_alpha={cfg.l1_alpha:g}"]
-        if cfg.data.max_tokens is not None:
-            words.append(f"data.max_tokens={cfg.data.max_tokens}")
-        return " ".join(words)
 
     def _index(self) -> dict[str, Any]:
         """By target, in columns: what the list of circuits shows, searches and sorts by."""

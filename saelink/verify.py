@@ -49,7 +49,7 @@ RESAMPLES = 200
 def verify_plan(cfg: Config, store: Store) -> Plan:
     """Plan of a connector's verdicts."""
     plan = train_plan(cfg, store)
-    recipe = {"strong": cfg.verify.strong, "listed": cfg.verify.listed}
+    recipe = {"strong": cfg.verify.strong}
     return Plan("verify", VERSION, recipe, {"connector": plan.key, "effects": effects_plan(cfg, store).key}, plan.about)
 
 

@@ -123,7 +123,10 @@ def test_report_on_the_command_line(saelink: Run, tmp_path: Path) -> None:
     path = tmp_path / "sub" / "page.html"
     code, out, err = saelink("report", "solver=exact", *SETTINGS, f"report.path={path}")
     assert code == 0, err
-    assert path.read_text().startswith("<!doctype html>") and str(path) in out
+    page = path.read_text()
+    assert page.startswith("<!doctype html>") and str(path) in out
+    given = page.split('"command": "')[1].split('"')[0]
+    assert given.startswith("saelink report") and "solver=exact" in given and "report.ablated=2" in given
 
 
 # --------------------------------------------------------------------------- in a browser
@@ -202,7 +205,7 @@ def test_clicks_and_search(browser: Any, world: World, tmp_path: Path) -> None:
     evaluate(world.config(store.root, "connector=mlp", "connector.d_hidden=8", "l1_alpha=1e-3"), store)
     artifact, _ = made(world, tmp_path, "solver=exact")
     text = shown(browser, artifact)
-    for expected in ("Connectors", "mean predictor", "oracle", "Percent linear", "Loss while training", "command"):
+    for expected in ("Connectors", "mean predictor", "oracle", "Percent linear", "Loss while training", "What was run"):
         assert expected in text, expected
     wait(browser, lambda: browser.find_elements("css selector", "#frontier .main-svg"))
     browser.find_element("link text", "Circuits").click()

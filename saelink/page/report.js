@@ -240,7 +240,7 @@ function overview(page, later) {
     ["model", head.model], ["text", `${head.data}: ${Object.entries(head.tokens).map(([s, n]) => `${count(n)} ${s}`).join(", ")} tokens, packed to ${head.context}`],
     ["link", `${head.link.name}: ${head.link.sources.join(" + ")} → ${head.link.target}`],
     ...head.saes.map((s) => [s.hook, `SAE with ${count(s.d_sae)} latents, ${digits(s.l0)} active a token, FVU ${digits(s.fvu)}, ${count(s.dead)} dead; latents in units of ${digits(s.scale)}; `, h("code", {}, s.key)]),
-    ["connectors", head.fits.map((f) => [h("code", {}, f.key), ` (l1_alpha ${digits(f.l1_alpha)}) `])], ["command", h("code", {}, head.command)],
+    ["connectors", head.fits.map((f) => [h("code", {}, f.key), ` (l1_alpha ${digits(f.l1_alpha)}) `])], ...(head.command ? [["command", h("code", {}, head.command)]] : []),
   ];
   page.append(h("dl", {}, facts.map(([name, ...value]) => [h("dt", {}, name), h("dd", {}, value)])));
 }
