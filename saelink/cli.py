@@ -119,7 +119,8 @@ def _run_report(cfg: Config, store: Store) -> None:
 
     from saelink.report import page_path, report
 
-    overrides = HydraConfig.get().overrides.task
+    # What is no part of a key is no part of the page: equal recipes make equal pages, wherever they are made.
+    overrides = [o for o in HydraConfig.get().overrides.task if not re.match(r"\+*(runtime|wandb|report\.path)\b", o)]
     artifact = report(cfg, store, shlex.join(["saelink", "report", *overrides]))
     path = page_path(cfg, artifact)
     store.say(f"\n  report     {path} ({artifact.facts['bytes'] / 1e6:.0f} MB; opens in any browser, off line)")

@@ -127,6 +127,7 @@ def test_report_on_the_command_line(saelink: Run, tmp_path: Path) -> None:
     assert page.startswith("<!doctype html>") and str(path) in out
     given = page.split('"command": "')[1].split('"')[0]
     assert given.startswith("saelink report") and "solver=exact" in given and "report.ablated=2" in given
+    assert "runtime" not in given and "report.path" not in given, "the page holds nothing of where it was made"
 
 
 # --------------------------------------------------------------------------- in a browser
