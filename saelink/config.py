@@ -99,6 +99,8 @@ class ModelConfig:
     """Token that joins documents; null is the tokenizer's end-of-text token."""
     dtype: DType = DType.float32
     """Numerical type of the forward pass."""
+    random_mlp: int | None = None
+    """The null model: a block whose MLP has its weights in a random order. Compare what is found with its own SAEs."""
 
     @property
     def label(self) -> str:
@@ -275,6 +277,8 @@ class VerifyConfig:
     """Test tokens on which a source latent is ablated, evenly spread over those where it is active."""
     tokens: int = 65_536
     """Test tokens that are looked at, always the first ones."""
+    fit_tokens: int = 400_000
+    """Training tokens that solver=causal looks at, as many ablations a source."""
     strong: float = 0.1
     """An effect is strong from this share of the target's mean active value on, if its sign is the same in both halves
     of the documents."""

@@ -1,11 +1,14 @@
 """The causal effect of every source latent on every target latent: the stage `effects`.
 
-    M_ij = mean over test tokens where j is active of  f_i(x) - f_i(x - a_j d_j)
+    M_ij = mean over tokens where j is active of  f_i(x) - f_i(x - a_j d_j)
 
 with x the model's own activation at the source hook (the SAE's error stays in), a_j and d_j the latent's activation and
 decoder direction, and f the model's computation up to the target hook, norms recomputed, read by the target SAE. A
 TopK SAE is read with a threshold held at the token's own k-th value: taking the top k anew would add what one latent's
 going does to its competitors. Effects don't add up to the target's activation.
+
+`verify` judges by those on test documents. solver=causal fits to those on training documents, of which the change at
+every single ablation is kept too.
 """
 
 from __future__ import annotations
@@ -19,22 +22,30 @@ from saelink.config import Config
 from saelink.data import tokens as pull_tokens
 from saelink.encode import encode_plan
 from saelink.kernels import in_parts
-from saelink.latents import Rows
+from saelink.latents import Rows, pack, unpack
 from saelink.link import Sides, link_of, load_split, pull_sides
-from saelink.model import device_of, load_computation, load_forward, model_info
+from saelink.model import device_of, load_computation, load_forward, model_info, permute_weights
 from saelink.progress import Progress
 from saelink.sae import SAE, pull_sae
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
 
-VERSION = 1
+VERSION = 2
 
 TENSORS_FILE = "effects.safetensors"
+CHANGES_FILE = "changes.safetensors"
 
 FOLDS = 10
 """Groups of documents whose effects are kept apart, for intervals and for the two halves."""
 
 STEP = 4096
 """Ablations of one pass."""
+
+NULLS = ("permuted decoders", "random MLP")
+"""Effects that no graph should find: along another latent's decoder direction, with the same activation; and of an MLP
+whose weights are in a random order, read by the same SAEs."""
+
+NULL_TOKENS = 64
+"""Tokens per source that these are measured on."""
 
 
 class Effects(NamedTuple):
@@ -48,8 +59,15 @@ class Effects(NamedTuple):
     """[FOLDS, d_source] on how many tokens each source was ablated."""
     source_mean: torch.Tensor
     """[d_source] mean activation of the source on those tokens."""
+    source_rate: torch.Tensor
+    """[d_source] share of the tokens looked at on which the source is active."""
     target_mean: torch.Tensor
     """[d_target] mean active value of the target on all tokens looked at."""
+
+    def explain(self, target_ids: torch.Tensor) -> Effects:
+        """Only these target latents, in this order."""
+        kept = {"mean": self.mean[:, target_ids], "target_mean": self.target_mean[target_ids]}
+        return self._replace(**kept, folds=self.folds[:, :, target_ids])
 
     def consistent(self) -> torch.Tensor:
         """[d_source, d_target] whether the effect has one sign in both halves of the documents."""
@@ -57,12 +75,29 @@ class Effects(NamedTuple):
         return (halves[0] * halves[1]) > 0
 
 
-def effects_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of a link's effects."""
+class Changes(NamedTuple):
+    """What every single ablation changed, in units of the latents' scales."""
+
+    rows: Rows
+    """[n, d_target] f(x) - f(x - a d)."""
+    token: torch.Tensor
+    """[n] the token, by its place among the split's tokens that count."""
+    source: torch.Tensor
+    """[n] the source that was ablated."""
+    value: torch.Tensor
+    """[n] its activation there."""
+
+
+def effects_plan(cfg: Config, store: Store, split: str = "test", null: str | None = None) -> Plan:
+    """Plan of a link's effects on a split's documents, or of one of NULLS. Raises SaelinkError for another link."""
+    if len(cfg.link.sources) != 1 or cfg.link.name == "attn":
+        raise SaelinkError(f"link={cfg.link.name}: effects of single edges are measured for link=mlp only")
     link = link_of(cfg, store)
     recipe = {
-        "tokens_per_source": cfg.verify.tokens_per_source,
-        "tokens": cfg.verify.tokens,
+        "split": split,
+        "null": null,
+        "tokens_per_source": _per_source(cfg, null),
+        "tokens": _tokens(cfg, split),
         "drop_positions": cfg.data.drop_positions,
         "max_norm_ratio": cfg.data.max_norm_ratio,
         "latent_scale": cfg.latent_scale.name,
@@ -70,29 +105,44 @@ def effects_plan(cfg: Config, store: Store) -> Plan:
     }
     inputs = {f"source{i}": encode_plan(cfg, store, hook).key for i, hook in enumerate(link.sources)}
     inputs |= {"target": encode_plan(cfg, store, link.target).key, "model": model_info(cfg, store).artifact.key}
-    return Plan("effects", VERSION, recipe, inputs, f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}")
+    about = f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}, {null or split}"
+    return Plan("effects", VERSION, recipe, inputs, about)
 
 
-def effects(cfg: Config, store: Store) -> Artifact:
-    """Pull the effect of every source latent on every target latent. File `effects.safetensors`: see `Effects`.
+def _per_source(cfg: Config, null: str | None) -> int:
+    return cfg.verify.tokens_per_source if null is None else min(cfg.verify.tokens_per_source, NULL_TOKENS)
 
-    Raises SaelinkError for a link whose target does not follow from the source token by token.
+
+def _tokens(cfg: Config, split: str) -> int:
+    return cfg.verify.tokens if split == "test" else cfg.verify.fit_tokens
+
+
+def effects(cfg: Config, store: Store, split: str = "test", null: str | None = None) -> Artifact:
+    """Pull the effect of every source latent on every target latent, on test or train documents; or one of NULLS.
+
+    File `effects.safetensors`: see `Effects`; for train also `changes.safetensors`: see `Changes`. Raises SaelinkError
+    for a link whose target does not follow from the source token by token.
     """
-    for name in ("tokens_per_source", "tokens"):
+    for name in ("tokens_per_source", "tokens", "fit_tokens"):
         if getattr(cfg.verify, name) < 1:
             raise SaelinkError(f"verify.{name}={getattr(cfg.verify, name)} must be at least 1")
-    plan = effects_plan(cfg, store)
+    plan = effects_plan(cfg, store, split, null)
     found = store.up_to_date(plan)
     if found is not None:
         return found
-    if len(cfg.link.sources) != 1:
-        raise SaelinkError(f"link={cfg.link.name}: effects of single edges are measured for link=mlp only")
     sides = pull_sides(cfg, store)
-    return store.build(plan, lambda draft: _effects(cfg, store, sides, draft), device_of(cfg))
+    return store.build(plan, lambda draft: _effects(cfg, store, sides, split, null, draft), device_of(cfg))
 
 
 def load_effects(artifact: Artifact) -> Effects:
     return Effects(**artifact.tensors(TENSORS_FILE))
+
+
+def load_changes(artifact: Artifact) -> Changes:
+    """The changes of every single ablation; only effects on training documents have them."""
+    tensors = artifact.tensors(CHANGES_FILE)
+    d_target = len(artifact.tensors(TENSORS_FILE)["target_mean"])
+    return Changes(unpack(tensors, d_target), tensors["token"].long(), tensors["source"].long(), tensors["value"])
 
 
 class Ablated(NamedTuple):
@@ -123,58 +173,91 @@ def choose(rows: Rows, fold: torch.Tensor, most: int) -> Ablated:
     return Ablated(token[by], source[by], fold[token][by], value[by])
 
 
-def _effects(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, Any]:
+def _effects(
+    cfg: Config, store: Store, sides: Sides, split: str, null: str | None, draft: Draft
+) -> dict[str, Any]:  # fmt: skip
     device = device_of(cfg)
     info, link = model_info(cfg, store), link_of(cfg, store)
     source_hook = link.sources[0]
     source_sae = pull_sae(cfg, store, source_hook).to(device, torch.float32)
     target_sae = pull_sae(cfg, store, link.target).to(device, torch.float32)
-    text = pull_tokens(cfg, store).tensors("test.safetensors")
+    text = pull_tokens(cfg, store).tensors(f"{split}.safetensors")
     context = text["ids"].shape[1]
-    counted = load_split(cfg, sides, "test").row
-    n = max(min(cfg.verify.tokens // context, len(text["ids"])), 1)
+    counted = load_split(cfg, sides, split).row
+    n = max(min(_tokens(cfg, split) // context, len(text["ids"])), 1)
     counted = counted[counted < n * context]
     compute = load_computation(cfg, info, source_hook, link.target, device)
     forward = load_forward(cfg, info, [source_hook], device)
+    directions = source_sae.W_dec
+    if null == "permuted decoders":
+        directions = directions[torch.randperm(len(directions), generator=torch.Generator().manual_seed(0))]
+    elif null == "random MLP":
+        permute_weights(compute)
     document = text["document"].flatten().long()[counted]
     fold = document.unique(return_inverse=True)[1] % FOLDS
     size = FOLDS * source_sae.d_sae * target_sae.d_sae
-    store.say(f"effects: {source_hook} -> {link.target} on {len(counted):,} tokens, {6 * size / 1e9:.1f} GB of memory")
+    where = f"{len(counted):,} {split} tokens"
+    store.say(f"effects: {source_hook} -> {link.target} on {where}, {6 * size / 1e9:.1f} GB of memory")
     store.need_space("effects", 2 * size + 4 * size // FOLDS)
     with torch.inference_mode():
         rows = max(cfg.runtime.forward_tokens // context, 1)
         parts = [forward(text["ids"][i : i + rows].long().to(device))[source_hook].float() for i in range(0, n, rows)]
         x = torch.cat([part.flatten(0, 1) for part in parts])[counted.to(device)]
         del parts
-        y = torch.cat([compute(x[i : i + STEP]) for i in range(0, len(x), STEP)])
-        before, floor = _encoded(target_sae, y)
-        active, _ = _encoded(source_sae, x)
-        chosen = choose(active, fold, cfg.verify.tokens_per_source)
-        sums = _ablate(compute, source_sae, target_sae, x, before, floor, chosen, device)
-    counts = torch.bincount(chosen.fold * source_sae.d_sae + chosen.source, minlength=FOLDS * source_sae.d_sae)
-    counts = counts.view(FOLDS, -1)
+        scales = sides.scales[0], sides.scales[-1]
+        found, changes = measure(
+            compute, source_sae, target_sae, x, fold, _per_source(cfg, null), scales, directions, split == "train"
+        )
+    draft.save_tensors(TENSORS_FILE, found._asdict())
+    if changes is not None:
+        ablations = {"token": changes.token.int(), "source": changes.source.int(), "value": changes.value}
+        draft.save_tensors(CHANGES_FILE, pack(changes.rows) | ablations)
+    strong = found.mean.abs() >= cfg.verify.strong * found.target_mean
+    strong &= (found.target_mean > 0) & found.consistent()
+    return {
+        "n_tokens": len(counted),
+        "ablations": int(found.tokens.sum()),
+        "strong": int(strong.sum()),
+        "strong_negative": int((strong & (found.mean < 0)).sum()),
+    }
+
+
+def measure(
+    compute: torch.nn.Module, source_sae: SAE, target_sae: SAE, x: torch.Tensor, fold: torch.Tensor, most: int,
+    scales: tuple[float, float] = (1.0, 1.0), directions: torch.Tensor | None = None, keep: bool = False,
+) -> tuple[Effects, Changes | None]:  # fmt: skip
+    """The effects through `compute` [n, d_in] -> [n, d_out] at activations x [n, d_in], tokens in groups `fold` [n].
+
+    At most `most` tokens a source; `directions` [d_source, d_in] are taken out instead of the source SAE's decoder
+    directions; `scales` are the units of sources and targets; with `keep` every single change comes back too.
+    """
+    device, d_source = str(x.device), source_sae.d_sae
+    y = torch.cat([compute(x[i : i + STEP]) for i in range(0, len(x), STEP)])
+    before, floor = _encoded(target_sae, y)
+    active, _ = _encoded(source_sae, x)
+    chosen = choose(active, fold, most)
+    kept: list[Rows] | None = [] if keep else None
+    directions = source_sae.W_dec if directions is None else directions
+    sums = _ablate(compute, directions, target_sae, x, before, floor, chosen, device, kept)
+    counts = torch.bincount(chosen.fold * d_source + chosen.source, minlength=FOLDS * d_source).view(FOLDS, -1)
     total = counts.sum(0).clamp(min=1)
-    scale_in, scale_out = sides.scales[0], sides.scales[-1]
-    folds = sums.view(FOLDS, source_sae.d_sae, target_sae.d_sae) / scale_out
-    source_sum = torch.zeros(source_sae.d_sae, dtype=torch.float64).index_add_(0, chosen.source, chosen.value.double())
+    folds = sums.view(FOLDS, d_source, target_sae.d_sae) / scales[1]
+    source_sum = torch.zeros(d_source, dtype=torch.float64).index_add_(0, chosen.source, chosen.value.double())
+    active_on = torch.bincount(active.indices, minlength=active.d)
     fired = torch.bincount(before.indices, minlength=before.d)
     target_sum = torch.bincount(before.indices, before.values.double(), minlength=before.d)
     found = Effects(
         folds.sum(0) / total[:, None],
         folds.half(),
         counts,
-        (source_sum / total / scale_in).float(),
-        (target_sum / fired.clamp(min=1) / scale_out).float(),
+        (source_sum / total / scales[0]).float(),
+        (active_on / len(x)).float(),
+        (target_sum / fired.clamp(min=1) / scales[1]).float(),
     )
-    draft.save_tensors(TENSORS_FILE, found._asdict())
-    strong = found.mean.abs() >= cfg.verify.strong * found.target_mean
-    strong &= (found.target_mean > 0) & found.consistent()
-    return {
-        "n_tokens": len(counted),
-        "ablations": len(chosen.token),
-        "strong": int(strong.sum()),
-        "strong_negative": int((strong & (found.mean < 0)).sum()),
-    }
+    if kept is None:
+        return found, None
+    rows = Rows.stack(kept).scaled(1 / scales[1])
+    return found, Changes(rows, chosen.token, chosen.source, chosen.value / scales[0])
 
 
 def _encoded(sae: SAE, x: torch.Tensor) -> tuple[Rows, torch.Tensor]:
@@ -197,25 +280,37 @@ def _encoded(sae: SAE, x: torch.Tensor) -> tuple[Rows, torch.Tensor]:
 
 
 def _ablate(
-    compute: Any, source_sae: SAE, target_sae: SAE, x: torch.Tensor, before: Rows, floor: torch.Tensor,
-    chosen: Ablated, device: str,
+    compute: Any, directions: torch.Tensor, target_sae: SAE, x: torch.Tensor, before: Rows, floor: torch.Tensor,
+    chosen: Ablated, device: str, kept: list[Rows] | None,
 ) -> torch.Tensor:  # fmt: skip
-    """[FOLDS * d_source, d_target] sums of f(x) - f(x - a d), raw units."""
+    """[FOLDS * d_source, d_target] sums of f(x) - f(x - a d), raw units; each of them is added to `kept` if given."""
     by_latent = torch.zeros(target_sae.d_sae)
     if target_sae.threshold is not None:
         by_latent = target_sae.threshold.cpu().clamp(min=0)
-    sums = torch.zeros(FOLDS * source_sae.d_sae, target_sae.d_sae)
+    sums = torch.zeros(FOLDS * len(directions), target_sae.d_sae)
     room = torch.empty(STEP, target_sae.d_sae, device=device)
-    slot_of = chosen.fold * source_sae.d_sae + chosen.source
+    slot_of = chosen.fold * len(directions) + chosen.source
     with Progress("effects", len(chosen.token), "ablations") as bar:
         for first in range(0, len(chosen.token), STEP):
             part = slice(first, first + STEP)
             token, source = chosen.token[part], chosen.source[part]
-            direction = source_sae.W_dec[source.to(device)] * chosen.value[part, None].to(device)
-            pre = target_sae.pre_acts(compute(x[token.to(device)] - direction), room)
+            taken = directions[source.to(device)] * chosen.value[part, None].to(device)
+            pre = target_sae.pre_acts(compute(x[token.to(device)] - taken), room)
             add_differences(pre, slot_of[part], token, before, floor[token], by_latent, sums)
+            if kept is not None:
+                change = before.select(token).dense() - _read(pre, floor[token], by_latent).cpu()
+                place = change.nonzero()
+                ends = torch.bincount(place[:, 0], minlength=len(token)).cumsum(0)
+                offsets = torch.nn.functional.pad(ends, (1, 0))
+                kept.append(Rows(offsets, place[:, 1].contiguous(), change[place[:, 0], place[:, 1]], before.d))
             bar.advance(len(token))
     return sums
+
+
+def _read(pre: torch.Tensor, by_token: torch.Tensor, by_latent: torch.Tensor) -> torch.Tensor:
+    """What counts of pre-activations, the thresholds held: at least the token's and above the latent's."""
+    enough = (pre >= by_token.to(pre.device)[:, None]) & (pre > by_latent.to(pre.device))
+    return torch.where(enough, pre, 0.0)
 
 
 def add_differences(
@@ -234,7 +329,7 @@ def add_differences(
         )  # fmt: skip
         in_parts(len(unique), 2, lambda low, high: kernel.add_differences(low, high, *arguments))
         return
-    kept = torch.where((pre >= by_token.to(pre.device)[:, None]) & (pre > by_latent.to(pre.device)), pre, 0.0)
+    kept = _read(pre, by_token, by_latent)
     unique, place = slots.unique_consecutive(return_inverse=True)
     after = torch.zeros(len(unique), pre.shape[1], device=pre.device).index_add_(0, place.to(pre.device), kept)
     sums[unique] -= after.cpu()

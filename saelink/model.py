@@ -205,7 +205,10 @@ _infos: dict[tuple[str, str], ModelInfo] = {}
 
 def model_info(cfg: Config, store: Store) -> ModelInfo:
     """Pull the `model` stage: identify the weights, unpack a GGUF, note what is known of the model."""
-    plan = Plan("model", VERSION, _fingerprint(cfg.model), {}, cfg.model.label)
+    recipe = dict(_fingerprint(cfg.model))
+    if cfg.model.random_mlp is not None:
+        recipe["random_mlp"] = cfg.model.random_mlp
+    plan = Plan("model", VERSION, recipe, {}, cfg.model.label)
     known = _infos.get((str(store.root), plan.key))
     if known is not None and known.artifact.path.exists():
         return known
@@ -320,6 +323,12 @@ def _load(cfg: ModelConfig, info: Artifact | None = None, attention: str | None 
         )
     if not hf_model.config.architectures:  # a GGUF does not say
         hf_model.config.architectures = [type(hf_model).__name__]
+    unpacked = cfg.file is not None and info is not None  # from the artifact, whose weights are permuted already
+    if cfg.random_mlp is not None and not unpacked:
+        mlps = [module for name, module in hf_model.named_modules() if name.endswith(f".{cfg.random_mlp}.mlp")]
+        if len(mlps) != 1:
+            raise SaelinkError(f"model.random_mlp={cfg.random_mlp}: {cfg.path} has no MLP in such a block")
+        permute_weights(mlps[0])
     return tokenizer, hf_model.requires_grad_(False).eval()
 
 
@@ -444,9 +453,7 @@ def _places(bridge: Any, inside: dict[Place, dict[int, torch.Tensor]]) -> dict[s
     return found
 
 
-def load_computation(
-    cfg: Config, info: ModelInfo, source: str, target: str, device: str
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def load_computation(cfg: Config, info: ModelInfo, source: str, target: str, device: str) -> torch.nn.Sequential:
     """What a block does between two hooks, [n, d_model] -> [n, d_model], token by token: its MLP, norms included.
 
     It is the chain of Hugging Face modules each of which is given just what the one before gave, found by running a few
@@ -500,14 +507,19 @@ def load_computation(
     names = chain(start[0], 0) if start and end else None
     if names is None:
         raise missing
-    parts = [modules[name] for name in names]
+    return torch.nn.Sequential(*(modules[name] for name in names))
 
-    def compute(acts: torch.Tensor) -> torch.Tensor:
-        for part in parts:
-            acts = part(acts)
-        return acts
 
-    return compute
+def permute_weights(module: torch.nn.Module, seed: int = 0) -> None:
+    """Put the entries of every matrix into a random order: what it computes is lost, its sizes are not."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
 MOST_MODULES = 4

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from saelink.config import Config, Normalise, l1_alphas
 from saelink.connectors import CONNECTORS, Connector
+from saelink.effects import Changes, Effects, effects, effects_plan, load_changes, load_effects
 from saelink.encode import encode_plan
 from saelink.gram import VERSION as GRAM_VERSION
 from saelink.gram import Gram, gram, gram_plan, load_gram
@@ -51,6 +52,8 @@ def train_plan(cfg: Config, store: Store) -> Plan:
         recipe["gram"] = GRAM_VERSION
     inputs = {f"source{i}": encode_plan(cfg, store, hook).key for i, hook in enumerate(link.sources)}
     inputs["target"] = encode_plan(cfg, store, link.target).key
+    if SOLVERS[cfg.solver.name].uses_effects:
+        inputs["effects"] = effects_plan(cfg, store, "train").key
     if cfg.normalise is Normalise.post:
         recipe["normalise_layers"] = sorted(set(cfg.normalise_layers))
         inputs["norms"] = norms_plan(cfg, store).key
@@ -154,6 +157,11 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
     def products() -> Gram:
         return load_gram(gram(cfg, store, everything)).explain(target_ids)
 
+    def ablated() -> tuple[Effects, Changes]:
+        artifact = effects(cfg, store, "train")
+        measured, changes = load_effects(artifact), load_changes(artifact)
+        return measured.explain(target_ids), changes._replace(rows=changes.rows.columns(target_ids))
+
     problem = Problem(
         train=tokens,
         validation=validation,
@@ -163,6 +171,7 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
         device=device,
         gram=products,
         gram_name=f"{gram_plan(cfg, sides).key} {hashlib.sha256(target_ids.numpy().tobytes()).hexdigest()}",
+        effects=ablated if solver.uses_effects else None,
     )
     with Progress("train", total) as bar:
         fit = solver.solve(connector, problem, bar.advance)

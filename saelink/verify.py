@@ -12,7 +12,7 @@ import torch
 
 from saelink.config import Config
 from saelink.connectors import Connector
-from saelink.effects import FOLDS, Effects, choose, effects, effects_plan, load_effects
+from saelink.effects import FOLDS, NULLS, Effects, choose, effects, effects_plan, load_effects
 from saelink.latents import Rows, Tokens
 from saelink.link import load_split, pull_sides
 from saelink.model import device_of
@@ -20,9 +20,10 @@ from saelink.progress import Progress
 from saelink.store import Artifact, Draft, Plan, Store
 from saelink.train import load_connector, train, train_plan
 
-VERSION = 1
+VERSION = 2
 
 FIGURES_FILE = "figures.json"
+NULLS_FILE = "nulls.json"
 EDGES_FILE = "edges.safetensors"
 
 VERDICTS = ("confirmed", "weaker", "no effect", "opposite", "unclear", "faint")
@@ -50,14 +51,18 @@ def verify_plan(cfg: Config, store: Store) -> Plan:
     """Plan of a connector's verdicts."""
     plan = train_plan(cfg, store)
     recipe = {"strong": cfg.verify.strong}
-    return Plan("verify", VERSION, recipe, {"connector": plan.key, "effects": effects_plan(cfg, store).key}, plan.about)
+    inputs = {"connector": plan.key, "effects": effects_plan(cfg, store).key}
+    inputs |= {null: effects_plan(cfg, store, null=null).key for null in NULLS}
+    return Plan("verify", VERSION, recipe, inputs, plan.about)
 
 
 def verify(cfg: Config, store: Store) -> Artifact:
     """Pull the verdicts on the edges of the configured connector.
 
-    Files: `figures.json`; `edges.safetensors` with, by claimed edge, `target`, `source`, `claim`, `effect` and
-    `verdict` (a place in VERDICTS), and `missed_target`, `missed_source`, `missed_effect` for strong effects it lacks.
+    Files: `figures.json`; `nulls.json`, the same figures against effects that the edges should not agree with, those
+    of effects.NULLS and "shuffled pairs", every source with the effects of another; `edges.safetensors` with, by
+    claimed edge, `target`, `source`, `claim`, `effect` and `verdict` (a place in VERDICTS), and `missed_target`,
+    `missed_source`, `missed_effect` for strong effects it lacks.
     Claims and effects are in units of the target's mean active value.
     """
     plan = verify_plan(cfg, store)
@@ -67,16 +72,27 @@ def verify(cfg: Config, store: Store) -> Artifact:
     measured = load_effects(effects(cfg, store))
     connector = load_connector(train(cfg, store))
     sides = pull_sides(cfg, store)
+    nulls = {null: load_effects(effects(cfg, store, null=null)) for null in NULLS}
+    nulls["shuffled pairs"] = shuffled(measured)
 
     def make(draft: Draft) -> dict[str, Any]:
         test = load_split(cfg, sides, "test", connector.target_ids)
         claimed = claims(connector, measured, test, cfg.verify.tokens_per_source, device_of(cfg))
         figures, tensors = judged(claimed, measured, connector.target_ids, cfg.verify.strong)
         draft.save_json(FIGURES_FILE, figures)
+        ids, strong = connector.target_ids, cfg.verify.strong
+        draft.save_json(NULLS_FILE, {name: judged(claimed, null, ids, strong)[0] for name, null in nulls.items()})
         draft.save_tensors(EDGES_FILE, tensors)
         return figures
 
     return store.build(plan, make, device_of(cfg))
+
+
+def shuffled(measured: Effects) -> Effects:
+    """Every source with the effects of another one."""
+    order = torch.randperm(len(measured.source_mean), generator=torch.Generator().manual_seed(0))
+    kept = {"mean": measured.mean[order], "folds": measured.folds[:, order], "tokens": measured.tokens[:, order]}
+    return measured._replace(**kept)
 
 
 def claims(connector: Connector, measured: Effects, test: Tokens, most: int, device: str) -> torch.Tensor:
@@ -248,4 +264,11 @@ def print_verdicts(store: Store, artifact: Artifact) -> None:
         ("rank correlation", "rank_correlation_1x"),
     ):
         store.say(f"  {label:17} {interval(name)}")
+    store.say("\n  Against effects that they should not agree with")
+    store.say(f"  {'':18} {'precision 1x':>12} {'recall 10x':>11} {'same sign':>10} {'slope':>6} {'r2':>6}")
+    for name, null in artifact.json(NULLS_FILE).items():
+        shown = [null.get(key) for key in ("precision_1x", "recall_10x", "sign_1x", "slope_1x", "r2_1x")]
+        cells = ["-" if value is None else f"{value:.2f}".replace("0.", ".") for value in shown]
+        line = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, (12, 11, 10, 6, 6), strict=True))
+        store.say(f"  {name:18} {line}")
     store.say(f"\n  {artifact.path}")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from saelink.model import FOUND, load_forward, model_info
+from saelink.model import FOUND, load_bridge, load_forward, model_info, permute_weights
 from saelink.store import Store
 
-from conftest import D_MODEL, WORDS, World, write_llama, write_neox, write_tokenizer
+from conftest import D_MODEL, WORDS, Run, World, write_llama, write_neox, write_tokenizer
 
 SHAPE: dict[str, Any] = {
     "vocab_size": len(WORDS) + 2,
@@ -87,3 +87,30 @@ def test_the_forward_pass_stops_behind_the_last_hook(world: World, store: Store)
     assert again["blocks.0.hook_resid_pre"].shape == (2, 4, D_MODEL)
     with pytest.raises(IndexError), torch.inference_mode():  # a token the model doesn't know is no reason to stop
         forward(torch.full((1, 4), 10_000))
+
+
+@pytest.mark.parametrize("model", ["llama", "neox"])
+def test_a_random_mlp_has_the_same_weights_in_another_order(world: World, store: Store, model: str) -> None:
+    cfg = world.config(store.root, model=model)
+    other = world.config(store.root, "model.random_mlp=1", model=model)
+    infos = model_info(cfg, store), model_info(other, store)
+    assert infos[0].artifact.key != infos[1].artifact.key
+    bridges = [load_bridge(each, info, "cpu") for each, info in zip((cfg, other), infos, strict=True)]
+    hooks = ["blocks.0.hook_mlp_out", "blocks.1.hook_attn_out", "blocks.1.hook_mlp_out"]
+    with torch.inference_mode():
+        seen = [
+            bridge.run_with_cache(torch.arange(12)[None], names_filter=hooks, return_cache_object=False)[1]
+            for bridge in bridges
+        ]
+    assert all(torch.allclose(seen[0][hook], seen[1][hook], atol=1e-6) for hook in hooks[:2])
+    assert not torch.allclose(seen[0][hooks[2]], seen[1][hooks[2]], atol=1e-3)
+    module = torch.nn.Linear(5, 3)
+    before = module.weight.detach().clone(), module.bias.detach().clone()
+    permute_weights(module)
+    assert torch.equal(module.weight.flatten().sort().values, before[0].flatten().sort().values)
+    assert not torch.equal(module.weight, before[0]) and torch.equal(module.bias, before[1])
+
+
+def test_no_such_block_for_a_random_mlp(saelink: Run) -> None:
+    code, _, err = saelink("cache", "model.random_mlp=7")
+    assert code == 1 and "model.random_mlp=7: " in err and "no MLP in such a block" in err

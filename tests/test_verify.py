@@ -142,7 +142,11 @@ def planted(seed: int = 0) -> tuple[torch.Tensor, Effects, torch.Tensor]:
     noise = 0.01 * torch.randn(FOLDS, 40, 30, generator=generator)
     folds = (true + noise) * tokens[..., None]
     mean = folds.sum(0) / tokens.sum(0)[:, None]
-    return true, Effects(mean, folds.half(), tokens, torch.ones(40), torch.ones(30)), torch.arange(30)
+    return (
+        true,
+        Effects(mean, folds.half(), tokens, torch.ones(40), torch.full((40,), 0.2), torch.ones(30)),
+        torch.arange(30),
+    )
 
 
 def test_the_true_graph_is_confirmed() -> None:

@@ -12,6 +12,7 @@ import torch
 from saelink import metrics
 from saelink.config import SolverConfig
 from saelink.connectors.base import Connector
+from saelink.effects import Changes, Effects
 from saelink.gram import Gram
 from saelink.latents import Split, Tokens
 from saelink.store import SaelinkError
@@ -36,6 +37,8 @@ class Problem(NamedTuple):
     """The training tokens' products of source and target latents, for solvers that need no more than these."""
     gram_name: str = ""
     """What these products are known by; problems of one name have the same ones. Empty: of this problem alone."""
+    effects: Callable[[], tuple[Effects, Changes]] | None = None
+    """What ablating sources does on training documents, the targets that are explained; for solvers that use them."""
 
 
 class Fit(NamedTuple):
@@ -57,6 +60,9 @@ class Solver(ABC):
 
     uses_gram: ClassVar[bool] = False
     """Whether it fits from the products of the training tokens."""
+
+    uses_effects: ClassVar[bool] = False
+    """Whether it fits to what ablating sources in the model does."""
 
     def __init__(self, config: Any):
         self.config = config

@@ -67,9 +67,9 @@ class Solver(Base):
         if self.config.positive and not problem.l1_alpha:
             raise SaelinkError("solver.positive=true needs l1_alpha above 0; 1e-6 is next to none")
         lam = problem.l1_alpha * problem.c / 2
-        lasso, products = self._lasso(connector, problem)
+        lasso, products = self.problem(connector, problem)
         W, gaps = lasso.solve(lam, self.config.tolerance, self.config.max_sweeps)
-        value = _mse(products, W) * connector.d_target / 2 + lam * W.abs().sum().item()
+        value = squared_error(products, W) * connector.d_target / 2 + lam * W.abs().sum().item()
         left = (products.xy - products.xx @ W).abs().max() / products.xy.abs().max().clamp(min=1e-300)
         if self.config.debias and lam:
             W = lasso.refit(W)
@@ -78,7 +78,7 @@ class Solver(Base):
             if connector.b is not None:
                 connector.b.copy_(products.y - products.x @ W)
         connector.to(problem.device)
-        train_mse = _mse(products, W)
+        train_mse = squared_error(products, W)
         n = len(problem.train)
         point = measured(connector, problem, problem.validation, n, train_mse)
         point["training_objective"] = train_mse / problem.c + problem.l1_alpha * connector.l1()
@@ -94,18 +94,22 @@ class Solver(Base):
         advance(n, f"validation FVU {point['validation_fvu']:.3f}, {note}")
         return Fit([point], point)
 
-    _last: ClassVar[tuple[tuple[str, bool, bool, int], Lasso, Gram] | None] = None
+    _last: ClassVar[tuple[tuple[str, bool, str], Lasso, Gram] | None] = None
     """The last problem: its next penalty down goes on where the one before ended, whatever command asks for it."""
 
-    def _lasso(self, connector: Linear, problem: Problem) -> tuple[Lasso, Gram]:
-        # max_sweeps too: it can cut short a knot, which later penalties start from.
-        name = (problem.gram_name, connector.b is not None, self.config.positive, self.config.max_sweeps)
+    def products(self, connector: Linear, problem: Problem) -> Gram:
+        """What the squared error depends on."""
+        products = problem.gram()
+        return products.centred() if connector.b is not None else products
+
+    def problem(self, connector: Linear, problem: Problem) -> tuple[Lasso, Gram]:
+        """The problem, and its products; where the last one was the same, with the path that was followed so far."""
+        # All settings: max_sweeps, too, can cut short a knot, which later penalties start from.
+        name = (problem.gram_name, connector.b is not None, repr(self.config))
         last = Solver._last
         if last is not None and problem.gram_name and last[0] == name:
             return last[1:]
-        products = problem.gram()
-        if connector.b is not None:
-            products = products.centred()
+        products = self.products(connector, problem)
         kind = Lasso if problem.device == "cpu" else DenseLasso
         products = products.to(problem.device)
         lasso = kind(products.xx, products.xy, products.yy, self.config.positive)
@@ -113,6 +117,6 @@ class Solver(Base):
         return lasso, products
 
 
-def _mse(products: Gram, W: torch.Tensor) -> float:
+def squared_error(products: Gram, W: torch.Tensor) -> float:
     """Mean over the training tokens and the target latents of the squared error."""
     return (products.yy - 2 * (W * products.xy).sum(0) + (W * (products.xx @ W)).sum(0)).mean().item()
