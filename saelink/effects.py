@@ -177,6 +177,44 @@ def _effects(
     cfg: Config, store: Store, sides: Sides, split: str, null: str | None, draft: Draft
 ) -> dict[str, Any]:  # fmt: skip
     device = device_of(cfg)
+    block = open_block(cfg, store, sides, split, device)
+    directions = block.source_sae.W_dec
+    if null == "permuted decoders":
+        directions = directions[torch.randperm(len(directions), generator=torch.Generator().manual_seed(0))]
+    elif null == "random MLP":
+        permute_weights(block.compute)
+    with torch.inference_mode():
+        scales = sides.scales[0], sides.scales[-1]
+        found, changes = measure(*block, _per_source(cfg, null), scales, directions, split == "train")
+    draft.save_tensors(TENSORS_FILE, found._asdict())
+    if changes is not None:
+        ablations = {"token": changes.token.int(), "source": changes.source.int(), "value": changes.value}
+        draft.save_tensors(CHANGES_FILE, pack(changes.rows) | ablations)
+    strong = found.mean.abs() >= cfg.verify.strong * found.target_mean
+    strong &= (found.target_mean > 0) & found.consistent()
+    return {
+        "n_tokens": len(block.x),
+        "ablations": int(found.tokens.sum()),
+        "strong": int(strong.sum()),
+        "strong_negative": int((strong & (found.mean < 0)).sum()),
+    }
+
+
+class Block(NamedTuple):
+    """What lies between a link's two SAEs, and activations it starts from."""
+
+    compute: torch.nn.Module
+    """[n, d_in] -> [n, d_out]"""
+    source_sae: SAE
+    target_sae: SAE
+    x: torch.Tensor
+    """[n, d_in] the model's own activations at the source hook, on the tokens that count."""
+    fold: torch.Tensor
+    """[n] the group of documents each token belongs to."""
+
+
+def open_block(cfg: Config, store: Store, sides: Sides, split: str, device: str) -> Block:
+    """A link's computation with the activations of a split's first documents, from the model run anew."""
     info, link = model_info(cfg, store), link_of(cfg, store)
     source_hook = link.sources[0]
     source_sae = pull_sae(cfg, store, source_hook).to(device, torch.float32)
@@ -188,13 +226,6 @@ def _effects(
     counted = counted[counted < n * context]
     compute = load_computation(cfg, info, source_hook, link.target, device)
     forward = load_forward(cfg, info, [source_hook], device)
-    directions = source_sae.W_dec
-    if null == "permuted decoders":
-        directions = directions[torch.randperm(len(directions), generator=torch.Generator().manual_seed(0))]
-    elif null == "random MLP":
-        permute_weights(compute)
-    document = text["document"].flatten().long()[counted]
-    fold = document.unique(return_inverse=True)[1] % FOLDS
     size = FOLDS * source_sae.d_sae * target_sae.d_sae
     where = f"{len(counted):,} {split} tokens"
     store.say(f"effects: {source_hook} -> {link.target} on {where}, {6 * size / 1e9:.1f} GB of memory")
@@ -203,23 +234,8 @@ def _effects(
         rows = max(cfg.runtime.forward_tokens // context, 1)
         parts = [forward(text["ids"][i : i + rows].long().to(device))[source_hook].float() for i in range(0, n, rows)]
         x = torch.cat([part.flatten(0, 1) for part in parts])[counted.to(device)]
-        del parts
-        scales = sides.scales[0], sides.scales[-1]
-        found, changes = measure(
-            compute, source_sae, target_sae, x, fold, _per_source(cfg, null), scales, directions, split == "train"
-        )
-    draft.save_tensors(TENSORS_FILE, found._asdict())
-    if changes is not None:
-        ablations = {"token": changes.token.int(), "source": changes.source.int(), "value": changes.value}
-        draft.save_tensors(CHANGES_FILE, pack(changes.rows) | ablations)
-    strong = found.mean.abs() >= cfg.verify.strong * found.target_mean
-    strong &= (found.target_mean > 0) & found.consistent()
-    return {
-        "n_tokens": len(counted),
-        "ablations": int(found.tokens.sum()),
-        "strong": int(strong.sum()),
-        "strong_negative": int((strong & (found.mean < 0)).sum()),
-    }
+    document = text["document"].flatten().long()[counted]
+    return Block(compute, source_sae, target_sae, x, document.unique(return_inverse=True)[1] % FOLDS)
 
 
 def measure(
@@ -233,8 +249,8 @@ def measure(
     """
     device, d_source = str(x.device), source_sae.d_sae
     y = torch.cat([compute(x[i : i + STEP]) for i in range(0, len(x), STEP)])
-    before, floor = _encoded(target_sae, y)
-    active, _ = _encoded(source_sae, x)
+    before, floor = encoded(target_sae, y)
+    active, _ = encoded(source_sae, x)
     chosen = choose(active, fold, most)
     kept: list[Rows] | None = [] if keep else None
     directions = source_sae.W_dec if directions is None else directions
@@ -260,7 +276,7 @@ def measure(
     return found, Changes(rows, chosen.token, chosen.source, chosen.value / scales[0])
 
 
-def _encoded(sae: SAE, x: torch.Tensor) -> tuple[Rows, torch.Tensor]:
+def encoded(sae: SAE, x: torch.Tensor) -> tuple[Rows, torch.Tensor]:
     """What the SAE makes of activations x, and what a value must reach to count at each token; on the CPU.
 
     For a TopK SAE that is the middle between its k-th and its next value, so that rounding moves nothing across it.
