@@ -118,7 +118,7 @@ def main() -> None:
 
 def _with_start(layer: str, overrides: list[str], store: Store) -> Any:
     """The job; `start=ALPHA` makes it begin at the exact linear connector of that penalty."""
-    words = [f"layer={layer}", "eval.ce=true", "eval.ce_tokens=8192", *overrides]
+    words = [f"layer={layer}", "eval.ce=true", "eval.ce_tokens=4096", *overrides]
     start = next((word.removeprefix("start=") for word in words if word.startswith("start=")), None)
     if start is None:
         return configured(words)
