@@ -33,8 +33,10 @@ from saelink.hidden import has_hidden, hidden, hidden_stream, load_hidden
 from saelink.latents import Rows, unpack
 from saelink.link import Sides, pull_sides
 from saelink.model import device_of, load_tokenizer, model_info
+from saelink.stability import Stability, repeated
 from saelink.store import Artifact, SaelinkError, Store
 from saelink.train import load_connector, train
+from saelink.verify import Verdicts, verified
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,6 +113,10 @@ class Cards:
         self._document = torch.cat(splits).numpy()
         self._figures = {name: t.tolist() for name, t in self.evaluation.tensors("latents.safetensors").items()}
         self._columns = {latent: column for column, latent in enumerate(self.connector.target_ids.tolist())}
+        self.verify = verified(cfg, store)
+        self.verdicts = None if self.verify is None else Verdicts(self.verify)
+        self.repeated = repeated(cfg, store)
+        self.stability = None if self.repeated is None else Stability(self.repeated)
 
     # ----------------------------------------------------------------------- names
 
@@ -293,7 +299,20 @@ class Cards:
             for edge in card["edges"]:
                 inner = self._terms(self._edges[1], edge["input"], self.source_name)["edges"][:4]
                 edge["edges"] = [{name: term[name] for name in ("name", "weight", "token")} for term in inner]
+        if self.verdicts is not None:
+            card["missed"] = [
+                {"name": self.source_name(source), "input": source, "effect": _short(effect),
+                 "token": self._source_token(source)}
+                for source, effect in self.verdicts.missed(latent)[:EDGES]
+            ]  # fmt: skip
         return card
+
+    def _verdict(self, source: int, latent: int) -> dict[str, Any]:
+        """What ablating a source in the model, and fits on other documents, say of its edge, where these were made."""
+        found = None if self.verdicts is None or self.has_hidden else self.verdicts.of(source, latent)
+        said = {} if found is None else {"claim": _short(found[0]), "effect": _short(found[1]), "verdict": found[2]}
+        chosen = None if self.stability is None else self.stability.of(source, latent)
+        return said if chosen is None else {**said, "chosen": _short(chosen)}
 
     def figures(self, name: str) -> list[float]:
         """By target latent a figure of the evaluation: fvu, mse, variance, active."""
@@ -305,7 +324,7 @@ class Cards:
         return None if column is None else self._said[layer][column]["logic"]["word"]
 
     def columns(self, terms: int) -> dict[str, list[Any]]:
-        """By latent of the target SAE: number of edges, word, and the first terms as input and weight."""
+        """By latent of the target SAE: number of edges, word, first terms: input, weight, verdict if any."""
         found = self._edges[0]
         n_edges: list[int | None] = [None] * self.sides.d_target
         words: list[str | None] = [None] * self.sides.d_target
@@ -315,7 +334,12 @@ class Cards:
             n_edges[latent] = mine.stop - mine.start
             words[latent] = self.word(latent)
             sources, weights = found.source[mine], found.weight[mine]
-            formula[latent] = [[int(sources[i]), float(f"{weights[i].item():.3g}")] for i in order[:terms]]
+            terms_of: list[Any] = []
+            for i in order[:terms]:
+                source = int(sources[i])
+                verdict = self._verdict(source, latent).get("verdict")
+                terms_of.append([source, float(f"{weights[i].item():.3g}"), *([verdict] if verdict else [])])
+            formula[latent] = terms_of
         return {"n_edges": n_edges, "word": words, "formula": formula}
 
     def _order(self, found: Edges, column: int) -> tuple[slice, list[int]]:
@@ -338,6 +362,8 @@ class Cards:
                 "both": int(found.both[mine][i]),
                 "token": self._input_token(source) if inner else self._source_token(source),
             }
+            if found is self._edges[0]:
+                term |= self._verdict(source, int(found.target_ids[column]))
             terms.append(term)
         return {"edges": terms, "n_edges": mine.stop - mine.start}
 
@@ -426,6 +452,7 @@ class Cards:
                     "weight": _short(layer.weight[edge].item()),
                     "rise": _short(rise) if rise == rise else None,
                     "token": self.top_token(side, latent),
+                    **(self._verdict(number, latent) if outer else {}),
                 }
             )
         return fed
@@ -577,6 +604,11 @@ def print_card(card: dict[str, Any], console: Console) -> None:
             console.print(_edge(edge))
             for inner in edge.get("edges", [])[:4]:
                 console.print("  " + _edge(inner))
+        for missed in card.get("missed", [])[:4]:
+            name = f"{missed['name']} {escape(_quoted(missed['token']))}"
+            console.print(f"  [dim]no edge[/]  {name}   [dim]in the model {missed['effect']:+.0%}[/]")
+        if any("verdict" in edge for edge in card["edges"]):
+            console.print("  [dim]%: what the latent loses where the source is ablated, of its mean activation[/]")
         _print_logic(card["logic"], card["fired"], console)
         if "silent" in card:
             _print_silent(card["silent"], console)
@@ -624,7 +656,8 @@ def _edge(edge: dict[str, Any]) -> str:
     colour = "green" if edge["weight"] > 0 else "red"
     rise = edge.get("rise")
     rises = "" if rise is None or abs(rise) < 5e-4 else f"   [dim]{rise:+.3f}[/]"
-    return f"  [{colour}]{edge['weight']:+.3f}[/]  {edge['name']} {escape(_quoted(edge.get('token')))}{rises}"
+    verdict = f"   [dim]{edge['verdict']}, {edge['effect']:+.0%}[/]" if "verdict" in edge else ""
+    return f"  [{colour}]{edge['weight']:+.3f}[/]  {edge['name']} {escape(_quoted(edge.get('token')))}{rises}{verdict}"
 
 
 def _quoted(token: str | None) -> str:

@@ -109,9 +109,16 @@ def _run_evaluate(cfg: Config, store: Store) -> None:
 
 
 def _run_verify(cfg: Config, store: Store) -> None:
+    from saelink import tracking
+    from saelink.evaluate import evaluate
+    from saelink.stability import Stability, repeatable, stability
+    from saelink.train import train
     from saelink.verify import print_verdicts, verify
 
-    print_verdicts(store, verify(cfg, store))
+    verdicts, evaluation = verify(cfg, store), evaluate(cfg, store)
+    stable = Stability(stability(cfg, store)) if cfg.verify.stability and repeatable(cfg) else None
+    print_verdicts(store, verdicts, evaluation, stable)
+    tracking.publish(cfg.wandb, store, train(cfg, store), group=cfg.runtime.sweep, verdicts=verdicts)
 
 
 def _run_report(cfg: Config, store: Store) -> None:

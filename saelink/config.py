@@ -282,6 +282,8 @@ class VerifyConfig:
     strong: float = 0.1
     """An effect is strong from this share of the target's mean active value on, if its sign is the same in both halves
     of the documents."""
+    stability: bool = True
+    """Also fit a lasso again on halves of the documents: how often is each edge chosen?"""
 
 
 @dataclass
@@ -338,6 +340,10 @@ class ExperimentConfig:
     )
     """outliers: a latent is flagged when positions 0-2, the sequences' first delimiters or massive acts carry at least
     this share of its activation."""
+    kept_edges: list[int] = field(default_factory=lambda: [1000, 3000, 10_000, 30_000, 100_000])
+    """edges_kept: how many of a graph's edges are left in the prediction."""
+    kept_tokens: int = 4096
+    """edges_kept: test tokens it is measured on."""
     weight_threshold: float = 0.1
     """outliers: W2 weights beyond this magnitude are counted."""
 

@@ -88,9 +88,14 @@ class Changes(NamedTuple):
     """[n] its activation there."""
 
 
+def measurable(cfg: Config) -> bool:
+    """Whether the effects of single edges can be measured: where the target follows from one source token by token."""
+    return len(cfg.link.sources) == 1 and cfg.link.name != "attn"
+
+
 def effects_plan(cfg: Config, store: Store, split: str = "test", null: str | None = None) -> Plan:
     """Plan of a link's effects on a split's documents, or of one of NULLS. Raises SaelinkError for another link."""
-    if len(cfg.link.sources) != 1 or cfg.link.name == "attn":
+    if not measurable(cfg):
         raise SaelinkError(f"link={cfg.link.name}: effects of single edges are measured for link=mlp only")
     link = link_of(cfg, store)
     recipe = {

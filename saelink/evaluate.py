@@ -156,19 +156,28 @@ def _ce(cfg: Config, store: Store, sides: Sides, connector: Connector, draft: Dr
     with Splice(cfg, store, sides, test, 2) as splice:
         counted = load_split(cfg, sides, "test", ids)
         counted = counted.subset(counted.row < test.ids.numel())
-        change = torch.zeros(test.ids.numel(), sides.d_target)
-        with torch.inference_mode():
-            for first in range(0, len(counted), 2048):
-                chosen = torch.arange(first, min(first + 2048, len(counted)))
-                difference = connector(counted.source.select(chosen).to(device)).cpu()
-                difference -= counted.target.select(chosen).dense()
-                change[counted.row[chosen][:, None], ids] = difference * sides.scales[-1]
+        change = prediction_change(connector, counted, sides, test.ids.numel(), device)
         moved = splice.decode_change(change)
         losses["connector"] = splice.losses(splice.decode(splice.true_latents()) + moved)
         losses["connector_with_error"] = splice.losses_of_change(moved)
     figures = ce_figures(losses, test.document, cfg.eval.bootstrap)
     draft.save_json("ce.json", figures)
     return figures
+
+
+def prediction_change(
+    connector: Connector, counted: Tokens, sides: Sides, positions: int, device: str
+) -> torch.Tensor:  # fmt: skip
+    """[positions, d_sae] prediction minus truth in raw units; 0 where a latent or a position is not predicted."""
+    change = torch.zeros(positions, sides.d_target)
+    ids = connector.target_ids.cpu()
+    with torch.inference_mode():
+        for first in range(0, len(counted), 2048):
+            chosen = torch.arange(first, min(first + 2048, len(counted)))
+            difference = connector(counted.source.select(chosen).to(device)).cpu()
+            difference -= counted.target.select(chosen).dense()
+            change[counted.row[chosen][:, None], ids] = difference * sides.scales[-1]
+    return change
 
 
 # --------------------------------------------------------------------------- circuits

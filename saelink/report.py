@@ -24,6 +24,7 @@ from saelink.card import Card, Cards
 from saelink.config import Config, l1_alphas
 from saelink.data import tokens as pull_tokens
 from saelink.edges import edges
+from saelink.effects import measurable
 from saelink.encode import TYPICAL_NORM_RATIO
 from saelink.evaluate import evaluate
 from saelink.examples import examples
@@ -37,10 +38,12 @@ from saelink.model import load_tokenizer, model_info
 from saelink.outlier import carried, outlier_places
 from saelink.progress import Progress
 from saelink.solvers import SOLVERS
+from saelink.stability import repeated
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, write_durably
 from saelink.train import HISTORY_FILE, load_connector, train
+from saelink.verify import verified
 
-VERSION = 1
+VERSION = 2
 
 DATA_FILE = "data.zip"
 PAGE_FILE = "report.html"
@@ -91,6 +94,10 @@ def report(cfg: Config, store: Store, command: str | None = None) -> Artifact:
     inputs["oracle"] = oracle(jobs[0], store).key
     for i, (connector, evaluation, wired) in enumerate(made):
         inputs |= {f"connector{i}": connector.key, f"evaluation{i}": evaluation.key, f"edges{i}": wired.key}
+    judged = [verified(job, store) for job in jobs]
+    again = [repeated(job, store) for job in jobs]
+    for name, artifacts in (("verify", judged), ("stability", again)):
+        inputs |= {f"{name}{i}": artifact.key for i, artifact in enumerate(artifacts) if artifact is not None}
     inputs |= {f"other{i}": evaluation.key for i, (_, evaluation) in enumerate(others)}
     inputs |= {f"experiment {result.facts['name']}": result.key for result in done}
     if has_hidden(load_connector(made[0][0])):
@@ -379,6 +386,8 @@ class _Pages:
                 }
                 for fit in self.fits
             ],
+            "verified": self._verified(),
+            "verify": f"saelink verify layer={cfg.layer}" if measurable(cfg) else None,
             "has_hidden": self.cards.has_hidden,
             "d": {
                 "target": sides.d_target,
@@ -399,6 +408,21 @@ class _Pages:
                 for result in self.experiments
             ],
         }
+
+    def _verified(self) -> list[dict[str, Any]]:
+        """By connector that was verified, what its edges' verdicts come to; the nulls of the first."""
+        found: list[dict[str, Any]] = []
+        for number, fit in enumerate(self.fits):
+            if fit.verdicts is not None:
+                assert fit.verify is not None
+                entry = {"fit": number, "key": fit.verify.key, "figures": _rounded(fit.verdicts.figures)}
+                if fit.stability is not None:
+                    facts = fit.stability.facts
+                    entry["stable"] = round(facts["stable"] / max(facts["n_edges"], 1), 4)
+                if not found:
+                    entry["nulls"] = {name: _rounded(null) for name, null in fit.verdicts.nulls.items()}
+                found.append(entry)
+        return found
 
     def _index(self) -> dict[str, Any]:
         """By target, in columns: what the list of circuits shows, searches and sorts by."""
@@ -517,6 +541,10 @@ class _Pages:
                 }
             )
         return rows
+
+
+def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: float(f"{v:.4g}") if isinstance(v, float) else v for name, v in figures.items()}
 
 
 def _label(connector: Artifact) -> str:

@@ -19,6 +19,7 @@ from saelink.config import WandbConfig, WandbMode
 from saelink.experiments.base import PICTURE_FILE, rows_of
 from saelink.store import Artifact, SaelinkError, Store, json_bytes, write_durably
 from saelink.train import CONFIG_FILE, HISTORY_FILE
+from saelink.verify import Verdicts
 
 CURVES = ("train_mse", "validation_mse", "validation_fvu", "l1", "objective", "n_edges", "n_edges_above_0.01")
 
@@ -29,18 +30,22 @@ def publish(
     connector: Artifact,
     evaluation: Artifact | None = None,
     group: str | None = None,
+    verdicts: Artifact | None = None,
 ) -> None:
-    """Show a train artifact, and its evaluation if given, in W&B; nothing where they are shown already.
+    """Show a train artifact, and its evaluation and verdicts if given, in W&B; nothing where they are shown already.
 
-    What the project's run shows besides (an evaluation, a group) stays in it.
+    What the project's run shows besides (an evaluation, verdicts, a group) stays in it.
     """
     if settings.mode is WandbMode.disabled:
         return
     shown = _note(settings, store, connector.key).get("content", {})
     group = group or shown.get("group")
-    if evaluation is None and shown.get("evaluate"):
-        evaluation = next((found for found in store.artifacts() if found.key == shown["evaluate"]), None)
-    content = {"train": connector.key, "evaluate": evaluation.key if evaluation else None, "group": group}
+    evaluation, verdicts = (
+        given or next((found for found in store.artifacts() if found.key == shown.get(stage)), None)
+        for stage, given in (("evaluate", evaluation), ("verify", verdicts))
+    )
+    content = {"train": connector.key, "group": group}
+    content |= {"evaluate": evaluation.key if evaluation else None, "verify": verdicts.key if verdicts else None}
     with _run(settings, store, connector.key, content, name=connector.manifest["about"]) as run:
         if run is None:
             return
@@ -56,6 +61,19 @@ def publish(
         run.summary.update({"final_mse": connector.facts["validation_mse"], "final_l1": connector.facts["l1"]})
         if evaluation is not None:
             _add_evaluation(run, evaluation)
+        if verdicts is not None:
+            _add_verdicts(run, verdicts)
+
+
+def _add_verdicts(run: Any, artifact: Artifact) -> None:
+    import wandb
+
+    verdicts = Verdicts(artifact)
+    run.summary.update({f"verify/{name}": value for name, value in verdicts.figures.items() if value is not None})
+    shown = ["precision_1x", "recall_10x", "recall_suppressive_10x", "sign_1x", "slope_1x", "r2_1x"]
+    graphs = {"connector": verdicts.figures, **verdicts.nulls}
+    rows: list[Any] = [[name, *(figures.get(key) for key in shown)] for name, figures in graphs.items()]
+    run.log({"verify/graphs": wandb.Table(columns=["graph", *shown], data=rows)})
 
 
 def _add_evaluation(run: Any, evaluation: Artifact) -> None:
@@ -81,7 +99,13 @@ def publish_key(settings: WandbConfig, store: Store, key: str) -> None:
         for artifact in store.artifacts()
         if artifact.stage == "evaluate" and artifact.manifest["inputs"]["connector"] == connector.key
     ]
-    publish(settings, store, connector, evaluations[-1] if evaluations else None)
+    judged = [
+        artifact
+        for artifact in store.artifacts()
+        if artifact.stage == "verify" and artifact.manifest["inputs"]["connector"] == connector.key
+    ]
+    newest = (found[-1] if found else None for found in (evaluations, judged))
+    publish(settings, store, connector, next(newest), verdicts=next(newest))
 
 
 def publish_experiment(settings: WandbConfig, store: Store, result: Artifact, group: str | None = None) -> None:

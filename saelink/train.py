@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -157,11 +157,6 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
     def products() -> Gram:
         return load_gram(gram(cfg, store, everything)).explain(target_ids)
 
-    def ablated() -> tuple[Effects, Changes]:
-        artifact = effects(cfg, store, "train")
-        measured, changes = load_effects(artifact), load_changes(artifact)
-        return measured.explain(target_ids), changes._replace(rows=changes.rows.columns(target_ids))
-
     problem = Problem(
         train=tokens,
         validation=validation,
@@ -171,7 +166,7 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
         device=device,
         gram=products,
         gram_name=f"{gram_plan(cfg, sides).key} {hashlib.sha256(target_ids.numpy().tobytes()).hexdigest()}",
-        effects=ablated if solver.uses_effects else None,
+        effects=measured_effects(cfg, store, target_ids),
     )
     with Progress("train", total) as bar:
         fit = solver.solve(connector, problem, bar.advance)
@@ -199,6 +194,21 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
         **fit.final,
         **last,
     }
+
+
+def measured_effects(
+    cfg: Config, store: Store, target_ids: torch.Tensor
+) -> Callable[[], tuple[Effects, Changes]] | None:
+    """What pulls the effects on training documents for solvers that use them; None for the others."""
+    if not SOLVERS[cfg.solver.name].uses_effects:
+        return None
+
+    def pull() -> tuple[Effects, Changes]:
+        artifact = effects(cfg, store, "train")
+        measured, changes = load_effects(artifact), load_changes(artifact)
+        return measured.explain(target_ids), changes._replace(rows=changes.rows.columns(target_ids))
+
+    return pull
 
 
 def load_connector(artifact: Artifact, device: str = "cpu") -> Connector:

@@ -12,11 +12,13 @@ import torch
 
 from saelink.config import Config
 from saelink.connectors import Connector
-from saelink.effects import FOLDS, NULLS, Effects, choose, effects, effects_plan, load_effects
+from saelink.effects import FOLDS, NULLS, Effects, choose, effects, effects_plan, load_effects, measurable
+from saelink.evaluate import circuit_text
 from saelink.latents import Rows, Tokens
 from saelink.link import load_split, pull_sides
 from saelink.model import device_of
 from saelink.progress import Progress
+from saelink.stability import STABLE, Places, Stability
 from saelink.store import Artifact, Draft, Plan, Store
 from saelink.train import load_connector, train, train_plan
 
@@ -86,6 +88,36 @@ def verify(cfg: Config, store: Store) -> Artifact:
         return figures
 
     return store.build(plan, make, device_of(cfg))
+
+
+class Verdicts:
+    """The verdicts of a `verify` artifact, by edge."""
+
+    def __init__(self, artifact: Artifact):
+        self.figures, self.nulls = artifact.json(FIGURES_FILE), artifact.json(NULLS_FILE)
+        tensors = artifact.tensors(EDGES_FILE)
+        self._places = Places(tensors["source"], tensors["target"])
+        self._claim, self._effect, self._verdict = (tensors[name] for name in ("claim", "effect", "verdict"))
+        self._missed: dict[int, list[tuple[int, float]]] = {}
+        missed = (tensors[f"missed_{name}"].tolist() for name in ("target", "source", "effect"))
+        for target, source, effect in zip(*missed, strict=True):
+            self._missed.setdefault(target, []).append((source, effect))
+
+    def of(self, source: int, target: int) -> tuple[float, float, str] | None:
+        """Claim and effect, as shares of the target's mean active value, and the verdict; None for what is no edge."""
+        place = self._places.of(source, target)
+        if place is None:
+            return None
+        return self._claim[place].item(), self._effect[place].item(), VERDICTS[int(self._verdict[place])]
+
+    def missed(self, target: int) -> list[tuple[int, float]]:
+        """Sources that have a strong effect on a target and no edge to it, with the effect; the strongest first."""
+        return self._missed.get(target, [])
+
+
+def verified(cfg: Config, store: Store) -> Artifact | None:
+    """The verdicts on the configured connector where they have been made."""
+    return store.find(verify_plan(cfg, store)) if measurable(cfg) else None
 
 
 def shuffled(measured: Effects) -> Effects:
@@ -229,8 +261,8 @@ def _figures(
 # --------------------------------------------------------------------------- for the terminal
 
 
-def print_verdicts(store: Store, artifact: Artifact) -> None:
-    """What the figures say, in 80 columns."""
+def print_verdicts(store: Store, artifact: Artifact, evaluation: Artifact, stable: Stability | None) -> None:
+    """The figures, and the circuits of confirmed (and stable) edges, in 80 columns."""
     f = artifact.json(FIGURES_FILE)
 
     def interval(name: str) -> str:
@@ -271,4 +303,28 @@ def print_verdicts(store: Store, artifact: Artifact) -> None:
         cells = ["-" if value is None else f"{value:.2f}".replace("0.", ".") for value in shown]
         line = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, (12, 11, 10, 6, 6), strict=True))
         store.say(f"  {name:18} {line}")
+    if stable is not None:
+        facts = stable.facts
+        store.say(f"\n  Chosen again in {facts['fits']} fits on halves of the documents, at neighbouring penalties")
+        share = {name: facts[name] / max(facts["n_edges"], 1) for name in ("stable", "half")}
+        store.say(f"  {share['stable']:.0%} of the edges in {STABLE:.0%} of them, {share['half']:.0%} in half of them")
+    _print_circuits(store, Verdicts(artifact), evaluation, stable)
     store.say(f"\n  {artifact.path}")
+
+
+def _print_circuits(store: Store, verdicts: Verdicts, evaluation: Artifact, stable: Stability | None) -> None:
+    """Of the evaluation's circuits the edges that are confirmed, and chosen again."""
+    lines = []
+    for circuit in evaluation.json("circuits.json"):
+        kept = []
+        for term in circuit["terms"] if "hidden" not in circuit else ():
+            found = verdicts.of(term["id"], circuit["id"])
+            chosen = None if stable is None else stable.of(term["id"], circuit["id"])
+            if found is not None and found[2] == "confirmed" and (chosen is None or chosen >= STABLE):
+                kept.append(term)
+        if kept:
+            lines.append(circuit_text({**circuit, "terms": kept}))
+    if lines:
+        store.say(f"\n  Circuits of confirmed{'' if stable is None else ' and stable'} edges")
+        for line in lines:
+            store.say(f"  {line}")

@@ -86,6 +86,7 @@ EXPERIMENT_MISTAKES = {
     "resamples": (["experiment=percent_linear", "experiment.bootstrap=0"], "experiment.bootstrap=0"),
     "batch": (["experiment=dense", "solver.batch_tokens=0"], "solver.batch_tokens=0"),
     "what it chooses itself": (["experiment=dense", "l1_alpha=1"], "l1_alpha=1: an experiment chooses that itself"),
+    "edges kept": (["experiment=edges_kept", "experiment.kept_edges=[0]"], "experiment.kept_edges=[0]: give numbers"),
     "where cross-entropy is measured": (["experiment=pareto", "experiment.ce_at=[x]"], "experiment.ce_at=['x']"),
 }
 

@@ -11,8 +11,10 @@ import torch
 from test_connectors import make, problem, solve
 
 from saelink.config import Config
+from saelink.evaluate import evaluate
 from saelink.experiments import EXPERIMENTS
 from saelink.experiments.base import rows_of, table_text
+from saelink.experiments.edges_kept import area
 from saelink.experiments.noise_threshold import largest_level
 from saelink.experiments.pareto import kneedle
 from saelink.experiments.percent_linear import errors_by_document
@@ -38,7 +40,9 @@ def all_names() -> list[str]:
 
 
 def test_the_list_has_every_experiment() -> None:
-    assert set(all_names()) == set(EXPERIMENTS) - {"post"}
+    assert set(all_names()) == set(EXPERIMENTS) - {"post", "edges_kept"}, (
+        "what the post did not do has a run of its own"
+    )
 
 
 def test_everything_in_one_command(saelink: Run, tmp_path: Path) -> None:
@@ -59,6 +63,29 @@ def test_everything_in_one_command(saelink: Run, tmp_path: Path) -> None:
     code, out, err = saelink("run", "experiment=all_post", *SMALL, "layer=0,1", "experiment.refit_parts=true")
     assert code == 0 and out.count("0 connectors to fit") == 2, out + err
     assert {artifact.key for artifact in Store(tmp_path / "outputs").artifacts()} == made
+
+
+def test_all_edges_kept_is_the_connector_and_none_the_mean_of_nothing(config: Compose, store: Store) -> None:
+    cfg = config(*SMALL, "experiment.kept_edges=[1,100000]", "experiment.kept_tokens=256", "solver.tokens=2048")
+    artifact = EXPERIMENTS["edges_kept"].run(cfg, store)
+    rows = {(row["edges of"], row["k"]): row for row in rows_of(artifact)}
+    assert {label for label, _ in rows} == {
+        "lasso at 8e-4", "lasso at 3e-3", "causal", "causal nonlinear", "measured effects"
+    }  # fmt: skip
+    whole = evaluate(config(*SMALL, "eval.ce=true", "solver=exact", "l1_alpha=8e-4"), store)
+    expected = whole.json("ce.json")["connector"]
+    kept = rows["lasso at 8e-4", 100000]
+    assert kept["n_edges"] == whole.json("metrics.json")["n_edges"]
+    assert kept["ce"] == pytest.approx(expected["ce"], abs=1e-5)
+    assert kept["recovered"] == pytest.approx(expected["recovered"], abs=1e-4)
+    assert rows["lasso at 8e-4", 1]["n_edges"] == 1
+    assert set(artifact.facts["areas"]) == {label for label, _ in rows}
+
+
+def test_the_area_under_a_curve_of_sizes() -> None:
+    assert area([10], [0.3]) == 0.3
+    assert area([1, 10, 1000], [0.5, 0.5, 0.5]) == pytest.approx(0.5)
+    assert area([1, 10, 1000], [0.0, 1.0, 1.0]) == pytest.approx((0.5 + 2) / 3)
 
 
 def test_dense_shows_the_bounds_beside_the_fits(config: Compose, store: Store) -> None:

@@ -10,8 +10,10 @@ import torch
 
 from saelink.cache import act_shards, cache
 from saelink.data import tokens
+from saelink.effects import effects, load_effects
 from saelink.encode import encode
-from saelink.model import load_tokenizer, model_info
+from saelink.link import load_split, pull_sides
+from saelink.model import load_bridge, load_tokenizer, model_info
 from saelink.sae import load_sae
 from saelink.store import Store
 
@@ -97,6 +99,70 @@ def test_the_chain_on_a_slice(saelink: Run, outputs: Path) -> None:
     assert "Best predicted target latents" in out and " = " in out
     code, out, _ = saelink(*arguments, bare=True)
     assert code == 0 and "done in" not in out
+
+
+def test_effects_of_200_random_edges_are_those_of_one_ablation_at_a_time(outputs: Path) -> None:
+    """The whole model (as far as the target hook), one token of one source taken out at a time."""
+    cfg = composed([*SLICE, f"runtime.outputs={outputs}"])
+    store = Store(outputs, say=lambda line: None)
+    found = load_effects(effects(cfg, store))
+    info, sides = model_info(cfg, store), pull_sides(cfg, store)
+    source_hook, target_hook = HOOKS[:2]
+    source_sae, target_sae = load_sae(SAES / source_hook), load_sae(SAES / target_hook)
+    assert target_sae.k is not None
+    counted = load_split(cfg, sides, "test").row
+    ids = tokens(cfg, store).tensors("test.safetensors")["ids"].long()
+    bridge = load_bridge(cfg, info, "cpu")
+    seen: dict[str, list[torch.Tensor]] = {source_hook: [], target_hook: []}
+    with torch.inference_mode():
+        for part in ids.split(32):
+            _, acts = bridge.run_with_cache(part, names_filter=list(seen), stop_at_layer=2, return_cache_object=False)
+            for hook, kept in seen.items():
+                kept.append(acts[hook].flatten(0, 1))
+    x, y = (torch.cat(seen[hook])[counted] for hook in (source_hook, target_hook))
+    latents, pre = source_sae.encode(x), target_sae.pre_acts(y)
+    best = pre.topk(target_sae.k + 1).values.clamp(min=0)
+    floor = best[:, -2:].mean(1)  # halfway between the k-th and the next, as the stage says
+
+    def read(pre: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
+        return torch.where((pre >= floor[:, None]) & (pre > 0), pre, 0.0)
+
+    generator = torch.Generator().manual_seed(0)
+    n = (latents > 0).sum(0)
+    usable = ((n >= 10) & (n <= cfg.verify.tokens_per_source)).nonzero().squeeze(1)
+    sources = usable[torch.randperm(len(usable), generator=generator)[:20]].tolist()
+    alive = (found.target_mean > 0).nonzero().squeeze(1)
+    worst = 0.0
+    for source in sources:
+        targets = alive[torch.randperm(len(alive), generator=generator)[:10]]
+        at = (latents[:, source] > 0).nonzero().squeeze(1)
+        assert len(at) == int(found.tokens[:, source].sum())
+        after: list[torch.Tensor] = []
+        for token in at.tolist():
+            sequence, position = divmod(int(counted[token]), ids.shape[1])
+            taken = latents[token, source] * source_sae.W_dec[source]
+
+            def ablate(
+                acts: torch.Tensor, hook: object = None, at: int = position, taken: torch.Tensor = taken
+            ) -> torch.Tensor:
+                acts = acts.clone()
+                acts[0, at] -= taken
+                return acts
+
+            def keep(
+                acts: torch.Tensor, hook: object = None, at: int = position, kept: list[torch.Tensor] = after
+            ) -> torch.Tensor:
+                kept.append(acts[0, at])
+                return acts
+
+            with torch.inference_mode():
+                text = ids[sequence : sequence + 1, : position + 1]
+                bridge.run_with_hooks(text, fwd_hooks=[(source_hook, ablate), (target_hook, keep)], stop_at_layer=2)
+        change = read(pre[at], floor[at]) - read(target_sae.pre_acts(torch.stack(after)), floor[at])
+        expected = change.mean(0)[targets] / sides.scales[-1]
+        off = (found.mean[source, targets] - expected).abs() / found.target_mean[targets]
+        worst = max(worst, off.max().item())
+    assert worst < 1e-4, worst
 
 
 def test_a_layer_without_shipped_saes_trains_them(saelink: Run, outputs: Path) -> None:

@@ -17,6 +17,7 @@ from saelink.card import Cards
 from saelink.evaluate import evaluate
 from saelink.report import DATA_FILE, PAGE_FILE, report
 from saelink.store import Artifact, SaelinkError, Store
+from saelink.verify import VERDICTS, verify
 
 from conftest import Run, World
 
@@ -119,6 +120,41 @@ def test_no_token_gets_out_of_its_text(nasty: tuple[Artifact, Store]) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page, "nothing is fetched"
 
 
+def test_verdicts_stand_on_the_edges(world: World, tmp_path: Path) -> None:
+    before, store = made(world, tmp_path, "solver=exact")
+    assert pieces(before)["head"]["verified"] == []
+    cfg = world.config(store.root, *SETTINGS, "solver=exact")
+    judged = verify(cfg, store)
+    artifact = report(cfg, store)
+    assert artifact.key != before.key, "verdicts make the page anew"
+    found, figures = pieces(artifact), judged.json("figures.json")
+    (mine,) = found["head"]["verified"]
+    assert mine["fit"] == 0 and mine["figures"]["edges_confirmed"] == figures["edges_confirmed"]
+    assert set(mine["nulls"]) == {"permuted decoders", "random MLP", "shuffled pairs"}
+    tensors = judged.tensors("edges.safetensors")
+    expected = {
+        (int(s), int(t)): (float(c), float(e), VERDICTS[int(v)])
+        for s, t, c, e, v in zip(*(tensors[n] for n in ("source", "target", "claim", "effect", "verdict")), strict=True)
+    }
+    missed = {(int(s), int(t)) for s, t in zip(tensors["missed_source"], tensors["missed_target"], strict=True)}
+    seen = 0
+    for name, piece in found.items():
+        if name.startswith("circuit0/"):
+            for latent, circuit in piece.items():
+                for edge in circuit["edges"]:
+                    if (edge["input"], int(latent)) in expected:  # not into a target that never fires on these tokens
+                        claim, effect, verdict = expected[edge["input"], int(latent)]
+                        assert edge["verdict"] == verdict and edge["effect"] == pytest.approx(
+                            effect, rel=1e-2, abs=1e-3
+                        )
+                        assert edge["claim"] == pytest.approx(claim, rel=1e-2, abs=1e-3)
+                        seen += 1
+                assert {(entry["input"], int(latent)) for entry in circuit["missed"]} <= missed
+    assert seen > 10
+    target = next(latent for _, latent in expected)
+    assert any(verdict in repr(saelink.open(artifact.key, str(store.root)).target(target)) for verdict in VERDICTS)
+
+
 def test_report_on_the_command_line(saelink: Run, tmp_path: Path) -> None:
     path = tmp_path / "sub" / "page.html"
     code, out, err = saelink("report", "solver=exact", *SETTINGS, f"report.path={path}")
@@ -204,9 +240,11 @@ def test_tokens_are_text_in_the_browser(browser: Any, nasty: tuple[Artifact, Sto
 def test_clicks_and_search(browser: Any, world: World, tmp_path: Path) -> None:
     artifact, store = made(world, tmp_path, "solver=exact")
     evaluate(world.config(store.root, "connector=mlp", "connector.d_hidden=8", "l1_alpha=1e-3"), store)
+    verify(world.config(store.root, *SETTINGS, "solver=exact"), store)
     artifact, _ = made(world, tmp_path, "solver=exact")
     text = shown(browser, artifact)
-    for expected in ("Connectors", "mean predictor", "oracle", "Percent linear", "Loss while training", "What was run"):
+    for expected in ("Connectors", "mean predictor", "oracle", "Percent linear", "Loss while training", "What was run",
+                     "random MLP", "permuted decoders"):  # fmt: skip
         assert expected in text, expected
     wait(browser, lambda: browser.find_elements("css selector", "#frontier .main-svg"))
     browser.find_element("link text", "Circuits").click()

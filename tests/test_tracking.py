@@ -16,6 +16,7 @@ from saelink.config import Config, WandbConfig, WandbMode
 from saelink.evaluate import evaluate
 from saelink.store import SaelinkError, Store
 from saelink.train import train
+from saelink.verify import verify
 
 from conftest import Run, World
 
@@ -82,6 +83,17 @@ def test_publishing_again_adds_nothing_and_news_replace_the_run(config: Callable
     (second,) = offline_runs(store, connector.key)
     assert "test/fvu" in json.dumps(records(second))
     assert any("validation_mse" in point for point in history(second))
+
+
+def test_verdicts_are_shown_and_stay(config: Callable[..., Config], store: Store) -> None:
+    cfg = config("solver=exact")
+    connector, verdicts = train(cfg, store), verify(cfg, store)
+    tracking.publish(OFFLINE, store, connector, verdicts=verdicts)
+    (first,) = offline_runs(store, connector.key)
+    text = json.dumps(records(first))
+    assert all(name in text for name in ("verify/edges_confirmed", "verify/graphs", "verify/missed"))
+    tracking.publish_key(OFFLINE, store, connector.key)
+    assert offline_runs(store, connector.key) == [first]
 
 
 def test_training_again_keeps_the_evaluation_in_the_run(config: Callable[..., Config], store: Store) -> None:

@@ -201,11 +201,12 @@ def fit(
         # lr_decay and the like: what the job leaves at Adam's default keeps this solver's own.
         if entry.name != "name" and mine is not None and (isinstance(cfg.solver, solver_kind) or mine != default):
             chosen[entry.name] = mine
-    if solver == "exact":
+    known = {entry.name for entry in fields(solver_kind)}
+    if "debias" in known:
         chosen["debias"] = debias
-    if tokens is not None and solver != "exact":
+    if tokens is not None and "tokens" in known:
         chosen["tokens"] = tokens
-    if solver != "exact":
+    if "validate_every" in known:
         total = chosen.get("tokens", solver_kind(name=solver).tokens)
         chosen["validate_every"] = min(chosen.get("validate_every", total), max(total // 10, 1))
     return replace(

@@ -227,6 +227,7 @@ function overview(page, later) {
     columns.append(h("section", {}, h("h2", {}, "Loss while training"), h("p", { class: "dim small" }, "Validation documents. An exact fit has no curve."), where));
     later.push(() => plot(where, head.curves.map((c) => ({ x: c.tokens, y: c.mse, name: c.name, mode: "lines" })), { xaxis: { title: { text: "training tokens" } }, yaxis: { title: { text: "MSE" }, type: "log", dtick: "D1" } }));
   }
+  page.append(h("h2", {}, "Which edges are real"), ...real());
   const linear = head.experiments.find((e) => e.name === "percent_linear");
   page.append(h("h2", {}, "Percent linear"));
   if (linear) {
@@ -243,6 +244,31 @@ function overview(page, later) {
     ["connectors", head.fits.map((f) => [h("code", {}, f.key), ` (l1_alpha ${digits(f.l1_alpha)}) `])], ...(head.command ? [["command", h("code", {}, head.command)]] : []),
   ];
   page.append(h("dl", {}, facts.map(([name, ...value]) => [h("dt", {}, name), h("dd", {}, value)])));
+}
+
+function real() {
+  if (!head.verify) return [h("p", { class: "dim" }, "The effects of single edges are measured for link=mlp only.")];
+  if (!head.verified.length) return [h("p", { class: "dim" }, "Not asked yet: ", h("code", {}, head.command ? head.command.replace("saelink report", "saelink verify") : head.verify), " ablates every source in the model; make the report again after it.")];
+  const between = (f, name) => (f[name] === null || f[name] === undefined ? "–" : h("span", { title: `95%: ${digits(f[name + "_low"], 2)} to ${digits(f[name + "_high"], 2)}` }, digits(f[name], 2)));
+  const of = (f, word) => percent(f["edges_" + word.replace(" ", "_")] / Math.max(f.edges, 1));
+  const rows = head.verified.flatMap((v) => [
+    { own: true, f: v.figures, stable: v.stable, name: h("a", { href: place("circuits", undefined, { fit: v.fit }) }, `l1_alpha ${digits(head.fits[v.fit].l1_alpha)}`) },
+    ...Object.entries(v.nulls || {}).map(([name, f]) => ({ f, name: h("span", { class: "dim" }, name) })),
+  ]);
+  const f = head.verified[0].figures;
+  return [
+    h("p", {}, `An edge claims what the target loses when its source goes. Taken out of the model itself, ${count(f.strong)} source-target pairs have an effect of at least a tenth of the target's mean activation, ${percent(f.strong_suppressive / Math.max(f.strong, 1))} of them suppressive. Below the connectors the same claims against effects they should not agree with.`),
+    listTable([
+      { head: "edges of", cell: (r) => r.name }, { head: "edges", number: true, cell: (r) => count(r.f.edges) },
+      ...Object.keys(VERDICTS).map((word) => ({ head: word, number: true, title: VERDICTS[word], cell: (r) => of(r.f, word) })),
+      { head: "stable", number: true, title: "chosen in 90% of 24 fits on halves of the documents at neighbouring penalties", cell: (r) => percent(r.stable) },
+      { head: "missed", number: true, title: "strong effects without an edge", cell: (r) => count(r.f.missed) }, { head: "suppressive", number: true, title: "of the missed", cell: (r) => count(r.f.missed_suppressive) },
+      { head: "precision", number: true, title: "of the strongest claims, as many as there are sources: strong in the model, with that sign", cell: (r) => between(r.f, "precision_1x") },
+      { head: "found, +", number: true, title: "of strong positive effects, among ten times as many claims", cell: (r) => between(r.f, "recall_positive_10x") },
+      { head: "found, −", number: true, title: "of strong suppressive effects, among ten times as many claims", cell: (r) => between(r.f, "recall_suppressive_10x") },
+      { head: "slope", number: true, title: "of effects on claims; below 1 the claims overstate", cell: (r) => between(r.f, "slope_1x") }, { head: "r²", number: true, cell: (r) => between(r.f, "r2_1x") },
+    ], rows),
+  ];
 }
 
 function frontier(where) {
@@ -262,13 +288,20 @@ function frontier(where) {
 
 // ------------------------------------------------------------------ circuits
 
+const VERDICTS = {
+  confirmed: "ablating the source in the model has at least half the claimed effect", weaker: "less than half of it", "no effect": "less than a tenth of it",
+  opposite: "the other sign", unclear: "the sign differs between halves of the documents, or the source is rare", faint: "claims under 1% of the target's mean activation",
+};
+const judged = (verdict) => (verdict ? "v-" + verdict.replace(" ", "-") : "");
+const share = (v) => (v === null || v === undefined ? "–" : (v < 0 ? "−" : "+") + (100 * Math.abs(v)).toFixed(Math.abs(v) < 0.1 ? 1 : 0) + "%");
+
 function formula(terms, more) {
   if (!terms || !terms.length) return h("span", { class: "dim" }, "no edge");
-  return h("span", {}, terms.map(([input, w], i) => {
+  return h("span", {}, terms.map(([input, w, verdict], i) => {
     const name = head.has_hidden ? `H${input}` : index.source_name[input];
     const token = head.has_hidden ? null : index.source_token[input];
     const sign = i ? (w < 0 ? " − " : " + ") : w < 0 ? "−" : "";
-    return [sign, h("span", { class: w < 0 ? "minus" : "plus" }, weight(Math.abs(w))), " ", nameLink(name, input), " ", quoted(token)];
+    return [sign, h("span", { class: (w < 0 ? "minus " : "plus ") + judged(verdict), title: verdict ? `${verdict}: ${VERDICTS[verdict]}` : null }, weight(Math.abs(w))), " ", nameLink(name, input), " ", quoted(token)];
   }), more > 0 ? h("span", { class: "dim" }, ` … ${more} more`) : null);
 }
 
@@ -401,6 +434,12 @@ function edgeTable(edges, title) {
     { head: title, cell: (e) => [nameLink(e.name, e.input), " ", quoted(e.token)] },
     { head: "weight", number: true, cell: (e) => h("span", { class: e.weight < 0 ? "minus" : "plus" }, weight(e.weight)) },
     { head: "FVU without it", number: true, title: "rise of the target's FVU on test documents when this edge alone is taken out; the rises don't add up", cell: (e) => (e.rise === null || e.rise === undefined ? "–" : Math.abs(e.rise) < 5e-5 ? "0" : (e.rise >= 0 ? "+" : "−") + (Math.abs(e.rise) < 1e-3 ? Math.abs(e.rise).toFixed(4) : digits(Math.abs(e.rise), 2))) },
+    ...(edges.some((e) => e.verdict) ? [
+      { head: "claims", number: true, title: "what the connector says the target loses where the source is active and is taken out, of the target's mean activation", cell: (e) => share(e.claim) },
+      { head: "in the model", number: true, title: "what it does lose when the source is ablated in the model", cell: (e) => share(e.effect) },
+      { head: "verdict", cell: (e) => (e.verdict ? h("span", { class: judged(e.verdict), title: VERDICTS[e.verdict] }, e.verdict) : "–") },
+    ] : []),
+    ...(edges.some((e) => e.chosen !== undefined) ? [{ head: "chosen again", number: true, title: "share of 24 fits on halves of the documents at neighbouring penalties in which the edge is there with its sign", cell: (e) => percent(e.chosen) }] : []),
     ...(edges.some((e) => e.both !== undefined) ? [{ head: "both active", number: true, title: "test tokens", cell: (e) => count(e.both) }] : []),
   ], edges);
 }
@@ -463,6 +502,10 @@ async function target(page, later) {
     page.append(h("p", {}, `OF${n} = `, formula(circuit.edges.map((e) => [e.input, e.weight]).slice(0, 8), circuit.n_edges - Math.min(8, circuit.edges.length))));
     page.append(h("p", { class: "dim" }, `FVU ${digits(circuit.fvu)} on test documents, fires on ${count(circuit.fired)} of their tokens`), ...logicOf(circuit).filter(Boolean));
     if (circuit.edges.length) page.append(h("h3", {}, "Edges"), edgeTable(circuit.edges, head.has_hidden ? "hidden unit" : "source"));
+    if (circuit.missed?.length) page.append(h("h3", {}, "Missed: strong effects in the model without an edge"), listTable([
+      { head: "source", cell: (e) => [nameLink(e.name, e.input), " ", quoted(e.token)] },
+      { head: "in the model", number: true, title: "what the target loses when the source is ablated where it is active, of the target's mean activation", cell: (e) => h("span", { class: e.effect < 0 ? "minus" : "plus" }, share(e.effect)) },
+    ], circuit.missed));
     const both = together(circuit, later);
     if (both) page.append(both);
   } else page.append(h("p", { class: "dim" }, "The connector does not explain this latent (targets.*)."));

@@ -1,0 +1,132 @@
+"""How many edges does the model need? Cross-entropy with the k strongest edges of a graph alone, for k over decades.
+
+Edges are ranked by what they claim: weight times the source's mean activation, as a share of the target's mean active
+value. Weights are not refitted after the rest is taken out. `measured effects` is no fit: its weights are the effects
+of ablating sources on training documents, divided by the sources' mean activation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from saelink.config import Config
+from saelink.connectors import Connector
+from saelink.connectors.linear import Config as LinearConfig
+from saelink.connectors.linear import Connector as Linear
+from saelink.effects import effects, effects_plan, load_effects
+from saelink.evaluate import prediction_change
+from saelink.experiments import base
+from saelink.experiments.base import Done, Result, fit
+from saelink.intervene import Splice, ce_baselines, ce_figures, ce_plan, spliced_tokens
+from saelink.link import load_split, pull_sides
+from saelink.model import device_of
+from saelink.store import Plan, SaelinkError, Store
+from saelink.train import load_connector
+
+MEASURED = "measured effects"
+
+
+class Experiment(base.Experiment):
+    title = "Cross-entropy against the number of edges kept"
+    settings = ("kept_edges", "kept_tokens")
+    by_evaluation = False
+
+    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+        if min(cfg.experiment.kept_edges, default=0) < 1:
+            raise SaelinkError(f"experiment.kept_edges={cfg.experiment.kept_edges}: give numbers of edges above 0")
+        nonlinear = fit(cfg, "nonlinear", "causal", l1_alpha=2e-3, bias=True)
+        return {
+            "lasso at 8e-4": fit(cfg, "linear", "exact", l1_alpha=8e-4),
+            "lasso at 3e-3": fit(cfg, "linear", "exact", l1_alpha=3e-3),
+            "causal": fit(cfg, "linear", "causal", l1_alpha=2e-3),
+            "causal nonlinear": nonlinear,
+        }
+
+    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
+        return {"ce": ce_plan(cfg, store), "effects": effects_plan(cfg, store, "train")}
+
+    def recipe(self, cfg: Config) -> dict[str, Any]:
+        return {"bootstrap": cfg.eval.bootstrap}
+
+    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+        sizes = sorted(set(cfg.experiment.kept_edges))
+        sides = pull_sides(cfg, store)
+        baselines = ce_baselines(cfg, store).tensors("losses.safetensors")
+        test = spliced_tokens(cfg, store, sides, min(cfg.experiment.kept_tokens, cfg.eval.ce_tokens))
+        losses = {name: baselines[name][: len(test.ids)] for name in ("clean", "sae", "oracle", "mean", "zero")}
+        measured = load_effects(effects(cfg, store, "train"))
+        graphs: dict[str, Connector] = {label: load_connector(result.connector) for label, result in done.items()}
+        ids = graphs["causal"].target_ids
+        graphs[MEASURED] = Linear(LinearConfig(name="linear"), sides.d_source, ids)
+        with torch.no_grad():
+            weights = measured.mean[:, ids] / measured.source_mean.clamp(min=1e-9)[:, None]
+            graphs[MEASURED].penalised()[-1][0].copy_(weights)
+        unit = measured.target_mean[ids].clamp(min=1e-9)
+        counted = load_split(cfg, sides, "test", ids)
+        counted = counted.subset(counted.row < test.ids.numel())
+        kept: dict[tuple[str, int], int] = {}
+        with Splice(cfg, store, sides, test, len(graphs) * len(sizes)) as splice:
+            true = splice.decode(splice.true_latents())
+            for label, graph in graphs.items():
+                weight = graph.penalised()[-1][0]
+                whole = weight.detach().clone()
+                order = (whole.abs() * measured.source_mean[:, None] / unit).flatten().sort(descending=True).indices
+                for size in sizes:
+                    chosen = order[:size]
+                    with torch.no_grad():
+                        weight.zero_().view(-1)[chosen] = whole.flatten()[chosen]
+                    kept[label, size] = int((weight != 0).sum())
+                    change = prediction_change(graph, counted, sides, test.ids.numel(), device_of(cfg))
+                    losses[f"{label} {size}"] = splice.losses(true + splice.decode_change(change))
+        figures = ce_figures(losses, test.document, cfg.eval.bootstrap)
+        rows: list[base.Row] = []
+        areas: dict[str, float] = {}
+        for label in graphs:
+            curve = [figures[f"{label} {size}"]["recovered"] for size in sizes]
+            areas[label] = area(sizes, curve)
+            for size in sizes:
+                entry = figures[f"{label} {size}"]
+                rows.append(
+                    {
+                        "layer": cfg.layer,
+                        "edges of": label,
+                        "k": size,
+                        "n_edges": kept[label, size],
+                        "ce": entry["ce"],
+                        "recovered": entry["recovered"],
+                        "recovered_low": entry["recovered_low"],
+                        "recovered_high": entry["recovered_high"],
+                    }
+                )
+        said = ", ".join(f"{label} {value:.3f}" for label, value in areas.items())
+        clean, sae, zero = (figures[name]["ce"] for name in ("clean", "sae", "zero"))
+        text = (
+            f"  {test.ids.numel():,} test tokens. CE clean {clean:.3f}, SAE {sae:.3f}, zero ablation {zero:.3f}.\n"
+            f"  recovered is (zero - CE) / (zero - clean); the SAE has {figures['sae']['recovered']:.3f}, the oracle "
+            f"{figures['oracle']['recovered']:.3f}.\n"
+            f"  Mean of recovered over log k: {said}."
+        )
+
+        def draw(figure: Any) -> None:
+            axes = figure.subplots()
+            for label in graphs:
+                axes.plot(sizes, [figures[f"{label} {size}"]["recovered"] for size in sizes], "o-", label=label)
+            for name, style in (("sae", "--"), ("oracle", ":")):
+                axes.axhline(figures[name]["recovered"], color="black", lw=1, ls=style, label=name)
+            axes.set(xscale="log", xlabel="edges kept", ylabel="cross-entropy recovered")
+            axes.set_title(f"The strongest edges alone, layer {cfg.layer}", fontsize=10)
+            axes.legend(fontsize=8)
+
+        return Result(rows, draw=draw, text=text, facts={"areas": areas})
+
+
+def area(sizes: list[int], values: list[float]) -> float:
+    """Mean of the values over log size, by trapezoids; the only value if there is one."""
+    if len(sizes) == 1:
+        return values[0]
+    logs = [math.log(size) for size in sizes]
+    steps = zip(logs, logs[1:], values, values[1:], strict=False)
+    return sum((b - a) * (u + v) / 2 for a, b, u, v in steps) / (logs[-1] - logs[0])

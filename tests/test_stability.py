@@ -1,0 +1,112 @@
+"""Selection probabilities: planted edges are chosen again, chance is not; halves make the whole."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from saelink.gram import gram_of
+from saelink.lasso import Lasso
+from saelink.latents import Rows, Split, Tokens
+from saelink.stability import FITS, STABLE, Places, Stability, halves, stability
+from saelink.store import SaelinkError, Store
+from saelink.train import load_connector, train
+
+from conftest import Run, World
+
+
+def rows_of(dense: torch.Tensor) -> Rows:
+    place = dense.nonzero()
+    offsets = torch.nn.functional.pad(torch.bincount(place[:, 0], minlength=len(dense)).cumsum(0), (1, 0))
+    return Rows(offsets, place[:, 1].contiguous(), dense[place[:, 0], place[:, 1]], dense.shape[1])
+
+
+def planted(documents: int = 60, n: int = 3000) -> tuple[Split, torch.Tensor, torch.Tensor]:
+    """Three targets, each of two sources of twelve, with noise; the split, its documents, the true weights."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.relu(torch.randn(n, 12, generator=generator))
+    true = torch.zeros(12, 3)
+    true[[0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 2, 2]] = torch.tensor([1.0, -0.8, 0.9, 0.7, -1.0, 0.6])
+    y = x @ true + torch.randn(n, 3, generator=generator)
+    pieces = []
+    for part in torch.arange(n).split(700):
+        typical = torch.ones(len(part), dtype=torch.bool)
+        pieces.append(partial(Tokens, rows_of(x[part]), rows_of(y[part]), part, typical))
+    return Split(pieces), torch.arange(n) * documents // n + 17, true
+
+
+def test_the_halves_are_of_different_documents_and_make_the_whole() -> None:
+    split, document, _ = planted()
+    whole = gram_of(split)
+    one, other = halves(split, document, whole, torch.Generator().manual_seed(3))
+    tokens = split.whole()
+    ids = document.unique()
+    first = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(3))[: len(ids) // 2]]
+    inside = torch.isin(document, first)
+    for found, chosen in ((one, inside), (other, ~inside)):
+        expected = gram_of([tokens.subset(chosen)])
+        assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(found, expected, strict=True))
+
+
+def test_one_document_has_no_halves() -> None:
+    split, document, _ = planted(documents=1)
+    with pytest.raises(SaelinkError, match="can't be split into halves"):
+        list(halves(split, document, gram_of(split), torch.Generator().manual_seed(0)))
+
+
+def test_planted_edges_are_chosen_again_and_chance_is_not() -> None:
+    split, document, true = planted()
+    whole = gram_of(split)
+    chosen = torch.zeros(12, 3)
+    for seed in range(4):
+        for products in halves(split, document, whole, torch.Generator().manual_seed(seed)):
+            W, _ = Lasso(products.xx, products.xy, products.yy, False).solve(0.1, 1e-6, 10_000)
+            chosen += W.sign() == true.sign()
+    assert (chosen[true != 0] == 8).all()
+    W, _ = Lasso(whole.xx, whole.xy, whole.yy, False).solve(0.002, 1e-6, 10_000)
+    again = torch.zeros(12, 3)
+    for seed in range(4):
+        for products in halves(split, document, whole, torch.Generator().manual_seed(seed)):
+            other, _ = Lasso(products.xx, products.xy, products.yy, False).solve(0.002, 1e-6, 10_000)
+            again += (other.sign() == W.sign()) & (W != 0)
+    by_chance = (true == 0) & (W != 0)
+    assert by_chance.sum() > 10 and again[by_chance].mean() < 7 and (again[true != 0] == 8).all()
+
+
+def test_places() -> None:
+    places = Places(torch.tensor([3, 1, 3], dtype=torch.int32), torch.tensor([5, 2, 0]))
+    assert [places.of(3, 5), places.of(1, 2), places.of(3, 0)] == [0, 1, 2]
+    assert places.of(3, 2) is places.of(0, 0) is places.of(9, 9) is places.of(2, 8) is None
+    assert Places(torch.zeros(0), torch.zeros(0)).of(0, 0) is None
+
+
+@pytest.mark.parametrize("words", [["solver=exact"], ["solver=causal", "connector=nonlinear", "solver.tokens=1024"]])
+def test_in_the_chain(world: World, tmp_path: Path, words: list[str]) -> None:
+    found = []
+    for folder in ("first", "again"):
+        store = Store(tmp_path / folder, say=lambda line: None)
+        cfg = world.config(store.root, "l1_alpha=1e-3", *words)
+        artifact = stability(cfg, store)
+        assert stability(cfg, store).key == artifact.key
+        W = load_connector(train(cfg, store)).output_weight()
+        tensors = artifact.tensors("edges.safetensors")
+        assert len(tensors["chosen"]) == int((W != 0).sum()) == artifact.facts["n_edges"] > 0
+        assert int(tensors["chosen"].max()) <= FITS == artifact.facts["fits"]
+        assert artifact.facts["stable"] == int((tensors["chosen"].double() / FITS >= STABLE).sum()) > 0
+        source, target = int(tensors["source"][0]), int(tensors["target"][0])
+        assert Stability(artifact).of(source, target) == int(tensors["chosen"][0]) / FITS
+        found.append(tensors["chosen"])
+    assert torch.equal(*found)
+
+
+def test_what_is_no_lasso(world: World, tmp_path: Path, saelink: Run) -> None:
+    store = Store(tmp_path / "outputs", say=lambda line: None)
+    with pytest.raises(SaelinkError, match="solver=exact with l1_alpha=0: the stability of edges is measured for the"):
+        stability(world.config(store.root, "l1_alpha=0", "solver=exact"), store)
+    code, out, err = saelink("verify", "connector=nonlinear", "l1_alpha=1e-3")
+    assert code == 0 and "Chosen again" not in out, err
+    code, out, err = saelink("verify", "l1_alpha=1e-3", "solver=exact")
+    assert code == 0 and "Chosen again in 24 fits" in out, err
