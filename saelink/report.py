@@ -553,7 +553,8 @@ def _label(connector: Artifact) -> str:
     size = f" {recipe['connector']['d_hidden']}" if "d_hidden" in recipe["connector"] else ""
     bias = ", bias" if recipe["connector"]["bias"] else ""
     debias = ", refitted" if recipe["solver"].get("debias") else ""
-    return f"{name}{size} by {solver}{bias}{debias}"
+    effects = f", effects {recipe['solver']['effects']:g}" if "effects" in recipe["solver"] else ""
+    return f"{name}{size} by {solver}{effects}{bias}{debias}"
 
 
 # --------------------------------------------------------------------------- the page

@@ -22,7 +22,7 @@ from saelink.stability import STABLE, Places, Stability
 from saelink.store import Artifact, Draft, Plan, Store
 from saelink.train import load_connector, train, train_plan
 
-VERSION = 2
+VERSION = 3
 
 FIGURES_FILE = "figures.json"
 NULLS_FILE = "nulls.json"
@@ -209,7 +209,10 @@ def judged(
         others = torch.tensor([other[name] for other in again if other[name] == other[name]], dtype=torch.float64)
         spread = 1.96 * others.std().item() if len(others) > 1 else 0.0
         result[name] = value if known else None
-        result[f"{name}_low"], result[f"{name}_high"] = (value - spread, value + spread) if known else (None, None)
+        low, high = value - spread, value + spread
+        if not name.startswith(("slope", "rank")):  # shares end at 0 and 1
+            low, high = max(low, 0.0), min(high, 1.0)
+        result[f"{name}_low"], result[f"{name}_high"] = (low, high) if known else (None, None)
     by_source = is_strong.sum(1).sort(descending=True).values
     counts = torch.bincount(verdict, minlength=len(VERDICTS))
     return {
@@ -300,7 +303,7 @@ def print_verdicts(store: Store, artifact: Artifact, evaluation: Artifact, stabl
     store.say(f"  {'':18} {'precision 1x':>12} {'recall 10x':>11} {'same sign':>10} {'slope':>6} {'r2':>6}")
     for name, null in artifact.json(NULLS_FILE).items():
         shown = [null.get(key) for key in ("precision_1x", "recall_10x", "sign_1x", "slope_1x", "r2_1x")]
-        cells = ["-" if value is None else f"{value:.2f}".replace("0.", ".") for value in shown]
+        cells = ["-" if v is None else f"{v:.2f}".replace("0.", ".").replace("-.00", ".00") for v in shown]
         line = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, (12, 11, 10, 6, 6), strict=True))
         store.say(f"  {name:18} {line}")
     if stable is not None:

@@ -26,7 +26,9 @@ def figure(row: dict[str, Any], name: str) -> str:
     """A figure and its 95% interval, as short as it can be."""
     if row.get(name) is None:
         return ""
-    texts = [f"{row[key]:.2f}".replace("0.", ".") for key in (name, f"{name}_low", f"{name}_high")]
+    texts = [
+        f"{row[key]:.2f}".replace("0.", ".").replace("-.00", ".00") for key in (name, f"{name}_low", f"{name}_high")
+    ]
     return f"{texts[0]} ({texts[1]}-{texts[2]})"
 
 

@@ -158,6 +158,8 @@ def test_the_true_graph_is_confirmed() -> None:
     assert figures["recall_positive_10x"] > 0.97 and figures["recall_suppressive_10x"] > 0.97
     assert figures["slope_1x_low"] <= figures["slope_1x"] <= figures["slope_1x_high"]
     assert len(tensors["target"]) == figures["edges"]
+    for name in ("precision_1x", "recall_10x", "sign_1x", "r2_1x"):
+        assert 0 <= figures[f"{name}_low"] <= figures[name] <= figures[f"{name}_high"] <= 1, name
 
 
 def test_a_graph_without_edges_claims_nothing() -> None:

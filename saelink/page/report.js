@@ -127,6 +127,7 @@ async function plot(where, traces, layout, clicked) {
     colorway: ["#e07b00", "#2f7ed8", "#2aa05a", "#b14ecb", "#c7384a", "#7a8a99", "#b59a00"],
     ...layout, xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
   };
+  if (traces.length > 6) where.style.height = `${300 + 12 * traces.length}px`; // the legend takes room
   await Plotly.react(where, traces, full, { displayModeBar: false, responsive: true });
   if (clicked) {
     where.removeAllListeners?.("plotly_click");
@@ -262,10 +263,9 @@ function real() {
       { head: "edges of", cell: (r) => r.name }, { head: "edges", number: true, cell: (r) => count(r.f.edges) },
       ...Object.keys(VERDICTS).map((word) => ({ head: word, number: true, title: VERDICTS[word], cell: (r) => of(r.f, word) })),
       { head: "stable", number: true, title: "chosen in 90% of 24 fits on halves of the documents at neighbouring penalties", cell: (r) => percent(r.stable) },
-      { head: "missed", number: true, title: "strong effects without an edge", cell: (r) => count(r.f.missed) }, { head: "suppressive", number: true, title: "of the missed", cell: (r) => count(r.f.missed_suppressive) },
+      { head: "missed", number: true, title: "strong effects without an edge, and how many of them suppressive", cell: (r) => `${count(r.f.missed)}, ${count(r.f.missed_suppressive)} −` },
       { head: "precision", number: true, title: "of the strongest claims, as many as there are sources: strong in the model, with that sign", cell: (r) => between(r.f, "precision_1x") },
-      { head: "found, +", number: true, title: "of strong positive effects, among ten times as many claims", cell: (r) => between(r.f, "recall_positive_10x") },
-      { head: "found, −", number: true, title: "of strong suppressive effects, among ten times as many claims", cell: (r) => between(r.f, "recall_suppressive_10x") },
+      { head: "found + / −", number: true, title: "of strong positive and of strong suppressive effects, among ten times as many claims", cell: (r) => [between(r.f, "recall_positive_10x"), " / ", between(r.f, "recall_suppressive_10x")] },
       { head: "slope", number: true, title: "of effects on claims; below 1 the claims overstate", cell: (r) => between(r.f, "slope_1x") }, { head: "r²", number: true, cell: (r) => between(r.f, "r2_1x") },
     ], rows),
   ];
@@ -499,7 +499,7 @@ async function target(page, later) {
   const flagged = head.outliers.find((o) => o.latent === n);
   if (flagged) page.append(h("p", { class: "small" }, `Outlier: of its activation on test documents ${percent(flagged.first_positions)} is on the first three positions of a sequence, ${percent(flagged.first_delimiter)} on its first delimiter, ${percent(flagged.massive)} on tokens with massive activations.`));
   if (circuit) {
-    page.append(h("p", {}, `OF${n} = `, formula(circuit.edges.map((e) => [e.input, e.weight]).slice(0, 8), circuit.n_edges - Math.min(8, circuit.edges.length))));
+    page.append(h("p", {}, `OF${n} = `, formula(circuit.edges.map((e) => [e.input, e.weight, e.verdict]).slice(0, 8), circuit.n_edges - Math.min(8, circuit.edges.length))));
     page.append(h("p", { class: "dim" }, `FVU ${digits(circuit.fvu)} on test documents, fires on ${count(circuit.fired)} of their tokens`), ...logicOf(circuit).filter(Boolean));
     if (circuit.edges.length) page.append(h("h3", {}, "Edges"), edgeTable(circuit.edges, head.has_hidden ? "hidden unit" : "source"));
     if (circuit.missed?.length) page.append(h("h3", {}, "Missed: strong effects in the model without an edge"), listTable([
