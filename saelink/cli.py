@@ -106,6 +106,8 @@ def _run_evaluate(cfg: Config, store: Store) -> None:
     sweep.record(store, cfg.runtime.sweep, connector, _swept())
     print_evaluation(store, connector, evaluation)
     tracking.publish(cfg.wandb, store, connector, evaluation, group=cfg.runtime.sweep)
+    if cfg.eval.verify:
+        _run_verify(cfg, store)
 
 
 def _run_verify(cfg: Config, store: Store) -> None:

@@ -32,6 +32,7 @@ def evaluate_plan(cfg: Config, store: Store) -> Plan:
     """Plan of a connector's evaluation."""
     plan = train_plan(cfg, store)
     settings = recipe_of(cfg.eval)
+    del settings["verify"]  # what comes after
     if not cfg.eval.ce:
         settings = {name: value for name, value in settings.items() if name not in ("ce_tokens", "bootstrap")}
     inputs = {"connector": plan.key, **({"ce": ce_plan(cfg, store).key} if cfg.eval.ce else {})}

@@ -26,9 +26,10 @@ def figure(row: dict[str, Any], name: str) -> str:
     """A figure and its 95% interval, as short as it can be."""
     if row.get(name) is None:
         return ""
-    texts = [
-        f"{row[key]:.2f}".replace("0.", ".").replace("-.00", ".00") for key in (name, f"{name}_low", f"{name}_high")
-    ]
+    values = [row[name], row[f"{name}_low"], row[f"{name}_high"]]
+    if not name.startswith("slope"):  # shares end at 0 and 1
+        values = [min(max(value, 0.0), 1.0) for value in values]
+    texts = [f"{value:.2f}".replace("0.", ".").replace("-.00", ".00") for value in values]
     return f"{texts[0]} ({texts[1]}-{texts[2]})"
 
 

@@ -231,6 +231,12 @@ def test_claims_are_what_the_connector_loses(world: World, store: Store, connect
     assert verify(cfg, store).json("figures.json")["edges"] > 0
 
 
+def test_evaluate_verifies_where_asked(saelink: Run) -> None:
+    code, out, err = saelink("evaluate", "solver=exact", "eval.verify=true", "verify.stability=false")
+    assert code == 0, err
+    assert "FVU" in out and "  strong effects" in out and "random MLP" in out and "Chosen again" not in out
+
+
 def test_verify_on_the_command_line(saelink: Run) -> None:
     code, out, err = saelink("verify", "solver=exact")
     assert code == 0, err
