@@ -120,7 +120,7 @@ def _run_verify(cfg: Config, store: Store) -> None:
     verdicts, evaluation = verify(cfg, store), evaluate(cfg, store)
     stable = Stability(stability(cfg, store)) if cfg.verify.stability and repeatable(cfg) else None
     print_verdicts(store, verdicts, evaluation, stable)
-    tracking.publish(cfg.wandb, store, train(cfg, store), group=cfg.runtime.sweep, verdicts=verdicts)
+    tracking.publish(cfg.wandb, store, train(cfg, store), evaluation, cfg.runtime.sweep, verdicts)
 
 
 def _run_report(cfg: Config, store: Store) -> None:

@@ -276,11 +276,12 @@ class VerifyConfig:
     """How the causal effect of every edge is measured."""
 
     tokens_per_source: int = 256
-    """Test tokens on which a source latent is ablated, evenly spread over those where it is active."""
+    """Tokens on which a source latent is ablated, evenly spread over those where it is active; of the test documents,
+    and for solver=causal of the training documents."""
     tokens: int = 65_536
     """Test tokens that are looked at, always the first ones."""
     fit_tokens: int = 400_000
-    """Training tokens that solver=causal looks at, as many ablations a source."""
+    """Training tokens that are looked at for solver=causal."""
     strong: float = 0.1
     """An effect is strong from this share of the target's mean active value on, if its sign is the same in both halves
     of the documents."""

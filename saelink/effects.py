@@ -90,7 +90,7 @@ class Changes(NamedTuple):
 
 def measurable(cfg: Config) -> bool:
     """Whether the effects of single edges can be measured: where the target follows from one source token by token."""
-    return len(cfg.link.sources) == 1 and cfg.link.name != "attn"
+    return len(cfg.link.sources) == 1 and "attn" not in cfg.link.target
 
 
 def effects_plan(cfg: Config, store: Store, split: str = "test", null: str | None = None) -> Plan:
@@ -229,7 +229,7 @@ def open_block(cfg: Config, store: Store, sides: Sides, split: str, device: str)
     counted = load_split(cfg, sides, split).row
     n = max(min(_tokens(cfg, split) // context, len(text["ids"])), 1)
     counted = counted[counted < n * context]
-    compute = load_computation(cfg, info, source_hook, link.target, device)
+    compute = load_computation(cfg, info, source_hook, link.target, device).float()
     forward = load_forward(cfg, info, [source_hook], device)
     size = FOLDS * source_sae.d_sae * target_sae.d_sae
     where = f"{len(counted):,} {split} tokens"

@@ -22,6 +22,7 @@ from saelink.ablation import FILE as ABLATIONS_FILE
 from saelink.ablation import ablations
 from saelink.card import Card, Cards
 from saelink.config import Config, l1_alphas
+from saelink.connectors import CONNECTORS
 from saelink.data import tokens as pull_tokens
 from saelink.edges import edges
 from saelink.effects import measurable
@@ -70,7 +71,8 @@ def included(cfg: Config, store: Store) -> list[Config]:
     These are the penalties asked for and, where they are solved exactly and so cost little, those of report.l1_alphas.
     """
     asked = l1_alphas(cfg.l1_alpha)
-    more = [] if SOLVERS[cfg.solver.name].seeded or not asked[0] else cfg.report.l1_alphas
+    cheap = SOLVERS[cfg.solver.name].uses_gram and not CONNECTORS[cfg.connector.name].relu_output
+    more = cfg.report.l1_alphas if cheap and asked[0] else []
     return [replace(cfg, l1_alpha=float(alpha)) for alpha in dict.fromkeys([*asked, *more])]
 
 

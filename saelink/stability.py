@@ -26,7 +26,7 @@ from saelink.solvers import SOLVERS
 from saelink.solvers.base import Problem
 from saelink.solvers.exact import Solver as Exact
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
-from saelink.train import load_connector, measured_effects, train, train_plan
+from saelink.train import load_connector, train, train_plan
 
 VERSION = 1
 
@@ -46,7 +46,7 @@ STABLE = 0.9
 
 def repeatable(cfg: Config) -> bool:
     """Whether stability is measured for such a connector: a lasso, solved from the products of the documents."""
-    return issubclass(SOLVERS[cfg.solver.name], Exact) and float(cfg.l1_alpha) > 0
+    return SOLVERS[cfg.solver.name] is Exact and float(cfg.l1_alpha) > 0
 
 
 def stability_plan(cfg: Config, store: Store) -> Plan:
@@ -54,7 +54,7 @@ def stability_plan(cfg: Config, store: Store) -> Plan:
     if not repeatable(cfg):
         raise SaelinkError(
             f"solver={cfg.solver.name} with l1_alpha={cfg.l1_alpha:g}: the stability of edges is measured for the "
-            "lasso, solver=exact or causal with l1_alpha above 0"
+            "lasso, solver=exact with l1_alpha above 0"
         )
     plan = train_plan(cfg, store)
     return Plan("stability", VERSION, {}, {"connector": plan.key}, plan.about)
@@ -64,7 +64,7 @@ def stability(cfg: Config, store: Store) -> Artifact:
     """Pull the selection probability of every edge of the configured connector.
 
     File `edges.safetensors`: by edge `target`, `source` (the SAEs' own numbers, sources side by side) and `chosen`, in
-    how many of FITS fits. For connector=nonlinear by solver=causal it is the first fit, the lasso, that is repeated.
+    how many of FITS fits.
     """
     plan = stability_plan(cfg, store)
     found = store.up_to_date(plan)
@@ -102,7 +102,6 @@ def _others(cfg: Config, store: Store, ids: torch.Tensor) -> Iterator[torch.Tens
     document = pull_tokens(cfg, store).tensors("train.safetensors")["document"].flatten().long()
     training = whole.explain(ids)
     everything = load_gram(gram(cfg, store, whole)).explain(ids)
-    effects = measured_effects(cfg, store, ids)
     solver = SOLVERS[cfg.solver.name](cfg.solver)
     assert isinstance(solver, Exact)
     start = Linear(LinearConfig(name="linear", bias=cfg.connector.bias), sides.d_source, ids)
@@ -115,7 +114,7 @@ def _others(cfg: Config, store: Store, ids: torch.Tensor) -> Iterator[torch.Tens
                 problem = Problem(
                     train=training, validation=training, l1_alpha=float(cfg.l1_alpha), c=c, seed=0,
                     device=device_of(cfg), gram=lambda products=products: products,
-                    gram_name=f"half {pair} {number} of {train_plan(cfg, store).key}", effects=effects,
+                    gram_name=f"half {pair} {number} of {train_plan(cfg, store).key}",
                 )  # fmt: skip
                 lasso, _ = solver.problem(start, problem)
                 for factor in NEIGHBOURS:

@@ -19,7 +19,7 @@ from saelink.config import WandbConfig, WandbMode
 from saelink.experiments.base import PICTURE_FILE, rows_of
 from saelink.store import Artifact, SaelinkError, Store, json_bytes, write_durably
 from saelink.train import CONFIG_FILE, HISTORY_FILE
-from saelink.verify import Verdicts
+from saelink.verify import NULLS_FILE, Verdicts
 
 CURVES = ("train_mse", "validation_mse", "validation_fvu", "l1", "objective", "n_edges", "n_edges_above_0.01")
 
@@ -102,7 +102,9 @@ def publish_key(settings: WandbConfig, store: Store, key: str) -> None:
     judged = [
         artifact
         for artifact in store.artifacts()
-        if artifact.stage == "verify" and artifact.manifest["inputs"]["connector"] == connector.key
+        if artifact.stage == "verify"
+        and artifact.manifest["inputs"]["connector"] == connector.key
+        and NULLS_FILE in artifact.files  # not of an earlier version
     ]
     newest = (found[-1] if found else None for found in (evaluations, judged))
     publish(settings, store, connector, next(newest), verdicts=next(newest))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from saelink.config import Config, Normalise, l1_alphas
 from saelink.connectors import CONNECTORS, Connector
-from saelink.effects import Changes, Effects, effects, effects_plan, load_changes, load_effects
+from saelink.effects import Changes, effects, effects_plan, load_changes, load_effects
 from saelink.encode import encode_plan
 from saelink.gram import VERSION as GRAM_VERSION
 from saelink.gram import Gram, gram, gram_plan, load_gram
@@ -157,6 +157,10 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
     def products() -> Gram:
         return load_gram(gram(cfg, store, everything)).explain(target_ids)
 
+    def changes() -> Changes:
+        found = load_changes(effects(cfg, store, "train"))
+        return found._replace(rows=found.rows.columns(target_ids))
+
     problem = Problem(
         train=tokens,
         validation=validation,
@@ -166,7 +170,9 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
         device=device,
         gram=products,
         gram_name=f"{gram_plan(cfg, sides).key} {hashlib.sha256(target_ids.numpy().tobytes()).hexdigest()}",
-        effects=measured_effects(cfg, store, target_ids),
+        effects=lambda: load_effects(effects(cfg, store, "train")).explain(target_ids),
+        changes=changes,
+        effects_name=effects_plan(cfg, store, "train").key if solver.uses_effects else "",
     )
     with Progress("train", total) as bar:
         fit = solver.solve(connector, problem, bar.advance)
@@ -194,21 +200,6 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
         **fit.final,
         **last,
     }
-
-
-def measured_effects(
-    cfg: Config, store: Store, target_ids: torch.Tensor
-) -> Callable[[], tuple[Effects, Changes]] | None:
-    """What pulls the effects on training documents for solvers that use them; None for the others."""
-    if not SOLVERS[cfg.solver.name].uses_effects:
-        return None
-
-    def pull() -> tuple[Effects, Changes]:
-        artifact = effects(cfg, store, "train")
-        measured, changes = load_effects(artifact), load_changes(artifact)
-        return measured.explain(target_ids), changes._replace(rows=changes.rows.columns(target_ids))
-
-    return pull
 
 
 def load_connector(artifact: Artifact, device: str = "cpu") -> Connector:

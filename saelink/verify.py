@@ -74,16 +74,16 @@ def verify(cfg: Config, store: Store) -> Artifact:
     measured = load_effects(effects(cfg, store))
     connector = load_connector(train(cfg, store))
     sides = pull_sides(cfg, store)
-    nulls = {null: load_effects(effects(cfg, store, null=null)) for null in NULLS}
-    nulls["shuffled pairs"] = shuffled(measured)
+    nulls = {null: effects(cfg, store, null=null) for null in NULLS}
 
     def make(draft: Draft) -> dict[str, Any]:
-        test = load_split(cfg, sides, "test", connector.target_ids)
+        ids, strong = connector.target_ids, cfg.verify.strong  # on the CPU; `claims` moves the connector
+        test = load_split(cfg, sides, "test", ids)
         claimed = claims(connector, measured, test, cfg.verify.tokens_per_source, device_of(cfg))
-        figures, tensors = judged(claimed, measured, connector.target_ids, cfg.verify.strong)
+        figures, tensors = judged(claimed, measured, ids, strong)
         draft.save_json(FIGURES_FILE, figures)
-        ids, strong = connector.target_ids, cfg.verify.strong
-        draft.save_json(NULLS_FILE, {name: judged(claimed, null, ids, strong)[0] for name, null in nulls.items()})
+        found = {name: judged(claimed, load_effects(null), ids, strong)[0] for name, null in nulls.items()}
+        draft.save_json(NULLS_FILE, found | {"shuffled pairs": judged(claimed, shuffled(measured), ids, strong)[0]})
         draft.save_tensors(EDGES_FILE, tensors)
         return figures
 

@@ -10,10 +10,11 @@ import torch
 
 from saelink.connectors.linear import Config as LinearConfig
 from saelink.connectors.nonlinear import Connector as Nonlinear
-from saelink.effects import FOLDS, Effects, measure
+from saelink.effects import FOLDS, Effects, effects, load_changes, load_effects, measure
 from saelink.gram import Gram
 from saelink.lasso import Lasso
 from saelink.latents import Rows
+from saelink.link import load_split, pull_sides
 from saelink.sae import SAE
 from saelink.solvers.causal import Ablated, gradients, joint, shares
 from saelink.store import Store
@@ -227,15 +228,45 @@ def test_causal_in_the_chain(world: World, tmp_path: Path, connector: str) -> No
         store = Store(tmp_path / folder, say=lambda line: None)
         artifact = train(world.config(store.root, *words), store)
         found.append(load_connector(artifact).output_weight())
-        assert artifact.facts["worst_gap"] <= 1e-4 and artifact.facts["effects_error"] >= 0
+        first = "" if connector == "linear" else "lasso_"
+        assert artifact.facts[f"{first}worst_gap"] <= 1e-4
+        if first:  # its own weights are no lasso's optimum
+            assert "worst_gap" not in artifact.facts
+            assert artifact.facts["validation_mse"] < artifact.facts["lasso_validation_mse"]
         edges = int((found[-1] != 0).sum())
         assert artifact.facts["n_edges"] == edges and 0 < edges < found[-1].numel()
     assert torch.equal(*found)
 
 
+def test_more_weight_on_effects_fits_them_better(world: World, store: Store) -> None:
+    errors, mses = [], []
+    for words in (["solver.effects=.1"], ["solver.effects=10"], ["solver.effects=10", "verify.tokens_per_source=3"]):
+        facts = train(world.config(store.root, "solver=causal", "l1_alpha=1e-3", *words), store).facts
+        errors.append(facts["effects_error"] / float(words[0].split("=")[1]))
+        mses.append(facts["train_mse"])
+    assert errors[1] < errors[0] and mses[1] > mses[0]
+    assert errors[2] != errors[1], "other effects in the same process are another problem"
+
+
+def test_changes_are_those_of_the_effects(world: World, store: Store) -> None:
+    cfg = world.config(store.root)
+    artifact = effects(cfg, store, "train")
+    measured, changes = load_effects(artifact), load_changes(artifact)
+    assert "changes.safetensors" not in effects(cfg, store).files
+    n = torch.bincount(changes.source, minlength=len(measured.source_mean))
+    assert torch.equal(n, measured.tokens.sum(0))
+    total = torch.zeros_like(measured.mean).index_add_(0, changes.source, changes.rows.dense())
+    assert torch.allclose(total / n.clamp(min=1)[:, None], measured.mean, atol=1e-2 * float(measured.mean.abs().max()))
+    source = load_split(cfg, pull_sides(cfg, store), "train").source.select(changes.token).dense()
+    there = source[torch.arange(len(changes.source)), changes.source]
+    assert (there > 0).double().mean() > 0.99, "each was ablated where it is active"
+    assert torch.allclose(there[there > 0], changes.value[there > 0], rtol=2e-2)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["connector=nonlinear", "solver.positive=true"], "solver.positive=true is for connector=linear"),
         (["connector=mlp"], "solver=causal fits connector=linear and nonlinear; for connector=mlp use adam"),
         (["solver.effects=0"], "solver.effects=0.0 must be above 0; solver=exact fits without them"),
         (["solver.debias=true"], "solver.debias=true is for solver=exact"),

@@ -97,6 +97,12 @@ def test_effects_are_those_of_one_ablation_at_a_time(
     assert torch.allclose(found.folds.float().sum(0) / total[:, None], found.mean, atol=2e-2, rtol=1e-2)
 
 
+def test_effects_of_a_model_in_bfloat16(world: World, store: Store) -> None:
+    half = load_effects(effects(world.config(store.root, "model.dtype=bfloat16"), store)).mean
+    full = load_effects(effects(world.config(store.root), store)).mean
+    assert half.isfinite().all() and torch.corrcoef(torch.stack([half.flatten(), full.flatten()]))[0, 1] > 0.9
+
+
 def test_the_gpus_way_to_add_agrees_with_the_kernel() -> None:
     generator = torch.Generator().manual_seed(0)
     pre = torch.randn(50, 12, generator=generator)

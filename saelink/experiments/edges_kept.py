@@ -22,7 +22,6 @@ from saelink.experiments import base
 from saelink.experiments.base import Done, Result, fit
 from saelink.intervene import Splice, ce_baselines, ce_figures, ce_plan, spliced_tokens
 from saelink.link import load_split, pull_sides
-from saelink.model import device_of
 from saelink.store import Plan, SaelinkError, Store
 from saelink.train import load_connector
 
@@ -64,7 +63,8 @@ class Experiment(base.Experiment):
         with torch.no_grad():
             weights = measured.mean[:, ids] / measured.source_mean.clamp(min=1e-9)[:, None]
             graphs[MEASURED].penalised()[-1][0].copy_(weights)
-        unit = measured.target_mean[ids].clamp(min=1e-9)
+        unit = measured.target_mean[ids]
+        unit = torch.where(unit > 0, unit, torch.inf)  # what never fires there is no reason to keep an edge
         counted = load_split(cfg, sides, "test", ids)
         counted = counted.subset(counted.row < test.ids.numel())
         kept: dict[tuple[str, int], int] = {}
@@ -79,7 +79,7 @@ class Experiment(base.Experiment):
                     with torch.no_grad():
                         weight.zero_().view(-1)[chosen] = whole.flatten()[chosen]
                     kept[label, size] = int((weight != 0).sum())
-                    change = prediction_change(graph, counted, sides, test.ids.numel(), device_of(cfg))
+                    change = prediction_change(graph, counted, sides, test.ids.numel(), "cpu")
                     losses[f"{label} {size}"] = splice.losses(true + splice.decode_change(change))
         figures = ce_figures(losses, test.document, cfg.eval.bootstrap)
         rows: list[base.Row] = []

@@ -57,7 +57,7 @@ def estimate(cfg: Config, fits: list[Config]) -> float:
     d = cfg.sae.d_sae
     total = 0.0
     for fit in fits:
-        if fit.solver.name == "exact":
+        if SOLVERS[fit.solver.name].uses_gram:
             total += EXACT_SECONDS if fit.l1_alpha else EXACT_SECONDS / 4
             continue
         tokens = SOLVERS[fit.solver.name](fit.solver).tokens(0)

@@ -258,7 +258,7 @@ function real() {
   ]);
   const f = head.verified[0].figures;
   return [
-    h("p", {}, `An edge claims what the target loses when its source goes. Taken out of the model itself, ${count(f.strong)} source-target pairs have an effect of at least a tenth of the target's mean activation, ${percent(f.strong_suppressive / Math.max(f.strong, 1))} of them suppressive. Below the connectors the same claims against effects they should not agree with.`),
+    h("p", {}, `An edge claims what the target loses when its source goes. Taken out of the model itself, ${count(f.strong)} source-target pairs have a strong effect (verify.strong, of the target's mean activation), ${percent(f.strong_suppressive / Math.max(f.strong, 1))} of them suppressive. Below the connectors the same claims against effects they should not agree with.`),
     listTable([
       { head: "edges of", cell: (r) => r.name }, { head: "edges", number: true, cell: (r) => count(r.f.edges) },
       ...Object.keys(VERDICTS).map((word) => ({ head: word, number: true, title: VERDICTS[word], cell: (r) => of(r.f, word) })),

@@ -37,8 +37,12 @@ class Problem(NamedTuple):
     """The training tokens' products of source and target latents, for solvers that need no more than these."""
     gram_name: str = ""
     """What these products are known by; problems of one name have the same ones. Empty: of this problem alone."""
-    effects: Callable[[], tuple[Effects, Changes]] | None = None
-    """What ablating sources does on training documents, the targets that are explained; for solvers that use them."""
+    effects: Callable[[], Effects] | None = None
+    """What ablating sources does on training documents, the targets that are explained; for solvers that use it."""
+    changes: Callable[[], Changes] | None = None
+    """What each of these ablations changes."""
+    effects_name: str = ""
+    """What these effects are known by."""
 
 
 class Fit(NamedTuple):

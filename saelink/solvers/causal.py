@@ -65,16 +65,23 @@ class Solver(exact.Solver):
             raise SaelinkError(f"solver.effects={self.config.effects} must be above 0; solver=exact fits without them")
         if self.config.debias:
             raise SaelinkError("solver.debias=true is for solver=exact; connector=nonlinear refits its edges anyway")
+        if self.config.positive and connector is Nonlinear:
+            raise SaelinkError(
+                "solver.positive=true is for connector=linear; the second fit of nonlinear is free in sign"
+            )
         for name in ("tokens", "batch_tokens"):
             if getattr(self.config, name) < 1:
                 raise SaelinkError(f"solver.{name}={getattr(self.config, name)} must be at least 1")
         if not self.config.lr > 0:
             raise SaelinkError(f"solver.lr={self.config.lr} must be above 0")
 
+    def variant(self, problem: Problem) -> tuple[Any, ...]:
+        return self.config.effects, problem.effects_name
+
     def products(self, connector: linear.Connector, problem: Problem) -> Gram:
         assert problem.effects is not None
         plain = super().products(connector, problem)
-        return joint(plain, problem.effects()[0], self.config.effects)
+        return joint(plain, problem.effects(), self.config.effects)
 
     def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
         if isinstance(connector, Nonlinear):
@@ -93,10 +100,10 @@ class Solver(exact.Solver):
             return fit
         connector.to(problem.device)
         connector.load_state_dict(start.state_dict())
-        assert isinstance(connector, Nonlinear) and problem.effects is not None
-        train_mse = self._refine(connector, problem, *problem.effects())
+        assert isinstance(connector, Nonlinear) and problem.effects is not None and problem.changes is not None
+        train_mse = self._refine(connector, problem, problem.effects(), problem.changes())
         final = measured(connector, problem, problem.validation, len(problem.train), train_mse)
-        return Fit([*fit.history, final], final | {name: point[name] for name in point if name not in final})
+        return Fit([*fit.history, final], final | {f"lasso_{name}": value for name, value in point.items()})
 
     def _refine(self, connector: Nonlinear, problem: Problem, effects: Effects, changes: Changes) -> float:
         """The second fit, in place; its mean squared error over the last quarter."""
@@ -161,8 +168,10 @@ def gradients(connector: Nonlinear, source: Rows, target: Rows, ablated: Ablated
         off = torch.relu(z).sub_(torch.relu(left)).sub_(ablated.change).mul_(scale * ablated.weight[:, None])
         through_left = off * (left > 0)
         at_z = off.mul_(z > 0).sub_(through_left)
+        ends = torch.arange(len(ablated.source) + 1, device=z.device)
+        alone = Rows(ends, ablated.source, ablated.value, connector.d_source)  # the ablated source of each row
         W.grad = sparse_transposed(source, error).add_(sparse_transposed(ablated.rows, at_z))
-        W.grad.index_add_(0, ablated.source, through_left.mul_(ablated.value[:, None]))
+        W.grad.add_(sparse_transposed(alone, through_left))
         if connector.b is not None:
             connector.b.grad = error.sum(0) + at_z.sum(0)
     return total

@@ -94,7 +94,7 @@ class Solver(Base):
         advance(n, f"validation FVU {point['validation_fvu']:.3f}, {note}")
         return Fit([point], point)
 
-    _last: ClassVar[tuple[tuple[str, bool, str], Lasso, Gram] | None] = None
+    _last: ClassVar[tuple[tuple[Any, ...], Lasso, Gram] | None] = None
     """The last problem: its next penalty down goes on where the one before ended, whatever command asks for it."""
 
     def products(self, connector: Linear, problem: Problem) -> Gram:
@@ -102,10 +102,15 @@ class Solver(Base):
         products = problem.gram()
         return products.centred() if connector.b is not None else products
 
+    def variant(self, problem: Problem) -> tuple[Any, ...]:
+        """What else the products of this solver depend on."""
+        return ()
+
     def problem(self, connector: Linear, problem: Problem) -> tuple[Lasso, Gram]:
         """The problem, and its products; where the last one was the same, with the path that was followed so far."""
-        # All settings: max_sweeps, too, can cut short a knot, which later penalties start from.
-        name = (problem.gram_name, connector.b is not None, repr(self.config))
+        # max_sweeps too: it can cut short a knot, which later penalties start from.
+        settings = (type(self).__module__, connector.b is not None, self.config.positive, self.config.max_sweeps)
+        name = (problem.gram_name, *settings, *self.variant(problem))
         last = Solver._last
         if last is not None and problem.gram_name and last[0] == name:
             return last[1:]
