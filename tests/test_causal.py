@@ -13,7 +13,6 @@ from saelink.connectors.nonlinear import Connector as Nonlinear
 from saelink.effects import FOLDS, Effects, effects, load_changes, load_effects, measure
 from saelink.gram import Gram
 from saelink.lasso import Lasso
-from saelink.latents import Rows
 from saelink.link import load_split, pull_sides
 from saelink.sae import SAE
 from saelink.solvers.causal import Ablated, gradients, joint, shares
@@ -22,12 +21,7 @@ from saelink.train import load_connector, train
 from saelink.verify import VERDICTS, judged, shuffled
 
 from conftest import Run, World
-
-
-def rows_of(dense: torch.Tensor) -> Rows:
-    place = dense.nonzero()
-    offsets = torch.nn.functional.pad(torch.bincount(place[:, 0], minlength=len(dense)).cumsum(0), (1, 0))
-    return Rows(offsets, place[:, 1].contiguous(), dense[place[:, 0], place[:, 1]], dense.shape[1])
+from test_latents import rows_of
 
 
 def products_of(x: torch.Tensor, y: torch.Tensor) -> Gram:

@@ -10,18 +10,13 @@ import torch
 
 from saelink.gram import gram_of
 from saelink.lasso import Lasso
-from saelink.latents import Rows, Split, Tokens
+from saelink.latents import Split, Tokens
 from saelink.stability import FITS, STABLE, Places, Stability, halves, stability
 from saelink.store import SaelinkError, Store
 from saelink.train import load_connector, train
 
 from conftest import Run, World
-
-
-def rows_of(dense: torch.Tensor) -> Rows:
-    place = dense.nonzero()
-    offsets = torch.nn.functional.pad(torch.bincount(place[:, 0], minlength=len(dense)).cumsum(0), (1, 0))
-    return Rows(offsets, place[:, 1].contiguous(), dense[place[:, 0], place[:, 1]], dense.shape[1])
+from test_latents import rows_of
 
 
 def planted(documents: int = 60, n: int = 3000) -> tuple[Split, torch.Tensor, torch.Tensor]:
