@@ -19,10 +19,10 @@ import torch
 from benchmarks.frontier import TOLERANCE, grid
 from benchmarks.steps import ACTIVE, connector_of
 from benchmarks.work import Row, as_json, latents, machine, planted, split_of
+from saelink.autoencoder import SAE
 from saelink.gram import gram_of
 from saelink.lasso import DenseLasso
 from saelink.latents import Rows
-from saelink.sae import SAE
 from saelink.solvers.adam import Solver, Steps
 from saelink.solvers.base import Problem
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.work import Row, gemm_floor, in_turn
-from saelink.sae import SAE
+from saelink.autoencoder import SAE
 
 D_IN, D_SAE, K, BATCH = 576, 2304, 32, 4096
 

@@ -17,7 +17,7 @@ from saelink.data import tokens as pull_tokens
 from saelink.examples import WIDTH, WINDOW, Examples, examples, load_examples, text_of
 from saelink.model import device_of, load_bridge, load_forward, model_info
 from saelink.progress import Progress
-from saelink.sae import SAE, pull_sae
+from saelink.sae import pull_sae
 from saelink.store import Artifact, Draft, Plan, Store
 
 VERSION = 1
@@ -84,7 +84,7 @@ class _Jobs:
         self.device = device_of(cfg)
         self.separator = tokens.facts["separator_id"]
         self.text = torch.from_numpy(text_of(tokens)).long()
-        self.sae: SAE = pull_sae(cfg, store, self.hook)
+        self.sae = pull_sae(cfg, store, self.hook)
         self.places = [
             (latent, place)
             for latent in chosen
@@ -117,10 +117,15 @@ class _Jobs:
             of = torch.tensor([latent for latent, _ in part], device=self.device)
 
             def remove(acts: torch.Tensor, hook: Any = None, of: torch.Tensor = of) -> torch.Tensor:
-                values = self._values(acts.flatten(0, 1), of.repeat_interleave(acts.shape[1])).view(acts.shape[:2])
+                values = self._values(acts.flatten(2).flatten(0, 1), of.repeat_interleave(acts.shape[1])).view(
+                    acts.shape[:2]
+                )
                 values[:, : self.cfg.data.drop_positions] = 0
                 direction = self.sae.W_dec.to(acts.device)[of]
-                return acts - (values[..., None] * direction[:, None]).to(acts.dtype)
+                flat = acts.flatten(2)  # heads side by side
+                units = self.sae.units(flat.flatten(0, 1))
+                factor = 1.0 if units is None else units.scale.view(*values.shape, 1)
+                return (flat - (values[..., None] * factor * direction[:, None]).to(acts.dtype)).view(acts.shape)
 
             clean = _log_probabilities(bridge(ids), ids)
             ablated = _log_probabilities(bridge.run_with_hooks(ids, fwd_hooks=[(self.hook, remove)]), ids)

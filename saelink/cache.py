@@ -6,20 +6,21 @@ are kept; which of them count is decided where they are used.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saelink.config import Config
 from saelink.data import SPLITS, tokens, tokens_plan
 from saelink.model import device_of, load_forward, model_info
 from saelink.progress import Progress
-from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, gigabytes
+from saelink.store import Artifact, Claim, Draft, Plan, SaelinkError, Store, gigabytes
 
 if TYPE_CHECKING:
     import torch
 
-VERSION = 2
+VERSION = 3
 
 SHARD_TOKENS = 32_768
 
@@ -51,82 +52,110 @@ def cache_plan(cfg: Config, store: Store, hook_name: str) -> Plan:
     return Plan("cache", VERSION, recipe, inputs, f"{cfg.model.label} {hook_name}")
 
 
-def cache(cfg: Config, store: Store, hook_names: Iterable[str]) -> dict[str, Artifact]:
+Look = Callable[[str, "torch.Tensor"], None]
+"""Is shown the first acts [n, width] of a hook as soon as there are some; raises what makes going on pointless."""
+
+
+def cache(cfg: Config, store: Store, hook_names: Iterable[str], look: Look | None = None) -> dict[str, Artifact]:
     """Pull the activations at `hook_names`.
 
-    Files `<split>-<number>.safetensors` with `acts` [sequences, context_size, d_model] in bfloat16 (its rounding
-    adds about 1e-6 to an FVU). Facts: `mean_norm`, for each position the mean l2 norm on the training split.
+    Files `<split>-<number>.safetensors` with `acts` [sequences, context_size, width] in bfloat16 (its rounding
+    adds about 1e-6 to an FVU). Facts: `mean_norm`, for each position the mean l2 norm on the training split. A hook
+    with several heads is taken as wide as all of them together.
     """
     plans = {hook: cache_plan(cfg, store, hook) for hook in dict.fromkeys(hook_names)}
     missing = [plan for plan in plans.values() if store.up_to_date(plan) is None]
     if missing:
         token_ids = tokens(cfg, store)
-        with store.drafts(missing, resumable=True) as drafts:
+        with store.drafts(missing, resumable=True, shared=cfg.runtime.worker is not None) as drafts:
             if drafts:
-                _forward(cfg, store, token_ids, drafts)
+                _write(cfg, store, token_ids, drafts, look)
     found = {hook: store.find(plan) for hook, plan in plans.items()}
     return {hook: artifact for hook, artifact in found.items() if artifact is not None}
 
 
-def _forward(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft]) -> None:
+def _write(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft], look: Look | None) -> None:
     """Fill all drafts shard by shard; shards that an earlier try finished are kept."""
+    info = model_info(cfg, store)
+    by_hook = {draft.plan.recipe["hook_name"]: draft for draft in drafts}
+    context = token_ids.facts["context_size"]
+    shards = {shard.name: shard for shard in shards_of(token_ids.facts["sequences"], context)}
+    wanted = [(shard, draft) for shard in shards.values() for draft in drafts if shard.name not in draft]
+    size = sum((shard.last - shard.first) * context * info.d_model * 2 for shard, _ in wanted)
+    total = sum(token_ids.facts["tokens"].values())
+    what = f"cache: {', '.join(by_hook)} of {total:,} tokens"
+    store.say(f"{what}, {gigabytes(size)} to write")
+    store.need_space(what, size)
+    unfinished = {shard.name for shard, _ in wanted}
+    done = sum((shard.last - shard.first) * context for shard in shards.values() if shard.name not in unfinished)
+    claims: dict[str, Claim] = {}
+
+    def todo() -> Iterator[Shard]:
+        for name, claim in store.claims(drafts, list(shards)):
+            claims[name] = claim
+            yield shards[name]
+
+    def save(shard: Shard, acts: dict[str, torch.Tensor]) -> None:
+        for hook, tensor in acts.items():
+            if shard.name not in by_hook[hook]:
+                by_hook[hook].save_tensors(shard.name, {"acts": tensor})
+        claims.pop(shard.name).release()
+
+    saving: Future[None] | None = None
+    with Progress("cache", total, done=done) as bar, ThreadPoolExecutor(1) as writer:
+        for shard, acts in run_model(cfg, store, token_ids, list(by_hook), todo(), bar):
+            if look is not None:
+                for hook, tensor in acts.items():
+                    look(hook, tensor.flatten(0, 1))
+                look = None
+            # The disk works on this shard while the model works on the next.
+            if saving is not None:
+                saving.result()
+            saving = writer.submit(save, shard, acts)
+        if saving is not None:
+            saving.result()
+    for draft in drafts:
+        store.finish(draft, partial(_facts, token_ids, draft), device_of(cfg))
+
+
+def run_model(
+    cfg: Config, store: Store, token_ids: Artifact, hooks: list[str], shards: Iterable[Shard], bar: Progress
+) -> Iterator[tuple[Shard, dict[str, torch.Tensor]]]:
+    """Each of the shards with the model's acts at all hooks, [sequences, context_size, width] in bfloat16."""
     import torch
 
     info = model_info(cfg, store)
-    hooks = [draft.plan.recipe["hook_name"] for draft in drafts]
-    context = token_ids.facts["context_size"]
-    shards = shards_of(token_ids.facts["sequences"], context)
-    wanted = [(shard, draft) for shard in shards for draft in drafts if shard.name not in draft]
-    size = sum((shard.last - shard.first) * context * info.d_model * 2 for shard, _ in wanted)
-    total = sum(token_ids.facts["tokens"].values())
-    what = f"cache: {', '.join(hooks)} of {total:,} tokens"
-    store.say(f"{what}, {gigabytes(size)} to write")
-    store.need_space(what, size)
     device = device_of(cfg)
-    forward = load_forward(cfg, info, hooks, device)
+    forward: Any = None
+    context = token_ids.facts["context_size"]
     rows = max(cfg.runtime.forward_tokens // context, 1)
     ids = {split: token_ids.tensors(f"{split}.safetensors")["ids"] for split in SPLITS}
-    unfinished = {shard.name for shard, _ in wanted}
-    done = sum((shard.last - shard.first) * context for shard in shards if shard.name not in unfinished)
-    savings: list[Future[None]] = []
-    with Progress("cache", total, done=done) as bar, ThreadPoolExecutor(1) as writer, torch.inference_mode():
-        for shard in shards:
-            missing = [draft for draft in drafts if shard.name not in draft]
-            if not missing:
-                continue
-            acts = {
-                draft.plan.recipe["hook_name"]: torch.empty(
-                    shard.last - shard.first, context, info.d_model, dtype=torch.bfloat16, pin_memory=device == "cuda"
-                )
-                for draft in missing
-            }
-            for first in range(shard.first, shard.last, rows):
-                last = min(first + rows, shard.last)
-                batch = ids[shard.split][first:last].long().to(device)
-                seen = forward(batch)
-                for hook, out in acts.items():
-                    if seen[hook].shape != (last - first, context, info.d_model):
+    for shard in shards:
+        if forward is None:  # not loaded where nothing is left to do
+            forward = load_forward(cfg, info, hooks, device)
+        acts: dict[str, torch.Tensor] = {}
+        for first in range(shard.first, shard.last, rows):
+            last = min(first + rows, shard.last)
+            batch = ids[shard.split][first:last].long().to(device)
+            with torch.inference_mode():
+                for hook, tensor in forward(batch).items():
+                    if tensor.dim() == 4:  # heads: their outputs side by side
+                        tensor = tensor.flatten(2)
+                    if tensor.shape[:2] != batch.shape or tensor.dim() != 3:
                         raise SaelinkError(
-                            f"link: {hook} has shape {list(seen[hook].shape)}, not [*, *, {info.d_model}] as was "
-                            "expected; only hooks of the residual stream's width can be explained"
+                            f"link: {hook} has shape {list(tensor.shape)}, not one vector for each of "
+                            f"{list(batch.shape)} tokens; it can't be explained"
                         )
+                    if hook not in acts:
+                        size = (shard.last - shard.first, context, tensor.shape[2])
+                        acts[hook] = torch.empty(size, dtype=torch.bfloat16, pin_memory=device == "cuda")
                     # On a GPU the copy runs beside the next batch: to pinned memory, and waited for at the shard's end.
-                    part = out[first - shard.first : last - shard.first]
-                    part.copy_(seen[hook].to(torch.bfloat16), non_blocking=device == "cuda")
-                bar.advance(batch.numel())
-            if device == "cuda":
-                torch.cuda.synchronize()
-            # The disk works on this shard while the model works on the next.
-            for saving in savings:
-                saving.result()
-            savings = [
-                writer.submit(draft.save_tensors, shard.name, {"acts": acts[draft.plan.recipe["hook_name"]]})
-                for draft in missing
-            ]
-        for saving in savings:
-            saving.result()
-    for draft in drafts:
-        store.commit(draft, {"d_model": info.d_model, **_facts(token_ids, draft)}, device)
+                    part = acts[hook][first - shard.first : last - shard.first]
+                    part.copy_(tensor.to(torch.bfloat16), non_blocking=device == "cuda")
+            bar.advance(batch.numel())
+        if device == "cuda":
+            torch.cuda.synchronize()
+        yield shard, acts
 
 
 def _facts(token_ids: Artifact, draft: Draft) -> dict[str, Any]:
@@ -134,19 +163,28 @@ def _facts(token_ids: Artifact, draft: Draft) -> dict[str, Any]:
 
     context = token_ids.facts["context_size"]
     shards = shards_of(token_ids.facts["sequences"], context, ["train"])
-    norms = torch.cat([draft.tensors(shard.name)["acts"].float().norm(dim=-1) for shard in shards])
+    norms, width = [], 0
+    for shard in shards:
+        acts = draft.tensors(shard.name)["acts"]
+        norms.append(acts.float().norm(dim=-1))
+        width = acts.shape[-1]
     return {
+        "width": width,
         "context_size": context,
         "sequences": token_ids.facts["sequences"],
-        "mean_norm": norms.double().mean(0).tolist(),
-        "median_norm": norms.median().item(),
+        **norm_facts(torch.cat(norms)),
     }
+
+
+def norm_facts(norms: torch.Tensor) -> dict[str, Any]:
+    """Of the l2 norms [sequences, context_size] of all training acts: the mean by position, and the median."""
+    return {"mean_norm": norms.double().mean(0).tolist(), "median_norm": norms.median().item()}
 
 
 def act_shards(
     artifact: Artifact, splits: Iterable[str] = SPLITS, skip: Container[str] = ()
 ) -> Iterator[tuple[Shard, torch.Tensor]]:
-    """Each shard whose file is not in `skip`, with its acts [sequences, context_size, d_model] in bfloat16."""
+    """Each shard whose file is not in `skip`, with its acts [sequences, context_size, width] in bfloat16."""
     for shard in shards_of(artifact.facts["sequences"], artifact.facts["context_size"], splits):
         if shard.name not in skip:
             yield shard, artifact.tensors(shard.name)["acts"]
@@ -162,7 +200,7 @@ def shuffled_rows(
     seed: int,
     shards_in_memory: int = 64,
 ) -> Iterator[torch.Tensor]:
-    """Batches [batch, d_model] of float32 training activations, shuffled, until `total` rows are used up.
+    """Batches [batch, width] of float32 training activations, shuffled, until `total` rows are used up.
 
     Rows whose l2 norm exceeds `max_norm` are left out.
 
@@ -173,15 +211,15 @@ def shuffled_rows(
 
     generator = torch.Generator().manual_seed(seed)
     shards = shards_of(artifact.facts["sequences"], artifact.facts["context_size"], ["train"])
-    d_model = artifact.facts["d_model"]
+    width = artifact.facts["width"]
     left = total // batch
-    rest = torch.empty(0, d_model, dtype=torch.bfloat16)
+    rest = torch.empty(0, width, dtype=torch.bfloat16)
     while left > 0:
         order = torch.randperm(len(shards), generator=generator).tolist()
         for start in range(0, len(order), shards_in_memory):
             pieces = [rest]
             for number in order[start : start + shards_in_memory]:
-                rows = artifact.tensors(shards[number].name)["acts"][:, drop_positions:].reshape(-1, d_model)
+                rows = artifact.tensors(shards[number].name)["acts"][:, drop_positions:].reshape(-1, width)
                 pieces.append(rows if max_norm is None else rows[rows.float().norm(dim=1) <= max_norm])
             pool = torch.cat(pieces)
             del pieces

@@ -59,7 +59,7 @@ def _run_sae(cfg: Config, store: Store) -> None:
         if not choice.exists:
             train_sae(cfg, store, hook)
         else:
-            store.say(f"sae: {hook} has one already ({choice.about}, {choice.folder or choice.file})")
+            store.say(f"sae: {hook} has one already ({choice.about}, {choice.where})")
 
 
 def _run_encode(cfg: Config, store: Store) -> None:

@@ -99,6 +99,9 @@ class ModelConfig:
     """Token that joins documents; null is the tokenizer's end-of-text token."""
     dtype: DType = DType.float32
     """Numerical type of the forward pass."""
+    center_writing_weights: bool = False
+    """Take its mean from everything that is written into the residual stream. With LayerNorm the model says the same;
+    SAEs of such weights read other activations."""
     random_mlp: int | None = None
     """The null model: a block whose MLP has its weights in a random order. Compare what is found with its own SAEs."""
 
@@ -134,6 +137,8 @@ class DataConfig:
     """The column that holds a document's text."""
     context_size: int = 128
     """Tokens of one packed sequence."""
+    prepend_bos: bool = False
+    """Begin every sequence with the tokenizer's begin-of-text token, as many SAEs were trained."""
     max_tokens: int | None = None
     """Stop reading documents at about this many tokens; null reads all."""
     drop_positions: int = 1
@@ -154,15 +159,27 @@ class SAEConfig:
     name: str = MISSING
     """Name for people; not part of any key."""
     path: str | None = None
-    """Folder that holds one SAELens folder per hook, named by the hook; null trains every SAE."""
+    """Folder that holds one SAE's folder per hook, named by the hook; null without `hub` trains every SAE."""
     files: dict[str, str] = field(default_factory=dict)
-    """SAEs of the original work instead: hook -> file in `path` or on the hub, {layer} standing for the layer."""
+    """Where each hook's SAE is, if not in a folder of the hook's name: hook -> folder or file in `path` or `hub`, or
+    hf://owner/repository[@revision]/folder; {layer} or LAYER stands for the layer. Read are SAELens, sparsify,
+    dictionary_learning, Gemma Scope and the original post's files."""
     hub: str | None = None
-    """Hub repository that holds `files`."""
+    """Hub repository instead of `path`."""
     revision: str | None = None
     """Hub only: branch, tag or commit; a full commit needs no look-up when the hub can't be reached."""
+    release: Any = None
+    """A release of sae-lens' directory (needs the extra saelens) with `id`; or hook -> release."""
+    id: Any = None
+    """Which SAE of `release`, {layer} or LAYER standing for the layer; or hook -> id."""
+    published: dict[str, Any] = field(default_factory=dict)
+    """Hook -> {fvu, l0}, each a number or a list by layer: what its authors measured, for `check`."""
+    neuronpedia: dict[str, str] = field(default_factory=dict)
+    """Hook -> its id on Neuronpedia, such as gpt2-small/{layer}-res-jb, where the SAE's file does not say."""
+    check: bool = True
+    """Stop when an SAE not trained here fits its first activations much worse than published, or not at all."""
     train_missing: bool = True
-    """Train an SAE for a hook that `path` has none for; false makes that an error."""
+    """Train an SAE for a hook that has none; false makes that an error."""
     dtype: DType = DType.float32
     """Numerical type of the encoding."""
     d_sae: int = 2304
@@ -361,6 +378,8 @@ class RuntimeConfig:
     """Folder of all artifacts."""
     threads: int | None = None
     """CPU threads; null leaves it to torch (all cores)."""
+    worker: int | None = None
+    """cache, encode and gram by several processes at once: any number, such as -m runtime.worker=range(0,8)."""
     forward_tokens: int = 4096
     """Tokens of one forward pass or encoding step."""
     sweep: str | None = None
@@ -395,6 +414,8 @@ class Config:
     """normalise=post: the layers that are compared."""
     seed: int = 0
     """Initialisation of the connector and order of the training tokens."""
+    stream: bool = False
+    """encode: from the model straight to latents; activations are never written. The latents are the same."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sae: SAEConfig = field(default_factory=SAEConfig)

@@ -140,12 +140,14 @@ def tokens_plan(cfg: Config, info: ModelInfo) -> Plan:
         raise SaelinkError(
             f"data.context_size={cfg.data.context_size}: the model {cfg.model.name} takes at most {info.context_size}"
         )
-    recipe = {
+    recipe: dict[str, Any] = {
         "text": _fingerprint(cfg.data),
         "context_size": cfg.data.context_size,
         "max_tokens": cfg.data.max_tokens,
         "separator": cfg.model.separator,
     }
+    if cfg.data.prepend_bos:
+        recipe["prepend_bos"] = True
     return Plan("tokens", VERSION, recipe, {"model": info.artifact.key}, cfg.data.label)
 
 
@@ -170,6 +172,13 @@ def separator_id(tokenizer: Any, separator: str | None) -> int:
     if found is None or (found == tokenizer.unk_token_id and separator != tokenizer.unk_token):
         raise SaelinkError(f"model.separator={separator}: the tokenizer has no such token")
     return int(found)
+
+
+def _bos_id(cfg: Config, tokenizer: Any) -> int | None:
+    """The token every sequence begins with, if there is to be one."""
+    if cfg.data.prepend_bos and tokenizer.bos_token_id is None:
+        raise SaelinkError("data.prepend_bos=true: the tokenizer has no begin-of-text token")
+    return int(tokenizer.bos_token_id) if cfg.data.prepend_bos else None
 
 
 def _tokenise(cfg: Config, info: ModelInfo, draft: Draft) -> dict[str, Any]:
@@ -200,9 +209,11 @@ def _tokenise(cfg: Config, info: ModelInfo, draft: Draft) -> dict[str, Any]:
     if not n_tokens:
         raise SaelinkError(f"data.path={cfg.data.path}: no document holds any text in column {cfg.data.text_column}")
     context = cfg.data.context_size
+    bos = _bos_id(cfg, tokenizer)
+    room = context if bos is None else context - 1
     sequences = {}
     for split in SPLITS:
-        length = sum(map(len, ids[split])) // context * context
+        length = sum(map(len, ids[split])) // room * room
         if not length:
             raise SaelinkError(
                 f"data.path={cfg.data.path}: {n_tokens:,} tokens in {sum(n_documents.values()):,} documents leave less "
@@ -210,10 +221,14 @@ def _tokenise(cfg: Config, info: ModelInfo, draft: Draft) -> dict[str, Any]:
             )
 
         def packed(pieces: list[np.ndarray], length: int = length) -> torch.Tensor:
-            return torch.from_numpy(np.concatenate(pieces)[:length].reshape(-1, context))
+            return torch.from_numpy(np.concatenate(pieces)[:length].reshape(-1, room))
 
-        draft.save_tensors(f"{split}.safetensors", {"ids": packed(ids[split]), "document": packed(owner[split])})
-        sequences[split] = length // context
+        text, document = packed(ids[split]), packed(owner[split])
+        if bos is not None:  # it counts to the document that follows it
+            text = torch.nn.functional.pad(text, (1, 0), value=bos)
+            document = torch.cat([document[:, :1], document], dim=1)
+        draft.save_tensors(f"{split}.safetensors", {"ids": text, "document": document})
+        sequences[split] = len(text)
     return {
         "sequences": sequences,
         "documents": n_documents,

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from saelink.autoencoder import SAE
 from saelink.config import Config
 from saelink.data import tokens as pull_tokens
 from saelink.encode import encode_plan
@@ -26,7 +27,7 @@ from saelink.latents import Rows, pack, unpack
 from saelink.link import Sides, link_of, load_split, pull_sides
 from saelink.model import device_of, load_computation, load_forward, model_info, permute_weights
 from saelink.progress import Progress
-from saelink.sae import SAE, pull_sae
+from saelink.sae import pull_sae
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
 
 VERSION = 2
@@ -259,7 +260,9 @@ def measure(
     chosen = choose(active, fold, most)
     kept: list[Rows] | None = [] if keep else None
     directions = source_sae.W_dec if directions is None else directions
-    sums = _ablate(compute, directions, target_sae, x, before, floor, chosen, device, kept)
+    units = source_sae.units(x)
+    factor = torch.ones(len(x), 1, device=device) if units is None else units.scale
+    sums = _ablate(compute, directions, target_sae, x, factor, before, floor, chosen, device, kept)
     counts = torch.bincount(chosen.fold * d_source + chosen.source, minlength=FOLDS * d_source).view(FOLDS, -1)
     total = counts.sum(0).clamp(min=1)
     folds = sums.view(FOLDS, d_source, target_sae.d_sae) / scales[1]
@@ -301,10 +304,13 @@ def encoded(sae: SAE, x: torch.Tensor) -> tuple[Rows, torch.Tensor]:
 
 
 def _ablate(
-    compute: Any, directions: torch.Tensor, target_sae: SAE, x: torch.Tensor, before: Rows, floor: torch.Tensor,
-    chosen: Ablated, device: str, kept: list[Rows] | None,
+    compute: Any, directions: torch.Tensor, target_sae: SAE, x: torch.Tensor, factor: torch.Tensor, before: Rows,
+    floor: torch.Tensor, chosen: Ablated, device: str, kept: list[Rows] | None,
 ) -> torch.Tensor:  # fmt: skip
-    """[FOLDS * d_source, d_target] sums of f(x) - f(x - a d), raw units; each of them is added to `kept` if given."""
+    """[FOLDS * d_source, d_target] sums of f(x) - f(x - a d), raw units; each of them is added to `kept` if given.
+
+    `factor` [n, 1] is what a decoder direction is multiplied by at each token, for an SAE that normalises its input.
+    """
     by_latent = torch.zeros(target_sae.d_sae)
     if target_sae.threshold is not None:
         by_latent = target_sae.threshold.cpu().clamp(min=0)
@@ -315,8 +321,9 @@ def _ablate(
         for first in range(0, len(chosen.token), STEP):
             part = slice(first, first + STEP)
             token, source = chosen.token[part], chosen.source[part]
-            taken = directions[source.to(device)] * chosen.value[part, None].to(device)
-            pre = target_sae.pre_acts(compute(x[token.to(device)] - taken), room)
+            at = token.to(device)
+            taken = directions[source.to(device)] * chosen.value[part, None].to(device) * factor[at]
+            pre = target_sae.pre_acts(compute(x[at] - taken), room)
             add_differences(pre, slot_of[part], token, before, floor[token], by_latent, sums)
             if kept is not None:
                 change = before.select(token).dense() - _read(pre, floor[token], by_latent).cpu()

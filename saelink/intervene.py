@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import torch
 
 from saelink import metrics
+from saelink.autoencoder import SAE, Units
 from saelink.cache import act_shards, cache, shards_of
 from saelink.config import Config
 from saelink.data import tokens as pull_tokens
-from saelink.encode import encode_plan
+from saelink.encode import encode_plan, stored_units
 from saelink.latents import Rows, pack, sparse_linear, unpack
 from saelink.link import Sides, link_of, load_split, pull_sides
 from saelink.model import device_of, load_bridge, model_info, torch_dtype
 from saelink.progress import Progress
-from saelink.sae import SAE, pull_sae
+from saelink.sae import pull_sae
 from saelink.store import Artifact, Draft, Plan, Store
 
 VERSION = 1
@@ -83,16 +84,27 @@ def _latents(side: Artifact, n_sequences: int) -> Rows:
     return Rows.stack(parts).select(torch.arange(n_sequences * context))
 
 
-def _decoded(sae: SAE, rows: Rows, shape: torch.Size) -> torch.Tensor:
-    """[sequences, context_size, d_model]"""
-    return (sparse_linear(rows, sae.W_dec.float()) + sae.b_dec.float()).view(*shape, sae.d_in)
+def _units(side: Artifact, n_sequences: int) -> Units | None:
+    """The units of all positions of the first test sequences, for an SAE that normalises what it reads."""
+    context = side.facts["context_size"]
+    parts = [stored_units(side.tensors(shard.name)) for shard in shards_of(side.facts["sequences"], context, ["test"])]
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    return Units(*(torch.cat(column) for column in zip(*known, strict=True))).select(slice(n_sequences * context))
+
+
+def _decoded(sae: SAE, rows: Rows, units: Units | None, shape: torch.Size) -> torch.Tensor:
+    """[sequences, context_size, d_in]"""
+    return sae.output(sparse_linear(rows, sae.W_dec), units).view(*shape, sae.d_in)
 
 
 def put(replacement: torch.Tensor, where: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """A hook that puts `replacement` [rows, context, d_model] where `where` [rows, context] is true."""
+    """A hook that puts `replacement` [rows, context, d_in] where `where` [rows, context] is true."""
 
     def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
-        return torch.where(where[..., None], replacement.to(acts.dtype), acts)
+        flat = acts.flatten(2)  # heads side by side
+        return torch.where(where[..., None], replacement.to(acts.dtype), flat).view(acts.shape)
 
     return hook
 
@@ -101,7 +113,8 @@ def add(change: torch.Tensor, where: torch.Tensor) -> Callable[..., torch.Tensor
     """A hook that adds `change` where `where` is true."""
 
     def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
-        return acts + torch.where(where[..., None], change.to(acts.dtype), 0.0)
+        flat = acts.flatten(2)
+        return (flat + torch.where(where[..., None], change.to(acts.dtype), 0.0)).view(acts.shape)
 
     return hook
 
@@ -157,8 +170,9 @@ def _oracle(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, 
     test = spliced_tokens(cfg, store, sides)
     saes = [pull_sae(cfg, store, hook) for hook in link.sources]
     target_sae = pull_sae(cfg, store, link.target).to(device, torch_dtype(cfg.sae.dtype))
+    n = len(test.ids)
     rebuilt = [
-        _decoded(sae, _latents(side, len(test.ids)), test.ids.shape)
+        _decoded(sae.to("cpu", torch.float32), _latents(side, n), _units(side, n), test.ids.shape)
         for sae, side in zip(saes, sides.sources, strict=True)
     ]
     rows = max(cfg.runtime.forward_tokens // test.ids.shape[1], 1)
@@ -166,7 +180,7 @@ def _oracle(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, 
     parts: list[Rows] = []
 
     def keep(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
-        row, latent, value = target_sae.encode_sparse(acts.reshape(-1, target_sae.d_in))
+        row, latent, value = target_sae.encode_sparse(acts.reshape(-1, target_sae.d_in))  # heads side by side
         lengths = torch.bincount(row, minlength=acts.shape[0] * acts.shape[1])
         offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
         parts.append(Rows(offsets, latent, value.float(), target_sae.d_sae).to("cpu"))
@@ -229,13 +243,11 @@ def ce_baselines(cfg: Config, store: Store) -> Artifact:
             zero = torch.zeros(*test.ids.shape, splice.sae.d_in)
             losses = {
                 "clean": splice.losses(),
-                "sae": splice.losses(_decoded(splice.sae, true, test.ids.shape)),
-                "oracle": splice.losses(_decoded(splice.sae, oracle_rows, test.ids.shape)),
+                "sae": splice.losses(splice.decode(true)),
+                "oracle": splice.losses(splice.decode(oracle_rows)),
                 "mean": splice.losses(zero + _mean_acts(cfg, store, splice.hook)),
                 "zero": splice.losses(zero),
-                "oracle_with_error": splice.losses_of_change(
-                    _decoded(splice.sae, oracle_rows, test.ids.shape) - _decoded(splice.sae, true, test.ids.shape)
-                ),
+                "oracle_with_error": splice.losses_of_change(splice.decode(oracle_rows) - splice.decode(true)),
             }
         assert set(losses) == set(BASELINES)
         draft.save_tensors("losses.safetensors", losses)
@@ -245,7 +257,7 @@ def ce_baselines(cfg: Config, store: Store) -> Artifact:
 
 
 def _mean_acts(cfg: Config, store: Store, hook: str) -> torch.Tensor:
-    """[d_model] mean of a hook's acts over the training tokens, without the dropped positions."""
+    """[width] mean of a hook's acts over the training tokens, without the dropped positions."""
     total, n = torch.zeros(()), 0
     for _, acts in act_shards(cache(cfg, store, [hook])[hook], ["train"]):
         kept = acts[:, cfg.data.drop_positions :].flatten(0, 1).double()
@@ -260,7 +272,8 @@ class Splice:
         self.hook = link_of(cfg, store).target
         self.device = device_of(cfg)
         self.test = test
-        self.sae = pull_sae(cfg, store, self.hook)
+        self.sae = pull_sae(cfg, store, self.hook).to("cpu", torch.float32)
+        self.units = _units(sides.target, len(test.ids))
         self.sides = sides
         self._bridge = load_bridge(cfg, model_info(cfg, store), self.device)
         self._bar = Progress("ce", passes * test.ids.numel())
@@ -273,7 +286,7 @@ class Splice:
         self._bar.__exit__(*problem)
 
     def losses(self, replacement: torch.Tensor | None = None) -> torch.Tensor:
-        """Losses with `replacement` [sequences, context_size, d_model] at the counted positions, or untouched."""
+        """Losses with `replacement` [sequences, context_size, d_in] at the counted positions, or untouched."""
         return self._run(put, replacement)
 
     def losses_of_change(self, change: torch.Tensor) -> torch.Tensor:
@@ -289,12 +302,16 @@ class Splice:
         return next_token_losses(self._bridge, self.test.ids, hooks, self._bar)
 
     def decode(self, rows: Rows) -> torch.Tensor:
-        """The target SAE's reconstruction from latents of all positions: [sequences, context_size, d_model]."""
-        return _decoded(self.sae, rows, self.test.ids.shape)
+        """The target SAE's reconstruction from latents of all positions: [sequences, context_size, d_in].
+
+        An SAE that normalises what it reads decodes in the units of the model's own activations.
+        """
+        return _decoded(self.sae, rows, self.units, self.test.ids.shape)
 
     def decode_change(self, change: torch.Tensor) -> torch.Tensor:
         """What a change of latents [tokens, d_sae], one row per position, adds to the reconstruction."""
-        return (change @ self.sae.W_dec.float()).view(*self.test.ids.shape, self.sae.d_in)
+        moved = change @ self.sae.W_dec
+        return (moved if self.units is None else moved * self.units.scale).view(*self.test.ids.shape, self.sae.d_in)
 
     def true_latents(self) -> Rows:
         """The target latents of all positions, as the SAE gives them."""

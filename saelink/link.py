@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from saelink.cache import cache
 from saelink.config import Config, LatentScale, Normalise
-from saelink.encode import TYPICAL_NORM_RATIO, encode, encode_plan
+from saelink.encode import TYPICAL_NORM_RATIO, encode_all
 from saelink.latents import Split, Tokens, open_split, scale_of
 from saelink.model import model_info
 from saelink.norms import c_post
@@ -49,14 +48,11 @@ class Sides(NamedTuple):
 
 
 def pull_sides(cfg: Config, store: Store) -> Sides:
-    """Pull the latents on both sides of the link; one forward pass caches what is missing for all of them."""
+    """Pull the latents on both sides of the link; one forward pass gives what is missing for all of them."""
     link = link_of(cfg, store)
     hooks = [*link.sources, link.target]
-    missing = [hook for hook in hooks if store.find(encode_plan(cfg, store, hook)) is None]
-    if missing:
-        cache(cfg, store, missing)
-    sources = [encode(cfg, store, hook) for hook in link.sources]
-    target = encode(cfg, store, link.target)
+    found = encode_all(cfg, store, hooks)
+    sources, target = [found[hook] for hook in link.sources], found[link.target]
     if cfg.latent_scale is LatentScale.none:
         return Sides(sources, target, [1.0] * len(hooks))
     return Sides(sources, target, [scale_of(side, cfg.data.drop_positions) for side in (*sources, target)])

@@ -208,6 +208,8 @@ def model_info(cfg: Config, store: Store) -> ModelInfo:
     recipe = dict(_fingerprint(cfg.model))
     if cfg.model.random_mlp is not None:
         recipe["random_mlp"] = cfg.model.random_mlp
+    if cfg.model.center_writing_weights:
+        recipe["center_writing_weights"] = True
     plan = Plan("model", VERSION, recipe, {}, cfg.model.label)
     known = _infos.get((str(store.root), plan.key))
     if known is not None and known.artifact.path.exists():
@@ -323,7 +325,9 @@ def _load(cfg: ModelConfig, info: Artifact | None = None, attention: str | None 
         )
     if not hf_model.config.architectures:  # a GGUF does not say
         hf_model.config.architectures = [type(hf_model).__name__]
-    unpacked = cfg.file is not None and info is not None  # from the artifact, whose weights are permuted already
+    unpacked = cfg.file is not None and info is not None  # from the artifact, whose weights are changed already
+    if cfg.center_writing_weights and not unpacked:
+        center_writing_weights(hf_model)
     if cfg.random_mlp is not None and not unpacked:
         mlps = [module for name, module in hf_model.named_modules() if name.endswith(f".{cfg.random_mlp}.mlp")]
         if len(mlps) != 1:
@@ -520,6 +524,44 @@ def permute_weights(module: torch.nn.Module, seed: int = 0) -> None:
             if parameter.dim() > 1:
                 order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+READERS = ("c_attn", "c_fc", "query_key_value", "dense_h_to_4h", "q_proj", "k_proj", "v_proj", "fc1", "fc_in")
+"""Products that read the residual stream, by the names Hugging Face's LayerNorm models give them; all others write."""
+
+
+def center_writing_weights(hf_model: Any) -> None:
+    """Take the mean over the stream's width from all that writes into it; the LayerNorms behind take it away anyway.
+
+    What writes is found by its size and name: the embeddings, and every product of a block whose output is as wide as
+    the stream. An unembedding that shares its weights with the embedding keeps them as they were. Raises SaelinkError
+    for a model without LayerNorm, which would then say something else.
+    """
+    import torch
+
+    kinds = {type(module).__name__ for module in hf_model.modules() if "norm" in type(module).__name__.lower()}
+    if kinds != {"LayerNorm"}:
+        raise SaelinkError(
+            f"model.center_writing_weights=true: the model normalises by {', '.join(sorted(kinds)) or 'nothing'}, which"
+            " does not take the mean away; only models with LayerNorm stay the same"
+        )
+    width = hf_model.config.get_text_config().hidden_size
+    unembedding = hf_model.get_output_embeddings()
+    if unembedding is not None:
+        unembedding.weight = torch.nn.Parameter(unembedding.weight.detach().clone())
+        hf_model.config.tie_word_embeddings = False
+    with torch.no_grad():
+        for name, module in hf_model.named_modules():
+            weight = getattr(module, "weight", None)
+            if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or module is unembedding:
+                continue
+            across = 0 if isinstance(module, torch.nn.Linear) else 1  # [out, in]; Conv1D and embeddings are [in, out]
+            if weight.shape[across] != width or name.rsplit(".", 1)[-1] in READERS:
+                continue
+            weight -= weight.mean(across, keepdim=True)
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, torch.Tensor):
+                bias -= bias.mean()
 
 
 MOST_MODULES = 4

@@ -70,7 +70,7 @@ def _norms(cfg: Config, store: Store, token_ids: Artifact, draft: Draft) -> dict
 
     def keeper(name: str) -> Any:  # by our name: some of the model's hooks go by several
         def keep(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
-            seen[name].append(acts[:, drop:].float().norm(dim=-1).flatten().cpu())
+            seen[name].append(acts[:, drop:].flatten(2).float().norm(dim=-1).flatten().cpu())
             return acts
 
         return keep

@@ -1,180 +1,32 @@
-"""Sparse autoencoders: reading a SAELens folder, encoding and decoding, and the stage `sae` that trains one.
+"""Which SAE a hook has: on disk, on the hub, in a release; whether it belongs here; the stage `sae` that trains one.
 
-Reading needs nothing but the two files; training goes through sae-lens (the extra `saelens`).
+Reading needs nothing but the files; releases and training go through sae-lens (the extra `saelens`).
 """
 
 from __future__ import annotations
 
-import hashlib
+import difflib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from saelink.autoencoder import SAE
 from saelink.cache import cache, cache_plan, shuffled_rows
 from saelink.config import Config
-from saelink.learned_dict import read_learned_dict
+from saelink.formats import EXTRA_FILES, FOLDERS, FORMATS, format_of, identity, known_folders, read_sae
+from saelink.formats.base import UnreadableError
+from saelink.formats.saelens import CONFIG_FILE, WEIGHTS_FILE, from_state, modern
 from saelink.model import device_of, hub_errors
 from saelink.progress import Progress
-from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, file_sha256
+from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
 
 if TYPE_CHECKING:
     import torch
 
 VERSION = 1
 
-CONFIG_FILE = "cfg.json"
-WEIGHTS_FILE = "sae_weights.safetensors"
-
-
-# --------------------------------------------------------------------------- the autoencoder
-
-
-@dataclass
-class SAE:
-    """One SAE: latents = activation(x @ W_enc + b_enc), reconstruction = latents @ W_dec + b_dec.
-
-    b_enc already holds what subtracting b_dec from the input would do (`apply_b_dec_to_input`).
-    """
-
-    W_enc: torch.Tensor
-    """[d_in, d_sae]"""
-    b_enc: torch.Tensor
-    """[d_sae]"""
-    W_dec: torch.Tensor
-    """[d_sae, d_in]"""
-    b_dec: torch.Tensor
-    """[d_in]"""
-    k: int | None
-    """TopK: active latents per token; None otherwise."""
-    threshold: torch.Tensor | None
-    """JumpReLU: a latent is active above this, [d_sae]; None otherwise."""
-
-    @property
-    def d_in(self) -> int:
-        return self.W_enc.shape[0]
-
-    @property
-    def d_sae(self) -> int:
-        return self.W_enc.shape[1]
-
-    def to(self, device: str, dtype: torch.dtype) -> SAE:
-        threshold = None if self.threshold is None else self.threshold.to(device, dtype)
-        moved = {name: getattr(self, name).to(device, dtype) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-        return replace(self, threshold=threshold, **moved)
-
-    def pre_acts(self, acts: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """[n, d_in] -> [n, d_sae], before the nonlinearity; into `out` [>= n, d_sae] where it is given."""
-        import torch
-
-        into = None if out is None else out[: len(acts)]
-        return torch.addmm(self.b_enc, acts.to(self.W_enc.dtype), self.W_enc, out=into)
-
-    def encode_sparse(
-        self, acts: torch.Tensor, out: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[n, d_in] -> row, latent and value of every active latent, in the order of rows, then latents.
-
-        `out` [>= n, d_sae] is room for the pre_acts: using the same again and again saves the memory's page faults.
-        """
-        import torch
-
-        pre = self.pre_acts(acts, out)
-        if pre.device.type == "cpu" and pre.dtype is torch.float32:
-            return active_entries(pre, self.k, self.threshold)
-        if self.k is None:
-            active = pre > (0 if self.threshold is None else self.threshold.clamp(min=0))
-            row, latent = active.nonzero(as_tuple=True)
-            return row, latent, pre[row, latent]
-        latents = torch.topk(pre, self.k, dim=1, sorted=False).indices.sort(dim=1).values
-        values = pre.gather(1, latents)
-        row, place = (values > 0).nonzero(as_tuple=True)
-        return row, latents[row, place], values[row, place]
-
-    def encode(self, acts: torch.Tensor) -> torch.Tensor:
-        """[n, d_in] -> latents [n, d_sae], dense."""
-        row, latent, value = self.encode_sparse(acts)
-        dense = value.new_zeros(len(acts), self.d_sae)
-        dense[row, latent] = value
-        return dense
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """[n, d_sae] -> reconstruction [n, d_in]."""
-        return latents @ self.W_dec + self.b_dec
-
-
-def active_entries(
-    pre: torch.Tensor, k: int | None, threshold: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Row, latent and value of what is active among pre_acts [n, d_sae] in float32 on the CPU."""
-    import torch
-
-    from saelink.kernels import in_parts
-    from saelink.kernels.active import above, top_k
-
-    n, d = pre.shape
-    counts = torch.empty(n, dtype=torch.int64)
-    if k is not None:
-        latents, values = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k)
-        arrays = [tensor.numpy() for tensor in (latents, values, counts)]
-        in_parts(n, 256, lambda first, last: top_k(first, last, pre.numpy(), k, *arrays))
-    else:
-        least = torch.zeros(d) if threshold is None else threshold.clamp(min=0)
-        latents, values = torch.empty(n, d, dtype=torch.int32), torch.empty(n, d)
-        arrays = [tensor.numpy() for tensor in (least, latents, values, counts)]
-        in_parts(n, 256, lambda first, last: above(first, last, pre.numpy(), *arrays))
-    row = torch.repeat_interleave(torch.arange(n), counts)
-    if n and int(counts.min()) == latents.shape[1]:
-        return row, latents.view(-1).long(), values.view(-1)
-    starts = torch.cumsum(counts, 0) - counts
-    place = row * latents.shape[1] + torch.arange(len(row)) - starts[row]
-    return row, latents.view(-1)[place].long(), values.view(-1)[place]
-
-
-def load_sae(folder: Path, field: str = "sae.path") -> SAE:
-    """Read a SAELens folder (`cfg.json` and `sae_weights.safetensors`) in float32.
-
-    Architectures standard (ReLU), topk and jumprelu, which is also what sae-lens saves a BatchTopK SAE as.
-    Raises SaelinkError, naming `field`, for a missing or broken file and for what is not supported.
-    """
-    import safetensors
-    from safetensors.torch import load_file
-
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
-        tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
-        W_enc, b_enc = tensors["W_enc"], tensors["b_enc"]
-        W_dec, b_dec = tensors["W_dec"], tensors["b_dec"]
-        architecture = config.get("architecture", "standard")
-        k = int(config["k"]) if architecture == "topk" else None
-        threshold = tensors["threshold"] if architecture == "jumprelu" else None
-    except FileNotFoundError as error:
-        raise SaelinkError(f"{field}: {error.filename or folder} is missing; an SAE folder holds it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError, KeyError, TypeError) as error:
-        raise SaelinkError(f"{field}: the SAE in {folder} can't be read ({error!r})") from None
-    for name in ("normalize_activations", "reshape_activations"):
-        if config.get(name) not in ("none", None, False):
-            raise SaelinkError(f"{field}: the SAE in {folder} has {name}={config[name]}, which saelink does not read")
-    # Before version 6 sae-lens kept TopK and the like as a "standard" SAE with another activation function.
-    activation = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
-    if (architecture == "standard" and activation != "relu") or config.get("finetuning_scaling_factor"):
-        raise SaelinkError(
-            f"{field}: the SAE in {folder} is in an older SAELens format (activation {activation}), which saelink "
-            "does not read; load and save it once with sae-lens 6"
-        )
-    if architecture not in ("standard", "topk", "jumprelu"):
-        raise SaelinkError(
-            f"{field}: the SAE in {folder} has architecture {architecture}; standard, topk, jumprelu work"
-        )
-    d_in, d_sae = W_enc.shape
-    if W_dec.shape != (d_sae, d_in) or b_enc.shape != (d_sae,) or b_dec.shape != (d_in,):
-        raise SaelinkError(f"{field}: the shapes of the weights in {folder / WEIGHTS_FILE} do not fit together")
-    if config.get("apply_b_dec_to_input", True):
-        b_enc = b_enc - b_dec @ W_enc
-    if config.get("rescale_acts_by_decoder_norm"):
-        norm = W_dec.norm(dim=1)
-        W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm[:, None]
-    return SAE(W_enc, b_enc, W_dec, b_dec, k, threshold)
+FILE_SUFFIXES = tuple(suffix for module in FORMATS.values() for suffix in getattr(module, "SUFFIXES", ()))
 
 
 # --------------------------------------------------------------------------- which SAE a hook has
@@ -184,72 +36,78 @@ class SAEChoice(NamedTuple):
     """The SAE of a hook, before it is loaded or even trained."""
 
     key: str
-    """Key of the `sae` artifact, or `folder:` and a hash of the files."""
-    folder: Path | None
-    """Where an existing one lies on disk; None for one that the `sae` stage makes, or that is on a hub."""
+    """Key of the `sae` artifact, or where it comes from and what identifies its contents there."""
     about: str
-    file: str | None = None
-    """Its name in the hub repository, where it lies there."""
+    path: Path | None = None
+    """Its folder or file, if it is on disk."""
+    hub: HubPlace | None = None
+    """Where it is on the hub."""
+    release: tuple[str, str] | None = None
+    """Its release and id in sae-lens' directory."""
 
     @property
     def exists(self) -> bool:
         """Whether it need not be trained."""
-        return self.folder is not None or self.file is not None
+        return self.path is not None or self.hub is not None or self.release is not None
+
+    @property
+    def where(self) -> str:
+        """For a message: where it is."""
+        if self.release is not None:
+            return f"sae.release={self.release[0]} sae.id={self.release[1]}"
+        if self.hub is not None:
+            return f"hf://{self.hub.repository}/{self.hub.path}"
+        return f"sae.path={self.path}"
+
+
+class HubPlace(NamedTuple):
+    """A folder or file in a hub repository."""
+
+    repository: str
+    commit: str
+    path: str
 
 
 def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
-    """Which SAE reads `hook_name`: the folder of that name under `sae.path`, else one that saelink trains.
+    """Which SAE reads `hook_name`: what sae.release, sae.files, sae.hub or sae.path have for it, else a trained one.
 
-    Raises SaelinkError when the folder has none and `sae.train_missing` is false.
+    Raises SaelinkError when there is none and `sae.train_missing` is false.
     """
-    if cfg.sae.files:
-        return _file_choice(cfg, hook_name)
-    if cfg.sae.path is not None:
-        inside = cfg.sae.path.startswith("package:")
-        parent = Path(__file__).parent / cfg.sae.path.removeprefix("package:") if inside else Path(cfg.sae.path)
-        folder = next((parent / name for name in _names(hook_name) if (parent / name).is_dir()), parent / hook_name)
-        if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
-            return SAEChoice("folder:" + _folder_hash(folder), folder, cfg.sae.name)
-        if not cfg.sae.train_missing:
-            raise SaelinkError(
-                f"sae.path={cfg.sae.path}: no {CONFIG_FILE} and {WEIGHTS_FILE} in {folder} for {hook_name}; "
-                "sae.train_missing=true trains one"
-            )
-    return SAEChoice(sae_plan(cfg, store, hook_name).key, None, "trained")
+    settings = cfg.sae
+    if settings.release is not None:
+        chosen = _release_of(cfg, hook_name)
+        if chosen is not None:
+            return chosen
+    named = next((settings.files[hook] for hook, _ in _places(hook_name) if hook in settings.files), None)
+    tried = ""
+    if named is not None:
+        layer = next(layer for hook, layer in _places(hook_name) if hook in settings.files)
+        found = _located(cfg, at_layer(named, layer))
+        assert found is not None
+        return found
+    if settings.files and not settings.train_missing:
+        raise SaelinkError(f"sae.files: no file for {hook_name}; it has files for {', '.join(sorted(settings.files))}")
+    if not settings.files and (settings.path is not None or settings.hub is not None):
+        for name in _names(hook_name):
+            found = _located(cfg, name, must=False)
+            if found is not None:
+                return found
+        place = f"sae.hub={settings.hub}" if settings.hub is not None else f"sae.path={settings.path}"
+        tried = f"{place}: no SAE for {hook_name}; its folder {hook_name} would hold {known_folders()}"
+    if not settings.train_missing:
+        raise SaelinkError((tried or f"sae.release: none is for {hook_name}") + "; sae.train_missing=true trains one")
+    return SAEChoice(sae_plan(cfg, store, hook_name).key, "trained")
 
 
-def _file_choice(cfg: Config, hook_name: str) -> SAEChoice:
-    """The file that `sae.files` names for a hook. Raises SaelinkError when it names none."""
-    for name in _names(hook_name):
-        _, layer, hook = name.split(".", 2)
-        if hook in cfg.sae.files:
-            file = cfg.sae.files[hook].replace("{layer}", layer)
-            if cfg.sae.hub is None:
-                path = Path(cfg.sae.path or ".") / file
-                if not path.is_file():
-                    raise SaelinkError(f"sae.path={cfg.sae.path}: there is no file {path} for {hook_name}")
-                return SAEChoice("file:" + file_sha256(path)[:12], path, cfg.sae.name)
-            return SAEChoice(f"hub:{cfg.sae.hub}@{hub_commit(cfg)}/{file}", None, cfg.sae.name, file)
-    raise SaelinkError(
-        f"sae.files: no file for {hook_name}; it has files for {', '.join(sorted(cfg.sae.files)) or 'no hook'}"
-    )
+def at_layer(text: str, layer: int) -> str:
+    """A place in a folder or release: {layer} stands for the layer, or LAYER, which needs no quotes in a shell."""
+    return text.replace("{layer}", str(layer)).replace("LAYER", str(layer))
 
 
-_commits: dict[tuple[str, str | None], str] = {}
-
-
-def hub_commit(cfg: Config) -> str:
-    """The commit of sae.hub, looked up once per process."""
-    repository, revision = cfg.sae.hub, cfg.sae.revision
-    assert repository is not None
-    if revision is not None and len(revision) == 40:
-        return revision
-    if (repository, revision) not in _commits:
-        from huggingface_hub import HfApi
-
-        with hub_errors("sae.hub", repository):
-            _commits[repository, revision] = str(HfApi().model_info(repository, revision=revision).sha)
-    return _commits[repository, revision]
+def _places(hook_name: str) -> list[tuple[str, int]]:
+    """The hook's name inside its block and the block, in both ways of naming a residual stream."""
+    parts = [name.split(".", 2) for name in _names(hook_name)]
+    return [(name, int(layer)) for _, layer, name in parts]
 
 
 def _names(hook_name: str) -> list[str]:
@@ -258,52 +116,237 @@ def _names(hook_name: str) -> list[str]:
     return [hook_name, f"{block}.{int(layer) + 1}.hook_resid_pre"] if name == "hook_resid_post" else [hook_name]
 
 
-def _folder_hash(folder: Path) -> str:
-    """Short hash of what encoding depends on: the weights and the fields that say how they are used."""
+def _located(cfg: Config, place: str, must: bool = True) -> SAEChoice | None:
+    """The SAE at a place: hf://owner/repository[@revision]/path, or a path in sae.hub or sae.path.
+
+    None where nothing is there and it need not be; otherwise SaelinkError.
+    """
+    settings = cfg.sae
+    if place.startswith("hf://"):
+        owner, name, *rest = place.removeprefix("hf://").split("/", 2)
+        name, _, revision = name.partition("@")
+        if not rest or not name:
+            raise SaelinkError(f"sae.files: {place} is not of the form hf://owner/repository/folder")
+        return _on_hub(f"{owner}/{name}", revision or None, rest[0], settings.name, must)
+    if settings.hub is not None:
+        return _on_hub(settings.hub, settings.revision, place, settings.name, must)
+    inside = (settings.path or "").startswith("package:")
+    parent = (
+        Path(__file__).parent / (settings.path or "").removeprefix("package:") if inside else Path(settings.path or ".")
+    )
+    path = parent / place
+    if format_of(path) is None and not must and not path.is_dir():
+        return None
+    if not path.exists():
+        raise SaelinkError(f"sae.path={settings.path}: there is no {path}")
+    return SAEChoice(("file:" if path.is_file() else "folder:") + identity(path), settings.name, path)
+
+
+def _on_hub(repository: str, revision: str | None, path: str, about: str, must: bool) -> SAEChoice | None:
+    commit = hub_commit("sae.hub", repository, revision)
+    if not must and not any(_fetch(repository, commit, f"{path}/{files[0]}") for files in FOLDERS):
+        return None
+    return SAEChoice(f"hub:{repository}@{commit}/{path}", about, hub=HubPlace(repository, commit, path))
+
+
+def _release_of(cfg: Config, hook_name: str) -> SAEChoice | None:
+    """What sae.release and sae.id have for a hook; given as one text each, they are for the hook that they name."""
+    release, sae_id = cfg.sae.release, cfg.sae.id
     try:
-        config = json.loads((folder / CONFIG_FILE).read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SaelinkError(f"sae.path: {folder / CONFIG_FILE} can't be read ({error})") from None
-    fields = ("architecture", "k", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm")
-    used = json.dumps([config.get(name) for name in fields])
-    return hashlib.sha256((used + file_sha256(folder / WEIGHTS_FILE)).encode()).hexdigest()[:12]
+        from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
+        from sae_lens.loading.pretrained_saes_directory import get_repo_id_and_folder_name
+    except ModuleNotFoundError:
+        raise SaelinkError(
+            f"sae.release={release}: the directory of releases is sae-lens': `pip install 'saelink[saelens]'`"
+        ) from None
+    for hook, layer in _places(hook_name):
+        names = [value.get(hook) if isinstance(value, Mapping) else value for value in (release, sae_id)]
+        if None in names:
+            continue
+        name, entry = (at_layer(str(value), layer) for value in names)
+        _check_release(name, entry)
+        with hub_errors("sae.release", name):
+            if not isinstance(release, Mapping) and not isinstance(sae_id, Mapping):
+                config = modern(load_sae_config_from_huggingface(name, entry))
+                if config["metadata"].get("hook_name") != f"blocks.{layer}.{hook}":
+                    continue
+            repository, path = get_repo_id_and_folder_name(name, entry)
+        commit = hub_commit("sae.release", repository, None)
+        return SAEChoice(f"hub:{repository}@{commit}/{path}", f"{name} {entry}", release=(name, entry))
+    return None
+
+
+def _check_release(release: str, sae_id: str) -> None:
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    known = get_pretrained_saes_directory()
+    if release not in known:
+        close = difflib.get_close_matches(release, known, n=3, cutoff=0.3)
+        raise SaelinkError(f"sae.release={release}: sae-lens knows no such release; near it are {', '.join(close)}")
+    if sae_id not in known[release].saes_map:
+        close = difflib.get_close_matches(sae_id, known[release].saes_map, n=3, cutoff=0.0)
+        raise SaelinkError(f"sae.id={sae_id}: {release} has no such SAE; near it are {', '.join(close)}")
+
+
+_commits: dict[tuple[str, str | None], str] = {}
+
+
+def hub_commit(field: str, repository: str, revision: str | None) -> str:
+    """The commit of a hub repository's revision, looked up once per process."""
+    if revision is not None and len(revision) == 40:
+        return revision
+    if (repository, revision) not in _commits:
+        from huggingface_hub import HfApi
+
+        with hub_errors(field, repository):
+            _commits[repository, revision] = str(HfApi().model_info(repository, revision=revision).sha)
+    return _commits[repository, revision]
+
+
+def _fetch(repository: str, commit: str, file: str) -> Path | None:
+    """A file of a hub repository, from the hub or the client's cache; None when the repository lacks it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity(logging.CRITICAL)  # a file that is looked for in vain is no news
+    with hub_errors("sae.hub", repository):
+        try:
+            return Path(hf_hub_download(repository, file, revision=commit))
+        except EntryNotFoundError:
+            return None
+
+
+def _download(place: HubPlace) -> Path:
+    """The folder or file on disk. Raises SaelinkError when it is not there, or no SAE."""
+    if Path(place.path).suffix in FILE_SUFFIXES:
+        found = _fetch(*place)
+        if found is not None:
+            return found
+    for files in FOLDERS:
+        found = _fetch(place.repository, place.commit, f"{place.path}/{files[0]}")
+        if found is not None and all(_fetch(place.repository, place.commit, f"{place.path}/{n}") for n in files[1:]):
+            for extra in EXTRA_FILES:
+                _fetch(place.repository, place.commit, f"{place.path}/{extra}")
+            return found.parent
+    raise SaelinkError(
+        f"sae.hub={place.repository}: the repository has no SAE at {place.path}; it would hold {known_folders()}"
+    )
 
 
 def pull_sae(cfg: Config, store: Store, hook_name: str) -> SAE:
-    """Load the SAE of a hook, training it first when it has none. d_in is compared with the model's width."""
+    """Load the SAE of a hook, training it first when it has none. Raises SaelinkError for a transcoder."""
     choice = sae_choice(cfg, store, hook_name)
-    acts = cache(cfg, store, [hook_name])[hook_name]
-    if cfg.sae.files:
-        where = f"sae.hub={cfg.sae.hub}" if choice.file is not None else f"sae.path={cfg.sae.path}"
-        path = choice.folder if choice.file is None else _download(cfg, choice.file)
-        assert path is not None
-        sae = SAE(**read_learned_dict(path, where), k=None, threshold=None)
-    elif choice.folder is not None:
-        sae, where = load_sae(choice.folder), f"sae.path={cfg.sae.path}"
-    else:
-        artifact = train_sae(cfg, store, hook_name)
-        for name in artifact.files:
-            artifact.file(name)  # compared with the manifest before it is read
-        sae, where = load_sae(artifact.path, "sae"), f"sae {artifact.key}"
-    if sae.d_in != acts.facts["d_model"]:
+    if choice.exists:
+        sae = load_choice(cfg, choice)
+        if sae.transcodes:
+            raise SaelinkError(
+                f"{choice.where}: that is a transcoder, which does not give back what it reads; see transcoder.path"
+            )
+        return sae
+    artifact = train_sae(cfg, store, hook_name)
+    for name in artifact.files:
+        artifact.file(name)  # compared with the manifest before it is read
+    return read_sae(artifact.path, "sae")
+
+
+def load_choice(cfg: Config, choice: SAEChoice) -> SAE:
+    """Load an SAE that exists already."""
+    if choice.release is not None:
+        return _from_release(*choice.release)
+    path = choice.path if choice.hub is None else _download(choice.hub)
+    assert path is not None
+    return read_sae(path, choice.where if choice.hub is not None else f"sae.path={cfg.sae.path}")
+
+
+def _from_release(release: str, sae_id: str) -> SAE:
+    """What sae-lens loads, in our form."""
+    import warnings
+
+    import sae_lens
+
+    with hub_errors("sae.release", release), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on models that sae-lens would load
+        loaded = sae_lens.SAE.from_pretrained(release, sae_id)
+    try:
+        return from_state(loaded.cfg.to_dict(), dict(loaded.state_dict()))
+    except UnreadableError as error:
+        raise SaelinkError(f"sae.release={release} sae.id={sae_id}: the SAE {error}") from None
+
+
+# --------------------------------------------------------------------------- does it belong here?
+
+
+WORSE = 0.2
+"""An SAE is refused when its FVU here is this much above the published one, ..."""
+
+OTHER = 2.5
+"""... or when it has that many times as many active latents, or as few."""
+
+LOOKED_AT = 8192
+"""Tokens that this is judged by."""
+
+
+def check_sae(cfg: Config, hook_name: str, sae: SAE, acts: torch.Tensor, massive: float = 3.0) -> None:
+    """Stop in one line when an SAE does not belong to these acts [n, d_in] (whole sequences of the text).
+
+    Wrong tokenizers, missing BOS tokens and other normalisation show in FVU and l0 and nowhere else. Without published
+    figures an SAE is refused that reconstructs no better than the mean. Rows of more than `massive` median norms are
+    left out where that is kinder. Raises SaelinkError also for an SAE of another width.
+    """
+    import torch
+
+    if sae.d_in != acts.shape[1]:
         raise SaelinkError(
-            f"{where}: the SAE for {hook_name} has d_in {sae.d_in}, the activations have {acts.facts['d_model']}; "
-            "it belongs to another model (sae=train trains one for this model)"
+            f"sae.name={cfg.sae.name}: the SAE for {hook_name} has d_in {sae.d_in}, the activations have "
+            f"{acts.shape[1]}; it belongs to another model (sae=train trains one for this model)"
         )
-    return sae
+    if not cfg.sae.check:
+        return
+    position = torch.arange(len(acts)) % cfg.data.context_size
+    x = acts[position >= max(cfg.data.drop_positions, 1)][:LOOKED_AT].float()
+    sae = sae.to("cpu", torch.float32)
+    latents = sae.encode(x)
+    error = (sae.decode(latents, sae.units(x)) - x).square().sum(1)
+    typical = x.norm(dim=1) <= massive * x.norm(dim=1).median()
+
+    def fvu(rows: torch.Tensor) -> float:
+        return (error[rows].sum() / (x[rows] - x[rows].mean(0)).square().sum()).item()
+
+    found = min(fvu(torch.ones_like(typical)), fvu(typical))
+    l0 = (latents != 0).sum(1).float().mean().item()
+    wanted = published(cfg, hook_name)
+    bad = found > wanted.get("fvu", 0.8) + WORSE
+    bad |= "l0" in wanted and not wanted["l0"] / OTHER <= l0 <= wanted["l0"] * OTHER
+    if bad:
+        told = ", ".join(f"{name} {value:.3g}" for name, value in wanted.items()) or "a useful one is well below FVU 1"
+        here = {"prepend_bos": cfg.data.prepend_bos, "context_size": cfg.data.context_size}
+        there = {name: sae.metadata[name] for name in here if sae.metadata.get(name) is not None}
+        other = [f"data.{name}={value}" for name, value in there.items() if value != here[name]]
+        hint = f"its file says {', '.join(other)}; " if other else ""
+        raise SaelinkError(
+            f"sae.name={cfg.sae.name}: the SAE for {hook_name} has FVU {found:.3g} and {l0:.3g} active latents on the "
+            f"first {len(x):,} tokens here ({'published: ' if wanted else ''}{told}): {hint}check the model, tokenizer,"
+            " data.prepend_bos and model.center_writing_weights, or go on with sae.check=false"
+        )
 
 
-def _download(cfg: Config, file: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+def published(cfg: Config, hook_name: str) -> dict[str, float]:
+    """What sae.published says of a hook's SAE at its layer: fvu, l0, or nothing."""
+    for hook, layer in _places(hook_name):
+        figures = cfg.sae.published.get(hook, {})
+        values = {name: v[layer] if isinstance(v, list) and layer < len(v) else v for name, v in figures.items()}
+        if figures:
+            return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    return {}
 
-    assert cfg.sae.hub is not None
-    with hub_errors("sae.hub", cfg.sae.hub):
-        try:
-            return Path(hf_hub_download(cfg.sae.hub, file, revision=hub_commit(cfg)))
-        except EntryNotFoundError:
-            pass
-    raise SaelinkError(f"sae.hub={cfg.sae.hub}: the repository has no file {file}")
+
+def neuronpedia_id(cfg: Config, hook_name: str, sae: SAE) -> str | None:
+    """The model and source under which Neuronpedia shows the SAE's latents, such as gpt2-small/6-res-jb."""
+    for hook, layer in _places(hook_name):
+        if hook in cfg.sae.neuronpedia:
+            return at_layer(cfg.sae.neuronpedia[hook], layer)
+    return sae.metadata.get("neuronpedia_id")
 
 
 # --------------------------------------------------------------------------- the stage
@@ -354,7 +397,7 @@ def _train_sae(cfg: Config, store: Store, acts: Artifact, hook_name: str, draft:
         ) from None
     settings = cfg.sae
     device = device_of(cfg)
-    d_model = acts.facts["d_model"]
+    d_model = acts.facts["width"]
     rows = acts.facts["sequences"]["train"] * (acts.facts["context_size"] - cfg.data.drop_positions)
     steps = int(settings.epochs * rows) // settings.batch_tokens
     if steps < 20:

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 KEY_LENGTH = 12
 MANIFEST = "manifest.json"
 JOURNAL = "journal.jsonl"
+
+POLL_SECONDS = 0.2
+"""How often a process looks whether others have finished."""
 
 
 class SaelinkError(ValueError):
@@ -197,11 +201,15 @@ class Artifact:
 
 
 class Draft:
-    """An artifact in the making, in `<key>.partial`. Made by `Store.draft`, which holds its lock."""
+    """An artifact in the making, in `<key>.partial`. Made by `Store.drafts`, which holds its lock.
 
-    def __init__(self, plan: Plan, folder: Path, resumable: bool):
+    A `shared` one is filled by several processes at once: each claims the files it is going to write.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, resumable: bool, shared: bool = False):
         self.plan = plan
         self.folder = folder
+        self.shared = shared
         self._files: dict[str, dict[str, Any]] = {}
         self._started = time.time()
         if folder.exists():
@@ -210,8 +218,30 @@ class Draft:
             else:
                 shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for stray in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        for stray in [] if shared else folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             stray.unlink(missing_ok=True)
+
+    def claim(self, name: str) -> Claim | None:
+        """The right to write one file: None when it is finished or another process is writing it."""
+        if not self.shared:
+            return None if name in self else Claim(None)
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.folder / f".{name}.claim", mode=0o644, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        self._take_over()  # it may have been finished since
+        if name not in self:
+            return Claim(lock)
+        Claim(lock).release()
+        return None
+
+    def refresh(self) -> None:
+        """Learn what the other processes of a shared draft have finished."""
+        if self.shared and self.folder.exists():
+            self._take_over()
 
     def _take_over(self) -> None:
         """Keep the finished files of an earlier try: those that still match what was noted of them."""
@@ -227,7 +257,12 @@ class Draft:
             noted = json.loads((self.folder / MANIFEST).read_bytes())["files"]
         for name, entry in noted.items():
             path = self.folder / name
-            if path.exists() and path.stat().st_size == entry["size"] and file_sha256(path) == entry["sha256"]:
+            if self._files.get(name) == entry:
+                continue
+            if not path.exists() or path.stat().st_size != entry["size"]:
+                continue
+            # What other workers write meanwhile is hashed by none of them but its own; whoever uses it compares.
+            if self.shared or file_sha256(path) == entry["sha256"]:
                 self._files[name] = entry
 
     def __contains__(self, name: str) -> bool:
@@ -304,6 +339,18 @@ class Draft:
         _fsync_folder(final.parent)
 
 
+class Claim:
+    """The right to write a file of a shared draft; a killed process's is dropped by the operating system."""
+
+    def __init__(self, lock: Any):
+        self._lock = lock
+
+    def release(self) -> None:
+        if self._lock is not None:
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
+
+
 class Store:
     """The folder that holds all artifacts; `say` prints its one-line messages."""
 
@@ -331,6 +378,17 @@ class Store:
     @contextmanager
     def _lock(self, plan: Plan) -> Iterator[None]:
         """One process at a time makes an artifact; the operating system drops a killed process's lock."""
+        with self._held(plan):
+            said = False
+            while self._workers(plan):  # they took no more than a moment's lock, to tell that they are there
+                if not said:
+                    self.say(f"{plan.stage} {plan.key}: workers are making it, waiting")
+                said = True
+                time.sleep(POLL_SECONDS)
+            yield
+
+    @contextmanager
+    def _held(self, plan: Plan) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
         folder = self.root / plan.stage
@@ -351,11 +409,16 @@ class Store:
             lock.release()
 
     @contextmanager
-    def drafts(self, plans: list[Plan], *, resumable: bool = False) -> Iterator[list[Draft]]:
+    def drafts(self, plans: list[Plan], *, resumable: bool = False, shared: bool = False) -> Iterator[list[Draft]]:
         """Locked drafts of those `plans` that are not finished, for one pass that fills them together.
 
-        The locks are taken in the order of the keys, so that two processes can't block each other.
+        The locks are taken in the order of the keys, so that two processes can't block each other. With `shared` other
+        workers fill the same drafts meanwhile; what is written is for `claims` to say, and `finish` ends it.
         """
+        if shared:
+            with self._shared_drafts(plans) as drafts:
+                yield drafts
+            return
         with ExitStack() as locks:
             for plan in sorted(plans, key=lambda plan: plan.key):
                 locks.enter_context(self._lock(plan))
@@ -365,6 +428,61 @@ class Store:
             if self.find(plan) is not None:  # nobody makes it again, so nobody needs its lock
                 (self.root / plan.stage / f".{plan.key}.lock").unlink(missing_ok=True)
 
+    def _workers(self, plan: Plan) -> list[Path]:
+        """Locks of the running workers on a plan; those of dead ones are cleared away."""
+        from filelock import FileLock, Timeout
+
+        alive = []
+        for path in (self.root / plan.stage).glob(f".{plan.key}.*.worker"):
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                alive.append(path)
+                continue
+            path.unlink(missing_ok=True)
+            lock.release()
+        return alive
+
+    @contextmanager
+    def _shared_drafts(self, plans: list[Plan]) -> Iterator[list[Draft]]:
+        from filelock import FileLock
+
+        with ExitStack() as locks:
+            drafts = []
+            for plan in sorted(plans, key=lambda plan: plan.key):
+                with self._held(plan):
+                    if self.find(plan) is not None:
+                        continue
+                    name = f".{plan.key}.{socket.gethostname()}-{os.getpid()}.worker"
+                    lock = FileLock(self.root / plan.stage / name, mode=0o644, thread_local=False)
+                    locks.enter_context(lock)
+                    locks.callback((self.root / plan.stage / name).unlink, missing_ok=True)
+                    drafts.append(Draft(plan, self._partial(plan), resumable=True, shared=True))
+            yield drafts
+
+    def claims(self, drafts: list[Draft], names: list[str]) -> Iterator[tuple[str, Claim]]:
+        """The files that are missing in any of the drafts, each with the claim to release when it is written.
+
+        Of shared drafts a file that another worker has claimed comes only if that one dies, and the end waits for it.
+        """
+        shared = any(draft.shared for draft in drafts)
+        while True:
+            for draft in drafts:
+                draft.refresh()
+            missing = {name: [d for d in drafts if name not in d and d.folder.exists()] for name in names}
+            missing = {name: lacking for name, lacking in missing.items() if lacking}
+            given = 0
+            for name, lacking in missing.items():
+                claim = lacking[0].claim(name)
+                if claim is not None:
+                    given += 1
+                    yield name, claim
+            if not missing or not shared:
+                return
+            if not given:
+                time.sleep(POLL_SECONDS)
+
     def commit(self, draft: Draft, facts: Mapping[str, Any], device: str = "cpu") -> Artifact:
         """Finish a draft: manifest, rename, one line."""
         draft.commit(self.folder(draft.plan), facts, device)
@@ -373,6 +491,17 @@ class Store:
         self._said.add(artifact.key)
         self.say(f"{draft.plan.stage} {draft.plan.key}: done in {seconds:.0f} s ({draft.plan.about})")
         return artifact
+
+    def finish(self, draft: Draft, facts: Callable[[], Mapping[str, Any]], device: str = "cpu") -> Artifact:
+        """`commit`, unless another worker on a shared draft was first; only that one computes the facts."""
+        if not draft.shared:
+            return self.commit(draft, facts(), device)
+        with self._held(draft.plan):
+            found = self.find(draft.plan)
+            if found is not None:
+                return found
+            draft.refresh()
+            return self.commit(draft, facts(), device)
 
     def build(self, plan: Plan, make: Callable[[Draft], Mapping[str, Any]], device: str = "cpu") -> Artifact:
         """The artifact of `plan`: found, or made by `make`, which fills the draft and returns its facts."""

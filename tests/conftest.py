@@ -87,6 +87,16 @@ def write_text(path: Path, n: int = 400, seed: int = 0) -> Path:
     return path
 
 
+class Bomb:
+    """What a malicious file does when it is loaded the ordinary way."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
 def write_sae(folder: Path, d_in: int = D_MODEL, d_sae: int = 48, k: int = 4, seed: int = 0, **config: Any) -> Path:
     """A random TopK SAE in SAELens' format."""
     folder.mkdir(parents=True, exist_ok=True)

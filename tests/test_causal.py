@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from saelink.autoencoder import SAE
 from saelink.connectors.linear import Config as LinearConfig
 from saelink.connectors.nonlinear import Connector as Nonlinear
 from saelink.effects import FOLDS, Effects, effects, load_changes, load_effects, measure
 from saelink.gram import Gram
 from saelink.lasso import Lasso
 from saelink.link import load_split, pull_sides
-from saelink.sae import SAE
 from saelink.solvers.causal import Ablated, gradients, joint, shares
 from saelink.store import Store
 from saelink.train import load_connector, train

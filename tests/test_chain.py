@@ -16,11 +16,11 @@ from saelink.config import Config, Device, WandbMode
 from saelink.data import split_of, tokens
 from saelink.encode import encode
 from saelink.evaluate import evaluate, evaluate_plan
+from saelink.formats import read_sae
 from saelink.latents import latent_shards
 from saelink.link import link_of, load_split, pull_sides
 from saelink.model import load_bridge, load_tokenizer, model_info
 from saelink.norms import norms
-from saelink.sae import load_sae
 from saelink.store import Artifact, Store
 from saelink.train import train, train_plan
 
@@ -151,7 +151,7 @@ def test_latents_are_the_saes_encoding(config: Compose, store: Store, world: Wor
     cfg = config()
     hook = "blocks.1.hook_mlp_out"
     latents, acts = encode(cfg, store, hook), cache(cfg, store, [hook])[hook]
-    sae = load_sae(world.folder / "saes" / hook)
+    sae = read_sae(world.folder / "saes" / hook, "sae.path")
     for (_, rows, norm), (_, shard) in zip(latent_shards(latents, ["test"]), act_shards(acts, ["test"]), strict=True):
         x = shard.reshape(-1, sae.d_in).float()
         expected = torch.relu(x @ sae.W_enc)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -15,10 +16,10 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from saelink.learned_dict import read_learned_dict
+from saelink.formats import read_sae
 from saelink.store import SaelinkError, Store
 
-from conftest import D_MODEL, World
+from conftest import D_MODEL, Bomb, World, write_sae
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -99,16 +100,6 @@ def write_learned_dicts(folder: Path, d_in: int, d_sae: int = 40) -> None:
         del sys.modules["autoencoders"], sys.modules[module.__name__]
 
 
-class Bomb:
-    """What a malicious file does when it is loaded the ordinary way."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.path,)
-
-
 @pytest.fixture
 def hub(world: World, tmp_path: Path) -> Iterator[dict[str, str]]:
     """Environment variables that point the clients at a hub with a model and a data set."""
@@ -129,8 +120,6 @@ def hub(world: World, tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def run(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     command = [sys.executable, "-m", "saelink", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, **environment})
 
@@ -198,7 +187,7 @@ POST = [
     "model.path=models/tiny", "data.path=data/tiny", "sae.hub=models/saes", "layer=1", "normalise_layers=[0,1]",
     "data.context_size=16", "data.max_tokens=null", "solver.tokens=8192", "solver.batch_tokens=256",
     "experiment.d_hidden=12", "experiment.bootstrap=20", "eval.ce_tokens=256", "eval.bootstrap=20",
-    "runtime.forward_tokens=512", "wandb.mode=disabled",
+    "runtime.forward_tokens=512", "wandb.mode=disabled", "sae.check=false",
 ]  # fmt: skip
 
 
@@ -228,15 +217,15 @@ def test_the_originals_saes_encode_as_it_says(tmp_path: Path) -> None:
     write_learned_dicts(tmp_path, 6, 10)
     x = torch.randn(5, 6)
     for file, tied in (("Pythia-70M-deduped-0.pt", True), ("Pythia-70M-deduped-mlp-1.pt", False)):
-        found = read_learned_dict(tmp_path / file, "sae.path")
+        found = read_sae(tmp_path / file, "sae.path")
         generator = torch.Generator().manual_seed(0 if tied else 1)
         encoder = torch.randn(10, 6, generator=generator)
         decoder = encoder if tied else torch.randn(10, 6, generator=generator)
         unit = torch.nn.functional.normalize(encoder, dim=1) if tied else encoder
         latents = torch.relu(x @ unit.T - 0.5)
-        assert torch.allclose(torch.relu(x @ found["W_enc"] + found["b_enc"]), latents, atol=1e-6)
+        assert torch.allclose(found.encode(x), latents, atol=1e-6)
         rebuilt = latents @ torch.nn.functional.normalize(decoder, dim=1)
-        assert torch.allclose(latents @ found["W_dec"] + found["b_dec"], rebuilt, atol=1e-6)
+        assert torch.allclose(found.decode(latents), rebuilt, atol=1e-6)
 
 
 def test_a_malicious_or_foreign_file_is_refused_and_nothing_runs(
@@ -261,12 +250,69 @@ def test_a_malicious_or_foreign_file_is_refused_and_nothing_runs(
     }
     for file, reason in reasons.items():
         with pytest.raises(SaelinkError, match=reason):
-            read_learned_dict(saes / file, "sae.hub")
+            read_sae(saes / file, "sae.hub")
     assert not witness.exists()
     settings = [setting for setting in POST if not setting.startswith("solver.")]  # encoding has no solver of Adam's
     done = run(tmp_path, hub, "encode", "experiment.names=[]", "model=hub", "data=hub", "sae=post", *settings,
                "sae.files.hook_mlp_out=bomb.pt")  # fmt: skip
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert "sae.hub=models/saes: bomb.pt is refused" in done.stderr and not witness.exists()
+    assert "hf://models/saes/bomb.pt: the SAE in " in done.stderr and not witness.exists()
     done = run(tmp_path, hub, "encode", "model=hub", "data=hub", "sae=post", *settings, "sae.files.hook_mlp_out=no.pt")
-    assert done.returncode == 1 and "no file no.pt" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert done.returncode == 1 and "no SAE at no.pt" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+# --------------------------------------------------------------------------- SAEs of every format from a hub
+
+
+PULL = """
+import json, sys
+from conftest import composed
+from saelink.sae import pull_sae, sae_choice
+from saelink.store import SaelinkError, Store
+
+store = Store("outputs", say=lambda line: None)
+for line in sys.stdin:
+    hook, overrides = json.loads(line)
+    cfg = composed(overrides)
+    try:
+        choice, sae = sae_choice(cfg, store, hook), pull_sae(cfg, store, hook)
+        print(json.dumps([choice.key, sae.W_enc.double().sum().item(), sae.d_sae]))
+    except SaelinkError as error:
+        print(json.dumps(["error", str(error), 0]))
+"""
+
+
+def test_saes_of_every_format_from_a_hub(world: World, hub: dict[str, str], tmp_path: Path) -> None:
+    from test_formats import write_dictionary, write_gemma, write_sparsify
+
+    folder = tmp_path / "formats"
+    made = {
+        "sparsify/layers.1.mlp": write_sparsify(folder / "sparsify/layers.1.mlp"),
+        "dictionary/layer_1": write_dictionary(folder / "dictionary/layer_1", "BatchTopKSAE"),
+        "gemma/layer_1/average_l0_7": write_gemma(folder / "gemma/layer_1/average_l0_7", 1),
+        "gemma2/layer_1": write_gemma(folder / "gemma2/layer_1", 2),
+        "lens/blocks.1.hook_mlp_out": write_sae(folder / "lens/blocks.1.hook_mlp_out"),
+        "blocks.1.hook_mlp_out": write_sae(folder / "blocks.1.hook_mlp_out", seed=3),
+    }
+    Hub.repositories["models/formats"] = folder
+    hook, base = "blocks.1.hook_mlp_out", world.overrides("outputs")
+    by_file = [[*base, f"sae.path={folder}", f"+sae.files.hook_mlp_out=hf://models/formats/{path}"] for path in made]
+    others = [
+        [*base, "sae.name=x", "sae.path=null", "sae.hub=models/formats"],  # a folder of the hook's name
+        [*base, f"sae.path={folder}", "+sae.files.hook_mlp_out=hf://models/formats@main/nowhere/at/all"],
+        [*base, f"sae.path={folder}", "+sae.files.hook_mlp_out=hf://models/none/x"],
+    ]
+    lines = "".join(json.dumps([hook, overrides]) + "\n" for overrides in [*by_file, *others])
+    environment = {**os.environ, **hub, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", PULL], input=lines, capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    for (path, local), (key, total, d_sae) in zip(made.items(), found, strict=False):
+        sae = read_sae(local, "sae.path")
+        assert key == f"hub:models/formats@{COMMIT}/{path}" and d_sae == sae.d_sae
+        assert total == pytest.approx(sae.W_enc.double().sum().item())
+    assert found[-3][0] == f"hub:models/formats@{COMMIT}/blocks.1.hook_mlp_out"
+    assert "the repository has no SAE at nowhere/at/all; it would hold " in found[-2][1]
+    assert "models/none: the hub has no such repository" in found[-1][1]

@@ -10,10 +10,10 @@ import torch
 
 from saelink.config import Config
 from saelink.evaluate import evaluate
+from saelink.formats import read_sae
 from saelink.intervene import Splice, ce_baselines, ce_figures, oracle, spliced_tokens
 from saelink.latents import Rows, latent_shards
 from saelink.link import load_split, pull_sides
-from saelink.sae import load_sae
 from saelink.store import Store
 
 from conftest import World
@@ -75,7 +75,7 @@ def test_the_oracle_is_the_true_mlp_between_the_saes(config: Compose, store: Sto
     made = oracle(cfg, store)
     hooks = [side.facts["hook_name"] for side in (*sides.sources, sides.target)]
     folders = [hook if (world.folder / "saes" / hook).exists() else "blocks.1.hook_resid_pre" for hook in hooks]
-    source_sae, target_sae = (load_sae(world.folder / "saes" / folder) for folder in folders)
+    source_sae, target_sae = (read_sae(world.folder / "saes" / folder, "sae.path") for folder in folders)
     plain: Any = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32)
     block = plain.model.layers[1] if model == "llama" else plain.gpt_neox.layers[1]
     latents = Rows.stack([rows for _, rows, _ in latent_shards(sides.sources[0], ["test"])]).dense()

@@ -12,9 +12,9 @@ from saelink.cache import act_shards, cache
 from saelink.data import tokens
 from saelink.effects import effects, load_effects
 from saelink.encode import encode
+from saelink.formats import read_sae
 from saelink.link import load_split, pull_sides
 from saelink.model import load_bridge, load_tokenizer, model_info
-from saelink.sae import load_sae
 from saelink.store import Store
 
 from conftest import Run, composed
@@ -81,7 +81,7 @@ def test_the_shipped_saes_are_as_good_as_their_card_says(outputs: Path, hook: st
     published = float(line.split("|")[3])
     assert facts["fvu"] == pytest.approx(published, rel=0.15), "the slice's test documents are only some of the card's"
     assert facts["l0"] == pytest.approx(32, abs=0.1)
-    sae = load_sae(SAES / hook)
+    sae = read_sae(SAES / hook, "sae.path")
     assert (sae.d_in, sae.d_sae, sae.k) == (576, 2304, 32)
 
 
@@ -108,7 +108,7 @@ def test_effects_of_200_random_edges_are_those_of_one_ablation_at_a_time(outputs
     found = load_effects(effects(cfg, store))
     info, sides = model_info(cfg, store), pull_sides(cfg, store)
     source_hook, target_hook = HOOKS[:2]
-    source_sae, target_sae = load_sae(SAES / source_hook), load_sae(SAES / target_hook)
+    source_sae, target_sae = read_sae(SAES / source_hook, "sae.path"), read_sae(SAES / target_hook, "sae.path")
     assert target_sae.k is not None
     counted = load_split(cfg, sides, "test").row
     ids = tokens(cfg, store).tensors("test.safetensors")["ids"].long()

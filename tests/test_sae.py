@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from saelink.autoencoder import SAE, active_entries
 from saelink.cache import act_shards, cache, shuffled_rows
 from saelink.config import Config
 from saelink.encode import encode
-from saelink.sae import SAE, active_entries, load_sae, sae_choice, train_sae
+from saelink.formats import read_sae
+from saelink.sae import sae_choice, train_sae
 from saelink.store import SaelinkError, Store
 
 from conftest import World, write_sae
@@ -46,7 +48,7 @@ def test_encoding_equals_sae_lens(tmp_path: Path, config: dict[str, Any]) -> Non
     sae_lens = pytest.importorskip("sae_lens")
     folder = write_sae(tmp_path / "sae", **config)
     noisy(folder)
-    theirs, ours = sae_lens.SAE.load_from_disk(folder), load_sae(folder)
+    theirs, ours = sae_lens.SAE.load_from_disk(folder), read_sae(folder, "sae.path")
     x = torch.randn(200, 32, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         expected = theirs.encode(x)
@@ -56,7 +58,7 @@ def test_encoding_equals_sae_lens(tmp_path: Path, config: dict[str, Any]) -> Non
 
 
 def test_topk_has_k_active_latents_in_ascending_order(tmp_path: Path) -> None:
-    sae = load_sae(write_sae(tmp_path / "sae", k=4))
+    sae = read_sae(write_sae(tmp_path / "sae", k=4), "sae.path")
     row, latent, value = sae.encode_sparse(torch.randn(50, 32))
     assert (torch.bincount(row, minlength=50) <= 4).all() and (value > 0).all()
     order = row * sae.d_sae + latent
@@ -68,7 +70,9 @@ BROKEN = {
     "truncated": lambda folder: (folder / "sae_weights.safetensors").write_bytes(b"1234"),
     "no JSON": lambda folder: (folder / "cfg.json").write_text("{"),
     "unknown architecture": lambda folder: (folder / "cfg.json").write_text('{"architecture": "temporal"}'),
-    "normalisation": lambda folder: (folder / "cfg.json").write_text('{"normalize_activations": "layer_norm"}'),
+    "normalisation": lambda folder: (folder / "cfg.json").write_text(
+        '{"normalize_activations": "covariance_whitening"}'
+    ),
     "older topk": lambda folder: (folder / "cfg.json").write_text('{"activation_fn_str": "topk"}'),
     "k": lambda folder: (folder / "cfg.json").write_text('{"architecture": "topk"}'),
 }
@@ -79,7 +83,7 @@ def test_a_broken_sae_gets_one_line(tmp_path: Path, how: str) -> None:
     folder = write_sae(tmp_path / "sae")
     BROKEN[how](folder)
     with pytest.raises(SaelinkError, match=r"sae\.path: ") as error:
-        load_sae(folder)
+        read_sae(folder, "sae.path")
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
 
 
@@ -99,7 +103,7 @@ def test_quality_figures_are_those_of_the_dense_computation(
 ) -> None:
     cfg = config()
     facts = encode(cfg, store, HOOK).facts
-    sae = load_sae(world.folder / "saes" / HOOK)
+    sae = read_sae(world.folder / "saes" / HOOK, "sae.path")
     acts = cache(cfg, store, [HOOK])[HOOK]
     x = torch.cat([shard[:, 1:].reshape(-1, 32) for _, shard in act_shards(acts, ["test"])]).float()
     latents = sae.encode(x)
@@ -142,7 +146,7 @@ def test_training_an_sae_is_deterministic_and_beats_its_start(
     cfg = config(*overrides)
     artifact = train_sae(cfg, store, HOOK)
     assert json.loads(artifact.file("cfg.json").read_text())["architecture"] == "topk"
-    sae: SAE = load_sae(artifact.path)
+    sae: SAE = read_sae(artifact.path, "sae.path")
     assert (sae.d_in, sae.d_sae, sae.k) == (32, 64, 8)
     assert encode(cfg, store, HOOK).facts["fvu"] < 0.5
     other = Store(tmp_path / "other", say=lambda line: None)
