@@ -105,6 +105,10 @@ def _run_evaluate(cfg: Config, store: Store) -> None:
     evaluation = evaluate(cfg, store)
     sweep.record(store, cfg.runtime.sweep, connector, _swept())
     print_evaluation(store, connector, evaluation)
+    if cfg.transcoder.path is not None:
+        from saelink.transcoder import print_comparison, transcoder
+
+        print_comparison(store, transcoder(cfg, store))
     tracking.publish(cfg.wandb, store, connector, evaluation, group=cfg.runtime.sweep)
     if cfg.eval.verify:
         _run_verify(cfg, store)

@@ -267,6 +267,17 @@ class EvalConfig:
 
 
 @dataclass
+class TranscoderConfig:
+    """A transcoder that `evaluate` compares the connector with."""
+
+    path: str | None = None
+    """Its folder or file, or hf://owner/repository/folder; LAYER stands for the layer. SAELens, sparsify and Gemma
+    Scope transcoders, with or without a skip, are read."""
+    hook: str | None = None
+    """The hook it reads, such as hook_resid_mid or ln2.hook_normalized; null is the link's only source."""
+
+
+@dataclass
 class ReportConfig:
     """What is kept of every latent to look at, and what the report holds."""
 
@@ -424,6 +435,7 @@ class Config:
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    transcoder: TranscoderConfig = field(default_factory=TranscoderConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)

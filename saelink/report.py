@@ -42,6 +42,8 @@ from saelink.solvers import SOLVERS
 from saelink.stability import repeated
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, write_durably
 from saelink.train import HISTORY_FILE, load_connector, train
+from saelink.transcoder import FILE as TRANSCODER_FILE
+from saelink.transcoder import transcoder
 from saelink.verify import verified
 
 VERSION = 2
@@ -94,6 +96,8 @@ def report(cfg: Config, store: Store, command: str | None = None) -> Artifact:
     done = _experiments(jobs[0], store, sides.target.key)
     inputs = {f"examples{i}": artifact.key for i, artifact in enumerate(looked)}
     inputs["oracle"] = oracle(jobs[0], store).key
+    if cfg.transcoder.path is not None:
+        inputs["transcoder"] = transcoder(jobs[0], store).key
     for i, (connector, evaluation, wired) in enumerate(made):
         inputs |= {f"connector{i}": connector.key, f"evaluation{i}": evaluation.key, f"edges{i}": wired.key}
     judged = [verified(job, store) for job in jobs]
@@ -542,6 +546,9 @@ class _Pages:
                     "fraction_predicted": (kept < 0.5).double().mean().item(),
                 }
             )
+        if self.cfg.transcoder.path is not None:
+            found = transcoder(self.cfg, self.store).json(TRANSCODER_FILE)["transcoder"]
+            rows.append({"name": "transcoder, read by the target SAE", "fvu": found["fvu_latents"]})
         return rows
 
 

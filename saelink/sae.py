@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from saelink.autoencoder import SAE
 from saelink.cache import cache, cache_plan, shuffled_rows
 from saelink.config import Config
-from saelink.formats import EXTRA_FILES, FOLDERS, FORMATS, format_of, identity, known_folders, read_sae
+from saelink.formats import EXTRA_FILES, FOLDERS, FORMATS, identity, known_folders, read_sae
 from saelink.formats.base import UnreadableError
 from saelink.formats.saelens import CONFIG_FILE, WEIGHTS_FILE, from_state, modern
 from saelink.model import device_of, hub_errors
@@ -78,11 +78,10 @@ def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
         chosen = _release_of(cfg, hook_name)
         if chosen is not None:
             return chosen
-    named = next((settings.files[hook] for hook, _ in _places(hook_name) if hook in settings.files), None)
     tried = ""
+    named = _of_hook(settings.files, hook_name)
     if named is not None:
-        layer = next(layer for hook, layer in _places(hook_name) if hook in settings.files)
-        found = _located(cfg, at_layer(named, layer))
+        found = _located(cfg, at_layer(named[0], named[1], published(cfg, hook_name).get("l0")))
         assert found is not None
         return found
     if settings.files and not settings.train_missing:
@@ -99,9 +98,22 @@ def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
     return SAEChoice(sae_plan(cfg, store, hook_name).key, "trained")
 
 
-def at_layer(text: str, layer: int) -> str:
-    """A place in a folder or release: {layer} stands for the layer, or LAYER, which needs no quotes in a shell."""
-    return text.replace("{layer}", str(layer)).replace("LAYER", str(layer))
+def at_layer(text: str, layer: int, l0: float | None = None) -> str:
+    """A place in a folder or release: {layer} stands for the layer, or LAYER, which needs no quotes in a shell.
+
+    {l0} stands for the published l0, which some folders are named by.
+    """
+    text = text.replace("{layer}", str(layer)).replace("LAYER", str(layer))
+    return text if l0 is None else text.replace("{l0}", f"{l0:g}")
+
+
+def _of_hook(table: Mapping[str, Any], hook_name: str) -> tuple[Any, int] | None:
+    """What a table by hook has for this one, and its layer there: by its full name first, then by that in any block."""
+    for hook, layer in _places(hook_name):
+        for key in (f"blocks.{layer}.{hook}", hook):
+            if key in table:
+                return table[key], layer
+    return None
 
 
 def _places(hook_name: str) -> list[tuple[str, int]]:
@@ -117,29 +129,36 @@ def _names(hook_name: str) -> list[str]:
 
 
 def _located(cfg: Config, place: str, must: bool = True) -> SAEChoice | None:
-    """The SAE at a place: hf://owner/repository[@revision]/path, or a path in sae.hub or sae.path.
-
-    None where nothing is there and it need not be; otherwise SaelinkError.
-    """
+    """The SAE at a place in sae.hub or sae.path, or at an hf:// address; None where none is and none need be."""
     settings = cfg.sae
-    if place.startswith("hf://"):
-        owner, name, *rest = place.removeprefix("hf://").split("/", 2)
-        name, _, revision = name.partition("@")
-        if not rest or not name:
-            raise SaelinkError(f"sae.files: {place} is not of the form hf://owner/repository/folder")
-        return _on_hub(f"{owner}/{name}", revision or None, rest[0], settings.name, must)
-    if settings.hub is not None:
+    if settings.hub is not None and not place.startswith("hf://"):
         return _on_hub(settings.hub, settings.revision, place, settings.name, must)
-    inside = (settings.path or "").startswith("package:")
-    parent = (
-        Path(__file__).parent / (settings.path or "").removeprefix("package:") if inside else Path(settings.path or ".")
-    )
-    path = parent / place
-    if format_of(path) is None and not must and not path.is_dir():
-        return None
+    if place.startswith("hf://"):
+        return located(place, "sae.files", settings.name, must)
+    parent = Path(settings.path or ".")
+    if (settings.path or "").startswith("package:"):
+        parent = Path(__file__).parent / (settings.path or "").removeprefix("package:")
+    return located(str(parent / place), "sae.path", settings.name, must)
+
+
+def located(place: str, field: str, about: str | None = None, must: bool = True) -> SAEChoice | None:
+    """The SAE at hf://owner/repository[@revision]/path or in a folder or file.
+
+    None where nothing is there and it need not be; otherwise SaelinkError, naming `field`.
+    """
+    if place.startswith("hf://"):
+        owner, name, *rest = [*place.removeprefix("hf://").split("/", 2), ""][:3]
+        name, _, revision = name.partition("@")
+        if not rest[0] or not name:
+            raise SaelinkError(f"{field}: {place} is not of the form hf://owner/repository/folder")
+        return _on_hub(f"{owner}/{name}", revision or None, rest[0], about or place, must)
+    path = Path(place)
     if not path.exists():
-        raise SaelinkError(f"sae.path={settings.path}: there is no {path}")
-    return SAEChoice(("file:" if path.is_file() else "folder:") + identity(path), settings.name, path)
+        if not must:
+            return None
+        raise SaelinkError(f"{field}: there is no {path}")
+    key = ("file:" if path.is_file() else "folder:") + identity(path, field)
+    return SAEChoice(key, about or path.name, path)
 
 
 def _on_hub(repository: str, revision: str | None, path: str, about: str, must: bool) -> SAEChoice | None:
@@ -209,7 +228,7 @@ def _fetch(repository: str, commit: str, file: str) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity(logging.CRITICAL)  # a file that is looked for in vain is no news
+    logging.set_verbosity(50)  # critical: a file that is looked for in vain is no news
     with hub_errors("sae.hub", repository):
         try:
             return Path(hf_hub_download(repository, file, revision=commit))
@@ -333,20 +352,18 @@ def check_sae(cfg: Config, hook_name: str, sae: SAE, acts: torch.Tensor, massive
 
 def published(cfg: Config, hook_name: str) -> dict[str, float]:
     """What sae.published says of a hook's SAE at its layer: fvu, l0, or nothing."""
-    for hook, layer in _places(hook_name):
-        figures = cfg.sae.published.get(hook, {})
-        values = {name: v[layer] if isinstance(v, list) and layer < len(v) else v for name, v in figures.items()}
-        if figures:
-            return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
-    return {}
+    found = _of_hook(cfg.sae.published, hook_name)
+    if found is None:
+        return {}
+    figures, layer = found
+    values = {name: v[layer : layer + 1] if isinstance(v, list) else [v] for name, v in figures.items()}
+    return {name: float(value[0]) for name, value in values.items() if value}
 
 
 def neuronpedia_id(cfg: Config, hook_name: str, sae: SAE) -> str | None:
     """The model and source under which Neuronpedia shows the SAE's latents, such as gpt2-small/6-res-jb."""
-    for hook, layer in _places(hook_name):
-        if hook in cfg.sae.neuronpedia:
-            return at_layer(cfg.sae.neuronpedia[hook], layer)
-    return sae.metadata.get("neuronpedia_id")
+    found = _of_hook(cfg.sae.neuronpedia, hook_name)
+    return sae.metadata.get("neuronpedia_id") if found is None else at_layer(*found)
 
 
 # --------------------------------------------------------------------------- the stage

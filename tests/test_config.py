@@ -35,6 +35,8 @@ def test_every_config_file_composes(choice: str) -> None:
         "data=hub": ["data.path=x"],
         "data=files": ["data.path=x"],
         "sae=folder": ["sae.path=x"],
+        "sae=hub": ["sae.hub=x"],
+        "sae=release": ["sae.release=x", "sae.id=y"],
         "experiment=post": [],
     }
     cfg = composed([choice, *needed.get(choice, [])])

@@ -20,7 +20,7 @@ from saelink.formats.saelens import modern
 from saelink.sae import check_sae, neuronpedia_id, published, sae_choice
 from saelink.store import SaelinkError, Store
 
-from conftest import Bomb, World, write_sae
+from conftest import Bomb, World, composed, write_sae
 
 D_IN, D_SAE, K = 12, 40, 5
 
@@ -423,6 +423,65 @@ def test_releases_are_known_before_anything_is_fetched(config: Callable[..., Con
         sae_choice(config("sae.release=gpt2-smal-res-jb", "sae.id=x"), store, HOOK)
     with pytest.raises(SaelinkError, match=r"gpt2-small-res-jb has no such SAE; near it are blocks\.1\.hook_resid"):
         sae_choice(config("sae.release=gpt2-small-res-jb", "sae.id=blocks.LAYER.hook_resid"), store, HOOK)
+
+
+PUBLISHED = {
+    "pythia-70m-deduped-sm": (
+        6,
+        {
+            "hook_resid_post": ("pythia-70m-deduped-res-sm", "blocks.{layer}.hook_resid_post"),
+            "hook_mlp_out": ("pythia-70m-deduped-mlp-sm", "blocks.{layer}.hook_mlp_out"),
+            "hook_attn_out": ("pythia-70m-deduped-att-sm", "blocks.{layer}.hook_attn_out"),
+        },
+    ),
+    "gpt2-small-v5-32k": (
+        12,
+        {
+            hook: (f"gpt2-small-{name}-v5-32k", f"blocks.{{layer}}.{hook}")
+            for hook, name in (
+                ("hook_resid_mid", "resid-mid"), ("hook_mlp_out", "mlp-out"), ("hook_attn_out", "attn-out"),
+                ("hook_resid_post", "resid-post"),
+            )
+        },
+    ),
+    "gpt2-small-res-jb": (12, {"hook_resid_pre": ("gpt2-small-res-jb", "blocks.{layer}.hook_resid_pre")}),
+    "gemma-scope-2b-pt": (
+        26,
+        {
+            hook: (f"gemma-scope-2b-pt-{name}-canonical", "layer_{layer}/width_16k/canonical")
+            for hook, name in (("hook_resid_post", "res"), ("hook_mlp_out", "mlp"), ("attn.hook_z", "att"))
+        },
+    ),
+    "gemma-scope-2-270m-pt": (
+        18,
+        {
+            hook: (f"gemma-scope-2-270m-pt-{name}-all", "layer_{layer}_width_16k_l0_big")
+            for hook, name in (("hook_resid_post", "res"), ("hook_mlp_out", "mlp"), ("attn.hook_z", "att"))
+        },
+    ),
+}  # fmt: skip
+"""Set in conf/sae -> layers, and by hook the release and id under which sae-lens lists the same SAE."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sets_are_where_sae_lens_lists_them(name: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = pytest.importorskip("sae_lens.loading.pretrained_saes_directory")
+    monkeypatch.setattr("saelink.sae.hub_commit", lambda field, repository, revision: "0" * 40)
+    cfg = composed([f"sae={name}"])
+    layers, hooks = PUBLISHED[name]
+    listed = directory.get_pretrained_saes_directory()
+    for hook, (release, sae_id) in hooks.items():
+        for layer in range(layers):
+            found = sae_choice(cfg, store, f"blocks.{layer}.{hook}").hub
+            entry = sae_id.format(layer=layer)
+            repository, path = directory.get_repo_id_and_folder_name(release, entry)
+            assert found is not None and (found.repository, found.path.rstrip("/")) == (repository, path.rstrip("/"))
+            theirs = listed[release].neuronpedia_id.get(entry)
+            sae = SAE(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1), torch.zeros(1))
+            ours = neuronpedia_id(cfg, f"blocks.{layer}.{hook}", sae)
+            assert theirs is None or ours == theirs
+            l0 = listed[release].expected_l0.get(entry)  # 0 where sae-lens lists none
+            assert not l0 or published(cfg, f"blocks.{layer}.{hook}")["l0"] == pytest.approx(l0)
 
 
 def test_normalising_saes_go_through_the_chain(world: World, config: Callable[..., Config], store: Store) -> None:
