@@ -6,6 +6,7 @@ every choice of targets.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -25,6 +26,10 @@ TENSORS_FILE = "gram.safetensors"
 
 STEP = 131_072
 """Tokens of one piece: all of the products are read and written once for each."""
+
+PART_TOKENS, PARTS = 2**22, 16
+"""Products of so many tokens, and no more parts than that, are summed by one worker each (runtime.worker). The order of
+the sum, and so its last bit, does not depend on how many workers there are."""
 
 
 class Gram(NamedTuple):
@@ -57,31 +62,65 @@ class Gram(NamedTuple):
         )
 
 
-def gram_of(pieces: Iterable[Tokens], advance: Any = lambda n: None) -> Gram:
+class Sums(NamedTuple):
+    """The products of some tokens before they are divided by anything, float64; of xx only the upper half counts."""
+
+    n: int
+    xx: np.ndarray[Any, Any]
+    xy: np.ndarray[Any, Any]
+    yy: torch.Tensor
+    x: torch.Tensor
+    y: torch.Tensor
+
+    @staticmethod
+    def zero(d_source: int, d_target: int) -> Sums:
+        yy, x, y = (torch.zeros(d, dtype=torch.float64) for d in (d_target, d_source, d_target))
+        return Sums(0, np.zeros((d_source, d_source)), np.zeros((d_source, d_target)), yy, x, y)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        arrays = {"xx": torch.from_numpy(self.xx), "xy": torch.from_numpy(self.xy)}
+        return {"n": torch.tensor(self.n), **arrays, "yy": self.yy, "x": self.x, "y": self.y}
+
+    def plus(self, tensors: dict[str, torch.Tensor]) -> Sums:
+        """With another part's added, in place."""
+        self.xx.__iadd__(tensors["xx"].numpy())
+        self.xy.__iadd__(tensors["xy"].numpy())
+        for mine, theirs in ((self.yy, "yy"), (self.x, "x"), (self.y, "y")):
+            mine += tensors[theirs]
+        return self._replace(n=self.n + int(tensors["n"]))
+
+    def means(self) -> Gram:
+        upper, n = torch.from_numpy(self.xx), self.n
+        full = upper + upper.triu(1).T
+        return Gram(full / n, torch.from_numpy(self.xy) / n, self.yy / n, self.x / n, self.y / n)
+
+
+def sums_of(pieces: Iterable[Tokens], d_source: int, d_target: int, advance: Any = lambda n: None) -> Sums:
     """The products of all pieces' source and target rows, accumulated in float64."""
     from saelink.kernels.products import add_products
 
+    sums = Sums.zero(d_source, d_target)
     n = 0
-    xx, xy, yy, x, y = (np.zeros(0), np.zeros(0), torch.zeros(0), torch.zeros(0), torch.zeros(0))
     for source, target in _together(pieces):
-        d_source, d_target = source.d, target.d
-        if n == 0:
-            xx, xy = np.zeros((d_source, d_source)), np.zeros((d_source, d_target))
-            yy, x, y = (torch.zeros(d, dtype=torch.float64) for d in (d_target, d_source, d_target))
         order = torch.sort(source.indices, stable=True).indices
         starts = torch.zeros(d_source + 1, dtype=torch.int64)
         torch.cumsum(torch.bincount(source.indices, minlength=d_source), 0, out=starts[1:])
         pairs = (order, source.row_of, *_pairs(source), starts, *_pairs(target))
-        arrays = [*(tensor.numpy() for tensor in pairs), xx, xy]
+        arrays = [*(tensor.numpy() for tensor in pairs), sums.xx, sums.xy]
         in_parts(d_source, 16, lambda first, last: add_products(first, last, *arrays))  # noqa: B023 (used at once)
-        yy += torch.bincount(target.indices, target.values.double().square(), minlength=d_target)
-        x += torch.bincount(source.indices, source.values.double(), minlength=d_source)
-        y += torch.bincount(target.indices, target.values.double(), minlength=d_target)
+        sums.yy.add_(torch.bincount(target.indices, target.values.double().square(), minlength=d_target))
+        sums.x.add_(torch.bincount(source.indices, source.values.double(), minlength=d_source))
+        sums.y.add_(torch.bincount(target.indices, target.values.double(), minlength=d_target))
         n += len(source)
         advance(len(source))
-    upper = torch.from_numpy(xx)
-    full = upper + upper.triu(1).T
-    return Gram(full / n, torch.from_numpy(xy) / n, yy / n, x / n, y / n)
+    return sums._replace(n=n)
+
+
+def gram_of(pieces: Iterable[Tokens], advance: Any = lambda n: None) -> Gram:
+    """The products of all pieces' source and target rows, as means."""
+    pieces = iter(pieces)
+    first = next(pieces)
+    return sums_of(itertools.chain([first], pieces), first.source.d, first.target.d, advance).means()
 
 
 def _together(pieces: Iterable[Tokens]) -> Iterator[tuple[Rows, Rows]]:
@@ -131,19 +170,46 @@ def gram(cfg: Config, store: Store, tokens: Split | None = None) -> Artifact:
     if found is not None:
         return found
 
-    def make(draft: Draft) -> dict[str, Any]:
-        training = tokens if tokens is not None else split_of(cfg, sides, "train")
-        need_memory(sides.d_source, sides.d_target)
-        size = 8 * sides.d_source * (sides.d_source + sides.d_target)
-        what = f"gram: {sides.d_source:,} x {sides.d_target:,} latents over {len(training):,} tokens"
-        store.say(f"{what}, {gigabytes(size)} to write")
-        store.need_space(what, size)
-        with Progress("gram", len(training)) as bar:
-            products = gram_of(training, bar.advance)
-        draft.save_tensors(TENSORS_FILE, products._asdict())
+    training = tokens if tokens is not None else split_of(cfg, sides, "train")
+    need_memory(sides.d_source, sides.d_target)
+    parts = min(PARTS, max(len(training) // PART_TOKENS, 1))
+    size = 8 * sides.d_source * (sides.d_source + sides.d_target) * (1 if parts == 1 else parts + 1)
+    what = f"gram: {sides.d_source:,} x {sides.d_target:,} latents over {len(training):,} tokens"
+    store.say(f"{what}, {gigabytes(size)} to write")
+    store.need_space(what, size)
+    with store.drafts([plan], resumable=True, shared=cfg.runtime.worker is not None) as drafts:
+        for draft in drafts:
+            return _sum_up(store, draft, training, sides, parts)
+    artifact = store.find(plan)
+    assert artifact is not None
+    return artifact
+
+
+def _sum_up(store: Store, draft: Draft, training: Split, sides: Sides, parts: int) -> Artifact:
+    """The parts' sums, each claimed and made by some worker, then their sum in their order, whoever made them."""
+    d_source, d_target = sides.d_source, sides.d_target
+    names = [f"part-{number:02d}.safetensors" for number in range(parts)]
+    alone: Sums | None = None
+    with Progress("gram", len(training)) as bar:
+        for name, claim in store.claims([draft], names):
+            mine = sums_of(training.part(names.index(name), parts), d_source, d_target, bar.advance)
+            if parts == 1 and not draft.shared:
+                alone = mine  # nobody else asks for it: no need to write and read it
+            else:
+                draft.save_tensors(name, mine.tensors())
+            claim.release()
+
+    def finish() -> dict[str, Any]:
+        total = alone
+        if total is None:
+            total = Sums.zero(d_source, d_target)
+            for name in names:
+                total = total.plus(draft.tensors(name))
+        draft.save_tensors(TENSORS_FILE, total.means()._asdict())
+        draft.drop(names)
         return {"n_tokens": len(training)}
 
-    return store.build(plan, make)
+    return store.finish(draft, finish)
 
 
 def load_gram(artifact: Artifact) -> Gram:

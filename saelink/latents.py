@@ -279,6 +279,16 @@ class Split:
         split.__dict__["counts"] = Counts(counts.tokens, counts.fired[ids], counts.energy[ids])
         return split
 
+    def part(self, number: int, of: int) -> Iterator[Tokens]:
+        """The pieces of one of `of` parts that are about as long; together they are the split, in its order."""
+        if of == 1:
+            yield from self
+            return
+        n = len(self._read)
+        for read in self._read[number * n // of : (number + 1) * n // of]:
+            tokens = read()
+            yield tokens if self._ids is None else tokens.explain(self._ids)
+
     def whole(self) -> Tokens:
         """All tokens in memory."""
         return Tokens.stack(list(self))

@@ -20,7 +20,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
@@ -222,9 +222,9 @@ class Draft:
             stray.unlink(missing_ok=True)
 
     def claim(self, name: str) -> Claim | None:
-        """The right to write one file: None when it is finished or another process is writing it."""
+        """The right to write one file: None while another process has it."""
         if not self.shared:
-            return None if name in self else Claim(None)
+            return Claim(None)
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / f".{name}.claim", mode=0o644, thread_local=False)
@@ -232,11 +232,7 @@ class Draft:
             lock.acquire(timeout=0)
         except Timeout:
             return None
-        self._take_over()  # it may have been finished since
-        if name not in self:
-            return Claim(lock)
-        Claim(lock).release()
-        return None
+        return Claim(lock)
 
     def refresh(self) -> None:
         """Learn what the other processes of a shared draft have finished."""
@@ -274,7 +270,8 @@ class Draft:
         write_durably(self.folder / name, data)
         entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         with open(self.folder / JOURNAL, "a") as journal:
-            journal.write(json.dumps({"name": name, **entry}) + "\n")
+            # On a line of its own also behind the half line of a process that was killed in the middle of one.
+            journal.write("\n" + json.dumps({"name": name, **entry}) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
         self._files[name] = entry
@@ -295,6 +292,12 @@ class Draft:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         self._files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+
+    def drop(self, names: list[str]) -> None:
+        """Leave files that were only needed on the way out of the artifact."""
+        for name in names:
+            self._files.pop(name, None)
+            (self.folder / name).unlink(missing_ok=True)
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Read back a file that is already finished."""
@@ -377,15 +380,20 @@ class Store:
 
     @contextmanager
     def _lock(self, plan: Plan) -> Iterator[None]:
-        """One process at a time makes an artifact; the operating system drops a killed process's lock."""
-        with self._held(plan):
-            said = False
-            while self._workers(plan):  # they took no more than a moment's lock, to tell that they are there
-                if not said:
-                    self.say(f"{plan.stage} {plan.key}: workers are making it, waiting")
-                said = True
-                time.sleep(POLL_SECONDS)
-            yield
+        """One process at a time makes an artifact; the operating system drops a killed process's lock.
+
+        While workers are at it the lock is left to them: the one that finishes takes it.
+        """
+        said = False
+        while True:
+            with self._held(plan):
+                if not self._workers(plan):
+                    yield
+                    return
+            if not said:
+                self.say(f"{plan.stage} {plan.key}: workers are making it, waiting")
+            said = True
+            time.sleep(POLL_SECONDS)
 
     @contextmanager
     def _held(self, plan: Plan) -> Iterator[None]:
@@ -430,10 +438,14 @@ class Store:
 
     def _workers(self, plan: Plan) -> list[Path]:
         """Locks of the running workers on a plan; those of dead ones are cleared away."""
+        return self._alive((self.root / plan.stage).glob(f".{plan.key}.*.worker"))
+
+    @staticmethod
+    def _alive(locks: Iterable[Path]) -> list[Path]:
         from filelock import FileLock, Timeout
 
         alive = []
-        for path in (self.root / plan.stage).glob(f".{plan.key}.*.worker"):
+        for path in locks:
             lock = FileLock(path)
             try:
                 lock.acquire(timeout=0)
@@ -474,10 +486,17 @@ class Store:
             missing = {name: lacking for name, lacking in missing.items() if lacking}
             given = 0
             for name, lacking in missing.items():
-                claim = lacking[0].claim(name)
-                if claim is not None:
+                # One claim for all drafts, in the first of them, whichever of them lack the file.
+                claim = drafts[0].claim(name) if drafts[0].folder.exists() else lacking[0].claim(name)
+                if claim is None:
+                    continue
+                for draft in drafts:
+                    draft.refresh()
+                if any(name not in draft for draft in lacking):
                     given += 1
                     yield name, claim
+                else:  # finished since
+                    claim.release()
             if not missing or not shared:
                 return
             if not given:
@@ -501,6 +520,7 @@ class Store:
             if found is not None:
                 return found
             draft.refresh()
+            self._workers(draft.plan)  # clears away what dead ones left
             return self.commit(draft, facts(), device)
 
     def build(self, plan: Plan, make: Callable[[Draft], Mapping[str, Any]], device: str = "cpu") -> Artifact:
@@ -569,6 +589,7 @@ class Store:
             size = folder_bytes(folder)
             if self._delete(folder):
                 yield folder, size
+        self._alive(self.root.glob("*/.*.worker"))
         for lock in self.root.glob("*/.*.lock"):
             if (lock.with_name(lock.stem[1:]) / MANIFEST).exists():  # whole: nobody takes its lock again
                 lock.unlink(missing_ok=True)
