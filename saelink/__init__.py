@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from saelink.export import Loaded
     from saelink.report import Opened
 
 __version__ = "0.1.0"
@@ -18,3 +21,13 @@ def open(key: str, outputs: str = "outputs") -> Opened:
     from saelink.report import open_report
 
     return open_report(key, outputs)
+
+
+def load_connector(place: str | Path) -> Loaded:
+    """A connector that `saelink export` wrote: load_connector("folder")(source_latents) predicts target latents.
+
+    `place` is its folder, or hf://owner/repository[@revision]. Raises SaelinkError for none.
+    """
+    from saelink.export import load_connector as load
+
+    return load(place)

@@ -127,6 +127,13 @@ def _run_verify(cfg: Config, store: Store) -> None:
     tracking.publish(cfg.wandb, store, train(cfg, store), evaluation, cfg.runtime.sweep, verdicts)
 
 
+def _run_export(cfg: Config, store: Store) -> None:
+    from saelink.export import export
+
+    artifact = export(cfg, store)
+    store.say(f"\n  export     {artifact.path} ({artifact.facts['edges']:,} edges: csv, parquet, GraphML, JSON)")
+
+
 def _run_report(cfg: Config, store: Store) -> None:
     from hydra.core.hydra_config import HydraConfig
 
@@ -194,7 +201,7 @@ def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]
                 cfg.runtime.sweep = None
             check(cfg)
             store = Store(cfg.runtime.outputs, say=lambda line: print(line, flush=True))
-            if cfg.experiment.names or stage not in (_run, _run_train, _run_evaluate, _run_verify):
+            if cfg.experiment.names or stage not in (_run, _run_train, _run_evaluate, _run_verify, _run_export):
                 stage(cfg, store)
             else:
                 from saelink.train import penalties
@@ -283,6 +290,9 @@ _stage_command(
     "verify", "Ablate every source latent in the model and compare a connector's edges with it.", _run_verify
 )
 _stage_command("report", "One HTML page of what a connector found, with what the store holds beside it.", _run_report)
+_stage_command(
+    "export", "A connector as a folder that loads without saelink's settings; its edges as tables.", _run_export
+)
 
 
 # --------------------------------------------------------------------------- housekeeping

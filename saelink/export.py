@@ -1,0 +1,271 @@
+"""A connector for others: a folder that loads without Hydra, its edges as tables and graphs: the stage `export`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import OmegaConf
+
+from saelink.config import Config
+from saelink.connectors import CONNECTORS, Connector
+from saelink.data import tokens as pull_tokens
+from saelink.edges import edges, load_edges
+from saelink.evaluate import evaluate, top_tokens
+from saelink.latents import Rows
+from saelink.link import load_split, pull_sides
+from saelink.model import load_tokenizer, model_info
+from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
+from saelink.train import CONFIG_FILE, WEIGHTS_FILE, train
+
+VERSION = 1
+
+NEURONPEDIA = "https://www.neuronpedia.org"
+
+
+def export_plan(cfg: Config, store: Store) -> Plan:
+    """Plan of a connector's export."""
+    evaluation = evaluate(cfg, store)
+    inputs = {"connector": train(cfg, store).key, "evaluation": evaluation.key, "edges": edges(cfg, store).key}
+    return Plan(
+        "export", VERSION, {"model": cfg.model.name, "data": cfg.data.name}, inputs, evaluation.manifest["about"]
+    )
+
+
+def export(cfg: Config, store: Store) -> Artifact:
+    """Pull a connector as others read it.
+
+    Files: `connector.safetensors` and `cfg.json`, all that `load_connector` needs; `README.md`, its card with the test
+    figures; `edges.csv` and `edges.parquet`, a row an edge: target, source, weight, the rise of the target's FVU on test
+    tokens without it, test tokens on which both are active, the top token of both, their pages on Neuronpedia if they
+    have any; `graph.graphml` and `graph.json` (node-link), the same as a graph. For a connector with hidden units the
+    edges are those from hidden units to targets and, in a file of their own, those into hidden units.
+    """
+    plan = export_plan(cfg, store)
+    found = store.up_to_date(plan)
+    return found or store.build(plan, lambda draft: _export(cfg, store, draft))
+
+
+class _Unit(NamedTuple):
+    """What one end of an edge is called."""
+
+    kind: str
+    """target, source or hidden."""
+    latent: int
+    """Its number in its own SAE, or among the hidden units."""
+    hook: str
+    token: str | None
+    page: str | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.hook}/{self.latent}" if self.hook else f"hidden/{self.latent}"
+
+
+def _export(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
+    connector, evaluation, found = train(cfg, store), evaluate(cfg, store), edges(cfg, store)
+    config = connector.json(CONFIG_FILE)
+    draft.save_json(CONFIG_FILE, config | {"format": "saelink", "model": cfg.model.name})
+    draft.save_tensors(WEIGHTS_FILE, connector.tensors(WEIGHTS_FILE))
+    names = _Names(cfg, store)
+    hidden = "hidden_edges.safetensors" in found.files
+    count = _write_edges(draft, "edges", load_edges(found), names, "hidden" if hidden else "source", "target")
+    if hidden:
+        inner = load_edges(found, "hidden_edges.safetensors")
+        count += _write_edges(draft, "hidden_edges", inner, names, "source", "hidden")
+    draft.save_bytes("README.md", _card(cfg, connector, evaluation).encode())
+    return {"edges": count}
+
+
+class _Names:
+    """The units of both sides: number, hook, top token on test documents, page."""
+
+    def __init__(self, cfg: Config, store: Store):
+        self._sides = pull_sides(cfg, store)
+        test = load_split(cfg, self._sides, "test")
+        ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].flatten().long()[test.row]
+        self._tokens = {"source": top_tokens(test.source, ids), "target": top_tokens(test.target, ids)}
+        self._tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
+
+    def unit(self, kind: str, number: int) -> _Unit:
+        """`number` counts through the sources' latents, or is a target SAE's or a hidden unit's own."""
+        if kind == "hidden":
+            return _Unit(kind, number, "", None, None)
+        latent, side = number, self._sides.target
+        if kind == "source":
+            for side in self._sides.sources:
+                if latent < side.facts["d_sae"]:
+                    break
+                latent -= side.facts["d_sae"]
+        token = self._tokens[kind].get(number)
+        page = side.facts.get("neuronpedia")
+        return _Unit(
+            kind,
+            latent,
+            side.facts["hook_name"],
+            None if token is None else self._tokenizer.decode([token]),
+            None if page is None else f"{NEURONPEDIA}/{page}/{latent}",
+        )
+
+
+COLUMNS: list[str] = [
+    "target", "source", "weight", "fvu_rise", "both_active", "target_hook", "source_hook", "target_token",
+    "source_token", "target_page", "source_page",
+]  # fmt: skip
+
+
+def _write_edges(draft: Draft, name: str, found: Any, names: _Names, source: str, target: str) -> int:
+    import datasets
+    import networkx
+
+    datasets.disable_progress_bars()
+    units = {(source, n): names.unit(source, n) for n in found.source.unique().tolist()}
+    units |= {(target, n): names.unit(target, n) for n in found.target_ids.tolist()}
+    of_edge = torch.repeat_interleave(found.target_ids, found.offsets.diff())
+    rows: list[dict[str, Any]] = []
+    graph = networkx.DiGraph()
+    columns = (of_edge, found.source, found.weight, found.rise, found.both)
+    for i, j, weight, rise, both in zip(*(column.tolist() for column in columns), strict=True):
+        to, of = units[target, i], units[source, j]
+        values = (
+            to.latent, of.latent, weight, None if rise != rise else rise, both, to.hook or None, of.hook or None,
+            to.token, of.token, to.page, of.page,
+        )  # fmt: skip
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+        for unit in (to, of):
+            about = {"kind": unit.kind, "latent": unit.latent, "hook": unit.hook, "token": _plain(unit.token or "")}
+            graph.add_node(unit.name, **about | ({"page": unit.page} if unit.page else {}))
+        graph.add_edge(
+            of.name, to.name, weight=weight, both_active=both, **({} if rise != rise else {"fvu_rise": rise})
+        )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    draft.save_bytes(f"{name}.csv", text.getvalue().encode("utf-8", "surrogatepass"))
+    kinds = {"weight": "float64", "fvu_rise": "float64", "target": "int64", "source": "int64", "both_active": "int64"}
+    features = datasets.Features({column: datasets.Value(kinds.get(column, "string")) for column in COLUMNS})
+    data = io.BytesIO()
+    table = {column: [row[column] for row in rows] for column in COLUMNS}
+    datasets.Dataset.from_dict(table, features=features).to_parquet(data)
+    draft.save_bytes(f"{name}.parquet", data.getvalue())
+    graph_name = "graph" if name == "edges" else f"{name}_graph"
+    draft.save_bytes(f"{graph_name}.graphml", "\n".join(networkx.generate_graphml(graph)).encode())
+    draft.save_bytes(f"{graph_name}.json", json.dumps(networkx.node_link_data(graph, edges="links")).encode())
+    return len(rows)
+
+
+def _plain(text: str) -> str:
+    """Without the characters that XML does not know."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _card(cfg: Config, connector: Artifact, evaluation: Artifact) -> str:
+    """The model card: what it maps, how well on held-out documents, how to use it."""
+    config, figures = connector.json(CONFIG_FILE), evaluation.json("metrics.json")
+    sources = ", ".join(f"`{side['hook_name']}` ({side['d']:,} latents)" for side in config["sources"])
+    target = config["target"]
+    numbers = {
+        "FVU on test documents": f"{figures['fvu']:.4f}",
+        "FVU of the median target latent": f"{figures['fvu_median_latent']:.4f}",
+        "MSE per target latent": f"{figures['mse']:.4g}",
+        "edges": f"{figures['n_edges']:,}",
+        "L1": f"{figures['l1']:.4g}",
+        "target latents explained": f"{figures['n_targets']:,} of {figures['d_target']:,}",
+        "test tokens": f"{figures['n_tokens']:,}",
+    }
+    if "relative_gap" in connector.facts:
+        numbers["duality gap, share of the objective"] = f"{connector.facts['relative_gap']:.1e}"
+    if "ce_loss_recovered" in figures:
+        numbers["cross-entropy recovered"] = f"{figures['ce_loss_recovered']:.4f}"
+    table = "\n".join(f"| {name} | {value} |" for name, value in numbers.items())
+    return f"""---
+library_name: saelink
+tags: [sparse-autoencoder, interpretability, saelink]
+---
+
+# {config["connector"]["name"]} connector, {cfg.model.label}, layer {cfg.layer}, link {cfg.link.name}
+
+Predicts the SAE latents of `{target["hook_name"]}` ({target["d"]:,}) from those of {sources} in {cfg.model.name}.
+Solver {config["solver"]["name"]}, l1_alpha {config["l1_alpha"]:g}, on {cfg.data.name}.
+
+| on held-out documents | |
+|---|---|
+{table}
+
+```python
+import saelink
+connector = saelink.load_connector("this/folder")
+predicted = connector(source_latents)   # [tokens, {sum(side["d"] for side in config["sources"]):,}] raw latents
+connector.target_ids                    # which target latents the columns are
+connector.weight                        # what the output reads, scaled units
+```
+
+`edges.csv` and `edges.parquet` hold every edge, `graph.graphml` and `graph.json` the same as a graph.
+"""
+
+
+class Loaded:
+    """A connector from an exported folder, in the raw units of both SAEs."""
+
+    def __init__(self, folder: Path):
+        from safetensors.torch import load_file
+
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise SaelinkError(f"{folder}: no connector is there, {name} is missing; `saelink export` makes one")
+        try:
+            self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
+            settings, tensors = self.config["connector"], load_file(folder / WEIGHTS_FILE)
+            kind = CONNECTORS[settings["name"]]
+            typed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.Config), settings))
+            self.connector: Connector = kind(typed, sum(s["d"] for s in self.config["sources"]), tensors["target_ids"])
+            self.connector.load_state_dict(tensors)
+        except Exception as error:  # whatever a broken folder makes the readers raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SaelinkError(f"{folder}: the connector can't be read ({reason})") from None
+        self.connector.eval().requires_grad_(False)
+        self.scales = torch.cat([torch.full((side["d"],), side["scale"]) for side in self.config["sources"]])
+
+    @property
+    def target_ids(self) -> torch.Tensor:
+        """[d_target] the target SAE's numbers of the columns."""
+        return self.connector.target_ids
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The output matrix [d_source or d_hidden, d_target], in units of the latents' scales."""
+        return self.connector.output_weight()
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """Target latents [n, d_target] from source latents [n, d_source], all sources side by side, both raw."""
+        if latents.dim() != 2 or latents.shape[1] != len(self.scales):
+            raise SaelinkError(f"latents of shape {list(latents.shape)}: give [tokens, {len(self.scales)}]")
+        scaled = latents.float() / self.scales
+        row, latent = scaled.nonzero(as_tuple=True)
+        offsets = torch.nn.functional.pad(torch.bincount(row, minlength=len(scaled)).cumsum(0), (1, 0))
+        rows = Rows(offsets, latent, scaled[row, latent], scaled.shape[1])
+        return self.connector(rows) * self.config["target"]["scale"]
+
+
+def load_connector(place: str | Path) -> Loaded:
+    """A connector from an exported folder, or from hf://owner/repository[@revision].
+
+    Raises SaelinkError when there is none or it can't be read.
+    """
+    place = str(place)
+    if not place.startswith("hf://"):
+        return Loaded(Path(place))
+    from huggingface_hub import snapshot_download
+
+    from saelink.model import hub_errors
+
+    name, _, revision = place.removeprefix("hf://").partition("@")
+    with hub_errors("connector", name):
+        return Loaded(
+            Path(snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        )
