@@ -138,9 +138,10 @@ def _write(
     size = 0
     for hook in by_hook:
         sae = saes[hook]
-        size += total * (sae.k or 64) * (4 if sae.d_sae <= 2**16 else 6)  # how many are active is known for TopK only
+        mine = total * (sae.k or 64) * (4 if sae.d_sae <= 2**16 else 6)  # how many are active is known for TopK only
         what = f"encode: {hook} of {total:,} tokens with {sae.d_sae:,} latents"
-        store.say(f"{what}, about {gigabytes(size)} to write")
+        store.say(f"{what}, about {gigabytes(mine)} to write")
+        size += mine
         store.need_space(what, size)
     unfinished = [shard for shard in shards.values() if any(shard.name not in draft for draft in drafts)]
     done = total - sum((shard.last - shard.first) * context for shard in unfinished)

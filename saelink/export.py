@@ -40,10 +40,10 @@ def export(cfg: Config, store: Store) -> Artifact:
     """Pull a connector as others read it.
 
     Files: `connector.safetensors` and `cfg.json`, all that `load_connector` needs; `README.md`, its card with the test
-    figures; `edges.csv` and `edges.parquet`, a row an edge: target, source, weight, the rise of the target's FVU on test
-    tokens without it, test tokens on which both are active, the top token of both, their pages on Neuronpedia if they
-    have any; `graph.graphml` and `graph.json` (node-link), the same as a graph. For a connector with hidden units the
-    edges are those from hidden units to targets and, in a file of their own, those into hidden units.
+    figures; `edges.csv` and `edges.parquet`, a row an edge: target, source, weight, the rise of the target's FVU on
+    test tokens without it, test tokens on which both are active, the top token of both, their pages on Neuronpedia;
+    `graph.graphml` and `graph.json` (node-link), the same as a graph. For a connector with hidden units the edges are
+    those from hidden units to targets and, in a file of their own, those into hidden units.
     """
     plan = export_plan(cfg, store)
     found = store.up_to_date(plan)
