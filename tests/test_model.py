@@ -12,7 +12,7 @@ import torch
 from saelink.model import FOUND, load_bridge, load_forward, model_info, permute_weights
 from saelink.store import Store
 
-from conftest import D_MODEL, WORDS, Run, World, write_llama, write_neox, write_tokenizer
+from conftest import D_MODEL, WORDS, Run, World, write_llama, write_neox, write_sae, write_tokenizer
 
 SHAPE: dict[str, Any] = {
     "vocab_size": len(WORDS) + 2,
@@ -51,7 +51,19 @@ def write_gemma2(folder: Path) -> Path:
     return folder
 
 
-FAMILIES = {"llama": write_llama, "neox": write_neox, "gpt2": write_gpt2, "gemma2": write_gemma2}
+def write_qwen2(folder: Path) -> Path:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    shape = {name: value for name, value in SHAPE.items() if name != "head_dim"}
+    Qwen2ForCausalLM(Qwen2Config(**shape)).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+FAMILIES = {
+    "llama": write_llama, "neox": write_neox, "gpt2": write_gpt2, "gemma2": write_gemma2, "qwen2": write_qwen2,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -114,3 +126,80 @@ def test_a_random_mlp_has_the_same_weights_in_another_order(world: World, store:
 def test_no_such_block_for_a_random_mlp(saelink: Run) -> None:
     code, _, err = saelink("cache", "model.random_mlp=7")
     assert code == 1 and "model.random_mlp=7: " in err and "no MLP in such a block" in err
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox"])
+def test_centred_weights_say_the_same_and_write_no_mean(
+    family: str, world: World, store: Store, tmp_path: Path
+) -> None:
+    folder = FAMILIES[family](tmp_path / family)
+    ids = torch.arange(24).view(2, 12) % (len(WORDS) + 2)
+    logits, streams = [], []
+    for centred in ("false", "true"):
+        overrides = [f"model.path={folder}", f"model.center_writing_weights={centred}"]
+        cfg = world.config(store.root, *overrides)
+        info = model_info(cfg, store)
+        with torch.inference_mode():
+            logits.append(load_bridge(cfg, info, "cpu")(ids).log_softmax(-1))
+            hooks = [f"blocks.{layer}.{name}" for layer in range(2) for name in ("hook_resid_post", "hook_mlp_out")]
+            streams.append(load_forward(cfg, info, hooks, "cpu")(ids))
+    assert torch.allclose(*logits, atol=1e-4)
+    for hook, plain in streams[0].items():
+        assert plain.mean(-1).abs().max() > 1e-2
+        centred_stream = plain - plain.mean(-1, keepdim=True)
+        assert torch.allclose(streams[1][hook], centred_stream, atol=1e-4), hook
+
+
+def test_a_model_without_layer_norm_is_not_centred(saelink: Run) -> None:
+    code, _, err = saelink("cache", "model.center_writing_weights=true")
+    assert code == 1 and err.count("\n") == 1
+    assert "model.center_writing_weights=true: the model normalises by LlamaRMSNorm" in err
+
+
+def test_every_sequence_may_begin_with_bos(world: World, store: Store, tmp_path: Path, saelink: Run) -> None:
+    import json
+    import shutil
+
+    from saelink.data import tokens
+
+    folder = shutil.copytree(world.llama, tmp_path / "with-bos")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": "<unk>"}))
+    plain, begun = (
+        tokens(world.config(store.root, f"model.path={folder}", f"data.prepend_bos={value}"), store)
+        for value in ("false", "true")
+    )
+    one, two = (artifact.tensors("train.safetensors") for artifact in (plain, begun))
+    assert (two["ids"][:, 0] == 1).all() and two["ids"].shape[1] == one["ids"].shape[1]
+    n = min(one["ids"].numel(), two["ids"][:, 1:].numel())
+    for name in ("ids", "document"):
+        assert torch.equal(two[name][:, 1:].flatten()[:n], one[name].flatten()[:n])
+    assert torch.equal(two["document"][:, 0], two["document"][:, 1])
+    code, _, err = saelink("cache", "data.prepend_bos=true")
+    assert code == 1 and "data.prepend_bos=true: the tokenizer has no begin-of-text token" in err
+
+
+def test_heads_outputs_are_a_hook_as_wide_as_all_of_them(world: World, tmp_path: Path, saelink: Run) -> None:
+    """attn.hook_z [*, heads, d_head] as source and as target: encoded, explained, spliced back into the model."""
+    import json
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    folder = tmp_path / "wide"
+    LlamaForCausalLM(LlamaConfig(**{**SHAPE, "head_dim": 16})).save_pretrained(folder)
+    write_tokenizer(folder)
+    saes = tmp_path / "saes"
+    for hook, width in (("attn.hook_z", 64), ("hook_resid_pre", D_MODEL), ("hook_mlp_out", D_MODEL)):
+        write_sae(saes / f"blocks.1.{hook}", d_in=width)
+    base = [f"model.path={folder}", f"sae.path={saes}", "sae.check=false", "connector=linear", "solver=exact"]
+    code, _, err = saelink("evaluate", *base, "link=mlp_from_parts")
+    assert code == 0, err
+    target = ["link.name=heads", "link.sources=[hook_resid_pre]", "link.target=attn.hook_z"]
+    code, _, err = saelink("evaluate", *base, *target, "eval.ce=true", "eval.ce_tokens=512", "eval.bootstrap=10")
+    assert code == 0, err
+    encoded = [artifact.facts for artifact in Store(tmp_path / "outputs").artifacts() if artifact.stage == "encode"]
+    widths = {facts["hook_name"]: facts["width"] for facts in encoded}
+    assert widths["blocks.1.attn.hook_z"] == 64 and widths["blocks.0.hook_resid_post"] == D_MODEL
+    (ce,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/evaluate/*/ce.json"))
+    assert ce["zero"]["ce"] != ce["clean"]["ce"] != ce["sae"]["ce"]
