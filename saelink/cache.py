@@ -97,7 +97,7 @@ def _write(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft], 
 
     def save(shard: Shard, acts: dict[str, torch.Tensor]) -> None:
         for hook, tensor in acts.items():
-            if shard.name not in by_hook[hook]:
+            if shard.name not in by_hook[hook] and not by_hook[hook].gone:
                 by_hook[hook].save_tensors(shard.name, {"acts": tensor})
         claims.pop(shard.name).release()
 

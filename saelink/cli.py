@@ -339,6 +339,20 @@ def rm(key: Key, outputs: Outputs = "outputs") -> None:
         print(f"removed {path}")
 
 
+@app.command("push")
+def push(
+    key: Key,
+    repository: Annotated[str, typer.Argument(help="owner/name on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    outputs: Outputs = "outputs",
+) -> None:
+    """Send an exported connector to a hub repository; HF_TOKEN or `hf auth login` says who you are."""
+    from saelink.export import push as send
+    from saelink.store import Store
+
+    print(send(Store(outputs), key, repository, private))
+
+
 @app.command("gc")
 def gc(outputs: Outputs = "outputs") -> None:
     """Remove what killed runs left unfinished."""

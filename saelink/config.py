@@ -512,6 +512,13 @@ def check(cfg: Config) -> None:
         raise SaelinkError(
             f"data.drop_positions={cfg.data.drop_positions} leaves nothing of data.context_size={cfg.data.context_size}"
         )
+    if (cfg.sae.release is None) != (cfg.sae.id is None):
+        raise SaelinkError(f"sae.release={cfg.sae.release} and sae.id={cfg.sae.id} go together: give both or neither")
+    for hook, figures in cfg.sae.published.items():
+        values = list(figures.values()) if isinstance(figures, dict) else [None]
+        numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise SaelinkError(f"sae.published.{hook}={figures}: give fvu and l0, each a number or a list by layer")
     if not cfg.link.sources:
         raise SaelinkError("link.sources=[] names no source hook: give at least one, such as [mlp_in]")
 

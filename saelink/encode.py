@@ -17,7 +17,7 @@ from saelink.kernels import cuda
 from saelink.latents import Rows, pack, sparse_linear, unpack
 from saelink.model import device_of, torch_dtype
 from saelink.progress import Progress
-from saelink.sae import check_sae, neuronpedia_id, pull_sae, sae_choice
+from saelink.sae import check_sae, pull_sae, sae_choice
 from saelink.store import Artifact, Claim, Draft, Plan, Store, gigabytes
 
 VERSION = 2
@@ -59,8 +59,10 @@ def encode_all(cfg: Config, store: Store, hook_names: Iterable[str]) -> dict[str
         checked: set[str] = set()
 
         def look(hook: str, acts: torch.Tensor) -> None:
-            if hook not in checked and sae_choice(cfg, store, hook).exists:
-                checked.add(hook)
+            if hook in checked:
+                return
+            checked.add(hook)
+            if sae_choice(cfg, store, hook).exists:
                 check_sae(cfg, hook, pull_sae(cfg, store, hook), acts, TYPICAL_NORM_RATIO)
 
         streamed = cfg.stream and not all(_cached(cfg, store, hook) for hook in missing)
@@ -157,7 +159,7 @@ def _write(
 
     def save(name: str, tensors: dict[str, dict[str, torch.Tensor]]) -> None:
         for hook, mine in tensors.items():
-            if name not in by_hook[hook]:
+            if name not in by_hook[hook] and not by_hook[hook].gone:
                 by_hook[hook].save_tensors(name, mine)
         claims.pop(name).release()
 
@@ -207,7 +209,6 @@ def _facts(
             "sequences": acts.sequences,
             "d_sae": saes[hook].d_sae,
             "width": saes[hook].d_in,
-            "neuronpedia": neuronpedia_id(cfg, hook, saes[hook]),
             **norm_facts(norms),
         }
         facts[hook] |= _training_counts(facts[hook], draft)

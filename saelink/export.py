@@ -17,8 +17,9 @@ from saelink.data import tokens as pull_tokens
 from saelink.edges import edges, load_edges
 from saelink.evaluate import evaluate, top_tokens
 from saelink.latents import Rows
-from saelink.link import load_split, pull_sides
+from saelink.link import link_of, load_split, pull_sides
 from saelink.model import load_tokenizer, model_info
+from saelink.sae import neuronpedia_id
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
 from saelink.train import CONFIG_FILE, WEIGHTS_FILE, train
 
@@ -29,11 +30,11 @@ NEURONPEDIA = "https://www.neuronpedia.org"
 
 def export_plan(cfg: Config, store: Store) -> Plan:
     """Plan of a connector's export."""
-    evaluation = evaluate(cfg, store)
+    evaluation, link = evaluate(cfg, store), link_of(cfg, store)
     inputs = {"connector": train(cfg, store).key, "evaluation": evaluation.key, "edges": edges(cfg, store).key}
-    return Plan(
-        "export", VERSION, {"model": cfg.model.name, "data": cfg.data.name}, inputs, evaluation.manifest["about"]
-    )
+    pages = {hook: neuronpedia_id(cfg, store, hook) for hook in (*link.sources, link.target)}
+    recipe = {"model": cfg.model.name, "data": cfg.data.name, "pages": pages}  # the card and the tables say them
+    return Plan("export", VERSION, recipe, inputs, evaluation.manifest["about"])
 
 
 def export(cfg: Config, store: Store) -> Artifact:
@@ -71,7 +72,7 @@ def _export(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
     config = connector.json(CONFIG_FILE)
     draft.save_json(CONFIG_FILE, config | {"format": "saelink", "model": cfg.model.name})
     draft.save_tensors(WEIGHTS_FILE, connector.tensors(WEIGHTS_FILE))
-    names = _Names(cfg, store)
+    names = _Names(cfg, store, draft.plan.recipe["pages"])
     hidden = "hidden_edges.safetensors" in found.files
     count = _write_edges(draft, "edges", load_edges(found), names, "hidden" if hidden else "source", "target")
     if hidden:
@@ -84,8 +85,8 @@ def _export(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
 class _Names:
     """The units of both sides: number, hook, top token on test documents, page."""
 
-    def __init__(self, cfg: Config, store: Store):
-        self._sides = pull_sides(cfg, store)
+    def __init__(self, cfg: Config, store: Store, pages: dict[str, str | None]):
+        self._pages, self._sides = pages, pull_sides(cfg, store)
         test = load_split(cfg, self._sides, "test")
         ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].flatten().long()[test.row]
         self._tokens = {"source": top_tokens(test.source, ids), "target": top_tokens(test.target, ids)}
@@ -102,7 +103,7 @@ class _Names:
                     break
                 latent -= side.facts["d_sae"]
         token = self._tokens[kind].get(number)
-        page = side.facts.get("neuronpedia")
+        page = self._pages[side.facts["hook_name"]]
         return _Unit(
             kind,
             latent,
@@ -221,15 +222,19 @@ class Loaded:
         try:
             self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
             settings, tensors = self.config["connector"], load_file(folder / WEIGHTS_FILE)
+            if "${" in json.dumps(settings):
+                raise ValueError("its settings refer to something outside")
             kind = CONNECTORS[settings["name"]]
             typed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.Config), settings))
             self.connector: Connector = kind(typed, sum(s["d"] for s in self.config["sources"]), tensors["target_ids"])
             self.connector.load_state_dict(tensors)
+            sides = self.config["sources"]
+            self.scales = torch.cat([torch.full((side["d"],), float(side["scale"])) for side in sides])
+            self._target_scale = float(self.config["target"]["scale"])
         except Exception as error:  # whatever a broken folder makes the readers raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SaelinkError(f"{folder}: the connector can't be read ({reason})") from None
         self.connector.eval().requires_grad_(False)
-        self.scales = torch.cat([torch.full((side["d"],), side["scale"]) for side in self.config["sources"]])
 
     @property
     def target_ids(self) -> torch.Tensor:
@@ -249,7 +254,7 @@ class Loaded:
         row, latent = scaled.nonzero(as_tuple=True)
         offsets = torch.nn.functional.pad(torch.bincount(row, minlength=len(scaled)).cumsum(0), (1, 0))
         rows = Rows(offsets, latent, scaled[row, latent], scaled.shape[1])
-        return self.connector(rows) * self.config["target"]["scale"]
+        return self.connector(rows) * self._target_scale
 
 
 def load_connector(place: str | Path) -> Loaded:
@@ -269,3 +274,36 @@ def load_connector(place: str | Path) -> Loaded:
         return Loaded(
             Path(snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
         )
+
+
+def push(store: Store, key: str, repository: str, private: bool = False) -> str:
+    """Send an export, by its key or its connector's, to a hub repository, made if need be; the commit's address.
+
+    Raises SaelinkError when nothing was exported under that key, or the hub refuses (HF_TOKEN, the repository's name).
+    """
+    from huggingface_hub import HfApi
+
+    from saelink.model import of_the_network
+
+    artifact = store.get(key)
+    if artifact.stage != "export":
+        found = [a for a in store.artifacts() if a.stage == "export" and artifact.key in a.manifest["inputs"].values()]
+        if artifact.stage != "train" or not found:
+            raise SaelinkError(
+                f"push: {key} is a {artifact.stage} artifact without an export; `saelink export` makes one"
+            )
+        artifact = found[-1]
+    for name in artifact.files:
+        artifact.file(name)  # compared with the manifest before it is sent
+    try:
+        HfApi().create_repo(repository, exist_ok=True, private=private)
+        sent = HfApi().upload_folder(
+            repo_id=repository, folder_path=artifact.path, allow_patterns=artifact.files,
+            commit_message=f"saelink export {artifact.key}",
+        )  # fmt: skip
+    except Exception as error:
+        if not of_the_network(error):
+            raise
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SaelinkError(f"push: {repository}: {reason}") from None
+    return str(sent.commit_url)

@@ -81,7 +81,7 @@ def hub_errors(field: str, repository: str) -> Iterator[None]:
             f"{field}={repository}: the hub has no such repository, or it needs a login (HF_TOKEN)"
         ) from None
     except Exception as error:
-        if not _of_the_network(error):
+        if not of_the_network(error):
             raise
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         group = field.split(".")[0]
@@ -91,7 +91,7 @@ def hub_errors(field: str, repository: str) -> Iterator[None]:
         ) from None
 
 
-def _of_the_network(error: BaseException | None) -> bool:
+def of_the_network(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, comes from the hub's client or the HTTP library under it.
 
     By the name of its package, because which HTTP library that is has changed from version to version.
@@ -100,7 +100,7 @@ def _of_the_network(error: BaseException | None) -> bool:
         return False
     package = type(error).__module__.split(".")[0]
     network = package in ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3")
-    return network or isinstance(error, ConnectionError) or _of_the_network(error.__cause__ or error.__context__)
+    return network or isinstance(error, ConnectionError) or of_the_network(error.__cause__ or error.__context__)
 
 
 _fingerprints: dict[str, dict[str, Any]] = {}

@@ -147,9 +147,9 @@ def located(place: str, field: str, about: str | None = None, must: bool = True)
     None where nothing is there and it need not be; otherwise SaelinkError, naming `field`.
     """
     if place.startswith("hf://"):
-        owner, name, *rest = [*place.removeprefix("hf://").split("/", 2), ""][:3]
+        owner, name, *rest = [*place.removeprefix("hf://").split("/", 2), "", ""][:3]
         name, _, revision = name.partition("@")
-        if not rest[0] or not name:
+        if not rest[0] or not name or not owner:
             raise SaelinkError(f"{field}: {place} is not of the form hf://owner/repository/folder")
         return _on_hub(f"{owner}/{name}", revision or None, rest[0], about or place, must)
     path = Path(place)
@@ -173,7 +173,7 @@ def _release_of(cfg: Config, hook_name: str) -> SAEChoice | None:
     release, sae_id = cfg.sae.release, cfg.sae.id
     try:
         from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
-        from sae_lens.loading.pretrained_saes_directory import get_repo_id_and_folder_name
+        from sae_lens.loading.pretrained_saes_directory import get_norm_scaling_factor, get_repo_id_and_folder_name
     except ModuleNotFoundError:
         raise SaelinkError(
             f"sae.release={release}: the directory of releases is sae-lens': `pip install 'saelink[saelens]'`"
@@ -191,7 +191,9 @@ def _release_of(cfg: Config, hook_name: str) -> SAEChoice | None:
                     continue
             repository, path = get_repo_id_and_folder_name(name, entry)
         commit = hub_commit("sae.release", repository, None)
-        return SAEChoice(f"hub:{repository}@{commit}/{path}", f"{name} {entry}", release=(name, entry))
+        factor = get_norm_scaling_factor(name, entry)  # which sae-lens puts into the weights as it loads them
+        key = f"release:{repository}@{commit}/{path}" + ("" if factor is None else f" x {factor}")
+        return SAEChoice(key, f"{name} {entry}", release=(name, entry))
     return None
 
 
@@ -225,13 +227,15 @@ def hub_commit(field: str, repository: str, revision: str | None) -> str:
 def _fetch(repository: str, commit: str, file: str) -> Path | None:
     """A file of a hub repository, from the hub or the client's cache; None when the repository lacks it."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
 
     logging.set_verbosity(50)  # critical: a file that is looked for in vain is no news
     with hub_errors("sae.hub", repository):
         try:
             return Path(hf_hub_download(repository, file, revision=commit))
+        except LocalEntryNotFoundError:  # the hub could not be asked
+            raise
         except EntryNotFoundError:
             return None
 
@@ -325,17 +329,21 @@ def check_sae(cfg: Config, hook_name: str, sae: SAE, acts: torch.Tensor, massive
     position = torch.arange(len(acts)) % cfg.data.context_size
     x = acts[position >= max(cfg.data.drop_positions, 1)][:LOOKED_AT].float()
     sae = sae.to("cpu", torch.float32)
-    latents = sae.encode(x)
-    error = (sae.decode(latents, sae.units(x)) - x).square().sum(1)
+    errors, active = [], 0
+    for part in x.split(256):  # dense latents, of SAEs that may have hundreds of thousands
+        latents = sae.encode(part)
+        errors.append((sae.decode(latents, sae.units(part)) - part).square().sum(1))
+        active += int((latents != 0).sum())
+    error = torch.cat(errors)
     typical = x.norm(dim=1) <= massive * x.norm(dim=1).median()
 
     def fvu(rows: torch.Tensor) -> float:
         return (error[rows].sum() / (x[rows] - x[rows].mean(0)).square().sum()).item()
 
     found = min(fvu(torch.ones_like(typical)), fvu(typical))
-    l0 = (latents != 0).sum(1).float().mean().item()
+    l0 = active / len(x)
     wanted = published(cfg, hook_name)
-    bad = found > wanted.get("fvu", 0.8) + WORSE
+    bad = not found <= wanted.get("fvu", 0.8) + WORSE  # also where it is no number
     bad |= "l0" in wanted and not wanted["l0"] / OTHER <= l0 <= wanted["l0"] * OTHER
     if bad:
         told = ", ".join(f"{name} {value:.3g}" for name, value in wanted.items()) or "a useful one is well below FVU 1"
@@ -360,10 +368,13 @@ def published(cfg: Config, hook_name: str) -> dict[str, float]:
     return {name: float(value[0]) for name, value in values.items() if value}
 
 
-def neuronpedia_id(cfg: Config, hook_name: str, sae: SAE) -> str | None:
-    """The model and source under which Neuronpedia shows the SAE's latents, such as gpt2-small/6-res-jb."""
+def neuronpedia_id(cfg: Config, store: Store, hook_name: str) -> str | None:
+    """The model and source under which Neuronpedia shows a hook's latents, such as gpt2-small/6-res-jb."""
     found = _of_hook(cfg.sae.neuronpedia, hook_name)
-    return sae.metadata.get("neuronpedia_id") if found is None else at_layer(*found)
+    if found is not None:
+        return at_layer(*found)
+    choice = sae_choice(cfg, store, hook_name)
+    return load_choice(cfg, choice).metadata.get("neuronpedia_id") if choice.exists else None
 
 
 # --------------------------------------------------------------------------- the stage

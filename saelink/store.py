@@ -18,10 +18,10 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,6 +227,8 @@ class Draft:
             return Claim(None)
         from filelock import FileLock, Timeout
 
+        if self.gone:
+            return None
         lock = FileLock(self.folder / f".{name}.claim", mode=0o644, thread_local=False)
         try:
             lock.acquire(timeout=0)
@@ -236,8 +238,14 @@ class Draft:
 
     def refresh(self) -> None:
         """Learn what the other processes of a shared draft have finished."""
-        if self.shared and self.folder.exists():
-            self._take_over()
+        if self.shared:
+            with suppress(FileNotFoundError):  # another worker is just finishing it
+                self._take_over()
+
+    @property
+    def gone(self) -> bool:
+        """Whether another worker has made a whole artifact of this shared draft."""
+        return self.shared and not self.folder.exists()
 
     def _take_over(self) -> None:
         """Keep the finished files of an earlier try: those that still match what was noted of them."""
@@ -294,10 +302,9 @@ class Draft:
         self._files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
     def drop(self, names: list[str]) -> None:
-        """Leave files that were only needed on the way out of the artifact."""
+        """Leave files that were only needed on the way out of the artifact; they go when it is whole."""
         for name in names:
             self._files.pop(name, None)
-            (self.folder / name).unlink(missing_ok=True)
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Read back a file that is already finished."""
@@ -332,6 +339,9 @@ class Draft:
         (self.folder / JOURNAL).unlink(missing_ok=True)
         try:
             os.rename(self.folder, final)
+            for path in final.iterdir():  # parts that were summed up, what killed workers left
+                if path.name not in self._files and path.name != MANIFEST:
+                    path.unlink(missing_ok=True)
         except OSError as error:
             # Where locks don't work (some network file systems), another process may have been first.
             if not (final / MANIFEST).exists():
@@ -466,7 +476,7 @@ class Store:
                 with self._held(plan):
                     if self.find(plan) is not None:
                         continue
-                    name = f".{plan.key}.{socket.gethostname()}-{os.getpid()}.worker"
+                    name = f".{plan.key}.{uuid.uuid4().hex[:12]}.worker"  # containers may share host and process id
                     lock = FileLock(self.root / plan.stage / name, mode=0o644, thread_local=False)
                     locks.enter_context(lock)
                     locks.callback((self.root / plan.stage / name).unlink, missing_ok=True)
@@ -482,17 +492,17 @@ class Store:
         while True:
             for draft in drafts:
                 draft.refresh()
-            missing = {name: [d for d in drafts if name not in d and d.folder.exists()] for name in names}
+            missing = {name: [d for d in drafts if name not in d and not d.gone] for name in names}
             missing = {name: lacking for name, lacking in missing.items() if lacking}
             given = 0
             for name, lacking in missing.items():
                 # One claim for all drafts, in the first of them, whichever of them lack the file.
-                claim = drafts[0].claim(name) if drafts[0].folder.exists() else lacking[0].claim(name)
+                claim = (lacking[0] if drafts[0].gone else drafts[0]).claim(name)
                 if claim is None:
                     continue
                 for draft in drafts:
                     draft.refresh()
-                if any(name not in draft for draft in lacking):
+                if any(name not in draft and not draft.gone for draft in lacking):
                     given += 1
                     yield name, claim
                 else:  # finished since
@@ -602,6 +612,8 @@ class Store:
         lock = FileLock(path, mode=0o644)
         try:
             with lock.acquire(timeout=0):
+                if self._alive(folder.parent.glob(f".{folder.stem}.*.worker")):
+                    return False
                 doomed = folder
                 if folder.suffix != ".removed":
                     doomed = folder.with_name(f".{folder.name}.{os.getpid()}.removed")

@@ -317,6 +317,14 @@ def spoil(folder: Path, **tensors: torch.Tensor) -> None:
     save_file(load_file(folder / "sae_weights.safetensors") | tensors, folder / "sae_weights.safetensors")
 
 
+def spoil_threshold(folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "sae_weights.safetensors")
+    tensors["threshold"][0] = torch.nan
+    save_file(tensors, folder / "sae_weights.safetensors")
+
+
 def bomb_in(folder: Path, witness: Path) -> None:
     write_dictionary(folder, "AutoEncoder")
     torch.save({"bias": Bomb(witness)}, folder / "ae.pt")
@@ -342,6 +350,11 @@ WRONG: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "gemma": (lambda f, w: write_gemma(f, 2, architecture="top_k"), "has architecture top_k"),
     "empty": (lambda f, w: f.mkdir(), "is no SAE that can be read; its folder holds"),
     "nothing": (lambda f, w: None, "is missing"),
+    "k is no number": (lambda f, w: write_sae(f) and (f / "cfg.json").write_text(
+        '{"architecture": "topk", "k": "many"}'), "can't be read"),
+    "no threshold": (lambda f, w: [write_sae(f, architecture="jumprelu"), spoil_threshold(f)], "not all finite"),
+    "no b_dec": (lambda f, w: [write_dictionary(f, "AutoEncoder"), torch.save(
+        {"encoder.weight": torch.zeros(3, 2), "decoder.weight": torch.zeros(2, 3)}, f / "ae.pt")], "can't be read"),
 }  # fmt: skip
 
 
@@ -361,6 +374,12 @@ def test_identity_is_what_encoding_depends_on(tmp_path: Path) -> None:
     sparsify = [write_sparsify(tmp_path / name, **more) for name, more in {"a": {}, "b": {"init_seeds": [3]}}.items()]
     assert identity(sparsify[0]) == identity(sparsify[1])
     assert identity(write_sparsify(tmp_path / "c", k=K + 1)) != identity(sparsify[0])
+    lens = [
+        write_sae(tmp_path / f"lens{n}", metadata=metadata, normalize_activations="expected_average_only_in")
+        for n, metadata in enumerate([{}, {"hook_name": "x"}, {"norm_scaling_factor": 2.0}])
+    ]
+    assert identity(lens[0]) == identity(lens[1]) != identity(lens[2])
+    assert torch.allclose(read_sae(lens[2], "x").W_enc, 2 * read_sae(lens[0], "x").W_enc)
 
 
 # --------------------------------------------------------------------------- does it belong here?
@@ -378,6 +397,8 @@ def test_an_sae_that_does_not_belong_is_refused_before_its_latents_are_used(conf
         check_sae(config(), HOOK, sae, acts * 50 + 100)
     assert "\n" not in str(error.value)
     check_sae(config("sae.check=false"), HOOK, sae, acts * 50 + 100)
+    with pytest.raises(SaelinkError, match="has FVU nan"):
+        check_sae(config(), HOOK, exact, acts * torch.nan)
     with pytest.raises(SaelinkError, match="has d_in 32, the activations have 7"):
         check_sae(config(), HOOK, sae, acts[:, :7])
     told = config("+sae.published.hook_mlp_out={fvu: 0.1, l0: [3, 4]}")
@@ -394,13 +415,15 @@ def read_sae_of_world(config: Callable[..., Config]) -> SAE:
     return read_sae(Path(config().sae.path or "") / HOOK, "sae.path")
 
 
-def test_neuronpedia_ids_come_from_the_file_or_the_setting(config: Callable[..., Config]) -> None:
-    sae = read_sae_of_world(config)
-    assert neuronpedia_id(config(), HOOK, sae) is None
-    sae.metadata["neuronpedia_id"] = "gpt2-small/1-mlp"
-    assert neuronpedia_id(config(), HOOK, sae) == "gpt2-small/1-mlp"
-    told = config("+sae.neuronpedia.hook_mlp_out=m/LAYER-x")
-    assert neuronpedia_id(told, HOOK, sae) == "m/1-x"
+def test_neuronpedia_ids_come_from_the_file_or_the_setting(
+    config: Callable[..., Config], store: Store, tmp_path: Path
+) -> None:
+    assert neuronpedia_id(config(), store, HOOK) is None
+    write_sae(tmp_path / HOOK, metadata={"neuronpedia_id": "gpt2-small/1-mlp"})
+    cfg = config(f"sae.path={tmp_path}")
+    assert neuronpedia_id(cfg, store, HOOK) == "gpt2-small/1-mlp"
+    told = config(f"sae.path={tmp_path}", "+sae.neuronpedia.hook_mlp_out=m/LAYER-x")
+    assert neuronpedia_id(told, store, HOOK) == "m/1-x"
 
 
 def test_each_hook_may_have_its_own_format(config: Callable[..., Config], store: Store, tmp_path: Path) -> None:
@@ -413,6 +436,9 @@ def test_each_hook_may_have_its_own_format(config: Callable[..., Config], store:
     assert sae_choice(cfg, store, HOOK).key.startswith("folder:")
     chosen = sae_choice(cfg, store, "blocks.0.hook_resid_post")
     assert chosen.path == tmp_path / "gemma/layer_0/params.npz" and chosen.key.startswith("file:")
+    for place in ("hf://", "hf://gpt2"):
+        with pytest.raises(SaelinkError, match="is not of the form"):
+            sae_choice(config(f"+sae.files.hook_mlp_out={place}"), store, HOOK)
     with pytest.raises(SaelinkError, match=r"hf://nowhere/x is not of the form"):
         sae_choice(config("+sae.files.hook_mlp_out=hf://nowhere/x"), store, HOOK)
 
@@ -477,9 +503,7 @@ def test_published_sets_are_where_sae_lens_lists_them(name: str, store: Store, m
             repository, path = directory.get_repo_id_and_folder_name(release, entry)
             assert found is not None and (found.repository, found.path.rstrip("/")) == (repository, path.rstrip("/"))
             theirs = listed[release].neuronpedia_id.get(entry)
-            sae = SAE(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1), torch.zeros(1))
-            ours = neuronpedia_id(cfg, f"blocks.{layer}.{hook}", sae)
-            assert theirs is None or ours == theirs
+            assert theirs is None or neuronpedia_id(cfg, store, f"blocks.{layer}.{hook}") == theirs
             l0 = listed[release].expected_l0.get(entry)  # 0 where sae-lens lists none
             assert not l0 or published(cfg, f"blocks.{layer}.{hook}")["l0"] == pytest.approx(l0)
 

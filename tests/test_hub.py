@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import http.server
 import json
@@ -12,6 +13,7 @@ import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -19,7 +21,7 @@ import pytest
 from saelink.formats import read_sae
 from saelink.store import SaelinkError, Store
 
-from conftest import D_MODEL, Bomb, World, write_sae
+from conftest import D_MODEL, Bomb, World, with_solver, write_sae
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -56,6 +58,31 @@ class Hub(http.server.BaseHTTPRequestHandler):
                     return self.answer((folder / file).read_bytes(), {"ETag": f'"{abs(hash(file)):x}"'})
                 return self.answer(b"{}", {"X-Error-Code": "EntryNotFound"}, 404)
         self.answer(b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"}, 404)
+
+    uploads: ClassVar[Path]
+
+    def do_POST(self) -> None:
+        """Just enough for a commit of small files, kept under `uploads`."""
+        path = urlsplit(self.path).path
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        root = f"http://{self.headers['Host']}"
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            return self.answer(json.dumps({"url": f"{root}/{asked['organization']}/{asked['name']}"}).encode())
+        if path == "/api/validate-yaml":
+            return self.answer(b'{"errors": [], "warnings": []}')
+        name = "/".join(path.removeprefix("/api/models/").split("/")[:2])
+        if "/preupload/" in path:
+            kept = {"uploadMode": "regular", "shouldIgnore": False}
+            files = [{"path": file["path"], **kept} for file in json.loads(body)["files"]]
+            return self.answer(json.dumps({"files": files}).encode())
+        for line in body.splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                target = self.uploads / name / entry["value"]["path"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(base64.b64decode(entry["value"]["content"]))
+        self.answer(json.dumps({"commitUrl": f"{root}/{name}/commit/{COMMIT}", "commitOid": COMMIT}).encode())
 
     def answer(self, body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> None:
         self.send_response(status)
@@ -316,3 +343,28 @@ def test_saes_of_every_format_from_a_hub(world: World, hub: dict[str, str], tmp_
     assert found[-3][0] == f"hub:models/formats@{COMMIT}/blocks.1.hook_mlp_out"
     assert "the repository has no SAE at nowhere/at/all; it would hold " in found[-2][1]
     assert "models/none: the hub has no such repository" in found[-1][1]
+
+
+def test_a_connector_goes_to_a_hub_and_comes_back(world: World, hub: dict[str, str], tmp_path: Path) -> None:
+    base = with_solver(world.overrides("outputs"), ["connector=linear", "solver=exact", "l1_alpha=1e-2"])
+    done = run(tmp_path, hub, "export", *base)
+    assert done.returncode == 0, done.stderr
+    artifacts = {artifact.stage: artifact for artifact in Store(tmp_path / "outputs").artifacts()}
+    Hub.uploads = tmp_path / "uploads"
+    done = run(tmp_path, {**hub, "HF_TOKEN": "hf_x"}, "push", artifacts["train"].key, "me/mine")
+    assert done.returncode == 0 and "/me/mine/commit/" in done.stdout, done.stderr
+    for name in artifacts["export"].files:
+        assert (Hub.uploads / "me/mine" / name).read_bytes() == artifacts["export"].file(name).read_bytes()
+    Hub.repositories["me/mine"] = Hub.uploads / "me/mine"
+    script = "import saelink; print(saelink.load_connector('hf://me/mine').weight.abs().double().sum().item())"
+    back = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **hub})
+    assert back.returncode == 0, back.stderr
+    weight = artifacts["train"].tensors("connector.safetensors")["W"]
+    assert float(back.stdout) == pytest.approx(weight.abs().double().sum().item())
+    for wrong, said in (
+        ([artifacts["encode"].key, "me/mine"], "is a encode artifact without an export"),
+        (["ffff", "me/mine"], "no artifact has a key starting with"),
+        ([artifacts["export"].key, "a/b/c"], "Repo id must"),
+    ):
+        done = run(tmp_path, hub, "push", *wrong)
+        assert done.returncode == 1 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr

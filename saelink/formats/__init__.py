@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import pkgutil
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +66,8 @@ def read_sae(path: Path, field: str) -> SAE:
         sae = module.read(path)
     except UnreadableError as error:
         raise SaelinkError(f"{field}: the SAE in {path} {error}") from None
-    except (
-        json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError, KeyError, TypeError, AttributeError,
-        IndexError,
-    ) as error:  # fmt: skip
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, StopIteration, TypeError,
+            ValueError, safetensors.SafetensorError, zlib.error) as error:  # fmt: skip
         raise SaelinkError(f"{field}: the SAE in {path} can't be read ({error!r})") from None
     _check_shapes(sae, path, field)
     return sae
@@ -83,7 +82,8 @@ def _check_shapes(sae: SAE, path: Path, field: str) -> None:
     if not good:
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
         raise SaelinkError(f"{field}: the shapes of the weights in {path} do not fit together ({shapes})")
-    if any(not bool(tensor.isfinite().all()) for tensor in tensors.values()):
+    more = [tensor for tensor in (sae.threshold, sae.skip) if tensor is not None]
+    if any(not bool(tensor.isfinite().all()) for tensor in (*tensors.values(), *more)):
         raise SaelinkError(f"{field}: the weights in {path} are not all finite numbers")
     if sae.k is not None and not 1 <= sae.k <= sae.d_sae:
         raise SaelinkError(f"{field}: the SAE in {path} has k={sae.k} of {sae.d_sae} latents")
@@ -109,7 +109,9 @@ def identity(path: Path, field: str = "sae.path") -> str:
                 try:
                     config = json.loads(file.read_bytes())
                     used.append(sorted((key, config[key]) for key in config if key not in module.DESCRIPTIVE))
-                except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+                    scale = (config.get("metadata") or {}).get("norm_scaling_factor")  # it describes, but it counts
+                    used += [] if scale is None else [scale]
+                except (json.JSONDecodeError, UnicodeDecodeError, TypeError, IndexError, AttributeError) as error:
                     raise SaelinkError(f"{field}: {file} can't be read ({error})") from None
             else:
                 used.append(file_sha256(file))
