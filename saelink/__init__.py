@@ -1,16 +1,55 @@
-"""saelink: how one set of SAE latents computes the next."""
+"""saelink: how one set of SAE latents computes the next.
+
+The stages as functions are `configure` and what stands beside it in `__all__`; docs/python.md shows them at work.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from saelink.export import Loaded
+    from saelink.api import (
+        cache_acts,
+        configure,
+        encode_latents,
+        evaluate_connector,
+        export_connector,
+        fit_connector,
+        make_report,
+        prompt_graph,
+        verify_edges,
+    )
+    from saelink.loaded import Loaded
     from saelink.report import Opened
+    from saelink.store import SaelinkError
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "SaelinkError",
+    "cache_acts",
+    "configure",
+    "encode_latents",
+    "evaluate_connector",
+    "export_connector",
+    "fit_connector",
+    "load_connector",
+    "make_report",
+    "open",
+    "prompt_graph",
+    "verify_edges",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of `api`, imported when one is first asked for: `saelink --help` has no use for them."""
+    if name in __all__:
+        from saelink import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def open(key: str, outputs: str = "outputs") -> Opened:
@@ -28,6 +67,6 @@ def load_connector(place: str | Path) -> Loaded:
 
     `place` is its folder, or hf://owner/repository[@revision]. Raises SaelinkError for none.
     """
-    from saelink.export import load_connector as load
+    from saelink.loaded import load_connector as load
 
     return load(place)

@@ -33,6 +33,7 @@ from saelink.hidden import has_hidden, hidden, hidden_stream, load_hidden
 from saelink.latents import Rows, unpack
 from saelink.link import Sides, pull_sides
 from saelink.model import device_of, load_tokenizer, model_info
+from saelink.sae import neuronpedia_page
 from saelink.stability import Stability, repeated
 from saelink.store import Artifact, SaelinkError, Store
 from saelink.train import load_connector, train
@@ -117,6 +118,8 @@ class Cards:
         self.verdicts = None if self.verify is None else Verdicts(self.verify)
         self.repeated = repeated(cfg, store)
         self.stability = None if self.repeated is None else Stability(self.repeated)
+        hooks = [side.facts["hook_name"] for side in [*self.sides.sources, self.sides.target]]
+        self._pages = {hook: neuronpedia_page(cfg, store, hook) for hook in hooks}
 
     # ----------------------------------------------------------------------- names
 
@@ -225,10 +228,12 @@ class Cards:
             if token >= 0 and weight > 0
         ]
         histogram = found.histogram[latent]
+        page = self._pages.get(facts["hook_name"])
         return {
             "name": name,
             "hook": facts["hook_name"],
             "latent": latent,
+            **({"page": f"{page}/{latent}"} if page else {}),
             "token": tokens[0]["token"] if tokens else None,
             "active": int(histogram.sum()),
             "tokens_seen": facts["n_tokens"],
@@ -589,6 +594,8 @@ def print_card(card: dict[str, Any], console: Console) -> None:
     from rich.text import Text
 
     console.print(f"[bold]{card['name']}[/] {escape(_quoted(card['token']))}   [dim]{card['hook']}[/]")
+    if "page" in card:
+        console.print(f"[dim]{card['page']}[/]", soft_wrap=True)
     rate = card["active"] / max(card["tokens_seen"], 1)
     console.print(f"fires on {card['active']:,} of {card['tokens_seen']:,} tokens ({rate:.2%})")
     if not card["active"]:

@@ -35,6 +35,15 @@ app = typer.Typer(
 
 PASS_TO_HYDRA = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
+EXTRAS = {
+    "joblib": "joblib",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
+    "ray": "ray",
+    "optuna": "optuna",
+}
+"""Hydra's launchers and sweepers that are packages of their own, by the extra that brings them."""
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
@@ -179,10 +188,25 @@ def _one_line(error: Exception) -> str:
     raise error
 
 
-def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]:
-    """The function Hydra calls: one job, its errors as one line."""
+def _objective(cfg: Config, store: Store) -> float | list[float]:
+    """What runtime.objective names of the job's connector: a number, or a list for several names."""
+    from saelink.store import SaelinkError
+    from saelink.train import train_plan
 
-    def job(raw: DictConfig) -> None:
+    connector = store.find(train_plan(cfg, store))
+    assert connector is not None, "asked for before it was trained"
+    facts = {name: value for name, value in connector.facts.items() if isinstance(value, int | float)}
+    for name in cfg.runtime.objective:
+        if name not in facts:
+            raise SaelinkError(f"runtime.objective: there is no {name!r}; there are {', '.join(sorted(facts))}")
+    values = [float(facts[name]) for name in cfg.runtime.objective]
+    return values[0] if len(values) == 1 else values
+
+
+def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], float | list[float] | None]:
+    """The function Hydra calls: one job, its errors as one line. Returns the job's objective to a sweeper."""
+
+    def job(raw: DictConfig) -> float | list[float] | None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
         from omegaconf import OmegaConf
@@ -191,7 +215,7 @@ def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]
         from saelink.store import Store
 
         hydra = HydraConfig.get()
-        sweeping = hydra.mode == RunMode.MULTIRUN
+        sweeping, last = hydra.mode == RunMode.MULTIRUN, None
         if sweeping:
             print(f"\njob {hydra.job.num}: {_swept()}", flush=True)
         try:
@@ -208,6 +232,8 @@ def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]
 
                 for each in penalties(cfg, store):
                     stage(each, store)
+                    if sweeping:
+                        last = _objective(each, store)
                 if stage is _run and not sweeping:
                     _run_report(cfg, store)
         except KeyboardInterrupt:
@@ -220,6 +246,8 @@ def _job(stage: Callable[[Config, Store], None]) -> Callable[[DictConfig], None]
                 from saelink import sweep
 
                 sweep.record_failure(raw.runtime.outputs, raw.runtime.sweep, hydra.job.num, _one_line(error))
+            return None
+        return last
 
     return job
 
@@ -413,6 +441,31 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
     _hydra("show", [word for word in words if word not in asked], stage)
 
 
+@app.command("graph", context_settings=PASS_TO_HYDRA)
+def graph(context: typer.Context, arguments: Overrides = None) -> None:
+    """A prompt as a graph: tokens, latents, next tokens: saelink graph "The old king" [key=value ...]."""
+    words = [*(arguments or []), *context.args]
+    asked = [word for word in words if not _OVERRIDE.match(word) and not word.startswith("-")]
+
+    def stage(cfg: Config, store: Store) -> None:
+        from saelink import attribution
+
+        if len(asked) > 1:
+            from saelink.store import SaelinkError
+
+            raise SaelinkError(f'graph: give one text, in quotes: saelink graph "{" ".join(asked)}"')
+        cfg.graph.prompt = asked[0] if asked else cfg.graph.prompt
+        found = attribution.graph(cfg, store)
+        chances = ", ".join(f"{token!r} {chance:.0%}" for token, chance in found.facts["next"][:5])
+        print(f"\n  next       {chances}")
+        for line in found.facts["lines"]:
+            print(f"  {line}")
+        print(f"\n  graph      {found.facts['nodes']} nodes, {found.facts['links']} links")
+        print(f"  file       {found.path}/{found.facts['slug']}.json", flush=True)
+
+    _hydra("graph", [word for word in words if word not in asked], stage)
+
+
 @app.command("pareto")
 def pareto(sweep_id: Annotated[str, typer.Argument(metavar="SWEEP")], outputs: Outputs = "outputs") -> None:
     """The MSE-against-L1 table and picture of a sweep, also after a failed job."""
@@ -436,6 +489,10 @@ def main() -> Any:
             if error.__cause__ is not None and str(error.__cause__) not in text:
                 text += f" ({error.__cause__})"
             text = text.split("Config search path:")[0].split("See https://hydra.cc")[0]
+            for plugin, extra in EXTRAS.items():
+                if re.search(rf"hydra/(launcher|sweeper)/{plugin}\b", text):
+                    text += f" (install it with `pip install 'saelink[{extra}]'`)"
+                    break
             if "Could not override 'solver." in text:
                 text = text.split("To append")[0] + "(connector=linear is solved exactly unless you say solver=adam)"
             print(f"saelink: {' '.join(text.split())}", file=sys.stderr)

@@ -233,7 +233,8 @@ class ConnectorConfig:
     bias: bool = False
     """Add a constant to every target latent (and to every hidden unit)."""
     init: str = "random"
-    """random, zero, or the key of a train artifact whose weights it starts from (a warm start)."""
+    """random, zero, or whose weights it starts from (a warm start): a train artifact's key, an exported connector's
+    folder, or hf://owner/repository[@revision]."""
 
 
 @dataclass
@@ -297,6 +298,22 @@ class ReportConfig:
     """Their examples, the strongest."""
     path: str | None = None
     """File of the report; null is report.html in its artifact's folder."""
+
+
+@dataclass
+class GraphConfig:
+    """What `saelink graph` makes of a prompt."""
+
+    prompt: str | None = None
+    """The text; `saelink graph "text"` is shorter."""
+    logits: int = 10
+    """At most this many of the likeliest next tokens are looked at."""
+    logit_share: float = 0.95
+    """... or as many as have this probability together."""
+    node_share: float = 0.8
+    """Latents and errors are kept, the most influential first, until they have this share of all influence."""
+    edge_share: float = 0.98
+    """The same for links between what is kept."""
 
 
 @dataclass
@@ -393,6 +410,9 @@ class RuntimeConfig:
     """cache, encode and gram by several processes at once: any number, such as -m runtime.worker=range(0,8)."""
     forward_tokens: int = 4096
     """Tokens of one forward pass or encoding step."""
+    objective: list[str] = field(default_factory=lambda: ["validation_fvu"])
+    """What a sweeper that searches (hydra/sweeper=optuna) is told of each fit: facts of its train artifact, such as
+    validation_fvu, validation_mse, l1, n_edges. Never of the test documents."""
     sweep: str | None = None
     """Set by saelink itself: the id of the multirun this job belongs to."""
 
@@ -405,6 +425,8 @@ class WandbConfig:
     """auto, online, offline or disabled."""
     project: str = "saelink"
     """W&B project."""
+    artifacts: bool = False
+    """Also keep the connectors' files in W&B."""
     entity: str | None = None
     """W&B team or user; null is your default."""
 
@@ -438,6 +460,7 @@ class Config:
     transcoder: TranscoderConfig = field(default_factory=TranscoderConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
@@ -498,6 +521,10 @@ def check(cfg: Config) -> None:
     _at_least(1, runtime__forward_tokens=cfg.runtime.forward_tokens, runtime__threads=cfg.runtime.threads)
     _at_least(0, eval__circuits=cfg.eval.circuits, eval__edges=cfg.eval.edges, eval__min_active=cfg.eval.min_active)
     _at_least(1, report__top=cfg.report.top, report__per_size=cfg.report.per_size, report__random=cfg.report.random)
+    _at_least(1, graph__logits=cfg.graph.logits)
+    for name in ("logit_share", "node_share", "edge_share"):
+        if not 0 < getattr(cfg.graph, name) <= 1:
+            raise SaelinkError(f"graph.{name}={getattr(cfg.graph, name)} must be above 0 and at most 1")
     _at_least(1, eval__ce_tokens=cfg.eval.ce_tokens, eval__bootstrap=cfg.eval.bootstrap)
     if not 0 <= cfg.targets.min_rate < 1:
         raise SaelinkError(f"targets.min_rate={cfg.targets.min_rate} must be at least 0 and below 1")

@@ -14,10 +14,11 @@ from saelink.data import tokens as pull_tokens
 from saelink.intervene import Splice, ce_baselines, ce_figures, ce_plan, spliced_tokens
 from saelink.latents import Rows, Tokens
 from saelink.link import Sides, load_split, pull_sides
+from saelink.loaded import CONFIG_FILE
 from saelink.model import device_of, load_tokenizer, model_info
 from saelink.progress import Progress
 from saelink.store import Artifact, Draft, Plan, Store, recipe_of
-from saelink.train import CONFIG_FILE, load_connector, train, train_plan
+from saelink.train import load_connector, train, train_plan
 
 VERSION = 2
 

@@ -5,35 +5,30 @@ from __future__ import annotations
 import csv
 import io
 import json
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from saelink.config import Config
-from saelink.connectors import CONNECTORS, Connector
-from saelink.data import tokens as pull_tokens
 from saelink.edges import edges, load_edges
-from saelink.evaluate import evaluate, top_tokens
-from saelink.latents import Rows
-from saelink.link import link_of, load_split, pull_sides
-from saelink.model import load_tokenizer, model_info
-from saelink.sae import neuronpedia_id
+from saelink.evaluate import evaluate
+from saelink.loaded import CONFIG_FILE, WEIGHTS_FILE
+from saelink.names import Names, pages_of
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
-from saelink.train import CONFIG_FILE, WEIGHTS_FILE, train
+from saelink.train import train
 
 VERSION = 1
-
-NEURONPEDIA = "https://www.neuronpedia.org"
 
 
 def export_plan(cfg: Config, store: Store) -> Plan:
     """Plan of a connector's export."""
-    evaluation, link = evaluate(cfg, store), link_of(cfg, store)
+    evaluation = evaluate(cfg, store)
     inputs = {"connector": train(cfg, store).key, "evaluation": evaluation.key, "edges": edges(cfg, store).key}
-    pages = {hook: neuronpedia_id(cfg, store, hook) for hook in (*link.sources, link.target)}
-    recipe = {"model": cfg.model.name, "data": cfg.data.name, "pages": pages}  # the card and the tables say them
+    recipe = {
+        "model": cfg.model.name,
+        "data": cfg.data.name,
+        "pages": pages_of(cfg, store),
+    }  # the card and the tables say them
     return Plan("export", VERSION, recipe, inputs, evaluation.manifest["about"])
 
 
@@ -51,28 +46,12 @@ def export(cfg: Config, store: Store) -> Artifact:
     return found or store.build(plan, lambda draft: _export(cfg, store, draft))
 
 
-class _Unit(NamedTuple):
-    """What one end of an edge is called."""
-
-    kind: str
-    """target, source or hidden."""
-    latent: int
-    """Its number in its own SAE, or among the hidden units."""
-    hook: str
-    token: str | None
-    page: str | None
-
-    @property
-    def name(self) -> str:
-        return f"{self.hook}/{self.latent}" if self.hook else f"hidden/{self.latent}"
-
-
 def _export(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
     connector, evaluation, found = train(cfg, store), evaluate(cfg, store), edges(cfg, store)
     config = connector.json(CONFIG_FILE)
     draft.save_json(CONFIG_FILE, config | {"format": "saelink", "model": cfg.model.name})
     draft.save_tensors(WEIGHTS_FILE, connector.tensors(WEIGHTS_FILE))
-    names = _Names(cfg, store, draft.plan.recipe["pages"])
+    names = Names(cfg, store)
     hidden = "hidden_edges.safetensors" in found.files
     count = _write_edges(draft, "edges", load_edges(found), names, "hidden" if hidden else "source", "target")
     if hidden:
@@ -82,44 +61,13 @@ def _export(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
     return {"edges": count}
 
 
-class _Names:
-    """The units of both sides: number, hook, top token on test documents, page."""
-
-    def __init__(self, cfg: Config, store: Store, pages: dict[str, str | None]):
-        self._pages, self._sides = pages, pull_sides(cfg, store)
-        test = load_split(cfg, self._sides, "test")
-        ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].flatten().long()[test.row]
-        self._tokens = {"source": top_tokens(test.source, ids), "target": top_tokens(test.target, ids)}
-        self._tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
-
-    def unit(self, kind: str, number: int) -> _Unit:
-        """`number` counts through the sources' latents, or is a target SAE's or a hidden unit's own."""
-        if kind == "hidden":
-            return _Unit(kind, number, "", None, None)
-        latent, side = number, self._sides.target
-        if kind == "source":
-            for side in self._sides.sources:
-                if latent < side.facts["d_sae"]:
-                    break
-                latent -= side.facts["d_sae"]
-        token = self._tokens[kind].get(number)
-        page = self._pages[side.facts["hook_name"]]
-        return _Unit(
-            kind,
-            latent,
-            side.facts["hook_name"],
-            None if token is None else self._tokenizer.decode([token]),
-            None if page is None else f"{NEURONPEDIA}/{page}/{latent}",
-        )
-
-
 COLUMNS: list[str] = [
     "target", "source", "weight", "fvu_rise", "both_active", "target_hook", "source_hook", "target_token",
     "source_token", "target_page", "source_page",
 ]  # fmt: skip
 
 
-def _write_edges(draft: Draft, name: str, found: Any, names: _Names, source: str, target: str) -> int:
+def _write_edges(draft: Draft, name: str, found: Any, names: Names, source: str, target: str) -> int:
     import datasets
     import networkx
 
@@ -208,72 +156,6 @@ connector.weight                        # what the output reads, scaled units
 
 `edges.csv` and `edges.parquet` hold every edge, `graph.graphml` and `graph.json` the same as a graph.
 """
-
-
-class Loaded:
-    """A connector from an exported folder, in the raw units of both SAEs."""
-
-    def __init__(self, folder: Path):
-        from safetensors.torch import load_file
-
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise SaelinkError(f"{folder}: no connector is there, {name} is missing; `saelink export` makes one")
-        try:
-            self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
-            settings, tensors = self.config["connector"], load_file(folder / WEIGHTS_FILE)
-            if "${" in json.dumps(settings):
-                raise ValueError("its settings refer to something outside")
-            kind = CONNECTORS[settings["name"]]
-            typed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.Config), settings))
-            self.connector: Connector = kind(typed, sum(s["d"] for s in self.config["sources"]), tensors["target_ids"])
-            self.connector.load_state_dict(tensors)
-            sides = self.config["sources"]
-            self.scales = torch.cat([torch.full((side["d"],), float(side["scale"])) for side in sides])
-            self._target_scale = float(self.config["target"]["scale"])
-        except Exception as error:  # whatever a broken folder makes the readers raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise SaelinkError(f"{folder}: the connector can't be read ({reason})") from None
-        self.connector.eval().requires_grad_(False)
-
-    @property
-    def target_ids(self) -> torch.Tensor:
-        """[d_target] the target SAE's numbers of the columns."""
-        return self.connector.target_ids
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The output matrix [d_source or d_hidden, d_target], in units of the latents' scales."""
-        return self.connector.output_weight()
-
-    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
-        """Target latents [n, d_target] from source latents [n, d_source], all sources side by side, both raw."""
-        if latents.dim() != 2 or latents.shape[1] != len(self.scales):
-            raise SaelinkError(f"latents of shape {list(latents.shape)}: give [tokens, {len(self.scales)}]")
-        scaled = latents.float() / self.scales
-        row, latent = scaled.nonzero(as_tuple=True)
-        offsets = torch.nn.functional.pad(torch.bincount(row, minlength=len(scaled)).cumsum(0), (1, 0))
-        rows = Rows(offsets, latent, scaled[row, latent], scaled.shape[1])
-        return self.connector(rows) * self._target_scale
-
-
-def load_connector(place: str | Path) -> Loaded:
-    """A connector from an exported folder, or from hf://owner/repository[@revision].
-
-    Raises SaelinkError when there is none or it can't be read.
-    """
-    place = str(place)
-    if not place.startswith("hf://"):
-        return Loaded(Path(place))
-    from huggingface_hub import snapshot_download
-
-    from saelink.model import hub_errors
-
-    name, _, revision = place.removeprefix("hf://").partition("@")
-    with hub_errors("connector", name):
-        return Loaded(
-            Path(snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-        )
 
 
 def push(store: Store, key: str, repository: str, private: bool = False) -> str:

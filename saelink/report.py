@@ -38,6 +38,7 @@ from saelink.link import link_of, pull_sides, split_of
 from saelink.model import load_tokenizer, model_info
 from saelink.outlier import carried, outlier_places
 from saelink.progress import Progress
+from saelink.sae import neuronpedia_page
 from saelink.solvers import SOLVERS
 from saelink.stability import repeated
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, write_durably
@@ -46,7 +47,7 @@ from saelink.transcoder import FILE as TRANSCODER_FILE
 from saelink.transcoder import transcoder
 from saelink.verify import verified
 
-VERSION = 2
+VERSION = 3
 
 DATA_FILE = "data.zip"
 PAGE_FILE = "report.html"
@@ -114,6 +115,9 @@ def report(cfg: Config, store: Store, command: str | None = None) -> Artifact:
         "ablated_examples": cfg.report.ablated_examples,
         "outlier_shares": dict(sorted(cfg.experiment.outlier_shares.items())),
     }
+    pages = [neuronpedia_page(cfg, store, side.facts["hook_name"]) for side in [*sides.sources, sides.target]]
+    if any(pages):
+        recipe["pages"] = pages
     plan = Plan("report", VERSION, recipe, inputs, made[0][0].manifest["about"])
     artifact = store.up_to_date(plan)
     if artifact is None:

@@ -24,6 +24,8 @@ from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
 if TYPE_CHECKING:
     import torch
 
+NEURONPEDIA = "https://www.neuronpedia.org"
+
 VERSION = 1
 
 FILE_SUFFIXES = tuple(suffix for module in FORMATS.values() for suffix in getattr(module, "SUFFIXES", ()))
@@ -375,6 +377,12 @@ def neuronpedia_id(cfg: Config, store: Store, hook_name: str) -> str | None:
         return at_layer(*found)
     choice = sae_choice(cfg, store, hook_name)
     return load_choice(cfg, choice).metadata.get("neuronpedia_id") if choice.exists else None
+
+
+def neuronpedia_page(cfg: Config, store: Store, hook_name: str) -> str | None:
+    """Where Neuronpedia shows a hook's latents: the address that takes /<latent>; None where it has none."""
+    known = neuronpedia_id(cfg, store, hook_name)
+    return None if known is None else f"{NEURONPEDIA}/{known}"
 
 
 # --------------------------------------------------------------------------- the stage

@@ -21,6 +21,9 @@ from saelink.store import Artifact, SaelinkError, Store, json_bytes, write_durab
 from saelink.train import CONFIG_FILE, HISTORY_FILE
 from saelink.verify import NULLS_FILE, Verdicts
 
+AGENT = "WANDB_SWEEP_ID"
+"""The environment variable by which an agent of a W&B sweep says that it started this process."""
+
 CURVES = ("train_mse", "validation_mse", "validation_fvu", "l1", "objective", "n_edges", "n_edges_above_0.01")
 
 
@@ -46,6 +49,7 @@ def publish(
     )
     content = {"train": connector.key, "group": group}
     content |= {"evaluate": evaluation.key if evaluation else None, "verify": verdicts.key if verdicts else None}
+    content["artifacts"] = settings.artifacts or shown.get("artifacts", False)
     with _run(settings, store, connector.key, content, name=connector.manifest["about"]) as run:
         if run is None:
             return
@@ -63,6 +67,17 @@ def publish(
             _add_evaluation(run, evaluation)
         if verdicts is not None:
             _add_verdicts(run, verdicts)
+        if content["artifacts"]:
+            _add_files(run, connector)
+
+
+def _add_files(run: Any, connector: Artifact) -> None:
+    import wandb
+
+    files = wandb.Artifact(f"connector-{connector.key}", type="connector", metadata=connector.recipe)
+    for name in connector.files:
+        files.add_file(str(connector.file(name)), name)
+    run.log_artifact(files)
 
 
 def _add_verdicts(run: Any, artifact: Artifact) -> None:
@@ -182,6 +197,11 @@ def _run(
     send it. An off-line run that was not sent yet is replaced as a whole.
     """
     online = _online(settings)
+    if AGENT in os.environ:  # the run is the agent's own trial, whatever was published before
+        run, _ = _start(settings, store, run_id, name, group or content.get("group"), online)
+        with run:
+            yield run
+        return
     note = _note(settings, store, run_id)
     same = note.get("content") == content and note["online"] == online
     if same and (_may_exist_online(settings, run_id) if online else Path(note["folder"]).exists()):

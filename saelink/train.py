@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from saelink.config import Config, Normalise, l1_alphas
 from saelink.connectors import CONNECTORS, Connector
@@ -17,6 +17,8 @@ from saelink.encode import encode_plan
 from saelink.gram import VERSION as GRAM_VERSION
 from saelink.gram import Gram, gram, gram_plan, load_gram
 from saelink.link import Sides, link_of, normaliser, pull_sides, split_of, subset_of, targets_of
+from saelink.loaded import CONFIG_FILE, ON_HUB, WEIGHTS_FILE, connector_of
+from saelink.loaded import load_connector as load_exported
 from saelink.model import device_of
 from saelink.norms import norms_plan
 from saelink.progress import Progress
@@ -26,8 +28,6 @@ from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, gigabytes,
 
 VERSION = 5
 
-WEIGHTS_FILE = "connector.safetensors"
-CONFIG_FILE = "cfg.json"
 HISTORY_FILE = "history.json"
 
 STARTS = ("random", "zero")
@@ -46,6 +46,9 @@ def train_plan(cfg: Config, store: Store) -> Plan:
         "drop_positions": cfg.data.drop_positions,
         "max_norm_ratio": cfg.data.max_norm_ratio,
     }
+    if _is_place(cfg.connector.init):
+        recipe["start"] = load_exported(cfg.connector.init).sha256
+        recipe["connector"] = {**recipe["connector"], "init": "exported"}  # what it holds counts, not where it lies
     if SOLVERS[cfg.solver.name].seeded:
         recipe["seed"] = cfg.seed
     if SOLVERS[cfg.solver.name].uses_gram:
@@ -108,9 +111,10 @@ def train(cfg: Config, store: Store) -> Artifact:
     connector = CONNECTORS[cfg.connector.name]
     connector.check(cfg.connector)
     SOLVERS[cfg.solver.name](cfg.solver).check(connector, cfg.connector)
-    if cfg.connector.init not in STARTS and not is_key(cfg.connector.init):
+    if not (cfg.connector.init in STARTS or is_key(cfg.connector.init) or _is_place(cfg.connector.init)):
         raise SaelinkError(
-            f"connector.init={cfg.connector.init}: give random, zero or the 12 digits of a train artifact's key"
+            f"connector.init={cfg.connector.init}: give random, zero, the 12 digits of a train artifact's key, an "
+            "exported connector's folder or hf://owner/repository"
         )
     subset_of(cfg, store)
     plan = train_plan(cfg, store)
@@ -126,6 +130,8 @@ def _warm_start(cfg: Config, store: Store, sides: Sides, target_ids: torch.Tenso
     key = cfg.connector.init
     if key in STARTS:
         return None
+    if _is_place(key):
+        return _exported_start(cfg, store, sides, target_ids)
     try:
         artifact = store.get(key)
     except SaelinkError as error:
@@ -137,6 +143,31 @@ def _warm_start(cfg: Config, store: Store, sides: Sides, target_ids: torch.Tenso
     if not torch.equal(tensors["target_ids"], target_ids):
         raise SaelinkError(f"connector.init={key}: that connector explains other target latents")
     return tensors
+
+
+def _is_place(init: str) -> bool:
+    """Whether connector.init names an exported connector."""
+    return init.startswith(ON_HUB) or "/" in init or Path(init).is_dir()
+
+
+def _exported_start(cfg: Config, store: Store, sides: Sides, target_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The weights of an exported connector in the units of these latents. Raises SaelinkError for other hooks."""
+    place, link = cfg.connector.init, link_of(cfg, store)
+    start = load_exported(place)
+    theirs = [(side["hook_name"], side["d"]) for side in [*start.config["sources"], start.config["target"]]]
+    ours = [
+        (hook, side.facts["d_sae"])
+        for hook, side in zip([*link.sources, link.target], [*sides.sources, sides.target], strict=True)
+    ]
+    if theirs != ours:
+        said, wanted = (", ".join(f"{hook} ({d:,} latents)" for hook, d in side) for side in (theirs, ours))
+        raise SaelinkError(f"connector.init={place}: that connector is of {said}; here it is {wanted}")
+    if not torch.equal(start.target_ids, target_ids):
+        raise SaelinkError(f"connector.init={place}: that connector explains other target latents")
+    scales = [
+        torch.full((side.facts["d_sae"],), scale) for side, scale in zip(sides.sources, sides.scales, strict=False)
+    ]
+    return start.in_units(torch.cat(scales), sides.scales[-1])
 
 
 def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, Any]:
@@ -204,10 +235,4 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
 
 def load_connector(artifact: Artifact, device: str = "cpu") -> Connector:
     """The fitted connector of a train artifact, weights in scaled units."""
-    config = artifact.json(CONFIG_FILE)
-    kind = CONNECTORS[config["connector"]["name"]]
-    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.Config), config["connector"]))
-    tensors = artifact.tensors(WEIGHTS_FILE)
-    connector = kind(settings, sum(source["d"] for source in config["sources"]), tensors["target_ids"])
-    connector.load_state_dict(tensors)
-    return connector.to(device).eval()
+    return connector_of(artifact.json(CONFIG_FILE), artifact.tensors(WEIGHTS_FILE)).to(device)

@@ -50,7 +50,7 @@ MISTAKES = {
     "layers to compare": (["normalise=post", "normalise_layers=[]"], "normalise_layers=[]"),
     "layer to compare": (["normalise=post", "normalise_layers=[0,7]"], "normalise_layers=[0, 7]"),
     "start": (["connector.init=0123456789ab"], "connector.init=0123456789ab: no artifact has a key"),
-    "start that is no key": (["connector.init=warm"], "connector.init=warm: give random, zero or the 12 digits"),
+    "start that is no key": (["connector.init=warm"], "connector.init=warm: give random, zero, the 12 digits"),
     "subset that is no key": (["targets.subset=01"], "targets.subset=01: give all 12 digits"),
     "relu that starts at zero": (["connector=nonlinear", "connector.init=zero"], "connector.init=zero: relu(0)"),
     "matching loss without a relu": (["solver.loss=matching"], "solver.loss=matching is for predictions relu(z)"),
@@ -69,7 +69,7 @@ MISTAKES = {
     "diverging": (["solver.lr=1e30"], "solver.lr: the fit diverged"),
     "diverging with patience": (["solver.lr=1e30", "solver.patience=2"], "solver.lr: the fit diverged"),
     "GGUF on a hub": (["model=hub", "model.path=a/b", "model.file=x.gguf"], "model.file=x.gguf"),
-    "hook of another width": (["sae=train", "link.target=mlp.hook_post"], "blocks.1.mlp.hook_post has shape"),
+    "hook of no vectors": (["sae=train", "link.target=attn.hook_pattern"], "blocks.1.attn.hook_pattern has shape"),
     "missing value": (["model=hub", "~model.path"], "model.path"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,28 @@ def test_an_exported_folder_predicts_as_the_connector_does(
     card = (folder / "README.md").read_text()
     assert "FVU on test documents" in card and "load_connector" in card and str(store.root) not in card
     assert (folder / "hidden_edges.csv").exists() == (kind[0] == "connector=mlp")
+
+
+@pytest.mark.parametrize(
+    "kind", [["connector=linear", "connector.bias=true"], ["connector=mlp", "connector.d_hidden=6"]]
+)
+def test_a_fit_starts_at_an_exported_connector_in_its_own_units(
+    config: Callable[..., Config], store: Store, kind: list[str]
+) -> None:
+    given = config(*kind, "solver=adam")
+    folder = export(given, store).path
+    still = config(*kind, "solver=adam", "solver.lr=1e-12", f"connector.init={folder}", "latent_scale=none")
+    artifact, exported, sides = train(still, store), saelink.load_connector(folder), pull_sides(still, store)
+    assert sides.scales == [1.0, 1.0] and exported.target_scale != 1.0
+    rows = load_split(still, sides, "test").source
+    assert torch.allclose(load_connector(artifact)(rows), exported(rows.dense()), rtol=1e-3, atol=1e-5)
+    elsewhere = shutil.copytree(folder, store.root / "elsewhere")
+    again = config(*kind, "solver=adam", "solver.lr=1e-12", f"connector.init={elsewhere}", "latent_scale=none")
+    assert train(again, store).key == artifact.key
+    with pytest.raises(SaelinkError, match=r"that connector is of blocks\.1.*; here it is blocks\.0"):
+        train(config(*kind, "layer=0", f"connector.init={folder}"), store)
+    with pytest.raises(SaelinkError, match="no connector is there"):
+        train(config(*kind, f"connector.init={store.root}"), store)
 
 
 def test_a_folder_without_a_connector_gets_one_line(tmp_path: Path) -> None:

@@ -392,23 +392,24 @@ def test_an_sae_that_does_not_belong_is_refused_before_its_latents_are_used(conf
     acts = numbers(16 * 40, 32, seed=5)
     fits = torch.relu(acts @ torch.eye(32))  # an identity as SAE rebuilds what is positive
     exact = SAE(torch.eye(32), torch.zeros(32), torch.eye(32), torch.zeros(32))
-    check_sae(config(), HOOK, exact, fits)
+    checked = config("sae.check=true")
+    check_sae(checked, HOOK, exact, fits)
     with pytest.raises(SaelinkError, match=r"has FVU .* check the model, tokenizer") as error:
-        check_sae(config(), HOOK, sae, acts * 50 + 100)
+        check_sae(checked, HOOK, sae, acts * 50 + 100)
     assert "\n" not in str(error.value)
     check_sae(config("sae.check=false"), HOOK, sae, acts * 50 + 100)
     with pytest.raises(SaelinkError, match="has FVU nan"):
-        check_sae(config(), HOOK, exact, acts * torch.nan)
+        check_sae(checked, HOOK, exact, acts * torch.nan)
     with pytest.raises(SaelinkError, match="has d_in 32, the activations have 7"):
         check_sae(config(), HOOK, sae, acts[:, :7])
-    told = config("+sae.published.hook_mlp_out={fvu: 0.1, l0: [3, 4]}")
+    told = config("sae.check=true", "+sae.published.hook_mlp_out={fvu: 0.1, l0: [3, 4]}")
     assert published(told, HOOK) == {"fvu": 0.1, "l0": 4.0} and published(told, "blocks.1.hook_resid_mid") == {}
     with pytest.raises(SaelinkError, match=r"active latents .*published: fvu 0.1, l0 4"):
         check_sae(told, HOOK, exact, fits)
-    check_sae(config("+sae.published.hook_mlp_out={l0: 16}"), HOOK, exact, fits)
+    check_sae(config("sae.check=true", "+sae.published.hook_mlp_out={l0: 16}"), HOOK, exact, fits)
     sae.metadata |= {"prepend_bos": True, "context_size": 16}
     with pytest.raises(SaelinkError, match=r"its file says data\.prepend_bos=True; check"):
-        check_sae(config(), HOOK, sae, acts * 50 + 100)
+        check_sae(checked, HOOK, sae, acts * 50 + 100)
 
 
 def read_sae_of_world(config: Callable[..., Config]) -> SAE:

@@ -359,6 +359,8 @@ def test_a_connector_goes_to_a_hub_and_comes_back(world: World, hub: dict[str, s
     script = "import saelink; print(saelink.load_connector('hf://me/mine').weight.abs().double().sum().item())"
     back = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **hub})
     assert back.returncode == 0, back.stderr
+    done = run(tmp_path, hub, "train", *with_solver(base, ["connector.init=hf://me/mine", "solver=proximal"]))
+    assert done.returncode == 0, done.stderr
     weight = artifacts["train"].tensors("connector.safetensors")["W"]
     assert float(back.stdout) == pytest.approx(weight.abs().double().sum().item())
     for wrong, said in (

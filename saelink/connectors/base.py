@@ -132,6 +132,19 @@ class Connector(torch.nn.Module, ABC):
                 if self.config.init == "zero":
                     self.penalised()[-1][0].zero_()
 
+    def rescale(self, sources: torch.Tensor, target: float) -> None:
+        """In place the same map in other units: source j comes divided by sources[j], the targets go times `target`.
+
+        Holds for maps whose first and last penalised matrices read the sources and write the targets, and which in
+        between are homogeneous, as relu is.
+        """
+        weights = [weight for weight, _ in self.penalised()]
+        biases = [parameter for parameter in self.parameters() if parameter.dim() == 1]
+        weights[0].mul_(sources[:, None].to(weights[0]))
+        weights[-1].mul_(target)
+        if self.config.bias:
+            biases[-1].mul_(target)
+
     def stuck(self) -> bool:
         """Whether no gradient can move it any more: several matrices, all of them zero, and nothing beside them."""
         weights = [weight for weight, _ in self.penalised()]

@@ -17,7 +17,8 @@ class Config(ConnectorConfig):
     """Settings of connector=linear."""
 
     init: str = "zero"
-    """zero (the problem is convex, and a source that never fires keeps no accidental edge), random, or a train key."""
+    """zero (the problem is convex, and a source that never fires keeps no accidental edge), random, or a fitted
+    connector: a train key, an exported folder, hf://owner/repository."""
 
 
 class Connector(Base):

@@ -490,12 +490,16 @@ function neighbours(kind, number, d) {
     head.fits.length > 1 && kind === "target" ? h("label", {}, "l1_alpha ", h("select", { onchange: (e) => (location.hash = place(kind, number, { fit: Number(e.target.value) }).slice(1)) }, head.fits.map((f, i) => h("option", { value: i, selected: i === route.fit }, digits(f.l1_alpha))))) : null);
 }
 
+// Where Neuronpedia shows the latent, if it does: nothing is fetched from there, it is only a link.
+const elsewhere = (card) => h("p", { class: "small" }, h("a", { href: card.page, target: "_blank", rel: "noopener noreferrer" }, "on Neuronpedia"));
+
 async function target(page, later) {
   await ready;
   const n = route.number;
   if (!(n >= 0 && n < head.d.target)) return missing(page);
   const [card, circuit, ablated] = await Promise.all([entry("target", n), entry(`circuit${route.fit}`, n), piece("ablations/target")]);
   page.append(neighbours("target", n, head.d.target), h("h1", {}, `OF${n} `, quoted(card.token), index.outlier[n] ? h("span", { class: "flag small" }, " outlier") : null));
+  if (card.page) page.append(elsewhere(card));
   const flagged = head.outliers.find((o) => o.latent === n);
   if (flagged) page.append(h("p", { class: "small" }, `Outlier: of its activation on test documents ${percent(flagged.first_positions)} is on the first three positions of a sequence, ${percent(flagged.first_delimiter)} on its first delimiter, ${percent(flagged.massive)} on tokens with massive activations.`));
   if (circuit) {
@@ -519,6 +523,7 @@ async function source(page, later) {
   if (!(n >= 0 && n < head.d.source)) return missing(page);
   const [card, feeds, ablated] = await Promise.all([entry("source", n), entry(`feeds${route.fit}`, n), piece("ablations/source")]);
   page.append(neighbours("source", n, head.d.source), h("h1", {}, `${card.name} `, quoted(card.token)), h("p", { class: "dim" }, h("code", {}, card.hook)));
+  if (card.page) page.append(elsewhere(card));
   if (feeds && feeds.length) page.append(h("h3", {}, "Feeds"), edgeTable(feeds, head.has_hidden ? "hidden unit" : "target"));
   else page.append(h("p", { class: "dim" }, "No edge leads from it."));
   if (card.active) page.append(firesOn(card, later), examplesOf(card, null, ablated?.[n]));
