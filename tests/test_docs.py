@@ -78,9 +78,16 @@ def completed(world: World, words: list[str]) -> list[str]:
     return [*words, *kept.values()]
 
 
-@pytest.mark.parametrize("page", [name for name in PAGES if name != "new-connector"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "cluster" else [])  # many processes
+        for name in PAGES
+        if name != "new-connector"
+    ],
+)
 def test_every_command_of_a_page_runs(page: str, place: Path, world: World, saelink: Run, hub: dict[str, str]) -> None:
-    Hub.repositories |= {"me/my-model": world.llama, "data/me/my-text": place / "texts", "me/my-saes": place / "others"}
+    Hub.repositories |= {"me/my-model": world.llama, "me/my-text": place / "texts", "me/my-saes": place / "others"}
     stub_slurm(place / "slurm")
     found = commands(page)
     assert found or page == "python"
@@ -95,7 +102,6 @@ def test_every_command_of_a_page_runs(page: str, place: Path, world: World, sael
         if any("optuna" in word for word in words) and not has("hydra_plugins.hydra_optuna_sweeper"):
             continue
         if launcher or "hub" in " ".join(words):
-            full = ["data.path=data/me/my-text" if w == "data.path=me/my-text" else w for w in full]
             environment = {**os.environ, **hub, "OMP_NUM_THREADS": "1"}
             done = subprocess.run(
                 [sys.executable, "-m", "saelink", *full], capture_output=True, text=True, env=environment

@@ -40,7 +40,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         for name, folder in self.repositories.items():
-            kind = "datasets" if name.startswith("data/") else "models"
+            kind = "datasets" if name.startswith("data/") or name.endswith("-text") else "models"
             prefix = "datasets/" if kind == "datasets" else ""
             files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
             if path.startswith(f"api/{kind}/{name}/tree/") or path.startswith(f"api/{kind}/{name}/paths-info/"):
