@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench bench-memory bench-gpu bench-run clean
+.PHONY: help demo test test-all test-compat check bench bench-memory bench-gpu bench-run clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,12 @@ test: $(INSTALLED)  ## the tests that need no model (about 10 minutes on 2 cores
 
 test-all: $(INSTALLED)  ## all tests, with the real model and text (about 10 minutes)
 	$(BIN)/python -m pytest -m ''
+
+test-compat:  ## the tests with transformer-lens 4, in an environment of its own (it and sae-lens exclude each other)
+	$(PYTHON) -m venv .venv-compat
+	grep -v '^transformer-lens' constraints.txt > .venv-compat/constraints.txt
+	.venv-compat/bin/pip install -q -c .venv-compat/constraints.txt -e '.[joblib,submitit]' 'transformer-lens>=4,<5' pytest pytest-xdist
+	.venv-compat/bin/python -m pytest -n 2
 
 check: $(INSTALLED)  ## ruff and pyright
 	$(BIN)/ruff check .
@@ -45,5 +51,5 @@ bench-run: $(INSTALLED)  ## time `saelink run` cold and warm on this machine, wr
 	$(BIN)/python -m benchmarks.run
 
 clean:  ## remove .venv and caches; outputs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache dist build
+	rm -rf $(VENV) .venv-compat .pytest_cache .ruff_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

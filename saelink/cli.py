@@ -125,6 +125,7 @@ def _run_evaluate(cfg: Config, store: Store) -> None:
 
 def _run_verify(cfg: Config, store: Store) -> None:
     from saelink import tracking
+    from saelink.consequence import consequences, print_consequences
     from saelink.evaluate import evaluate
     from saelink.stability import Stability, repeatable, stability
     from saelink.train import train
@@ -132,7 +133,11 @@ def _run_verify(cfg: Config, store: Store) -> None:
 
     verdicts, evaluation = verify(cfg, store), evaluate(cfg, store)
     stable = Stability(stability(cfg, store)) if cfg.verify.stability and repeatable(cfg) else None
+    lost = consequences(cfg, store) if cfg.verify.consequences or cfg.verify.chosen else None
     print_verdicts(store, verdicts, evaluation, stable)
+    if lost is not None:
+        print_consequences(store, lost)
+    store.say(f"\n  {verdicts.path}")
     tracking.publish(cfg.wandb, store, train(cfg, store), evaluation, cfg.runtime.sweep, verdicts)
 
 

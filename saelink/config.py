@@ -330,6 +330,11 @@ class VerifyConfig:
     strong: float = 0.1
     """An effect is strong from this share of the target's mean active value on, if its sign is the same in both halves
     of the documents."""
+    consequences: int = 6
+    """Also what the model's next token loses without so many confirmed edges, their targets, as many outlier latents;
+    0 leaves it out."""
+    chosen: list[str] = field(default_factory=list)
+    """Further edges for this, source-target, such as [353-1262]."""
     stability: bool = True
     """Also fit a lasso again on halves of the documents: how often is each edge chosen?"""
 
@@ -521,6 +526,7 @@ def check(cfg: Config) -> None:
     _at_least(1, runtime__forward_tokens=cfg.runtime.forward_tokens, runtime__threads=cfg.runtime.threads)
     _at_least(0, eval__circuits=cfg.eval.circuits, eval__edges=cfg.eval.edges, eval__min_active=cfg.eval.min_active)
     _at_least(1, report__top=cfg.report.top, report__per_size=cfg.report.per_size, report__random=cfg.report.random)
+    _at_least(0, verify__consequences=cfg.verify.consequences)
     _at_least(1, graph__logits=cfg.graph.logits)
     for name in ("logit_share", "node_share", "edge_share"):
         if not 0 < getattr(cfg.graph, name) <= 1:

@@ -326,7 +326,7 @@ def _ablate(
             pre = target_sae.pre_acts(compute(x[at] - taken), room)
             add_differences(pre, slot_of[part], token, before, floor[token], by_latent, sums)
             if kept is not None:
-                change = before.select(token).dense() - _read(pre, floor[token], by_latent).cpu()
+                change = before.select(token).dense() - read(pre, floor[token], by_latent).cpu()
                 place = change.nonzero()
                 ends = torch.bincount(place[:, 0], minlength=len(token)).cumsum(0)
                 offsets = torch.nn.functional.pad(ends, (1, 0))
@@ -335,7 +335,7 @@ def _ablate(
     return sums
 
 
-def _read(pre: torch.Tensor, by_token: torch.Tensor, by_latent: torch.Tensor) -> torch.Tensor:
+def read(pre: torch.Tensor, by_token: torch.Tensor, by_latent: torch.Tensor) -> torch.Tensor:
     """What counts of pre-activations, the thresholds held: at least the token's and above the latent's."""
     enough = (pre >= by_token.to(pre.device)[:, None]) & (pre > by_latent.to(pre.device))
     return torch.where(enough, pre, 0.0)
@@ -357,7 +357,7 @@ def add_differences(
         )  # fmt: skip
         in_parts(len(unique), 2, lambda low, high: kernel.add_differences(low, high, *arguments))
         return
-    kept = _read(pre, by_token, by_latent)
+    kept = read(pre, by_token, by_latent)
     unique, place = slots.unique_consecutive(return_inverse=True)
     after = torch.zeros(len(unique), pre.shape[1], device=pre.device).index_add_(0, place.to(pre.device), kept)
     sums[unique] -= after.cpu()

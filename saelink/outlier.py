@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
-from saelink.latents import Rows
+from saelink.encode import TYPICAL_NORM_RATIO
+from saelink.latents import Rows, latent_shards
+from saelink.store import Artifact
 
 FIRST_POSITIONS = 3
 
@@ -27,6 +30,34 @@ def first_delimiters(ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
     holds = torch.tensor([any(mark in tokenizer.decode([int(token)]) for mark in ".\n") for token in known])
     delimiter = holds[torch.searchsorted(known, ids)]
     return delimiter & (delimiter.cumsum(1) == 1)
+
+
+class Outliers(NamedTuple):
+    """Which latents of a hook are outliers on test documents."""
+
+    latents: list[int]
+    """The one with most activation in all first."""
+    shares: dict[str, torch.Tensor]
+    """Of `carried`, for all latents."""
+    sums: torch.Tensor
+    """[d] float64: their activation in all, raw."""
+    fired: torch.Tensor
+    """[d] on how many tokens."""
+
+
+def flagged(side: Artifact, ids: torch.Tensor, tokenizer: Any, limits: Mapping[str, float]) -> Outliers:
+    """The latents of an encode artifact of whose activation such places carry at least the share in `limits`.
+
+    `ids` [sequences, context_size] are the test split's tokens.
+    """
+    shards = list(latent_shards(side, ["test"]))
+    rows = Rows.stack([rows for _, rows, _ in shards])
+    massive = torch.cat([norm for _, _, norm in shards]) > TYPICAL_NORM_RATIO * side.facts["median_norm"]
+    shares = carried(rows, outlier_places(ids, massive, tokenizer))
+    sums = torch.bincount(rows.indices, rows.values.double(), minlength=rows.d)
+    fired = torch.bincount(rows.indices, minlength=rows.d)
+    hit = torch.stack([share >= limits[name] for name, share in shares.items()]).any(0) & (fired > 0)
+    return Outliers((sums * hit).argsort(descending=True)[: int(hit.sum())].tolist(), shares, sums, fired)
 
 
 def carried(rows: Rows, places: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

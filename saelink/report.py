@@ -23,20 +23,20 @@ from saelink.ablation import ablations
 from saelink.card import Card, Cards
 from saelink.config import Config, l1_alphas
 from saelink.connectors import CONNECTORS
+from saelink.consequence import FILE as CONSEQUENCES_FILE
+from saelink.consequence import consequences_found
 from saelink.data import tokens as pull_tokens
 from saelink.edges import edges
 from saelink.effects import measurable
-from saelink.encode import TYPICAL_NORM_RATIO
 from saelink.evaluate import evaluate
 from saelink.examples import examples
 from saelink.experiments.base import PICTURE_FILE, TEXT_FILE, mean_predictor, shown_rows
 from saelink.experiments.pareto import kneedle
 from saelink.hidden import CLASSES, has_hidden, hidden, load_hidden
 from saelink.intervene import oracle
-from saelink.latents import Rows, latent_shards
 from saelink.link import link_of, pull_sides, split_of
 from saelink.model import load_tokenizer, model_info
-from saelink.outlier import carried, outlier_places
+from saelink.outlier import flagged
 from saelink.progress import Progress
 from saelink.sae import neuronpedia_page
 from saelink.solvers import SOLVERS
@@ -105,6 +105,9 @@ def report(cfg: Config, store: Store, command: str | None = None) -> Artifact:
     again = [repeated(job, store) for job in jobs]
     for name, artifacts in (("verify", judged), ("stability", again)):
         inputs |= {f"{name}{i}": artifact.key for i, artifact in enumerate(artifacts) if artifact is not None}
+    lost = consequences_found(jobs[0], store) if judged[0] is not None else None
+    if lost is not None:
+        inputs["consequences"] = lost.key
     inputs |= {f"other{i}": evaluation.key for i, (_, evaluation) in enumerate(others)}
     inputs |= {f"experiment {result.facts['name']}": result.key for result in done}
     if has_hidden(load_connector(made[0][0])):
@@ -282,21 +285,15 @@ class _Pages:
     def _outliers(self) -> list[dict[str, Any]]:
         """Target latents of whose activation on test documents such a share falls on outlier places; most first."""
         side = self.cards.sides.target
-        shards = list(latent_shards(side, ["test"]))
-        rows = Rows.stack([rows for _, rows, _ in shards])
-        massive = torch.cat([norm for _, _, norm in shards]) > TYPICAL_NORM_RATIO * side.facts["median_norm"]
         ids = self.cards.tokens.tensors("test.safetensors")["ids"].long()
         tokenizer = load_tokenizer(self.cfg.model, model_info(self.cfg, self.store).artifact)
-        shares = carried(rows, outlier_places(ids, massive, tokenizer))
-        sums = torch.bincount(rows.indices, rows.values.double(), minlength=rows.d)
-        fired = torch.bincount(rows.indices, minlength=rows.d)
-        limits = self.cfg.experiment.outlier_shares
-        flagged = torch.stack([shares[name] >= limits[name] for name in shares]).any(0) & (fired > 0)
+        outliers = flagged(side, ids, tokenizer, self.cfg.experiment.outlier_shares)
         found = []
-        for latent in (sums * flagged).argsort(descending=True)[: int(flagged.sum())].tolist():
-            entry: dict[str, Any] = {name: round(share[latent].item(), 4) for name, share in shares.items()}
-            entry |= {"latent": latent, "fires": int(fired[latent]), "token": self.cards.top_token(side, latent)}
-            entry["mean"] = float(f"{sums[latent].item() / fired[latent].item() / self.cards.sides.scales[-1]:.4g}")
+        for latent in outliers.latents:
+            entry: dict[str, Any] = {name: round(share[latent].item(), 4) for name, share in outliers.shares.items()}
+            fires = int(outliers.fired[latent])
+            entry |= {"latent": latent, "fires": fires, "token": self.cards.top_token(side, latent)}
+            entry["mean"] = float(f"{outliers.sums[latent].item() / fires / self.cards.sides.scales[-1]:.4g}")
             found.append(entry)
         if self.cards.has_hidden:
             weights, limit = self.cards.connector.output_weight(), self.cfg.experiment.weight_threshold
@@ -429,6 +426,9 @@ class _Pages:
                 if fit.stability is not None:
                     facts = fit.stability.facts
                     entry["stable"] = round(facts["stable"] / max(facts["n_edges"], 1), 4)
+                lost = consequences_found(fit.cfg, self.store) if number == 0 else None
+                if lost is not None:
+                    entry["consequences"] = _rounded(lost.json(CONSEQUENCES_FILE))
                 if not found:
                     entry["nulls"] = {name: _rounded(null) for name, null in fit.verdicts.nulls.items()}
                 found.append(entry)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from saelink.config import WandbConfig, WandbMode
+from saelink.consequence import FILE as CONSEQUENCES_FILE
 from saelink.experiments.base import PICTURE_FILE, rows_of
 from saelink.store import Artifact, SaelinkError, Store, json_bytes, write_durably
 from saelink.train import CONFIG_FILE, HISTORY_FILE
@@ -66,9 +67,17 @@ def publish(
         if evaluation is not None:
             _add_evaluation(run, evaluation)
         if verdicts is not None:
-            _add_verdicts(run, verdicts)
+            _add_verdicts(run, verdicts, _consequences_of(store, verdicts))
         if content["artifacts"]:
             _add_files(run, connector)
+
+
+def _consequences_of(store: Store, verdicts: Artifact) -> Artifact | None:
+    """The newest consequences of what these verdicts are about."""
+    found = [
+        a for a in store.artifacts() if a.stage == "consequences" and a.manifest["inputs"]["verify"] == verdicts.key
+    ]
+    return found[-1] if found else None
 
 
 def _add_files(run: Any, connector: Artifact) -> None:
@@ -80,7 +89,7 @@ def _add_files(run: Any, connector: Artifact) -> None:
     run.log_artifact(files)
 
 
-def _add_verdicts(run: Any, artifact: Artifact) -> None:
+def _add_verdicts(run: Any, artifact: Artifact, lost: Artifact | None) -> None:
     import wandb
 
     verdicts = Verdicts(artifact)
@@ -89,6 +98,10 @@ def _add_verdicts(run: Any, artifact: Artifact) -> None:
     graphs = {"connector": verdicts.figures, **verdicts.nulls}
     rows: list[Any] = [[name, *(figures.get(key) for key in shown)] for name, figures in graphs.items()]
     run.log({"verify/graphs": wandb.Table(columns=["graph", *shown], data=rows)})
+    if lost is not None and (found := lost.json(CONSEQUENCES_FILE)):
+        columns = list(found[0])
+        data: list[Any] = [[row[name] for name in columns] for row in found]
+        run.log({"verify/consequences": wandb.Table(columns=columns, data=data)})
 
 
 def _add_evaluation(run: Any, evaluation: Artifact) -> None:

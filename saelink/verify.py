@@ -312,7 +312,6 @@ def print_verdicts(store: Store, artifact: Artifact, evaluation: Artifact, stabl
         share = {name: facts[name] / max(facts["n_edges"], 1) for name in ("stable", "half")}
         store.say(f"  {share['stable']:.0%} of the edges in {STABLE:.0%} of them, {share['half']:.0%} in half of them")
     _print_circuits(store, Verdicts(artifact), evaluation, stable)
-    store.say(f"\n  {artifact.path}")
 
 
 def _print_circuits(store: Store, verdicts: Verdicts, evaluation: Artifact, stable: Stability | None) -> None:

@@ -109,7 +109,9 @@ def test_influence_is_handed_down_whole(config: Callable[..., Config], store: St
 
 
 def test_the_file_is_what_circuit_tracer_reads(saelink: Run, store: Store) -> None:
-    code, out, err = saelink("graph", PROMPT, "layer=0", "l1_alpha=1e-3", "+sae.neuronpedia.hook_mlp_out=tiny/LAYER-mlp")
+    code, out, err = saelink(
+        "graph", PROMPT, "layer=0", "l1_alpha=1e-3", "+sae.neuronpedia.hook_mlp_out=tiny/LAYER-mlp"
+    )
     assert code == 0, err
     assert "next  " in out and "OF" in out and "nodes" in out
     (artifact,) = [found for found in Store("outputs").artifacts() if found.stage == "graph"]

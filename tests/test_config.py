@@ -22,7 +22,9 @@ from saelink.solvers import SOLVERS
 from conftest import Run, composed
 
 CHOICES = [
-    f"{file.parent.name}={file.stem}" for file in sorted(conf_dir().glob("*/*.yaml")) if file.parent.name != "hydra"
+    f"{file.parent.name}={file.stem}"
+    for file in sorted(conf_dir().glob("*/*.yaml"))
+    if file.parent.name not in ("hydra", "sweep")
 ]
 
 

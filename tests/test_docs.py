@@ -163,3 +163,10 @@ def test_the_pages_are_named_in_the_readme() -> None:
         text = (DOCS / f"{page}.md").read_text()
         for link in re.findall(r"\]\(([\w-]+\.md)\)", text):
             assert (DOCS / link).exists(), f"{page}: {link}"
+
+
+def test_the_tables_of_a_billion_tokens_are_the_scripts() -> None:
+    from benchmarks.scale import CASES, text
+
+    page = (DOCS / "scale.md").read_text()
+    assert all(text(case) in page for case in CASES)

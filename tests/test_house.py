@@ -13,9 +13,9 @@ PACKAGE = Path(saelink.__file__).parent
 ORDER = [
     "store", "config", "progress", "model", "data", "norms", "cache", "kernels", "autoencoder", "formats", "sae",
     "latents", "encode", "examples", "link", "gram", "effects", "lasso", "logic", "connectors", "loaded", "metrics",
-    "outlier", "solvers", "train", "intervene", "evaluate", "names", "transcoder", "stability", "verify", "edges",
-    "export", "attribution", "hidden", "ablation", "card", "experiments", "report", "api", "tracking", "sweep",
-    "completion", "cli", "__main__",
+    "outlier", "solvers", "train", "intervene", "evaluate", "names", "transcoder", "stability", "verify",
+    "consequence", "edges", "export", "attribution", "hidden", "ablation", "card", "experiments", "report", "api",
+    "tracking", "sweep", "completion", "cli", "__main__",
 ]  # fmt: skip
 """A module may import those before it when it is loaded; inside functions too."""
 

@@ -268,6 +268,25 @@ function real() {
       { head: "found + / −", number: true, title: "of strong positive and of strong suppressive effects, among ten times as many claims", cell: (r) => [between(r.f, "recall_positive_10x"), " / ", between(r.f, "recall_suppressive_10x")] },
       { head: "slope", number: true, title: "of effects on claims; below 1 the claims overstate", cell: (r) => between(r.f, "slope_1x") }, { head: "r²", number: true, cell: (r) => between(r.f, "r2_1x") },
     ], rows),
+    ...consequences(head.verified[0].consequences || []),
+  ];
+}
+
+// What the model's next token loses without an edge, its target, or an outlier latent.
+function consequences(rows) {
+  if (!rows.length) return [];
+  const what = { edge: "edge", target: "whole latent", outlier: "outlier" };
+  return [
+    h("h3", {}, "What the next token loses without it"),
+    h("p", { class: "dim" }, `Taken out of the model at one of up to ${Math.max(...rows.map((r) => r.tokens))} test tokens, of an edge only what its source does to its target. Nats; beside it an equal step along another latent's direction.`),
+    listTable([
+      { head: "", cell: (r) => h("span", { class: "dim" }, what[r.kind]) },
+      { head: "target", cell: (r) => [nameLink(`OF${r.target}`, r.target), " ", quoted(r.target_token)] },
+      { head: "source", cell: (r) => (r.source === null ? "" : [nameLink(`IF${r.source}`, r.source), " ", quoted(r.source_token)]) },
+      { head: "log-probability", number: true, title: "of the actual next token", cell: (r) => h("span", { class: r.logp < 0 ? "minus" : "plus", title: r.logp_error === null ? "" : `standard error ${digits(r.logp_error, 2)}` }, digits(r.logp, 2)) },
+      { head: "KL", number: true, title: "of the clean prediction from the one without it", cell: (r) => digits(r.kl, 2) },
+      { head: "KL, other", number: true, title: "of an equal step along another latent", cell: (r) => digits(r.kl_null, 2) },
+    ], rows),
   ];
 }
 
