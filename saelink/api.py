@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from saelink.config import Config, check, conf_dir, register
+from saelink.config import Config, check, conf_dir, register, single
 from saelink.store import Artifact, SaelinkError, Store
 
 Say = Callable[[str], None]
@@ -21,16 +21,25 @@ def configure(*overrides: str) -> Config:
     Raises SaelinkError for a setting that does not exist or is out of range.
     """
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     register()
+    running = GlobalHydra.instance()
+    outer = running.hydra  # of a caller that is a Hydra application itself
+    running.clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             cfg = OmegaConf.to_object(compose("config", list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
-        raise SaelinkError(" ".join(str(error).split())) from None
+        reason = (
+            f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) not in str(error) else ""
+        )
+        raise SaelinkError(" ".join(f"{error}{reason}".split())) from None
+    finally:
+        running.hydra = outer
     assert isinstance(cfg, Config)
     check(cfg)
     return cfg
@@ -60,21 +69,21 @@ def fit_connector(cfg: Config, say: Say = print) -> Artifact:
     """A fitted connector; its facts have the figures on validation documents. cfg.l1_alpha is one number."""
     from saelink.train import train
 
-    return train(_single(cfg), _store(cfg, say))
+    return train(single(cfg), _store(cfg, say))
 
 
 def evaluate_connector(cfg: Config, say: Say = print) -> Artifact:
     """The connector's figures on test documents: `metrics.json`, `latents.safetensors`, `circuits.txt`."""
     from saelink.evaluate import evaluate
 
-    return evaluate(_single(cfg), _store(cfg, say))
+    return evaluate(single(cfg), _store(cfg, say))
 
 
 def verify_edges(cfg: Config, say: Say = print) -> Artifact:
     """The verdict of ablating every source latent in the model on each of the connector's edges."""
     from saelink.verify import verify
 
-    return verify(_single(cfg), _store(cfg, say))
+    return verify(single(cfg), _store(cfg, say))
 
 
 def make_report(cfg: Config, say: Say = print) -> Artifact:
@@ -88,25 +97,15 @@ def export_connector(cfg: Config, say: Say = print) -> Artifact:
     """The connector's folder for others: what `load_connector` reads, its card, its edges as tables and graphs."""
     from saelink.export import export
 
-    return export(_single(cfg), _store(cfg, say))
+    return export(single(cfg), _store(cfg, say))
 
 
 def prompt_graph(cfg: Config, prompt: str, say: Say = print) -> Artifact:
     """A prompt's attribution graph, the file `<facts["slug"]>.json`."""
     from saelink.attribution import graph
 
-    return graph(replace(_single(cfg), graph=replace(cfg.graph, prompt=prompt)), _store(cfg, say))
+    return graph(replace(single(cfg), graph=replace(cfg.graph, prompt=prompt)), _store(cfg, say))
 
 
 def _store(cfg: Config, say: Say) -> Store:
     return Store(cfg.runtime.outputs, say=say)
-
-
-def _single(cfg: Config) -> Config:
-    """The job with its one penalty as a number. Raises SaelinkError for several."""
-    from saelink.config import l1_alphas
-
-    alphas = l1_alphas(cfg.l1_alpha)
-    if len(alphas) != 1:
-        raise SaelinkError(f"l1_alpha={cfg.l1_alpha} has {len(alphas)} penalties: fit them one by one")
-    return replace(cfg, l1_alpha=alphas[0])

@@ -4,8 +4,8 @@ Nodes are the prompt's tokens, the source and target latents active on it, what 
 the likeliest next tokens. A link's weight is what its source node adds to its target node:
 
 - source latent -> target latent, at the same token: what the connector's prediction loses without the source, in units
-  of the latent's activation; an error node in front of the target holds the rest, so that a target's links sum to its
-  activation.
+  of the latent's activation; an error node in front of the target holds the rest (the connector's error, its bias, what
+  sources do only together), so that a target's links sum to its activation.
 - target latent -> next token: gradient x activation, the gradient that of the logit less the mean logit, through
   everything behind the hook; an error node holds what the SAE does not rebuild, so that the links of a position sum to
   what its activations add to first order.
@@ -27,7 +27,6 @@ from saelink import __version__
 from saelink.autoencoder import SAE
 from saelink.config import Config
 from saelink.data import separator_id
-from saelink.evaluate import evaluate
 from saelink.latents import Rows
 from saelink.link import link_of, pull_sides
 from saelink.model import device_of, load_bridge, load_tokenizer, model_info
@@ -72,6 +71,7 @@ def graph_plan(cfg: Config, store: Store) -> Plan:
     settings = cfg.graph
     recipe = {
         "prompt": settings.prompt,
+        "model": cfg.model.label,
         "logits": settings.logits,
         "shares": [settings.logit_share, settings.node_share, settings.edge_share],
         "prepend_bos": cfg.data.prepend_bos,
@@ -79,7 +79,7 @@ def graph_plan(cfg: Config, store: Store) -> Plan:
         "model_dtype": cfg.model.dtype.name,
         "pages": pages_of(cfg, store),
     }
-    inputs = {"connector": train(cfg, store).key, "evaluation": evaluate(cfg, store).key}
+    inputs = {"connector": train(cfg, store).key}
     return Plan("graph", VERSION, recipe, inputs, f"{cfg.model.label} layer {cfg.layer} {settings.prompt!r}")
 
 
@@ -92,6 +92,7 @@ def graph(cfg: Config, store: Store) -> Artifact:
     """
     if not (cfg.graph.prompt or "").strip():
         raise SaelinkError('graph.prompt is missing: saelink graph "The old king sat on"')
+    prompt_ids(cfg, store)  # too long a prompt is said before anything is fitted
     plan = graph_plan(cfg, store)
     found = store.up_to_date(plan)
     return found or store.build(plan, lambda draft: _graph(cfg, store, draft), device_of(cfg))
@@ -108,7 +109,9 @@ def _graph(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
     tracer = Tracer(cfg, store)
     trace = tracer.trace()
     influence, _ = influences(trace)
-    kept = _first(influence, cfg.graph.node_share)
+    kept = _first(_but_logits(influence), cfg.graph.node_share)
+    led = {source for target in kept if target.kind == "target" for source in trace.links[target]}
+    kept = {node: share for node, share in kept.items() if node.kind not in ("source", "source_error") or node in led}
     tracer.embed(trace, [node for node in kept if node.kind == "source"])
     influence, shares = influences(trace)
     nodes = [node for node in influence if node in kept or node.kind in ("token", "logit")]
@@ -119,6 +122,8 @@ def _graph(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
         if source in kept or source.kind == "token"
     }
     edges_kept = _first(edges, cfg.graph.edge_share)
+    leading = {source for source, _ in edges_kept}
+    edges_kept = [edge for edge in edges_kept if edge[1].kind != "source" or edge[1] in leading]
     joined = {node for edge in edges_kept for node in edge}
     nodes = [node for node in nodes if node in joined or node.kind in ("token", "logit")]
     found = _Written(cfg, store, tracer, trace, nodes, influence)
@@ -147,6 +152,20 @@ def _graph(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
 # --------------------------------------------------------------------------- measuring
 
 
+def prompt_ids(cfg: Config, store: Store) -> list[int]:
+    """The prompt's tokens behind the one that begins every sequence. Raises SaelinkError when they are too many."""
+    info = model_info(cfg, store)
+    tokenizer = load_tokenizer(cfg.model, info.artifact)
+    prompt = tokenizer(cfg.graph.prompt, add_special_tokens=False)["input_ids"]
+    first = tokenizer.bos_token_id if cfg.data.prepend_bos else separator_id(tokenizer, cfg.model.separator)
+    most = min(cfg.data.context_size, info.context_size or cfg.data.context_size)
+    if len(prompt) + 1 > most:
+        raise SaelinkError(
+            f"graph.prompt has {len(prompt)} tokens; with the one in front at most data.context_size={most} fit"
+        )
+    return [first, *prompt]
+
+
 class Tracer:
     """A prompt's forward pass, kept for gradients."""
 
@@ -166,24 +185,12 @@ class Tracer:
         )
         self._saes = [pull_sae(cfg, store, hook).to("cpu", torch.float32) for hook in link.sources]
         self._target_sae = pull_sae(cfg, store, link.target).to("cpu", torch.float32)
-        self.ids = self._ids(info.context_size)
+        self.ids = prompt_ids(cfg, store)
         self._run(load_bridge(cfg, info, self.device), link.sources, link.target)
 
     def text(self, token: int) -> str:
         """A token as text, its blank in front kept."""
         return str(self._tokenizer.decode([token]))
-
-    def _ids(self, longest: int | None) -> list[int]:
-        prompt = self._tokenizer(self.cfg.graph.prompt, add_special_tokens=False)["input_ids"]
-        first = separator_id(self._tokenizer, self.cfg.model.separator)
-        if self.cfg.data.prepend_bos:
-            first = self._tokenizer.bos_token_id
-        most = min(self.cfg.data.context_size, longest or self.cfg.data.context_size)
-        if len(prompt) + 1 > most:
-            raise SaelinkError(
-                f"graph.prompt has {len(prompt)} tokens; with the one in front at most data.context_size={most} fit"
-            )
-        return [first, *prompt]
 
     def _run(self, bridge: Any, sources: list[str], target: str) -> None:
         """Keep the acts at all hooks; the embedding and the target hook's acts as leaves of their own."""
@@ -222,7 +229,7 @@ class Tracer:
         return trace
 
     def _latents(self, sae: SAE, acts: torch.Tensor) -> Rows:
-        """What is active on every token; nothing on those the connectors never saw."""
+        """What is active on every token; nothing on the first positions, which no connector was fitted on."""
         x = acts.detach()[0].flatten(1).float().cpu()
         row, latent, value = sae.encode_sparse(x)
         counts = row >= self.cfg.data.drop_positions
@@ -299,11 +306,8 @@ class Tracer:
             sae, acts = self._saes[place], self.source_acts[place][0].flatten(1)
             if not acts.requires_grad:  # nothing stands between: the hook is the embedding itself
                 continue
-            direction = sae.W_enc[:, latent]
-            units = sae.units(acts.detach()[node.position : node.position + 1].float().cpu())
-            if units is not None:
-                direction = direction / units.scale[0]
-            value = (acts[node.position] * direction.to(acts.device, acts.dtype)).sum()
+            with torch.enable_grad():
+                value = sae.pre_acts(acts[node.position : node.position + 1].float().cpu())[0, latent]
             (gradient,) = torch.autograd.grad(value, self.embedding, retain_graph=True)
             weights = (gradient * self.embedding).detach()[0].sum(1).tolist()
             trace.links[node] = {
@@ -346,6 +350,11 @@ def influences(trace: Trace) -> tuple[dict[Node, float], dict[Node, dict[Node, f
     return influence, shares
 
 
+def _but_logits(influence: dict[Node, float]) -> dict[Node, float]:
+    """Of the nodes that can be left out or not."""
+    return {node: value for node, value in influence.items() if node.kind != "logit"}
+
+
 T = TypeVar("T")
 
 
@@ -376,7 +385,8 @@ class _Written:
     ):
         self._cfg, self._store, self._tracer, self._trace, self._nodes = cfg, store, tracer, trace, nodes
         self._names = Names(cfg, store)
-        self._so_far = _first({n: v for n, v in influence.items() if n.kind != "logit"}, 2.0)
+        self._so_far = _first(_but_logits(influence), 2.0)
+        self._sizes = [side.facts["d_sae"] for side in tracer.sides.sources]
         layer, above = str(cfg.layer), str(cfg.layer + 1)
         last = str(tracer.n_layers + 1)
         self._layer = {
@@ -418,12 +428,15 @@ class _Written:
         if node.kind == "token":
             return f'"{self._tracer.text(node.number)}"'
         if node.kind == "source_error":
-            return "not explained by the connector"
+            return "not from single sources"
         if node.kind == "target_error":
             return "not rebuilt by the target SAE"
         unit = self._names.unit(node.kind, node.number)
-        letter = "IF" if node.kind == "source" else "OF"
-        return f"{letter}{node.number}" + (f' "{unit.token}"' if unit.token else "")
+        name = f"OF{node.number}"
+        if node.kind == "source":
+            place = sum(node.number >= sum(self._sizes[: n + 1]) for n in range(len(self._sizes)))
+            name = f"IF{unit.latent}" if len(self._sizes) == 1 else f"IF{place}.{unit.latent}"
+        return name + (f' "{unit.token}"' if unit.token else "")
 
     def metadata(self) -> dict[str, Any]:
         cfg, pages = self._cfg, pages_of(self._cfg, self._store)
@@ -462,7 +475,7 @@ class _Written:
             value = self._trace.activations[target]
             for source, weight in inside[:3]:
                 lines.append(f"    {weight / value:+.0%} {self.label(source)}")
-        return lines
+        return ["".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in line) for line in lines]
 
 
 def cantor(a: int, b: int) -> int:

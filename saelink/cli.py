@@ -125,12 +125,13 @@ def _run_evaluate(cfg: Config, store: Store) -> None:
 
 def _run_verify(cfg: Config, store: Store) -> None:
     from saelink import tracking
-    from saelink.consequence import consequences, print_consequences
+    from saelink.consequence import chosen_edges, consequences, print_consequences
     from saelink.evaluate import evaluate
     from saelink.stability import Stability, repeatable, stability
     from saelink.train import train
     from saelink.verify import print_verdicts, verify
 
+    chosen_edges(cfg, store)  # a mistake there is said before hours of work
     verdicts, evaluation = verify(cfg, store), evaluate(cfg, store)
     stable = Stability(stability(cfg, store)) if cfg.verify.stability and repeatable(cfg) else None
     lost = consequences(cfg, store) if cfg.verify.consequences or cfg.verify.chosen else None
@@ -431,10 +432,11 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
 
     def stage(cfg: Config, store: Store) -> None:
         from saelink import card
+        from saelink.config import single
 
         if as_json:
             store.say = lambda line: print(line, file=sys.stderr, flush=True)
-        cards = card.Cards(cfg, store)
+        cards = card.Cards(single(cfg), store)
         found = cards.target(int(latent)) if side == "target" else cards.source(cards.source_number(latent))
         if as_json:
             print(card.as_json(found))
@@ -450,17 +452,22 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
 def graph(context: typer.Context, arguments: Overrides = None) -> None:
     """A prompt as a graph: tokens, latents, next tokens: saelink graph "The old king" [key=value ...]."""
     words = [*(arguments or []), *context.args]
-    asked = [word for word in words if not _OVERRIDE.match(word) and not word.startswith("-")]
+    asked = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if not _OVERRIDE.match(word) and not word.startswith("-") and before not in ("--cfg", "-c", "--package", "-p")
+    ]
 
     def stage(cfg: Config, store: Store) -> None:
         from saelink import attribution
+        from saelink.config import single
 
         if len(asked) > 1:
             from saelink.store import SaelinkError
 
             raise SaelinkError(f'graph: give one text, in quotes: saelink graph "{" ".join(asked)}"')
         cfg.graph.prompt = asked[0] if asked else cfg.graph.prompt
-        found = attribution.graph(cfg, store)
+        found = attribution.graph(single(cfg), store)
         chances = ", ".join(f"{token!r} {chance:.0%}" for token, chance in found.facts["next"][:5])
         print(f"\n  next       {chances}")
         for line in found.facts["lines"]:
@@ -501,6 +508,8 @@ def main() -> Any:
             if "Could not override 'solver." in text:
                 text = text.split("To append")[0] + "(connector=linear is solved exactly unless you say solver=adam)"
             print(f"saelink: {' '.join(text.split())}", file=sys.stderr)
+        elif "No trials are completed yet" in str(error):  # Optuna's, after each trial has said its own
+            print("saelink: no trial of the search succeeded, see the lines above", file=sys.stderr)
         elif isinstance(error, OSError) and error.filename:  # Hydra makes a multirun's folder itself
             print(f"saelink: {error.filename}: {error.strerror}; change runtime.outputs", file=sys.stderr)
         else:

@@ -7,7 +7,7 @@ sees these dataclasses, never an untyped config.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -508,6 +508,16 @@ def l1_alphas(value: Any) -> list[float]:
     if not alphas:
         raise SaelinkError("l1_alpha=[] has no value: give a number or a list such as [1e-3,1e-2]")
     return alphas
+
+
+def single(cfg: Config) -> Config:
+    """The job with its one penalty as a number. Raises SaelinkError for several."""
+    alphas = l1_alphas(cfg.l1_alpha)
+    if len(alphas) != 1:
+        raise SaelinkError(
+            f"l1_alpha={cfg.l1_alpha} has {len(alphas)} penalties: this takes one, such as l1_alpha=1e-3"
+        )
+    return replace(cfg, l1_alpha=alphas[0])
 
 
 def _at_least(minimum: float, **values: float | None) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from saelink.config import Config
 from saelink.data import tokens as pull_tokens
-from saelink.effects import Block, encoded, open_block, read
+from saelink.effects import STEP, Block, encoded, open_block, read
 from saelink.evaluate import top_tokens
 from saelink.link import link_of, load_split, pull_sides
 from saelink.model import device_of, load_bridge, load_tokenizer, model_info
@@ -69,7 +69,7 @@ def consequences(cfg: Config, store: Store) -> Artifact:
     found = store.up_to_date(plan)
     if found is not None:
         return found
-    items = [*_chosen(cfg, store), *_strongest(cfg, judged), *_outliers(cfg, store)]
+    items = [*chosen_edges(cfg, store), *_strongest(cfg, judged), *_outliers(cfg, store)]
     items += [Item("target", None, item.target) for item in items if item.kind == "edge"]
 
     def make(draft: Draft) -> dict[str, Any]:
@@ -80,12 +80,16 @@ def consequences(cfg: Config, store: Store) -> Artifact:
     return store.build(plan, make, device_of(cfg))
 
 
-def consequences_found(cfg: Config, store: Store) -> Artifact | None:
-    """The consequences where they have been measured."""
-    return store.find(consequences_plan(cfg, store))
+def consequences_of(store: Store, verdicts: Artifact) -> Artifact | None:
+    """The newest consequences that were measured beside these verdicts."""
+    found = [
+        a for a in store.artifacts() if a.stage == "consequences" and a.manifest["inputs"]["verify"] == verdicts.key
+    ]
+    return found[-1] if found else None
 
 
-def _chosen(cfg: Config, store: Store) -> list[Item]:
+def chosen_edges(cfg: Config, store: Store) -> list[Item]:
+    """The edges of verify.chosen. Raises SaelinkError for one that is none between these latents."""
     sides = pull_sides(cfg, store)
     items = []
     for text in cfg.verify.chosen:
@@ -152,8 +156,9 @@ def _measured(cfg: Config, store: Store, items: list[Item]) -> list[dict[str, An
     bridge = load_bridge(cfg, model_info(cfg, store), device)
     found: dict[int, list[tuple[float, float, float]]] = {}
     with Progress("consequences", len(steps), "ablations") as bar, torch.inference_mode():
-        for first in range(0, len(steps), SEQUENCES):
-            part = steps[first : first + SEQUENCES]
+        size_of_pass = max(min(SEQUENCES, cfg.runtime.forward_tokens // context), 1)
+        for first in range(0, len(steps), size_of_pass):
+            part = steps[first : first + size_of_pass]
             at = torch.tensor([places[step.token] % context for step in part], device=device)
             text = torch.stack([ids[places[step.token] // context] for step in part])[:, : int(at.max()) + 1].to(device)
             nexts = torch.tensor([int(ids[p // context, p % context + 1]) for p in (places[s.token] for s in part)])
@@ -179,6 +184,10 @@ def _measured(cfg: Config, store: Store, items: list[Item]) -> list[dict[str, An
             for step, *values in zip(part, change.tolist(), kl.tolist(), kl_null.tolist(), strict=True):
                 found.setdefault(step.item, []).append((values[0], values[1], values[2]))
             bar.advance(len(part))
+    for number, item in enumerate(items):
+        if number not in found:
+            what = f"edge {item.source}-{item.target}" if item.kind == "edge" else f"target latent {item.target}"
+            store.say(f"consequences: {what} left out, never active on the tokens looked at (verify.tokens)")
     named = {"source": test.source, "target": test.target}
     tops = {side: top_tokens(rows, ids.flatten()[test.row]) for side, rows in named.items()}
     tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
@@ -204,7 +213,7 @@ def _row(item: Item, values: list[tuple[float, float, float]], text_of: dict[str
 def _steps(block: Block, items: list[Item]) -> tuple[list[_Step], list[float]]:
     """What is taken out where, in raw units, and what a decoder direction is multiplied by at each token."""
     x, target_sae = block.x, block.target_sae
-    y = block.compute(x)
+    y = torch.cat([block.compute(x[i : i + STEP]) for i in range(0, len(x), STEP)])
     before, floor = encoded(target_sae, y)
     active, _ = encoded(block.source_sae, x)
     units, source_units = target_sae.units(y), block.source_sae.units(x)

@@ -183,6 +183,11 @@ def _effects(
     cfg: Config, store: Store, sides: Sides, split: str, null: str | None, draft: Draft
 ) -> dict[str, Any]:  # fmt: skip
     device = device_of(cfg)
+    link, size = link_of(cfg, store), FOLDS * sides.d_source * sides.d_target
+    most = max(_tokens(cfg, split), 1)
+    what = f"effects: {link.sources[0]} -> {link.target} on at most {most:,} {split} tokens"
+    store.say(f"{what}, {6 * size / 1e9:.1f} GB of memory")
+    store.need_space("effects", 2 * size + 4 * size // FOLDS)
     block = open_block(cfg, store, sides, split, device)
     directions = block.source_sae.W_dec
     if null == "permuted decoders":
@@ -232,10 +237,6 @@ def open_block(cfg: Config, store: Store, sides: Sides, split: str, device: str)
     counted = counted[counted < n * context]
     compute = load_computation(cfg, info, source_hook, link.target, device).float()
     forward = load_forward(cfg, info, [source_hook], device)
-    size = FOLDS * source_sae.d_sae * target_sae.d_sae
-    where = f"{len(counted):,} {split} tokens"
-    store.say(f"effects: {source_hook} -> {link.target} on {where}, {6 * size / 1e9:.1f} GB of memory")
-    store.need_space("effects", 2 * size + 4 * size // FOLDS)
     with torch.inference_mode():
         rows = max(cfg.runtime.forward_tokens // context, 1)
         parts = [forward(text["ids"][i : i + rows].long().to(device))[source_hook].float() for i in range(0, n, rows)]

@@ -96,6 +96,6 @@ def load_connector(place: str | Path) -> Loaded:
     from saelink.model import hub_errors
 
     name, _, revision = place.removeprefix(ON_HUB).partition("@")
-    with hub_errors("connector", name):
+    with hub_errors("connector", name, f"{ON_HUB}{name}@<40 digits>"):
         folder = snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
     return Loaded(Path(folder))

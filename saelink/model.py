@@ -70,8 +70,11 @@ def wheel_folder(package: str, install: str | None, field: str) -> Path:
 
 
 @contextmanager
-def hub_errors(field: str, repository: str) -> Iterator[None]:
-    """Turn the many ways in which a hub can't be reached, or lacks something, into one line."""
+def hub_errors(field: str, repository: str, pinned: str | None = None) -> Iterator[None]:
+    """Turn the many ways in which a hub can't be reached, or lacks something, into one line.
+
+    `pinned` is how one names a commit there, unless it is by the group's own `revision`.
+    """
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
@@ -84,10 +87,10 @@ def hub_errors(field: str, repository: str) -> Iterator[None]:
         if not of_the_network(error):
             raise
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        group = field.split(".")[0]
+        pinned = pinned or f"{field.split('.')[0]}.revision=<40 digits>"
         raise SaelinkError(
             f"{field}={repository}: {endpoint} can't be reached or refuses this repository; check the network, or name "
-            f"a commit that was fetched before ({group}.revision=<40 digits>), a local copy or the offline default"
+            f"a commit that was fetched before ({pinned}), a local copy or the offline default"
         ) from None
 
 

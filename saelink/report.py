@@ -24,7 +24,7 @@ from saelink.card import Card, Cards
 from saelink.config import Config, l1_alphas
 from saelink.connectors import CONNECTORS
 from saelink.consequence import FILE as CONSEQUENCES_FILE
-from saelink.consequence import consequences_found
+from saelink.consequence import consequences_of
 from saelink.data import tokens as pull_tokens
 from saelink.edges import edges
 from saelink.effects import measurable
@@ -105,7 +105,8 @@ def report(cfg: Config, store: Store, command: str | None = None) -> Artifact:
     again = [repeated(job, store) for job in jobs]
     for name, artifacts in (("verify", judged), ("stability", again)):
         inputs |= {f"{name}{i}": artifact.key for i, artifact in enumerate(artifacts) if artifact is not None}
-    lost = consequences_found(jobs[0], store) if judged[0] is not None else None
+    first = next((artifact for artifact in judged if artifact is not None), None)
+    lost = None if first is None else consequences_of(store, first)
     if lost is not None:
         inputs["consequences"] = lost.key
     inputs |= {f"other{i}": evaluation.key for i, (_, evaluation) in enumerate(others)}
@@ -426,9 +427,9 @@ class _Pages:
                 if fit.stability is not None:
                     facts = fit.stability.facts
                     entry["stable"] = round(facts["stable"] / max(facts["n_edges"], 1), 4)
-                lost = consequences_found(fit.cfg, self.store) if number == 0 else None
+                lost = None if found else consequences_of(self.store, fit.verify)
                 if lost is not None:
-                    entry["consequences"] = _rounded(lost.json(CONSEQUENCES_FILE))
+                    entry["consequences"] = [_rounded(row) for row in lost.json(CONSEQUENCES_FILE)]
                 if not found:
                     entry["nulls"] = {name: _rounded(null) for name, null in fit.verdicts.nulls.items()}
                 found.append(entry)

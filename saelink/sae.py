@@ -153,7 +153,7 @@ def located(place: str, field: str, about: str | None = None, must: bool = True)
         name, _, revision = name.partition("@")
         if not rest[0] or not name or not owner:
             raise SaelinkError(f"{field}: {place} is not of the form hf://owner/repository/folder")
-        return _on_hub(f"{owner}/{name}", revision or None, rest[0], about or place, must)
+        return _on_hub(f"{owner}/{name}", revision or None, rest[0], about or place, must, field)
     path = Path(place)
     if not path.exists():
         if not must:
@@ -163,8 +163,10 @@ def located(place: str, field: str, about: str | None = None, must: bool = True)
     return SAEChoice(key, about or path.name, path)
 
 
-def _on_hub(repository: str, revision: str | None, path: str, about: str, must: bool) -> SAEChoice | None:
-    commit = hub_commit("sae.hub", repository, revision)
+def _on_hub(
+    repository: str, revision: str | None, path: str, about: str, must: bool, field: str = "sae.hub"
+) -> SAEChoice | None:
+    commit = hub_commit(field, repository, revision)
     if not must and not any(_fetch(repository, commit, f"{path}/{files[0]}") for files in FOLDERS):
         return None
     return SAEChoice(f"hub:{repository}@{commit}/{path}", about, hub=HubPlace(repository, commit, path))
@@ -221,7 +223,8 @@ def hub_commit(field: str, repository: str, revision: str | None) -> str:
     if (repository, revision) not in _commits:
         from huggingface_hub import HfApi
 
-        with hub_errors(field, repository):
+        pinned = None if field == "sae.hub" else f"hf://{repository}@<40 digits>/..."
+        with hub_errors(field, repository, pinned):
             _commits[repository, revision] = str(HfApi().model_info(repository, revision=revision).sha)
     return _commits[repository, revision]
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from saelink.config import WandbConfig, WandbMode
 from saelink.consequence import FILE as CONSEQUENCES_FILE
+from saelink.consequence import consequences_of
 from saelink.experiments.base import PICTURE_FILE, rows_of
 from saelink.store import Artifact, SaelinkError, Store, json_bytes, write_durably
 from saelink.train import CONFIG_FILE, HISTORY_FILE
@@ -50,6 +51,8 @@ def publish(
     )
     content = {"train": connector.key, "group": group}
     content |= {"evaluate": evaluation.key if evaluation else None, "verify": verdicts.key if verdicts else None}
+    lost = consequences_of(store, verdicts) if verdicts else None
+    content["consequences"] = lost.key if lost else None
     content["artifacts"] = settings.artifacts or shown.get("artifacts", False)
     with _run(settings, store, connector.key, content, name=connector.manifest["about"]) as run:
         if run is None:
@@ -67,17 +70,9 @@ def publish(
         if evaluation is not None:
             _add_evaluation(run, evaluation)
         if verdicts is not None:
-            _add_verdicts(run, verdicts, _consequences_of(store, verdicts))
+            _add_verdicts(run, verdicts, lost)
         if content["artifacts"]:
             _add_files(run, connector)
-
-
-def _consequences_of(store: Store, verdicts: Artifact) -> Artifact | None:
-    """The newest consequences of what these verdicts are about."""
-    found = [
-        a for a in store.artifacts() if a.stage == "consequences" and a.manifest["inputs"]["verify"] == verdicts.key
-    ]
-    return found[-1] if found else None
 
 
 def _add_files(run: Any, connector: Artifact) -> None:

@@ -17,7 +17,7 @@ from saelink.encode import encode_plan
 from saelink.gram import VERSION as GRAM_VERSION
 from saelink.gram import Gram, gram, gram_plan, load_gram
 from saelink.link import Sides, link_of, normaliser, pull_sides, split_of, subset_of, targets_of
-from saelink.loaded import CONFIG_FILE, ON_HUB, WEIGHTS_FILE, connector_of
+from saelink.loaded import CONFIG_FILE, ON_HUB, WEIGHTS_FILE, Loaded, connector_of
 from saelink.loaded import load_connector as load_exported
 from saelink.model import device_of
 from saelink.norms import norms_plan
@@ -47,7 +47,7 @@ def train_plan(cfg: Config, store: Store) -> Plan:
         "max_norm_ratio": cfg.data.max_norm_ratio,
     }
     if _is_place(cfg.connector.init):
-        recipe["start"] = load_exported(cfg.connector.init).sha256
+        recipe["start"] = _exported(cfg.connector.init).sha256
         recipe["connector"] = {**recipe["connector"], "init": "exported"}  # what it holds counts, not where it lies
     if SOLVERS[cfg.solver.name].seeded:
         recipe["seed"] = cfg.seed
@@ -147,13 +147,27 @@ def _warm_start(cfg: Config, store: Store, sides: Sides, target_ids: torch.Tenso
 
 def _is_place(init: str) -> bool:
     """Whether connector.init names an exported connector."""
+    if init in STARTS or is_key(init):
+        return False
     return init.startswith(ON_HUB) or "/" in init or Path(init).is_dir()
+
+
+_from_hubs: dict[str, Loaded] = {}
+
+
+def _exported(place: str) -> Loaded:
+    """An exported connector; a hub is asked once per process: a branch that moves changes nothing midway."""
+    if not place.startswith(ON_HUB):
+        return load_exported(place)
+    if place not in _from_hubs:
+        _from_hubs[place] = load_exported(place)
+    return _from_hubs[place]
 
 
 def _exported_start(cfg: Config, store: Store, sides: Sides, target_ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """The weights of an exported connector in the units of these latents. Raises SaelinkError for other hooks."""
     place, link = cfg.connector.init, link_of(cfg, store)
-    start = load_exported(place)
+    start = _exported(place)
     theirs = [(side["hook_name"], side["d"]) for side in [*start.config["sources"], start.config["target"]]]
     ours = [
         (hook, side.facts["d_sae"])

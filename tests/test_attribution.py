@@ -40,6 +40,14 @@ def test_links_add_up(config: Callable[..., Config], store: Store, kind: list[st
     assert targets and all(node.position >= cfg.data.drop_positions for node in trace.activations)
     for node in targets:
         assert sum(trace.links[node].values()) == pytest.approx(trace.activations[node], rel=1e-4)
+    if kind == KINDS[0]:  # what a linear map adds is known
+        weight, scales = tracer.connector.output_weight(), tracer.sides.scales
+        node = max(targets, key=lambda node: len(trace.links[node]))
+        for source, found in trace.links[node].items():
+            if source.kind == "source":
+                w = weight[source.number, tracer.connector.column(node.number)].item()
+                assert found == pytest.approx(w * trace.activations[source] / scales[0] * scales[1], rel=1e-3, abs=1e-5)
+        assert len(trace.links[node]) > 2
     (best,) = [n for n in trace.links if n.kind == "logit" and n.number == next(iter(trace.probabilities))]
     (gradient,) = torch.autograd.grad(
         tracer._logits[best.number] - tracer._logits.mean(), tracer.target_acts, retain_graph=True
@@ -139,6 +147,13 @@ def test_the_file_is_what_circuit_tracer_reads(saelink: Run, store: Store) -> No
     assert all(page.startswith("https://www.neuronpedia.org/tiny/0-mlp/") for page in first.values()) and first
     code, out, _ = saelink("graph", PROMPT, "layer=0", "l1_alpha=1e-3", "+sae.neuronpedia.hook_mlp_out=tiny/LAYER-mlp")
     assert code == 0 and f"graph {artifact.key}: up to date" in out
+
+
+def test_a_list_of_penalties_is_refused(saelink: Run) -> None:
+    code, _, err = saelink("graph", PROMPT, "l1_alpha=[1e-3,1e-2]")
+    assert code == 1 and "has 2 penalties: this takes one" in err and len(err.strip().splitlines()) == 1
+    code, out, err = saelink("graph", PROMPT, "--cfg", "job")
+    assert code == 0 and "l1_alpha" in out, err
 
 
 def test_cantor_numbers_every_pair_once() -> None:

@@ -12,6 +12,7 @@ from saelink.consequence import FILE, Item, consequences
 from saelink.data import tokens
 from saelink.link import load_split, pull_sides
 from saelink.model import load_bridge, model_info
+from saelink.report import Opened
 from saelink.sae import pull_sae
 from saelink.store import Store
 
@@ -39,6 +40,7 @@ def test_a_step_is_what_the_whole_model_makes_of_it(
     sae_in, sae_out = (pull_sae(cfg, store, hook) for hook in hooks)
     ids = tokens(cfg, store).tensors("test.safetensors")["ids"].long()
     changes: dict[str, list[float]] = {"edge": [], "target": []}
+    divergences: dict[str, list[float]] = {"edge": [], "target": []}
 
     def last(text: torch.Tensor, hook: str, taken: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities after the text, and the target hook's acts at its end, `taken` taken out there."""
@@ -67,6 +69,7 @@ def test_a_step_is_what_the_whole_model_makes_of_it(
                 if value > 0:
                     without, _ = last(text, hooks[1], value * sae_out.W_dec[target])
                     changes["target"].append((without - clean)[following].item())
+                    divergences["target"].append((clean.exp() * (clean - without)).sum().item())
                 if latents_in[position, source] > 0:
                     _, moved = last(text, hooks[0], latents_in[position, source] * sae_in.W_dec[source])
                     pre, now = (sae_out.pre_acts(a[None])[0] for a in (acts, moved))
@@ -75,6 +78,7 @@ def test_a_step_is_what_the_whole_model_makes_of_it(
                     lost = value - (now[target] if now[target] >= floor and now[target] > 0 else 0.0)
                     without, _ = last(text, hooks[1], lost * sae_out.W_dec[target])
                     changes["edge"].append((without - clean)[following].item())
+                    divergences["edge"].append((clean.exp() * (clean - without)).sum().item())
     # The same first sequences alone, to compare every step.
     monkeypatch.setattr(cfg.verify, "tokens", 6 * 16)
     found = {row["kind"]: row for row in consequence._measured(
@@ -83,16 +87,21 @@ def test_a_step_is_what_the_whole_model_makes_of_it(
     for kind, values in changes.items():
         assert found[kind]["tokens"] == len(values) > 5
         assert found[kind]["logp"] == pytest.approx(sum(values) / len(values), rel=2e-3, abs=2e-5)
-        assert found[kind]["kl"] > 0 and found[kind]["kl_null"] > 0
+        mean = sum(divergences[kind]) / len(values)
+        assert found[kind]["kl"] == pytest.approx(mean, rel=1e-2, abs=1e-6) and found[kind]["kl_null"] > 0
 
 
 def test_edges_targets_and_outliers_are_measured(world: World, store: Store) -> None:
-    cfg = world_config(world, store, "verify.consequences=2", "verify.chosen=[3-5]")
+    all_of_them = "experiment.outlier_shares.massive=0"
+    cfg = world_config(world, store, "verify.consequences=2", "verify.chosen=[3-5]", all_of_them)
     rows = consequences(cfg, store).json(FILE)
     kinds = [row["kind"] for row in rows]
-    assert kinds.count("edge") <= 3 and {row["target"] for row in rows if row["kind"] == "edge"} == {
-        row["target"] for row in rows if row["kind"] == "target"
-    }
+    assert (
+        kinds.count("edge") == 3
+        and kinds.count("outlier") == 2
+        and {row["target"] for row in rows if row["kind"] == "edge"}
+        == {row["target"] for row in rows if row["kind"] == "target"}
+    )
     assert any((row["source"], row["target"]) == (3, 5) for row in rows)
     assert all(row["tokens"] <= consequence.TOKENS and row["kl"] >= -1e-6 for row in rows)
 
@@ -106,6 +115,11 @@ def test_on_the_command_line(saelink: Run) -> None:
     assert max(map(len, table.splitlines())) <= 80
     code, out, err = saelink("verify", *words, "verify.consequences=0")
     assert code == 0 and "next token loses" not in out
+    code, out, err = saelink("report", *words, "report.ablated=0")  # holds what was measured before
+    assert code == 0, err
+    (page,) = [found for found in Store("outputs").artifacts() if found.stage == "report"]
+    (verified,) = Opened(page)._head["verified"]
+    assert {"edge", "target", "outlier"} >= {row["kind"] for row in verified["consequences"]} >= {"edge"}
     for chosen, said in (("3", "verify.chosen=3: give source-target"), ("3-48", "there are 48 and 48")):
         code, _, err = saelink("verify", *words, f"verify.chosen=[{chosen}]")
         assert code == 1 and said in err and len(err.strip().splitlines()) == 1, err

@@ -142,7 +142,7 @@ class Connector(torch.nn.Module, ABC):
         biases = [parameter for parameter in self.parameters() if parameter.dim() == 1]
         weights[0].mul_(sources[:, None].to(weights[0]))
         weights[-1].mul_(target)
-        if self.config.bias:
+        if self.config.bias and biases:
             biases[-1].mul_(target)
 
     def stuck(self) -> bool:
