@@ -283,6 +283,11 @@ def _hydra(command: str, arguments: list[str], stage: Callable[[Config, Store], 
 
         raise SaelinkError(f"{command}: experiments are for `saelink run`, such as saelink run experiment=dense")
     sweeping = experiment or "-m" in arguments or "--multirun" in arguments
+    shows = [flag for flag in ("--cfg", "-c", "--info", "-i") if flag in arguments]
+    if shows and ("-m" in arguments or "--multirun" in arguments):
+        from saelink.store import SaelinkError
+
+        raise SaelinkError(f"{command}: {shows[0]} shows the settings of one job; leave out -m and give single values")
     sweep_id = "sweep" + hashlib.sha256(" ".join([command, *sorted(arguments)]).encode()).hexdigest()[:8]
     argv = sys.argv
     sys.argv = [f"saelink {command}", *([f"runtime.sweep={sweep_id}"] if sweeping else []), *arguments]

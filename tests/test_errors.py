@@ -238,3 +238,9 @@ def test_a_bug_keeps_its_traceback(saelink: Run, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("saelink.train.link_of", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         saelink("train")
+
+
+def test_settings_of_a_multirun_can_not_be_shown(saelink: Run) -> None:
+    code, _, err = saelink("train", "-m", "l1_alpha=1,2", "--cfg", "job")
+    assert code == 1 and len(err.strip().splitlines()) == 1, err
+    assert "--cfg shows the settings of one job; leave out -m" in err
