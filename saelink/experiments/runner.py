@@ -9,8 +9,10 @@ import torch
 
 from saelink.config import Config
 from saelink.connectors import CONNECTORS
+from saelink.encode import encode_all
 from saelink.experiments import EXPERIMENTS, Experiment
 from saelink.experiments.base import TEXT_FILE, named, shown_rows, table_text
+from saelink.link import link_of
 from saelink.model import device_of
 from saelink.sae import sae_choice
 from saelink.solvers import SOLVERS
@@ -68,19 +70,20 @@ def estimate(cfg: Config, fits: list[Config]) -> float:
     return total
 
 
+def hooks_of(cfg: Config, store: Store) -> list[str]:
+    """The hooks of all links that the job's experiments look at."""
+    links = [link_of(EXPERIMENTS[name].configured(cfg), store) for name in cfg.experiment.names]
+    return list(dict.fromkeys(hook for link in links for hook in [*link.sources, link.target]))
+
+
 def missing_saes(cfg: Config, store: Store) -> list[str]:
     """The hooks of the job's experiments whose SAE has to be trained first."""
-    from saelink.link import link_of
-
-    hooks: dict[str, None] = {}
-    for name in cfg.experiment.names:
-        configured = EXPERIMENTS[name].configured(cfg)
-        link = link_of(configured, store)
-        for hook in [*link.sources, link.target]:
-            choice = sae_choice(configured, store, hook)
-            if not choice.exists and not list(store.root.glob(f"sae/{choice.key}/manifest.json")):
-                hooks[hook] = None
-    return list(hooks)
+    choices = {hook: sae_choice(cfg, store, hook) for hook in hooks_of(cfg, store)}
+    return [
+        hook
+        for hook, choice in choices.items()
+        if not choice.exists and not list(store.root.glob(f"sae/{choice.key}/manifest.json"))
+    ]
 
 
 def run_experiments(cfg: Config, store: Store, layers: int = 1) -> Iterator[Artifact]:
@@ -95,6 +98,8 @@ def run_experiments(cfg: Config, store: Store, layers: int = 1) -> Iterator[Arti
     line += f"; {len(saes)} SAEs to train ({', '.join(saes)})" if saes else ""
     store.say(line + (f"; {layers} layers in all" if layers > 1 else ""))
     started = time.monotonic()
+    if fits:
+        encode_all(cfg, store, hooks_of(cfg, store))  # one forward pass for all of them
     for number, name in enumerate(cfg.experiment.names, 1):
         store.say(f"\n{number} of {len(cfg.experiment.names)}: {name}, {EXPERIMENTS[name].title}")
         artifact = EXPERIMENTS[name].run(cfg, store)
