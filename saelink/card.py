@@ -29,7 +29,7 @@ from saelink.examples import (
     text_of,
     tokens_around,
 )
-from saelink.hidden import has_hidden, hidden, hidden_stream, load_hidden
+from saelink.hidden import hidden, hidden_stream, load_hidden
 from saelink.latents import Rows, unpack
 from saelink.link import Sides, pull_sides
 from saelink.model import device_of, load_tokenizer, model_info
@@ -102,7 +102,7 @@ class Cards:
         self.cfg, self.store = cfg, store
         self.artifact = train(cfg, store)
         self.connector: Connector = load_connector(self.artifact)
-        self.has_hidden = has_hidden(self.connector)
+        self.has_hidden, self.direct = self.connector.n_hidden > 0, self.connector.direct
         self.evaluation = evaluate(cfg, store)
         self.sides: Sides = pull_sides(cfg, store)
         self.tokens = pull_tokens(cfg, store)
@@ -151,7 +151,7 @@ class Cards:
 
     def input_name(self, number: int) -> str:
         """The name of what the connector's output matrix reads."""
-        return f"H{number}" if self.has_hidden else self.source_name(number)
+        return self.source_name(number) if number < self.direct else f"H{number - self.direct}"
 
     def token(self, token_id: int) -> str:
         """A token as text, its blank in front kept."""
@@ -165,8 +165,8 @@ class Cards:
         return self.token(top) if top >= 0 else None
 
     def _input_token(self, number: int) -> str | None:
-        if self.has_hidden:
-            return self.top_token(None, number)
+        if number >= self.direct:
+            return self.top_token(None, number - self.direct)
         place, latent = self.side_of(number)
         return self.top_token(self.sides.sources[place], latent)
 
@@ -200,8 +200,9 @@ class Cards:
         return {**card, "feeds": self.source_feeds(latent)}
 
     def source_feeds(self, latent: int) -> list[dict[str, Any]]:
-        """What a source latent feeds most: targets, or hidden units."""
-        return self.feeds(self._edges[-1], latent)
+        """What a source latent feeds most: targets, hidden units, or both."""
+        layers = [*([self._edges[0]] if self.direct else []), *self._edges[1:]]
+        return [fed for layer in layers for fed in self.feeds(layer, latent)]
 
     def hidden_unit(self, unit: int) -> Card:
         """The card of a hidden unit: its inputs, what they say of it, and the targets it feeds most."""
@@ -211,7 +212,12 @@ class Cards:
             card["classed"] = classed[unit].__dict__
         said = self._said[1][unit]
         terms = self._terms(self._edges[1], unit, self.source_name)
-        return {**card, **terms, **self._words(said, self.source_name), "feeds": self.feeds(self._edges[0], unit)}
+        return {
+            **card,
+            **terms,
+            **self._words(said, self.source_name),
+            "feeds": self.feeds(self._edges[0], self.direct + unit),
+        }
 
     # ----------------------------------------------------------------------- what it fires on
 
@@ -302,7 +308,9 @@ class Cards:
         }
         if self.has_hidden:
             for edge in card["edges"]:
-                inner = self._terms(self._edges[1], edge["input"], self.source_name)["edges"][:4]
+                if edge["input"] < self.direct:
+                    continue
+                inner = self._terms(self._edges[1], edge["input"] - self.direct, self.source_name)["edges"][:4]
                 edge["edges"] = [{name: term[name] for name in ("name", "weight", "token")} for term in inner]
         if self.verdicts is not None:
             card["missed"] = [
@@ -312,11 +320,11 @@ class Cards:
             ]  # fmt: skip
         return card
 
-    def _verdict(self, source: int, latent: int) -> dict[str, Any]:
+    def _verdict(self, number: int, latent: int) -> dict[str, Any]:
         """What ablating a source in the model, and fits on other documents, say of its edge, where these were made."""
-        found = None if self.verdicts is None or self.has_hidden else self.verdicts.of(source, latent)
+        found = None if self.verdicts is None or number >= self.direct else self.verdicts.of(number, latent)
         said = {} if found is None else {"claim": _short(found[0]), "effect": _short(found[1]), "verdict": found[2]}
-        chosen = None if self.stability is None else self.stability.of(source, latent)
+        chosen = None if self.stability is None else self.stability.of(number, latent)
         return said if chosen is None else {**said, "chosen": _short(chosen)}
 
     def figures(self, name: str) -> list[float]:
@@ -544,12 +552,13 @@ class Cards:
 
     def _input_windows(self, places: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """[m, WIDTH] what input numbers[r] is on the tokens around places[r], in its units."""
-        if self.has_hidden:
-            stream = self._hidden_stream
-            return stream.windows(places, numbers) / stream.unit
         out = np.zeros((len(places), WIDTH), np.float32)
+        units = (numbers >= self.direct).nonzero()[0]
+        if len(units):
+            stream = self._hidden_stream
+            out[units] = stream.windows(places[units], numbers[units] - self.direct) / stream.unit
         first = 0
-        for side in self.sides.sources:
+        for side in self.sides.sources if self.direct else ():
             mine = ((numbers >= first) & (numbers < first + side.facts["d_sae"])).nonzero()[0]
             stream = stream_of(side, self.cfg.data.drop_positions)
             out[mine] = stream.windows(places[mine], numbers[mine] - first) / stream.unit

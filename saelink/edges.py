@@ -63,7 +63,7 @@ class Edges(NamedTuple):
     offsets: torch.Tensor
     """[d_target + 1]"""
     source: torch.Tensor
-    """[n_edges] the input's number: of a source latent in the connector's order, or of a hidden unit."""
+    """[n_edges] the input's number: of a source latent in the connector's order, behind these of a hidden unit."""
     weight: torch.Tensor
     """[n_edges]"""
     rise: torch.Tensor
@@ -99,9 +99,13 @@ def load_edges(artifact: Artifact, name: str = TENSORS_FILE) -> Edges:
 
 
 def inputs_of(connector: Connector, source: Rows) -> Rows:
-    """What the output matrix reads on these tokens: the source latents, or the hidden activations."""
-    if len(connector.penalised()) == 1:
-        return source
+    """What the output matrix reads on these tokens: source latents, hidden activations, or both side by side."""
+    parts = [source] if connector.direct else []
+    return Rows.beside([*parts, *([hidden_of(connector, source)] if connector.n_hidden else [])])
+
+
+def hidden_of(connector: Connector, source: Rows) -> Rows:
+    """The hidden activations on these tokens."""
     parts = []
     with torch.inference_mode():
         for first in range(0, len(source), 4096):
@@ -163,15 +167,17 @@ def _edges(connector: Connector, sides: Sides, cfg: Config, draft: Draft) -> dic
     inputs = inputs_of(connector, test.source)
     layers = connector.penalised()
     bias = dict(connector.named_parameters())
-    total = connector.d_target + (inputs.d if len(layers) > 1 else 0)
+    total = connector.d_target + connector.n_hidden
     with Progress("edges", total, "targets") as bar, torch.inference_mode():
         matrix = _Matrix(connector.output_weight(), bias.get("b2", bias.get("b")), connector.relu_output)
         found, targets = _read(matrix, connector.target_ids, inputs, test.target, test, bar)
         draft.save_tensors(TENSORS_FILE, found._asdict())
         draft.save_bytes(TARGETS_FILE, json.dumps(targets, separators=(",", ":")).encode())
-        if len(layers) > 1:
+        if connector.n_hidden:
             matrix = _Matrix(layers[0][0].detach(), bias.get("b1"), True)
-            inner, units = _read(matrix, torch.arange(inputs.d), test.source, inputs, test, bar)
+            units_of = torch.arange(connector.n_hidden)
+            outputs = inputs.columns(connector.direct + units_of)
+            inner, units = _read(matrix, units_of, test.source, outputs, test, bar)
             draft.save_tensors(HIDDEN_TENSORS_FILE, inner._asdict())
             draft.save_bytes(HIDDEN_FILE, json.dumps(units, separators=(",", ":")).encode())
     return {"n_edges": len(found.source), "n_tokens": len(test), "inputs": inputs.d}

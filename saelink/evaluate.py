@@ -12,7 +12,7 @@ from saelink.connectors import Connector
 from saelink.connectors.base import Edges
 from saelink.data import tokens as pull_tokens
 from saelink.intervene import Splice, ce_baselines, ce_figures, ce_plan, spliced_tokens
-from saelink.latents import Rows, Tokens
+from saelink.latents import Rows, Tokens, sparse_linear
 from saelink.link import Sides, load_split, pull_sides
 from saelink.loaded import CONFIG_FILE
 from saelink.model import device_of, load_tokenizer, model_info
@@ -44,7 +44,8 @@ def evaluate(cfg: Config, store: Store) -> Artifact:
     """Pull a connector's evaluation on the test split.
 
     Files: `metrics.json`; `latents.safetensors` with, for every latent of the target SAE, `fvu`, `mse`, `variance`
-    (nan where it is not explained; fvu also where it never varies) and `active` (test tokens); `circuits.json` and
+    (nan where it is not explained; fvu also where it never varies) and `active` (test tokens), for a connector with a
+    linear part beside hidden units also `linear`, see linear_shares; `circuits.json` and
     `circuits.txt`; with eval.ce also `ce.json`, the cross-entropies of intervene.ce_figures.
     """
     plan = evaluate_plan(cfg, store)
@@ -75,6 +76,10 @@ def _evaluate(cfg: Config, store: Store, artifact: Artifact, draft: Draft) -> di
     }
     by_latent = sums["all"].fvu_by_latent()
     varying = ~by_latent.isnan()
+    shares = linear_shares(connector, test, sums["all"], device)
+    if shares is not None:
+        figures["linear_share_median"] = shares[~shares.isnan()].nanmedian().item()
+        figures["n_targets_linear"] = int((connector.output_weight()[connector.direct :] == 0).all(0).sum())
     figures |= {
         "fvu_median_latent": by_latent[varying].median().item(),
         "fraction_predicted": (by_latent[varying] < PREDICTED).double().mean().item(),
@@ -104,9 +109,10 @@ def _evaluate(cfg: Config, store: Store, artifact: Artifact, draft: Draft) -> di
             "mse": everywhere(sums["all"].squared_error / n, torch.nan),
             "variance": everywhere(sums["all"].variation() / n, torch.nan),
             "active": everywhere(sums["all"].active, 0),
+            **({} if shares is None else {"linear": everywhere(shares, torch.nan)}),
         },
     )
-    circuits = _circuits(cfg, store, sides, connector, test, by_latent, sums["all"].active)
+    circuits = _circuits(cfg, store, sides, connector, test, by_latent, sums["all"].active, shares)
     draft.save_json("circuits.json", circuits)
     draft.save_bytes("circuits.txt", ("\n".join(map(circuit_text, circuits)) + "\n").encode())
     return figures
@@ -143,6 +149,34 @@ def measure(connector: Connector, test: Tokens, device: str) -> tuple[dict[str, 
     if connector.relu_output:
         extra["dead_outputs"] = int((~predicted_once).sum())
     return {"all": sums["typical"] + sums["massive"], "typical": sums["typical"]}, extra
+
+
+def linear_shares(
+    connector: Connector, test: Tokens, together: metrics.Sums, device: str
+) -> torch.Tensor | None:  # fmt: skip
+    """[d_target] of what a connector with a linear part and hidden units explains, the share that is linear.
+
+    (1 - FVU of the linear part beside the hidden part's mean) / (1 - FVU), between 0 and 1; nan where nothing is
+    explained. `together` are the connector's own sums on these tokens. None for a connector that is all one or the other.
+    """
+    if not (connector.direct and connector.n_hidden):
+        return None
+    linear, through = connector.output_weight().split([connector.direct, connector.n_hidden])
+    bias = dict(connector.named_parameters()).get("b2")
+    hidden = torch.zeros(connector.n_hidden, dtype=torch.float64)
+    with torch.inference_mode():
+        for source in metrics.in_steps(test.source):
+            found = connector.maps(source.to(device))[1]
+            assert found is not None
+            hidden += found.double().sum(0).cpu()
+        constant = (hidden / len(test)) @ through.double().cpu()
+        constant += 0 if bias is None else bias.detach().double().cpu()
+        sums = metrics.Sums(test.target.d)
+        for source, target in zip(metrics.in_steps(test.source), metrics.in_steps(test.target), strict=True):
+            sums.add(sparse_linear(source.to(device), linear).cpu() + constant.float(), target)
+    explained = 1 - together.fvu_by_latent()
+    share = ((1 - sums.fvu_by_latent()) / explained).clamp(0, 1)
+    return torch.where(explained > 0, share, torch.nan)
 
 
 def _ce(cfg: Config, store: Store, sides: Sides, connector: Connector, draft: Draft) -> dict[str, dict[str, float]]:
@@ -206,10 +240,11 @@ def _circuits(
     test: Tokens,
     fvu: torch.Tensor,
     active: torch.Tensor,
+    shares: torch.Tensor | None,
 ) -> list[dict[str, Any]]:
     """The circuits of the best predicted target latents that are active often enough to be believed.
 
-    `fvu` and `active` are by column; what is printed are the SAEs' own numbers. With several sources their order
+    `fvu`, `active` and `shares` (of linear_shares) are by column; what is printed are the SAEs' own numbers. With several sources their order
     stands before a latent's number: IF0.17 is latent 17 of the first source.
     """
     tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
@@ -236,8 +271,12 @@ def _circuits(
     def decode(token: int) -> str:
         return tokenizer.decode([token]).strip() or tokenizer.decode([token])
 
-    def terms(prefix: str, edges: Edges) -> list[dict[str, Any]]:
-        return [{"weight": weight, **unit(prefix, i)} for i, weight in zip(edges.ids, edges.weights, strict=True)]
+    def term(number: int, inputs: int) -> dict[str, Any]:
+        return unit("IF", number) if number < inputs else unit("H", number - inputs)
+
+    def terms(edges: Edges, inputs: int) -> list[dict[str, Any]]:
+        """`inputs` source latents are numbered first, hidden units behind them."""
+        return [{"weight": weight, **term(i, inputs)} for i, weight in zip(edges.ids, edges.weights, strict=True)]
 
     believed = (active >= cfg.eval.min_active) & ~fvu.isnan()
     order = torch.where(believed, fvu, torch.inf).argsort(stable=True)[: min(cfg.eval.circuits, int(believed.sum()))]
@@ -245,15 +284,16 @@ def _circuits(
     for column in order.tolist():
         target = targets[column]
         edges = connector.edges(target, cfg.eval.edges)
-        hidden = {i: connector.hidden_edges(i, cfg.eval.edges) for i in edges.ids[:HIDDEN_SHOWN]}
         circuit = {**unit("OF", target), "fvu": fvu[column].item(), "active": int(active[column])}
-        if any(inner is not None for inner in hidden.values()):
-            circuit["terms"] = terms("H", edges)
+        circuit["terms"] = terms(edges, connector.direct)
+        if shares is not None and not shares[column].isnan():
+            circuit["linear"] = shares[column].item()
+        if connector.n_hidden:
+            units = [i - connector.direct for i in edges.ids if i >= connector.direct][:HIDDEN_SHOWN]
+            inner = {i: connector.hidden_edges(i, cfg.eval.edges) for i in units}
             circuit["hidden"] = [
-                {"unit": f"H{i}", "terms": terms("IF", inner)} for i, inner in hidden.items() if inner is not None
+                {"unit": f"H{i}", "terms": terms(e, connector.d_source)} for i, e in inner.items() if e is not None
             ]
-        else:
-            circuit["terms"] = terms("IF", edges)
         circuits.append(circuit)
     return circuits
 
@@ -277,6 +317,8 @@ def _unit_text(unit: dict[str, Any]) -> str:
 def circuit_text(circuit: dict[str, Any]) -> str:
     """One circuit as text: OF1064 "history" = .37 IF324 "history" + .11 IF1484 "philosophy"."""
     head = f"{_unit_text(circuit)} = {_sum_text(circuit['terms'])}"
+    if "linear" in circuit:
+        head += f"   ({circuit['linear']:.0%} linear)"
     inner = [f"    {hidden['unit']} = relu({_sum_text(hidden['terms'])})" for hidden in circuit.get("hidden", [])]
     return "\n".join([head, *inner])
 
@@ -316,6 +358,14 @@ def print_evaluation(store: Store, connector: Artifact, evaluation: Artifact) ->
         rows.append(("gap", f"{connector.facts['relative_gap']:.1e} of the training objective, at most"))
     if "hidden_l0" in figures:
         rows.append(("hidden", f"{figures['hidden_l0']:.1f} units active per token, l1 {figures['hidden_l1']:.3g}"))
+    if "linear_share_median" in figures:
+        rows.append(
+            (
+                "linear",
+                f"{figures['linear_share_median']:.0%} of what is explained of the median target; "
+                f"{figures['n_targets_linear']:,} targets use no hidden unit",
+            )
+        )
     if figures.get("dead_outputs"):
         rows.append(("dead", f"{figures['dead_outputs']:,} target latents are never predicted above 0"))
     store.say("")

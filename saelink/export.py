@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from saelink.config import Config
-from saelink.edges import edges, load_edges
+from saelink.edges import HIDDEN_TENSORS_FILE, Edges, edges, load_edges
 from saelink.evaluate import evaluate
 from saelink.loaded import CONFIG_FILE, WEIGHTS_FILE
 from saelink.names import Names, pages_of
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
-from saelink.train import train
+from saelink.train import load_connector, train
 
 VERSION = 1
 
@@ -38,8 +38,8 @@ def export(cfg: Config, store: Store) -> Artifact:
     Files: `connector.safetensors` and `cfg.json`, all that `load_connector` needs; `README.md`, its card with the test
     figures; `edges.csv` and `edges.parquet`, a row an edge: target, source, weight, the rise of the target's FVU on
     test tokens without it, test tokens on which both are active, the top token of both, their pages on Neuronpedia;
-    `graph.graphml` and `graph.json` (node-link), the same as a graph. For a connector with hidden units the edges are
-    those from hidden units to targets and, in a file of their own, those into hidden units.
+    `graph.graphml` and `graph.json` (node-link), the same as a graph. For a connector with hidden units the edges into
+    hidden units are in a file of their own.
     """
     plan = export_plan(cfg, store)
     found = store.up_to_date(plan)
@@ -52,11 +52,11 @@ def _export(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
     draft.save_json(CONFIG_FILE, config | {"format": "saelink", "model": cfg.model.name})
     draft.save_tensors(WEIGHTS_FILE, connector.tensors(WEIGHTS_FILE))
     names = Names(cfg, store)
-    hidden = "hidden_edges.safetensors" in found.files
-    count = _write_edges(draft, "edges", load_edges(found), names, "hidden" if hidden else "source", "target")
-    if hidden:
-        inner = load_edges(found, "hidden_edges.safetensors")
-        count += _write_edges(draft, "hidden_edges", inner, names, "source", "hidden")
+    fitted = load_connector(connector)
+    count = _write_edges(draft, "edges", load_edges(found), names, "target", fitted.direct)
+    if fitted.n_hidden:
+        inner = load_edges(found, HIDDEN_TENSORS_FILE)
+        count += _write_edges(draft, "hidden_edges", inner, names, "hidden", fitted.d_source)
     draft.save_bytes("README.md", _card(cfg, connector, evaluation).encode())
     return {"edges": count}
 
@@ -67,19 +67,23 @@ COLUMNS: list[str] = [
 ]  # fmt: skip
 
 
-def _write_edges(draft: Draft, name: str, found: Any, names: Names, source: str, target: str) -> int:
+def _write_edges(draft: Draft, name: str, found: Edges, names: Names, target: str, direct: int) -> int:
+    """Write the edges into units of kind `target`. Inputs below `direct` are source latents, others hidden units."""
     import datasets
     import networkx
 
     datasets.disable_progress_bars()
-    units = {(source, n): names.unit(source, n) for n in found.source.unique().tolist()}
-    units |= {(target, n): names.unit(target, n) for n in found.target_ids.tolist()}
+    inputs = {
+        n: names.unit("source", n) if n < direct else names.unit("hidden", n - direct)
+        for n in found.source.unique().tolist()
+    }
+    outputs = {n: names.unit(target, n) for n in found.target_ids.tolist()}
     of_edge = torch.repeat_interleave(found.target_ids, found.offsets.diff())
     rows: list[dict[str, Any]] = []
     graph = networkx.DiGraph()
     columns = (of_edge, found.source, found.weight, found.rise, found.both)
     for i, j, weight, rise, both in zip(*(column.tolist() for column in columns), strict=True):
-        to, of = units[target, i], units[source, j]
+        to, of = outputs[i], inputs[j]
         values = (
             to.latent, of.latent, weight, None if rise != rise else rise, both, to.hook or None, of.hook or None,
             to.token, of.token, to.page, of.page,

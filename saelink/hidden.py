@@ -16,7 +16,7 @@ from saelink.cache import Shard, shards_of
 from saelink.config import Config
 from saelink.connectors import Connector
 from saelink.data import tokens as pull_tokens
-from saelink.edges import HIDDEN_FILE, edges, edges_plan, inputs_of
+from saelink.edges import HIDDEN_FILE, edges, edges_plan, hidden_of
 from saelink.encode import TYPICAL_NORM_RATIO
 from saelink.examples import Examples, Stream, collect_examples, examples_recipe, load_examples, text_of
 from saelink.latents import Rows, latent_shards, unpack
@@ -68,11 +68,6 @@ class HiddenUnit:
     """Share of its activation on each kind of outlier place."""
 
 
-def has_hidden(connector: Connector) -> bool:
-    """Whether a connector has hidden units."""
-    return len(connector.penalised()) > 1
-
-
 def hidden_plan(cfg: Config, store: Store) -> Plan:
     """Plan of what a connector's hidden units fire on."""
     plan = edges_plan(cfg, store)
@@ -120,9 +115,9 @@ def hidden_stream(connector: Connector, sides: Sides, unit: float, splits: tuple
                 unpack(side.tensors(shard.name), side.facts["d_sae"]).scaled(1 / scale)
                 for side, scale in zip(sides.sources, sides.scales, strict=False)
             ]
-            yield shard, inputs_of(connector, Rows.beside(parts))
+            yield shard, hidden_of(connector, Rows.beside(parts))
 
-    return Stream(connector.output_weight().shape[0], unit, context, facts["sequences"], shards, splits)
+    return Stream(connector.n_hidden, unit, context, facts["sequences"], shards, splits)
 
 
 def _mean_active(stream: Stream, drop: int) -> float:

@@ -32,7 +32,7 @@ from saelink.evaluate import evaluate
 from saelink.examples import examples
 from saelink.experiments.base import PICTURE_FILE, TEXT_FILE, mean_predictor, shown_rows
 from saelink.experiments.pareto import kneedle
-from saelink.hidden import CLASSES, has_hidden, hidden, load_hidden
+from saelink.hidden import CLASSES, hidden, load_hidden
 from saelink.intervene import oracle
 from saelink.link import link_of, pull_sides, split_of
 from saelink.model import load_tokenizer, model_info
@@ -111,7 +111,7 @@ def report(cfg: Config, store: Store, command: str | None = None) -> Artifact:
         inputs["consequences"] = lost.key
     inputs |= {f"other{i}": evaluation.key for i, (_, evaluation) in enumerate(others)}
     inputs |= {f"experiment {result.facts['name']}": result.key for result in done}
-    if has_hidden(load_connector(made[0][0])):
+    if load_connector(made[0][0]).n_hidden:
         inputs["hidden"] = hidden(jobs[0], store).key
     recipe = {
         "cards": cfg.report.cards,
@@ -192,13 +192,15 @@ class _Pages:
         shown = [latent for latents in self._highlights().values() for latent in latents]
         ranked = sorted(range(sides.d_target), key=lambda i: (fvu[i] != fvu[i], fvu[i]))
         targets = list(dict.fromkeys([*shown, *ranked]))[:most]
-        if sides.d_source <= most or self.cards.has_hidden:
+        if sides.d_source <= most or not self.cards.direct:
             return set(targets), set(range(min(sides.d_source, most)))
         explained = set(self.ids.tolist())
-        fed = [
-            edge["input"] for latent in targets if latent in explained for edge in self.cards.circuit(latent)["edges"]
-        ]
+        fed = [edge["input"] for latent in targets if latent in explained for edge in self._direct_edges(latent)]
         return set(targets), set(list(dict.fromkeys([*fed, *range(sides.d_source)]))[:most])
+
+    def _direct_edges(self, latent: int) -> list[dict[str, Any]]:
+        """The strongest edges of an explained target that come from source latents themselves."""
+        return [edge for edge in self.cards.circuit(latent)["edges"] if edge["input"] < self.cards.direct]
 
     def write(self, draft: Draft) -> dict[str, Any]:
         pieces: dict[str, bytes] = {}
@@ -226,7 +228,7 @@ class _Pages:
         for number, fit in enumerate(self.fits):
             yield from self._circuits(number, fit, bar)
         if self.cards.has_hidden:
-            yield from self._cards("hidden", self.cards.connector.output_weight().shape[0], self._hidden_card, bar)
+            yield from self._cards("hidden", self.cards.connector.n_hidden, self._hidden_card, bar)
         for result in self.experiments:
             picture = None
             if PICTURE_FILE in result.files:
@@ -329,11 +331,11 @@ class _Pages:
         chosen = list(dict.fromkeys([*chosen[: most - 1], *shown["outlier"][:1], *chosen, *ranked]))[:most]
         sides = self.cards.sides
         found = {"target": ablations(self.cfg, self.store, sides.target, chosen).json(ABLATIONS_FILE)} if chosen else {}
-        if not self.cards.has_hidden:
+        if self.cards.direct:
             sources: dict[int, list[int]] = {}
             for latent in chosen:
                 if latent in set(self.ids.tolist()):
-                    for edge in self.cards.circuit(latent)["edges"][:1]:
+                    for edge in self._direct_edges(latent)[:1]:
                         place, number = self.cards.side_of(edge["input"])
                         sources.setdefault(place, []).append(number)
             found["source"] = {}
@@ -397,10 +399,11 @@ class _Pages:
             "verified": self._verified(),
             "verify": f"saelink verify layer={cfg.layer}" if measurable(cfg) else None,
             "has_hidden": self.cards.has_hidden,
+            "direct": self.cards.direct,
             "d": {
                 "target": sides.d_target,
                 "source": sides.d_source,
-                "hidden": self.cards.connector.output_weight().shape[0] if self.cards.has_hidden else 0,
+                "hidden": self.cards.connector.n_hidden,
             },
             "piece": PIECE,
             "cards": cfg.report.cards,

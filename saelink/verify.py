@@ -319,7 +319,9 @@ def _print_circuits(store: Store, verdicts: Verdicts, evaluation: Artifact, stab
     lines = []
     for circuit in evaluation.json("circuits.json"):
         kept = []
-        for term in circuit["terms"] if "hidden" not in circuit else ():
+        for term in circuit["terms"]:
+            if term["unit"].startswith("H"):
+                continue
             found = verdicts.of(term["id"], circuit["id"])
             chosen = None if stable is None else stable.of(term["id"], circuit["id"])
             if found is not None and found[2] == "confirmed" and (chosen is None or chosen >= STABLE):

@@ -45,6 +45,8 @@ SHAPES = [
     ("mlp", {"d_hidden": 5, "bias": True}),
     ("two_nonlinear", {"d_hidden": 5}),
     ("two_nonlinear", {"d_hidden": 5, "bias": True}),
+    ("skip", {"d_hidden": 5}),
+    ("skip", {"d_hidden": 5, "bias": True}),
     ("sae", {"d_hidden": 5}),
     ("sae", {"d_hidden": 5, "hidden_bias": True}),
 ]
@@ -64,11 +66,11 @@ def test_forward_and_gradients_against_float64(name: str, settings: dict[str, An
     (connector(rows) * upstream).sum().backward()
     exact = {key: value.detach().double().requires_grad_() for key, value in connector.named_parameters()}
     x = rows.dense().double()
+    y = exact.get("b", exact.get("b2", torch.zeros(9)))
     if "W" in exact:
-        y = x @ exact["W"] + exact.get("b", torch.zeros(9))
-    else:
-        hidden = torch.relu(x @ exact["W1"] + exact.get("b1", torch.zeros(5)))
-        y = hidden @ exact["W2"] + exact.get("b2", torch.zeros(9))
+        y = y + x @ exact["W"]
+    if "W1" in exact:
+        y = y + torch.relu(x @ exact["W1"] + exact.get("b1", torch.zeros(5))) @ exact["W2"]
     if connector.relu_output:
         y = torch.relu(y)
     assert torch.allclose(connector(rows).double(), y, atol=1e-4)
@@ -97,11 +99,12 @@ def test_the_loss_and_its_gradient_against_float64(
     exact = {key: value.detach().double().requires_grad_() for key, value in connector.named_parameters()}
     x, y = rows.dense().double(), target.dense().double()
     hidden = None
+    z = exact.get("b", exact.get("b2", torch.zeros(d_target)))
     if "W" in exact:
-        z = x @ exact["W"] + exact.get("b", torch.zeros(d_target))
-    else:
+        z = z + x @ exact["W"]
+    if "W1" in exact:
         hidden = torch.relu(x @ exact["W1"] + exact.get("b1", torch.zeros(5)))
-        z = hidden @ exact["W2"] + exact.get("b2", torch.zeros(d_target))
+        z = z + hidden @ exact["W2"]
     predicted = torch.relu(z) if connector.relu_output else z
     assert total.item() == pytest.approx((predicted - y).square().sum().item(), rel=1e-4)
     loss = (predicted.square() - 2 * z * y if matching else (predicted - y).square()).sum() * 0.3 / 2
@@ -145,11 +148,13 @@ def test_the_penalty_is_the_mean_over_output_rows(name: str, settings: dict[str,
     with torch.no_grad():
         for parameter in connector.parameters():
             parameter.copy_(torch.randn(parameter.shape))
-    matrices = [p.detach() for key, p in connector.named_parameters() if key.startswith("W")]
-    expected = sum(matrix.abs().sum(0).mean().item() for matrix in matrices) / len(matrices)
+    matrices = {key: p.detach() for key, p in connector.named_parameters() if key.startswith("W")}
+    sizes = {key: matrix.abs().sum(0).mean().item() for key, matrix in matrices.items()}
+    # The mean over the matrices that follow one another; with a linear part beside them their sum.
+    expected = sum(sizes.values()) / (1 if name == "skip" else len(sizes))
     assert connector.l1() == pytest.approx(expected, rel=1e-6)
-    assert connector.n_edges() == sum(matrix.numel() for matrix in matrices)
-    assert connector.n_edges(1.0) == sum(int((matrix.abs() > 1).sum()) for matrix in matrices)
+    assert connector.n_edges() == sum(matrix.numel() for matrix in matrices.values())
+    assert connector.n_edges(1.0) == sum(int((matrix.abs() > 1).sum()) for matrix in matrices.values())
 
 
 @pytest.mark.parametrize(("name", "settings"), SHAPES)

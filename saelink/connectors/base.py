@@ -17,7 +17,7 @@ class Edges(NamedTuple):
     """What leads into one unit: its strongest inputs by magnitude."""
 
     ids: list[int]
-    """Latent (or hidden unit) ids, the strongest first."""
+    """Numbers of inputs of the output matrix (see `direct`), or of source latents; the strongest first."""
     weights: list[float]
     """Their weights, with signs."""
 
@@ -61,6 +61,16 @@ class Connector(torch.nn.Module, ABC):
         """Raise SaelinkError for a setting that is out of range; most connectors have none that can be."""
         return
 
+    @property
+    def direct(self) -> int:
+        """How many source latents the output matrix reads itself. Its inputs are numbered: these, then hidden units."""
+        return 0 if self.n_hidden else self.d_source
+
+    @property
+    def n_hidden(self) -> int:
+        """How many hidden units there are."""
+        return 0
+
     # ----------------------------------------------------------------------- what a connector file says
 
     @abstractmethod
@@ -77,7 +87,7 @@ class Connector(torch.nn.Module, ABC):
 
     @abstractmethod
     def edges(self, latent: int, n: int) -> Edges:
-        """The n strongest edges into a target latent: from source latents, or from hidden units if it has any."""
+        """The n strongest edges into a target latent, from the inputs of the output matrix."""
 
     def hidden_edges(self, unit: int, n: int) -> Edges | None:
         """The n strongest edges into a hidden unit; None for a connector without hidden units."""
@@ -168,7 +178,7 @@ class Connector(torch.nn.Module, ABC):
             return sum(int((weight.abs() > threshold).sum()) for weight, _ in self.penalised())
 
     def output_weight(self) -> torch.Tensor:
-        """The matrix whose column i leads into target i: [d_source, d_target], or [d_hidden, d_target]."""
+        """The matrix whose column i leads into target i: [direct + n_hidden, d_target]."""
         return self.penalised()[-1][0].detach()
 
 

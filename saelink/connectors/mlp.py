@@ -37,6 +37,10 @@ class Connector(Base):
         self.b2 = torch.nn.Parameter(torch.zeros(self.d_target)) if config.bias else None
 
     @property
+    def n_hidden(self) -> int:
+        return self.config.d_hidden
+
+    @property
     def _hidden_bias(self) -> bool:
         return self.config.bias
 
@@ -49,9 +53,13 @@ class Connector(Base):
         uniform(self.W1, generator)
         uniform(self.W2, generator)
 
-    def maps(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    def hidden(self, rows: Rows) -> torch.Tensor:
+        """Hidden activations [n, d_hidden]."""
         z = sparse_linear(rows, self.W1)
-        hidden = torch.relu(z if self.b1 is None else z + self.b1)
+        return torch.relu(z if self.b1 is None else z + self.b1)
+
+    def maps(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = self.hidden(rows)
         return hidden @ self.W2 if self.b2 is None else torch.addmm(self.b2, hidden, self.W2), hidden
 
     def backward(self, rows: Rows, target: Rows, loss: SquaredLoss) -> torch.Tensor:

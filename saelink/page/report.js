@@ -317,8 +317,9 @@ const share = (v) => (v === null || v === undefined ? "–" : (v < 0 ? "−" : "
 function formula(terms, more) {
   if (!terms || !terms.length) return h("span", { class: "dim" }, "no edge");
   return h("span", {}, terms.map(([input, w, verdict], i) => {
-    const name = head.has_hidden ? `H${input}` : index.source_name[input];
-    const token = head.has_hidden ? null : index.source_token[input];
+    const direct = input < head.direct;
+    const name = direct ? index.source_name[input] : `H${input - head.direct}`;
+    const token = direct ? index.source_token[input] : null;
     const sign = i ? (w < 0 ? " − " : " + ") : w < 0 ? "−" : "";
     return [sign, h("span", { class: (w < 0 ? "minus " : "plus ") + judged(verdict), title: verdict ? `${verdict}: ${VERDICTS[verdict]}` : null }, weight(Math.abs(w))), " ", nameLink(name, input), " ", quoted(token)];
   }), more > 0 ? h("span", { class: "dim" }, ` … ${more} more`) : null);
@@ -377,7 +378,7 @@ function matching(query, fit) {
   const holds = (token) => token !== null && token !== undefined && token.toLowerCase().includes(wanted);
   const feeds = source === null ? new Set([numberOf(query.toUpperCase())]) : new Set(index.source_token.flatMap((t, i) => (holds(t) ? [i] : [])));
   const exact = (i) => (index.token[i] || "").trim().toLowerCase() === wanted.trim();
-  const found = all.filter((i) => holds(index.token[i]) || (fit.formula[i] || []).some(([input]) => !head.has_hidden && feeds.has(input)));
+  const found = all.filter((i) => holds(index.token[i]) || (fit.formula[i] || []).some(([input]) => input < head.direct && feeds.has(input)));
   return found.sort((a, b) => exact(b) - exact(a));
 }
 
@@ -524,7 +525,7 @@ async function target(page, later) {
   if (circuit) {
     page.append(h("p", {}, `OF${n} = `, formula(circuit.edges.map((e) => [e.input, e.weight, e.verdict]).slice(0, 8), circuit.n_edges - Math.min(8, circuit.edges.length))));
     page.append(h("p", { class: "dim" }, `FVU ${digits(circuit.fvu)} on test documents, fires on ${count(circuit.fired)} of their tokens`), ...logicOf(circuit).filter(Boolean));
-    if (circuit.edges.length) page.append(h("h3", {}, "Edges"), edgeTable(circuit.edges, head.has_hidden ? "hidden unit" : "source"));
+    if (circuit.edges.length) page.append(h("h3", {}, "Edges"), edgeTable(circuit.edges, head.direct ? (head.has_hidden ? "source or hidden unit" : "source") : "hidden unit"));
     if (circuit.missed?.length) page.append(h("h3", {}, "Missed: strong effects in the model without an edge"), listTable([
       { head: "source", cell: (e) => [nameLink(e.name, e.input), " ", quoted(e.token)] },
       { head: "in the model", number: true, title: "what the target loses when the source is ablated where it is active, of the target's mean activation", cell: (e) => h("span", { class: e.effect < 0 ? "minus" : "plus" }, share(e.effect)) },
@@ -543,7 +544,7 @@ async function source(page, later) {
   const [card, feeds, ablated] = await Promise.all([entry("source", n), entry(`feeds${route.fit}`, n), piece("ablations/source")]);
   page.append(neighbours("source", n, head.d.source), h("h1", {}, `${card.name} `, quoted(card.token)), h("p", { class: "dim" }, h("code", {}, card.hook)));
   if (card.page) page.append(elsewhere(card));
-  if (feeds && feeds.length) page.append(h("h3", {}, "Feeds"), edgeTable(feeds, head.has_hidden ? "hidden unit" : "target"));
+  if (feeds && feeds.length) page.append(h("h3", {}, "Feeds"), edgeTable(feeds, head.has_hidden ? (head.direct ? "target or hidden unit" : "hidden unit") : "target"));
   else page.append(h("p", { class: "dim" }, "No edge leads from it."));
   if (card.active) page.append(firesOn(card, later), examplesOf(card, null, ablated?.[n]));
   else page.append(h("p", { class: "dim" }, "It never fires on this text."));

@@ -1,0 +1,169 @@
+"""A hidden layer by proximal Adam, and all that is read out of it exactly.
+
+Given its hidden units a connector is linear in what its output matrix reads: the source latents (skip), hidden
+activations (mlp), or both. With these as columns F its best weights are a lasso's,
+
+    minimise  (1/N) sum_n |y_n - F_n w|^2 / c + l1_alpha sum_j s_j |w_j|
+
+solved for every target from the products F'F and F'y, with the duality gap as certificate; s_j is what the connector
+multiplies each weight of its penalty by (a column divided by s_j has the plain penalty). The hidden layer itself is found
+by proximal Adam on the whole objective; a skip connector's linear part starts at the linear lasso, so that what the hidden
+units learn is for what that leaves over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from saelink.connectors.base import Connector
+from saelink.connectors.mlp import Connector as Hidden
+from saelink.gram import Gram
+from saelink.lasso import DenseLasso, Lasso
+from saelink.latents import Rows, Tokens, sparse_transposed
+from saelink.solvers import proximal
+from saelink.solvers.base import Fit, Problem, measured
+from saelink.solvers.exact import squared_error
+from saelink.store import SaelinkError
+
+STEP = 8192
+"""Tokens whose hidden activations are in memory at a time."""
+
+
+@dataclass
+class Config(proximal.Config):
+    """Settings of solver=readout."""
+
+    tokens: int = 614_400
+    """Training length of the hidden layer in tokens."""
+    rounds: int = 1
+    """How often the hidden layer is trained from the exact readout and read out exactly again; `tokens` in all."""
+    tolerance: float = 1e-4
+    """Duality gap allowed to every target latent, as a share of its objective with all weights at zero."""
+    max_sweeps: int = 20_000
+    """Coordinate descent leaves a target latent after this many sweeps; the gap is recorded either way."""
+
+
+class Solver(proximal.Solver):
+    """Proximal Adam for the hidden layer, the lasso for what is read out of it."""
+
+    Config = Config
+
+    uses_gram = True
+
+    def check(self, connector: type[Connector], settings: Any) -> None:
+        if not issubclass(connector, Hidden) or connector.relu_output:
+            raise SaelinkError(
+                f"solver=readout fits connectors with hidden units and a linear output, connector={settings.name} is "
+                "none; use skip or mlp, or another solver"
+            )
+        super().check(connector, settings)
+        for name in ("rounds", "max_sweeps"):
+            if getattr(self.config, name) < 1:
+                raise SaelinkError(f"solver.{name}={getattr(self.config, name)} must be at least 1")
+        if not self.config.tolerance > 0:
+            raise SaelinkError(f"solver.tolerance={self.config.tolerance} must be above 0")
+        if self.config.path_tokens:
+            raise SaelinkError(
+                "solver.path_tokens is for solver=adam and proximal; readout fits each penalty by itself"
+            )
+
+    def tokens(self, n_training: int) -> int:
+        return super().tokens(n_training) // self.config.rounds * self.config.rounds
+
+    def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
+        assert isinstance(connector, Hidden)
+        history: list[dict[str, float]] = []
+        each = max(self.config.tokens // self.config.rounds, 1)
+        step = type(self)(replace(self.config, tokens=each))
+        if connector.direct and self.starts_anew(connector):
+            self._read_out(connector, problem, with_hidden=False)
+        point: dict[str, float] = {}
+        for number in range(self.config.rounds):
+            seed = problem.seed + 1_000_003 * number
+            fit = super(Solver, step).solve(connector, problem._replace(seed=seed), advance)
+            history += [{**entry, "tokens": entry["tokens"] + number * each} for entry in fit.history]
+            connector.to("cpu")
+            certificate = self._read_out(connector, problem, with_hidden=True)
+            connector.to(problem.device)
+            tokens = int(history[-1]["tokens"])
+            point = measured(connector, problem, problem.validation, tokens, certificate.pop("train_mse"))
+            point |= certificate | {
+                "training_objective": point["train_mse"] / problem.c + problem.l1_alpha * connector.l1()
+            }
+            history.append(point)
+        return Fit(history, point)
+
+    def starts_anew(self, connector: Hidden) -> bool:
+        """Whether its linear part is not there yet; a warm start has one."""
+        return not any(bool(weight.any()) for weight, _ in connector.penalised()[1:-1])
+
+    def _read_out(self, connector: Hidden, problem: Problem, with_hidden: bool) -> dict[str, float]:
+        """Set the output matrix, and the bias, to the optimum for these hidden units; how far from it they can be."""
+        products = features(connector, problem, with_hidden)
+        weights = connector.penalised()[1:] if with_hidden else connector.penalised()[1:-1]
+        scale = torch.cat([torch.full((len(weight),), s * connector.d_target) for weight, s in weights]).double()
+        b = connector.b2
+        centred = products.centred() if b is not None else products
+        centred = centred._replace(
+            xx=centred.xx / torch.outer(scale, scale), xy=centred.xy / scale[:, None], x=centred.x / scale
+        )
+        kind = Lasso if problem.device == "cpu" else DenseLasso
+        moved = centred.to(problem.device)
+        lam = problem.l1_alpha * problem.c / 2
+        lasso = kind(moved.xx, moved.xy, moved.yy)
+        W, gaps = lasso.solve(lam, self.config.tolerance, self.config.max_sweeps)
+        value = squared_error(moved, W) * connector.d_target / 2 + lam * W.abs().sum().item()
+        result = {"train_mse": squared_error(moved, W)}
+        if lam:
+            result |= {
+                "duality_gap": gaps.sum().item() * 2 / problem.c / connector.d_target,
+                "relative_gap": gaps.sum().item() / max(value, 1e-300),
+                "worst_gap": (gaps / (moved.yy / 2).clamp(min=1e-300)).max().item(),
+            }
+        W = W.cpu()
+        with torch.no_grad():
+            if b is not None:
+                b.copy_(centred.y - centred.x @ W)
+            for (weight, _), part in zip(
+                weights, (W / scale[:, None]).split([len(w) for w, _ in weights]), strict=True
+            ):
+                weight.copy_(part)
+        return result
+
+
+def features(connector: Hidden, problem: Problem, with_hidden: bool = True) -> Gram:
+    """The products of what the connector's output matrix reads, over the training tokens; targets as they are."""
+    plain = problem.gram()
+    if not with_hidden:
+        return plain
+    h = connector.n_hidden
+    hh, xh = torch.zeros(h, h, dtype=torch.float64), torch.zeros(connector.d_source, h, dtype=torch.float64)
+    hy, sums = torch.zeros(h, connector.d_target, dtype=torch.float64), torch.zeros(h, dtype=torch.float64)
+    n = 0
+    for piece in problem.train:
+        for source, target in _in_steps(piece):
+            with torch.no_grad():
+                hidden = connector.hidden(source)
+            hh += hidden.T @ hidden
+            hy += sparse_transposed(target, hidden).T
+            if connector.direct:
+                xh += sparse_transposed(source, hidden)
+            sums += hidden.sum(0, dtype=torch.float64)
+            n += len(source)
+    hh, xh, hy, mean = hh / n, xh / n, hy / n, sums / n
+    if not connector.direct:
+        return plain._replace(xx=hh, xy=hy, x=mean)
+    return plain._replace(
+        xx=torch.cat([torch.cat([plain.xx, xh], 1), torch.cat([xh.T, hh], 1)]),
+        xy=torch.cat([plain.xy, hy]),
+        x=torch.cat([plain.x, mean]),
+    )
+
+
+def _in_steps(piece: Tokens) -> list[tuple[Rows, Rows]]:
+    parts = [torch.arange(first, min(first + STEP, len(piece))) for first in range(0, len(piece), STEP)]
+    return [(piece.source.select(part), piece.target.select(part)) for part in parts]
