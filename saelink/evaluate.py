@@ -157,7 +157,7 @@ def linear_shares(
     """[d_target] of what a connector with a linear part and hidden units explains, the share that is linear.
 
     (1 - FVU of the linear part beside the hidden part's mean) / (1 - FVU), between 0 and 1; nan where nothing is
-    explained. `together` are the connector's own sums on these tokens. None for a connector that is all one or the other.
+    explained. `together` are the connector's own sums on these tokens. None for a connector without either part.
     """
     if not (connector.direct and connector.n_hidden):
         return None
@@ -244,8 +244,8 @@ def _circuits(
 ) -> list[dict[str, Any]]:
     """The circuits of the best predicted target latents that are active often enough to be believed.
 
-    `fvu`, `active` and `shares` (of linear_shares) are by column; what is printed are the SAEs' own numbers. With several sources their order
-    stands before a latent's number: IF0.17 is latent 17 of the first source.
+    `fvu`, `active` and `shares` (see linear_shares) are by column; what is printed are the SAEs' own numbers. With
+    several sources their order stands before a latent's number: IF0.17 is latent 17 of the first source.
     """
     tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
     ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].flatten().long()[test.row]

@@ -14,7 +14,7 @@ from saelink.connectors.base import Connector
 from saelink.connectors.mlp import Connector as Hidden
 from saelink.evaluate import linear_shares, measure
 from saelink.experiments import EXPERIMENTS
-from saelink.experiments.base import rows_of
+from saelink.experiments.base import rows_of as table_of
 from saelink.latents import Rows, Tokens
 from saelink.solvers import SOLVERS
 from saelink.solvers.readout import features
@@ -151,6 +151,6 @@ def test_the_experiment_compares_the_three_at_each_penalty(config: Callable[...,
     settings = ["experiment.l1_grid=[1e-2]", "experiment.d_hidden=6", "experiment.tokens=2048"]
     cfg = config(*settings, "solver.tokens=2048")
     result = EXPERIMENTS["skip"].run(cfg, store)
-    rows = {(row["connector"], row["l1_alpha"]): row for row in rows_of(result)}
+    rows = {(row["connector"], row["l1_alpha"]): row for row in table_of(result)}
     assert set(rows) == {(name, alpha) for name in ("linear", "mlp", "skip") for alpha in (8e-4, 1e-2)}
     assert all((row["linear_share"] is not None) == (name == "skip") for (name, _), row in rows.items())

@@ -60,12 +60,11 @@ class Experiment(base.Experiment):
                 }
             )
         rows.sort(key=lambda row: list(SOLVED_BY).index(row["connector"]))
-        said = [
-            f"  l1_alpha {alpha:g}: the linear part explains {share.quantile(0.1).item():.0%} / {share.median().item():.0%}"
-            f" / {share.quantile(0.9).item():.0%} of what is explained of a target (10% / median / 90% of targets)."
-            for alpha, share in shares.items()
-            if len(share)
-        ]
+        said = ["  Of what skip explains of a target its linear part explains, at the 10% / median / 90% of targets:"]
+        for alpha, share in shares.items():
+            if len(share):
+                low, middle, high = share.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=share.dtype)).tolist()
+                said.append(f"  {low:.0%} / {middle:.0%} / {high:.0%} at l1_alpha {alpha:g}")
 
         def draw(figure: Any) -> None:
             left, right = figure.subplots(1, 2)

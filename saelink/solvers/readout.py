@@ -6,9 +6,9 @@ activations (mlp), or both. With these as columns F its best weights are a lasso
     minimise  (1/N) sum_n |y_n - F_n w|^2 / c + l1_alpha sum_j s_j |w_j|
 
 solved for every target from the products F'F and F'y, with the duality gap as certificate; s_j is what the connector
-multiplies each weight of its penalty by (a column divided by s_j has the plain penalty). The hidden layer itself is found
-by proximal Adam on the whole objective; a skip connector's linear part starts at the linear lasso, so that what the hidden
-units learn is for what that leaves over.
+multiplies each weight of its penalty by (a column divided by s_j has the plain penalty). The hidden layer itself is
+found by proximal Adam on the whole objective; a skip connector's linear part starts at the linear lasso, so that what
+the hidden units learn is for what that leaves over.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ class Solver(proximal.Solver):
         if not self.config.tolerance > 0:
             raise SaelinkError(f"solver.tolerance={self.config.tolerance} must be above 0")
         if self.config.path_tokens:
-            raise SaelinkError(
-                "solver.path_tokens is for solver=adam and proximal; readout fits each penalty by itself"
-            )
+            raise SaelinkError("solver.path_tokens is for adam and proximal; readout fits each penalty by itself")
 
     def tokens(self, n_training: int) -> int:
         return super().tokens(n_training) // self.config.rounds * self.config.rounds
