@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.figures import configured
+from saelink.block import Chain
 from saelink.config import register
 from saelink.effects import choose, effects, encoded, load_effects, open_block
 from saelink.evaluate import evaluate
@@ -146,25 +147,27 @@ def _gradients(
 ) -> dict[str, tuple[torch.Tensor, float]]:
     """Claims [d_source, d_target] and seconds of the mean Jacobian, and of gradient times activation."""
     block = open_block(cfg, store, sides, "train", "cpu")
+    assert isinstance(block.computation, Chain)
+    compute, x, (source_sae,) = block.computation.module, block.x[0], block.source_saes
     found: dict[str, tuple[torch.Tensor, float]] = {}
     scale = sides.scales[-1]
     with torch.no_grad():
         started = time.monotonic()
-        spread = torch.linspace(0, len(block.x) - 1, 1000).long()
-        jacobian = torch.func.vmap(torch.func.jacrev(block.compute), chunk_size=50)(block.x[spread]).mean(0)
-        through = block.source_sae.W_dec @ jacobian.T @ block.target_sae.W_enc  # of a raw source on a raw target
+        spread = torch.linspace(0, len(x) - 1, 1000).long()
+        jacobian = torch.func.vmap(torch.func.jacrev(compute), chunk_size=50)(x[spread]).mean(0)
+        through = source_sae.W_dec @ jacobian.T @ block.target_sae.W_enc  # of a raw source on a raw target
         claim = through[:, ids] * measured.source_mean[:, None] * sides.scales[0] / scale
         found["mean Jacobian, 1,000 tokens"] = claim, time.monotonic() - started
         started = time.monotonic()
-        active, _ = encoded(block.source_sae, block.x)
+        active = block.active()
         chosen = choose(active, block.fold, 64)
         gated, ungated = (torch.zeros(active.d, block.target_sae.d_sae) for _ in range(2))
-        target_rows, _ = encoded(block.target_sae, block.compute(block.x))
+        target_rows, _ = encoded(block.target_sae, block.computation.outputs())
         for first in range(0, len(chosen.token), 2048):
             part = slice(first, first + 2048)
             token, source = chosen.token[part], chosen.source[part]
-            tangent = block.source_sae.W_dec[source] * chosen.value[part, None]
-            change = torch.func.jvp(block.compute, (block.x[token],), (tangent,))[1] @ block.target_sae.W_enc
+            tangent = source_sae.W_dec[source] * chosen.value[part, None]
+            change = torch.func.jvp(compute, (x[token],), (tangent,))[1] @ block.target_sae.W_enc
             ungated.index_add_(0, source, change)
             gated.index_add_(0, source, change * (target_rows.select(token).dense() > 0))
         n = torch.bincount(chosen.source, minlength=active.d).clamp(min=1)[:, None] * scale

@@ -35,7 +35,7 @@ from saelink.sae import pull_sae
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
 from saelink.train import load_connector, train
 
-VERSION = 1
+VERSION = 2
 
 EMBEDDING = "hook_embed"
 
@@ -109,6 +109,7 @@ def _graph(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
     tracer = Tracer(cfg, store)
     trace = tracer.trace()
     influence, _ = influences(trace)
+    so_far = _first(_but_logits(influence), 2.0)
     kept = _first(_but_logits(influence), cfg.graph.node_share)
     led = {source for target in kept if target.kind == "target" for source in trace.links[target]}
     kept = {node: share for node, share in kept.items() if node.kind not in ("source", "source_error") or node in led}
@@ -126,7 +127,10 @@ def _graph(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
     edges_kept = [edge for edge in edges_kept if edge[1].kind != "source" or edge[1] in leading]
     joined = {node for edge in edges_kept for node in edge}
     nodes = [node for node in nodes if node in joined or node.kind in ("token", "logit")]
-    found = _Written(cfg, store, tracer, trace, nodes, influence)
+    # front ends hide what is above node_threshold: the shares written are those that chose the nodes, before the links
+    # from tokens to sources raised the tokens' own
+    so_far |= {node: min(share, cfg.graph.node_share) for node, share in kept.items()}
+    found = _Written(cfg, store, tracer, trace, nodes, so_far)
     links = [
         {"source": found.ids[source], "target": found.ids[target], "weight": trace.links[target][source]}
         for source, target in edges_kept
@@ -381,11 +385,11 @@ class _Written:
     """The nodes as the format wants them."""
 
     def __init__(
-        self, cfg: Config, store: Store, tracer: Tracer, trace: Trace, nodes: list[Node], influence: dict[Node, float]
+        self, cfg: Config, store: Store, tracer: Tracer, trace: Trace, nodes: list[Node], so_far: dict[Node, float]
     ):
         self._cfg, self._store, self._tracer, self._trace, self._nodes = cfg, store, tracer, trace, nodes
         self._names = Names(cfg, store)
-        self._so_far = _first(_but_logits(influence), 2.0)
+        self._so_far = so_far
         self._sizes = [side.facts["d_sae"] for side in tracer.sides.sources]
         layer, above = str(cfg.layer), str(cfg.layer + 1)
         last = str(tracer.n_layers + 1)
@@ -414,6 +418,8 @@ class _Written:
         if node.kind in ("source", "target"):
             found["feature"] = cantor(int(layer), number)
             found["jsNodeId"] = f"{layer}_{number}-0"
+            if page := self._names.unit(node.kind, number).page:
+                found["vis_link"] = page
         if node.kind == "token":
             found["feature"] = position
         if node.kind == "logit":

@@ -126,11 +126,13 @@ def _run_evaluate(cfg: Config, store: Store) -> None:
 def _run_verify(cfg: Config, store: Store) -> None:
     from saelink import tracking
     from saelink.consequence import chosen_edges, consequences, print_consequences
+    from saelink.effects import check_measurable
     from saelink.evaluate import evaluate
     from saelink.stability import Stability, repeatable, stability
     from saelink.train import train
     from saelink.verify import print_verdicts, verify
 
+    check_measurable(cfg)
     chosen_edges(cfg, store)  # a mistake there is said before hours of work
     verdicts, evaluation = verify(cfg, store), evaluate(cfg, store)
     stable = Stability(stability(cfg, store)) if cfg.verify.stability and repeatable(cfg) else None
@@ -277,6 +279,9 @@ def _hydra(command: str, arguments: list[str], stage: Callable[[Config, Store], 
     _Failures.count = sweep.Finish.failed = 0
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main(), which prints them as lines
     arguments = hydra_arguments(arguments)
+    if "hydra/launcher=ray_local" in arguments:  # read when Ray is imported: every port on loopback, no report home
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     experiment = any(argument.startswith("experiment=") for argument in arguments)  # its file says MULTIRUN
     if experiment and command != "run":
         from saelink.store import SaelinkError

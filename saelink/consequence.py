@@ -14,7 +14,7 @@ import torch
 
 from saelink.config import Config
 from saelink.data import tokens as pull_tokens
-from saelink.effects import STEP, Block, encoded, open_block, read
+from saelink.effects import Block, encoded, open_block, read
 from saelink.evaluate import top_tokens
 from saelink.link import link_of, load_split, pull_sides
 from saelink.model import device_of, load_bridge, load_tokenizer, model_info
@@ -147,7 +147,7 @@ def _measured(cfg: Config, store: Store, items: list[Item]) -> list[dict[str, An
     ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].long()
     test = load_split(cfg, sides, "test")
     context = ids.shape[1]
-    places = test.row[: len(block.x)].tolist()
+    places = test.row[: len(block.fold)].tolist()
     # The last token of a sequence has no next one here.
     steps = [step for step in steps if places[step.token] % context < context - 1]
     steps.sort(key=lambda step: (places[step.token] % context, step.token))
@@ -212,11 +212,10 @@ def _row(item: Item, values: list[tuple[float, float, float]], text_of: dict[str
 
 def _steps(block: Block, items: list[Item]) -> tuple[list[_Step], list[float]]:
     """What is taken out where, in raw units, and what a decoder direction is multiplied by at each token."""
-    x, target_sae = block.x, block.target_sae
-    y = torch.cat([block.compute(x[i : i + STEP]) for i in range(0, len(x), STEP)])
+    target_sae = block.target_sae
+    y = block.computation.outputs()
     before, floor = encoded(target_sae, y)
-    active, _ = encoded(block.source_sae, x)
-    units, source_units = target_sae.units(y), block.source_sae.units(x)
+    active, units = block.active(), target_sae.units(y)
     by_latent = torch.zeros(target_sae.d_sae)
     if target_sae.threshold is not None:
         by_latent = target_sae.threshold.cpu().clamp(min=0)
@@ -228,14 +227,12 @@ def _steps(block: Block, items: list[Item]) -> tuple[list[_Step], list[float]]:
         mine = mine[torch.linspace(0, len(mine) - 1, min(TOKENS, len(mine))).round().long()]
         token, value = rows.row_of[mine], rows.values[mine]
         if item.source is not None and len(token):
-            at = token.to(x.device)
-            taken = block.source_sae.W_dec[item.source] * value[:, None].to(x.device)
-            if source_units is not None:
-                taken = taken * source_units.scale[at]
-            after = read(target_sae.pre_acts(block.compute(x[at] - taken)), floor[token], by_latent)[:, item.target]
+            source = torch.full_like(token, item.source)
+            acts = block.without(token, source, block.taken(token, source, value))
+            after = read(target_sae.pre_acts(acts), floor[token], by_latent)[:, item.target]
             value = before.select(token).dense()[:, item.target] - after.cpu()
         steps += [_Step(number, t, v) for t, v in zip(token.tolist(), value.tolist(), strict=True)]
-    factor = [1.0] * len(x) if units is None else units.scale.flatten().tolist()
+    factor = [1.0] * len(y) if units is None else units.scale.flatten().tolist()
     return steps, factor
 
 

@@ -3,7 +3,8 @@
     M_ij = mean over tokens where j is active of  f_i(x) - f_i(x - a_j d_j)
 
 with x the model's own activation at the source hook (the SAE's error stays in), a_j and d_j the latent's activation and
-decoder direction, and f the model's computation up to the target hook, norms recomputed, read by the target SAE. A
+decoder direction, and f the model's computation up to the target hook, norms recomputed, read by the target SAE. What
+other tokens and other source hooks hold stays as it is (see block). A
 TopK SAE is read with a threshold held at the token's own k-th value: taking the top k anew would add what one latent's
 going does to its competitors. Effects don't add up to the target's activation.
 
@@ -19,13 +20,14 @@ import numpy as np
 import torch
 
 from saelink.autoencoder import SAE
+from saelink.block import Attended, Chain, load_attended, load_module
 from saelink.config import Config
 from saelink.data import tokens as pull_tokens
 from saelink.encode import encode_plan
 from saelink.kernels import in_parts
 from saelink.latents import Rows, pack, unpack
 from saelink.link import Sides, link_of, load_split, pull_sides
-from saelink.model import device_of, load_computation, load_forward, model_info, permute_weights
+from saelink.model import FOUND, device_of, load_forward, model_info
 from saelink.progress import Progress
 from saelink.sae import pull_sae
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
@@ -41,9 +43,9 @@ FOLDS = 10
 STEP = 4096
 """Ablations of one pass."""
 
-NULLS = ("permuted decoders", "random MLP")
+NULLS = ("permuted decoders", "random weights")
 """Effects that no graph should find: along another latent's decoder direction, with the same activation; and of an MLP
-whose weights are in a random order, read by the same SAEs."""
+(or block) whose weights are in a random order, read by the same SAEs."""
 
 NULL_TOKENS = 64
 """Tokens per source that these are measured on."""
@@ -90,14 +92,29 @@ class Changes(NamedTuple):
 
 
 def measurable(cfg: Config) -> bool:
-    """Whether the effects of single edges can be measured: where the target follows from one source token by token."""
-    return len(cfg.link.sources) == 1 and "attn" not in cfg.link.target
+    """Whether the effects of single edges can be measured: between hooks that are modules' own inputs and outputs."""
+    return {*cfg.link.sources, cfg.link.target} <= {"mlp_in", *FOUND}
+
+
+def check_measurable(cfg: Config) -> None:
+    """Raise SaelinkError for a link between whose hooks effects can't be measured."""
+    if not measurable(cfg):
+        unknown = sorted({*cfg.link.sources, cfg.link.target} - {"mlp_in", *FOUND})
+        raise SaelinkError(
+            f"link={cfg.link.name}: effects of single edges are measured between {', '.join(FOUND)}; not for "
+            f"{', '.join(unknown)}"
+        )
+
+
+def nulls_of(cfg: Config) -> tuple[str, ...]:
+    """Those of NULLS that mean something for the link: where the target is the sources' sum there are no weights."""
+    adds_up = {"hook_attn_out", "hook_mlp_out"} <= set(cfg.link.sources)
+    return NULLS[:1] if adds_up else NULLS
 
 
 def effects_plan(cfg: Config, store: Store, split: str = "test", null: str | None = None) -> Plan:
     """Plan of a link's effects on a split's documents, or of one of NULLS. Raises SaelinkError for another link."""
-    if not measurable(cfg):
-        raise SaelinkError(f"link={cfg.link.name}: effects of single edges are measured for link=mlp only")
+    check_measurable(cfg)
     link = link_of(cfg, store)
     recipe = {
         "split": split,
@@ -127,7 +144,7 @@ def effects(cfg: Config, store: Store, split: str = "test", null: str | None = N
     """Pull the effect of every source latent on every target latent, on test or train documents; or one of NULLS.
 
     File `effects.safetensors`: see `Effects`; for train also `changes.safetensors`: see `Changes`. Raises SaelinkError
-    for a link whose target does not follow from the source token by token.
+    for a link whose hooks are not modules' own inputs and outputs.
     """
     for name in ("tokens_per_source", "tokens", "fit_tokens"):
         if getattr(cfg.verify, name) < 1:
@@ -185,18 +202,18 @@ def _effects(
     device = device_of(cfg)
     link, size = link_of(cfg, store), FOLDS * sides.d_source * sides.d_target
     most = max(_tokens(cfg, split), 1)
-    what = f"effects: {link.sources[0]} -> {link.target} on at most {most:,} {split} tokens"
+    what = f"effects: {' + '.join(link.sources)} -> {link.target} on at most {most:,} {split} tokens"
     store.say(f"{what}, {6 * size / 1e9:.1f} GB of memory")
     store.need_space("effects", 2 * size + 4 * size // FOLDS)
     block = open_block(cfg, store, sides, split, device)
-    directions = block.source_sae.W_dec
+    directions: torch.Tensor | None = None
     if null == "permuted decoders":
-        directions = directions[torch.randperm(len(directions), generator=torch.Generator().manual_seed(0))]
-    elif null == "random MLP":
-        permute_weights(block.compute)
+        generator = torch.Generator().manual_seed(0)
+        directions = torch.cat([s.W_dec[torch.randperm(s.d_sae, generator=generator)] for s in block.source_saes])
+    elif null == "random weights":
+        block.computation.permute()
     with torch.inference_mode():
-        scales = sides.scales[0], sides.scales[-1]
-        found, changes = measure(*block, _per_source(cfg, null), scales, directions, split == "train")
+        found, changes = measure(block, _per_source(cfg, null), sides.scales, directions, split == "train")
     draft.save_tensors(TENSORS_FILE, found._asdict())
     if changes is not None:
         ablations = {"token": changes.token.int(), "source": changes.source.int(), "value": changes.value}
@@ -204,7 +221,7 @@ def _effects(
     strong = found.mean.abs() >= cfg.verify.strong * found.target_mean
     strong &= (found.target_mean > 0) & found.consistent()
     return {
-        "n_tokens": len(block.x),
+        "n_tokens": len(block.fold),
         "ablations": int(found.tokens.sum()),
         "strong": int(strong.sum()),
         "strong_negative": int((strong & (found.mean < 0)).sum()),
@@ -212,61 +229,103 @@ def _effects(
 
 
 class Block(NamedTuple):
-    """What lies between a link's two SAEs, and activations it starts from."""
+    """What lies between a link's SAEs, and activations it starts from."""
 
-    compute: torch.nn.Module
-    """[n, d_in] -> [n, d_out]"""
-    source_sae: SAE
+    computation: Chain | Attended
+    source_saes: list[SAE]
     target_sae: SAE
-    x: torch.Tensor
-    """[n, d_in] the model's own activations at the source hook, on the tokens that count."""
+    x: list[torch.Tensor]
+    """For each source hook [n, d_in], the model's own activations on the tokens that count."""
     fold: torch.Tensor
     """[n] the group of documents each token belongs to."""
+
+    @property
+    def side(self) -> torch.Tensor:
+        """[d_source] the source hook of each source latent, by its place."""
+        sizes = torch.tensor([sae.d_sae for sae in self.source_saes])
+        return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+
+    def active(self) -> Rows:
+        """[n, d_source] the source latents, those of several hooks side by side."""
+        return Rows.beside([encoded(sae, x)[0] for sae, x in zip(self.source_saes, self.x, strict=True)])
+
+    def taken(
+        self, token: torch.Tensor, source: torch.Tensor, value: torch.Tensor, directions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[m, d_in] what a source latent [m] of size value [m] writes at each token [m], or in other directions."""
+        device = self.x[0].device
+        if directions is None:
+            directions = self.directions()
+        out = directions[source.to(device)] * value[:, None].to(device)
+        units = [sae.units(x[token.to(device)]) for sae, x in zip(self.source_saes, self.x, strict=True)]
+        if any(unit is not None for unit in units):
+            scale = torch.stack([out.new_ones(len(out), 1) if unit is None else unit.scale for unit in units])
+            out = out * scale[self.side[source].to(device), torch.arange(len(out), device=device)]
+        return out
+
+    def directions(self) -> torch.Tensor:
+        """[d_source, d_in] decoder directions."""
+        return torch.cat([sae.W_dec for sae in self.source_saes])
+
+    def without(self, token: torch.Tensor, source: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
+        """[m, d_out] at the target hook where `taken` [m, d_in] goes from a source [m]'s hook at each token [m]."""
+        return self.computation.without(token, self.side[source], taken)
 
 
 def open_block(cfg: Config, store: Store, sides: Sides, split: str, device: str) -> Block:
     """A link's computation with the activations of a split's first documents, from the model run anew."""
     info, link = model_info(cfg, store), link_of(cfg, store)
-    source_hook = link.sources[0]
-    source_sae = pull_sae(cfg, store, source_hook).to(device, torch.float32)
+    source_saes = [pull_sae(cfg, store, hook).to(device, torch.float32) for hook in link.sources]
     target_sae = pull_sae(cfg, store, link.target).to(device, torch.float32)
     text = pull_tokens(cfg, store).tensors(f"{split}.safetensors")
     context = text["ids"].shape[1]
     counted = load_split(cfg, sides, split).row
     n = max(min(_tokens(cfg, split) // context, len(text["ids"])), 1)
     counted = counted[counted < n * context]
-    compute = load_computation(cfg, info, source_hook, link.target, device).float()
-    forward = load_forward(cfg, info, [source_hook], device)
+    ids = text["ids"][:n].long()
+    chained = cfg.link.sources in (["mlp_in"], ["hook_resid_mid"]) and cfg.link.target == "hook_mlp_out"
+    module = load_module(cfg, info, link.sources[0], link.target, device).float() if chained else None
+    hooks: list[str] = [*link.sources, *([] if chained else [link.target])]
+    forward = load_forward(cfg, info, hooks, device)
     with torch.inference_mode():
         rows = max(cfg.runtime.forward_tokens // context, 1)
-        parts = [forward(text["ids"][i : i + rows].long().to(device))[source_hook].float() for i in range(0, n, rows)]
-        x = torch.cat([part.flatten(0, 1) for part in parts])[counted.to(device)]
+        parts = [forward(ids[i : i + rows].to(device)) for i in range(0, n, rows)]
+        place = counted.to(device)
+        acts = {hook: torch.cat([part[hook].float().flatten(0, 1) for part in parts])[place] for hook in hooks}
+    x = [acts[hook] for hook in link.sources]
+    if module is not None:
+        computation: Chain | Attended = Chain(module, x[0])
+    else:
+        computation = load_attended(cfg, info, link.sources, link.target, ids, counted, x, acts[link.target], device)
     document = text["document"].flatten().long()[counted]
-    return Block(compute, source_sae, target_sae, x, document.unique(return_inverse=True)[1] % FOLDS)
+    return Block(computation, source_saes, target_sae, x, document.unique(return_inverse=True)[1] % FOLDS)
 
 
 def measure(
-    compute: torch.nn.Module, source_sae: SAE, target_sae: SAE, x: torch.Tensor, fold: torch.Tensor, most: int,
-    scales: tuple[float, float] = (1.0, 1.0), directions: torch.Tensor | None = None, keep: bool = False,
+    block: Block, most: int, scales: list[float] | None = None, directions: torch.Tensor | None = None,
+    keep: bool = False,
 ) -> tuple[Effects, Changes | None]:  # fmt: skip
-    """The effects through `compute` [n, d_in] -> [n, d_out] at activations x [n, d_in], tokens in groups `fold` [n].
+    """The effects of every source latent on every target latent of a block.
 
-    At most `most` tokens a source; `directions` [d_source, d_in] are taken out instead of the source SAE's decoder
-    directions; `scales` are the units of sources and targets; with `keep` every single change comes back too.
+    At most `most` tokens a source; `directions` [d_source, d_in] are taken out instead of the source SAEs' decoder
+    directions; `scales` are the units of the sources and, last, of the target; with `keep` every single change comes
+    back too.
     """
-    device, d_source = str(x.device), source_sae.d_sae
-    y = torch.cat([compute(x[i : i + STEP]) for i in range(0, len(x), STEP)])
-    before, floor = encoded(target_sae, y)
-    active, _ = encoded(source_sae, x)
-    chosen = choose(active, fold, most)
+    target_sae = block.target_sae
+    scales = [1.0] * (len(block.source_saes) + 1) if scales is None else scales
+    unit = torch.tensor(scales[:-1])[block.side]
+    before, floor = encoded(target_sae, block.computation.outputs())
+    active = block.active()
+    d_source = active.d
+    chosen = choose(active, block.fold, most)
+    if block.computation.groups is not None:
+        by = torch.argsort(block.computation.groups[chosen.token], stable=True)
+        chosen = Ablated(*(column[by] for column in chosen))
     kept: list[Rows] | None = [] if keep else None
-    directions = source_sae.W_dec if directions is None else directions
-    units = source_sae.units(x)
-    factor = torch.ones(len(x), 1, device=device) if units is None else units.scale
-    sums = _ablate(compute, directions, target_sae, x, factor, before, floor, chosen, device, kept)
+    sums = _ablate(block, directions, before, floor, chosen, kept)
     counts = torch.bincount(chosen.fold * d_source + chosen.source, minlength=FOLDS * d_source).view(FOLDS, -1)
     total = counts.sum(0).clamp(min=1)
-    folds = sums.view(FOLDS, d_source, target_sae.d_sae) / scales[1]
+    folds = sums.view(FOLDS, d_source, target_sae.d_sae) / scales[-1]
     source_sum = torch.zeros(d_source, dtype=torch.float64).index_add_(0, chosen.source, chosen.value.double())
     active_on = torch.bincount(active.indices, minlength=active.d)
     fired = torch.bincount(before.indices, minlength=before.d)
@@ -275,14 +334,14 @@ def measure(
         folds.sum(0) / total[:, None],
         folds.half(),
         counts,
-        (source_sum / total / scales[0]).float(),
-        (active_on / len(x)).float(),
-        (target_sum / fired.clamp(min=1) / scales[1]).float(),
+        (source_sum / total / unit).float(),
+        (active_on / len(before)).float(),
+        (target_sum / fired.clamp(min=1) / scales[-1]).float(),
     )
     if kept is None:
         return found, None
-    rows = Rows.stack(kept).scaled(1 / scales[1])
-    return found, Changes(rows, chosen.token, chosen.source, chosen.value / scales[0])
+    rows = Rows.stack(kept).scaled(1 / scales[-1])
+    return found, Changes(rows, chosen.token, chosen.source, chosen.value / unit[chosen.source])
 
 
 def encoded(sae: SAE, x: torch.Tensor) -> tuple[Rows, torch.Tensor]:
@@ -305,33 +364,35 @@ def encoded(sae: SAE, x: torch.Tensor) -> tuple[Rows, torch.Tensor]:
 
 
 def _ablate(
-    compute: Any, directions: torch.Tensor, target_sae: SAE, x: torch.Tensor, factor: torch.Tensor, before: Rows,
-    floor: torch.Tensor, chosen: Ablated, device: str, kept: list[Rows] | None,
+    block: Block, directions: torch.Tensor | None, before: Rows, floor: torch.Tensor, chosen: Ablated,
+    kept: list[Rows] | None,
 ) -> torch.Tensor:  # fmt: skip
-    """[FOLDS * d_source, d_target] sums of f(x) - f(x - a d), raw units; each of them is added to `kept` if given.
-
-    `factor` [n, 1] is what a decoder direction is multiplied by at each token, for an SAE that normalises its input.
-    """
+    """[FOLDS * d_source, d_target] sums of f(x) - f(x - a d), raw units; each of them is added to `kept` if given."""
+    target_sae, device = block.target_sae, block.x[0].device
+    d_source = sum(sae.d_sae for sae in block.source_saes)
+    directions = block.directions() if directions is None else directions
     by_latent = torch.zeros(target_sae.d_sae)
     if target_sae.threshold is not None:
         by_latent = target_sae.threshold.cpu().clamp(min=0)
-    sums = torch.zeros(FOLDS * len(directions), target_sae.d_sae)
+    sums = torch.zeros(FOLDS * d_source, target_sae.d_sae)
     room = torch.empty(STEP, target_sae.d_sae, device=device)
-    slot_of = chosen.fold * len(directions) + chosen.source
+    slot_of = chosen.fold * d_source + chosen.source
     with Progress("effects", len(chosen.token), "ablations") as bar:
         for first in range(0, len(chosen.token), STEP):
             part = slice(first, first + STEP)
-            token, source = chosen.token[part], chosen.source[part]
-            at = token.to(device)
-            taken = directions[source.to(device)] * chosen.value[part, None].to(device) * factor[at]
-            pre = target_sae.pre_acts(compute(x[at] - taken), room)
-            add_differences(pre, slot_of[part], token, before, floor[token], by_latent, sums)
+            token, source, slots = chosen.token[part], chosen.source[part], slot_of[part]
+            acts = block.without(token, source, block.taken(token, source, chosen.value[part], directions))
             if kept is not None:
+                pre = target_sae.pre_acts(acts, room)
                 change = before.select(token).dense() - read(pre, floor[token], by_latent).cpu()
                 place = change.nonzero()
                 ends = torch.bincount(place[:, 0], minlength=len(token)).cumsum(0)
                 offsets = torch.nn.functional.pad(ends, (1, 0))
                 kept.append(Rows(offsets, place[:, 1].contiguous(), change[place[:, 0], place[:, 1]], before.d))
+            if block.computation.groups is not None:  # equal slots in a row, whatever the order of the tokens
+                by = torch.argsort(slots, stable=True)
+                acts, token, slots = acts[by.to(device)], token[by], slots[by]
+            add_differences(target_sae.pre_acts(acts, room), slots, token, before, floor[token], by_latent, sums)
             bar.advance(len(token))
     return sums
 

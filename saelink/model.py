@@ -237,7 +237,7 @@ def _describe(cfg: ModelConfig, draft: Draft, store: Store) -> dict[str, Any]:
         size = (folder_of(cfg) / cfg.file).stat().st_size
         store.say(f"model {draft.plan.key}: unpacking {cfg.file} once (about {size * 7 / 1e9:.1f} GB)")
         store.need_space(f"model: unpacking {cfg.file}", size * 7)
-    tokenizer, hf_model = _load(replace(cfg, dtype=DType.float32))  # one key for all types: unpack without rounding
+    tokenizer, hf_model = load_hf(replace(cfg, dtype=DType.float32))  # one key for all types: unpack without rounding
     if cfg.file is not None:
         # What was read is plain float32 now; the model still calls itself quantised and would refuse to be saved.
         hf_model.hf_quantizer = None
@@ -300,7 +300,7 @@ def _readable(cfg: ModelConfig, what: str) -> Iterator[None]:
 
 def load_bridge(cfg: Config, info: ModelInfo, device: str) -> Any:
     """The model as a TransformerBridge on `device`: raw Hugging Face weights, nothing folded."""
-    tokenizer, hf_model = _load(cfg.model, info.artifact)
+    tokenizer, hf_model = load_hf(cfg.model, info.artifact)
     return _boot(cfg.model, tokenizer, hf_model.to(device))
 
 
@@ -314,7 +314,7 @@ def _location(cfg: ModelConfig, info: Artifact | None) -> tuple[str, dict[str, A
     return str(folder_of(cfg)), {"gguf_file": cfg.file} if cfg.file else {}
 
 
-def _load(cfg: ModelConfig, info: Artifact | None = None, attention: str | None = "eager") -> tuple[Any, Any]:
+def load_hf(cfg: ModelConfig, info: Artifact | None = None, attention: str | None = "eager") -> tuple[Any, Any]:
     """Tokenizer and Hugging Face model; the bridge needs eager attention, None is the model's own choice."""
     from transformers import AutoModelForCausalLM
 
@@ -361,7 +361,7 @@ def load_forward(
             return {hook: seen[hook] for hook in wanted}
 
         return through_bridge
-    _, hf_model = _load(cfg.model, info.artifact, attention=None)
+    _, hf_model = load_hf(cfg.model, info.artifact, attention=None)
     hf_model.to(device)
     seen: dict[str, torch.Tensor] = {}
     modules = dict(hf_model.named_modules())
@@ -371,24 +371,24 @@ def load_forward(
         def keep(tensor: torch.Tensor, hook: str = hook) -> None:
             seen[hook] = tensor
             if len(seen) == len(wanted):
-                raise _SeenError
+                raise SeenError
 
-        _listen(modules[place.module], place.side, keep)
+        listen(modules[place.module], place.side, keep)
 
     def forward(ids: torch.Tensor) -> dict[str, torch.Tensor]:
         seen.clear()
-        with suppress(_SeenError):
+        with suppress(SeenError):
             hf_model(ids, use_cache=False)
         return dict(seen)
 
     return forward
 
 
-class _SeenError(Exception):
+class SeenError(Exception):
     """All hooks have been seen: the rest of the forward pass is not wanted."""
 
 
-def _listen(module: Any, side: str, keep: Callable[[Any], None]) -> Any:
+def listen(module: Any, side: str, keep: Callable[[Any], None]) -> Any:
     """Call `keep` with the first thing that the module is given, or that it gives; the handle that ends it."""
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -429,7 +429,7 @@ def _inside(hf_model: Any) -> dict[Place, dict[int, torch.Tensor]]:
         if inside is not None:
             module_name = f"{inside[1]}*{inside[3]}"
             for side in ("input", "output"):
-                handles.append(_listen(module, side, keep_at(Place(module_name, side), int(inside[2]))))
+                handles.append(listen(module, side, keep_at(Place(module_name, side), int(inside[2]))))
     with torch.inference_mode():
         hf_model(torch.arange(PROBE_TOKENS)[None], use_cache=False)
     for handle in handles:
@@ -458,63 +458,6 @@ def _places(bridge: Any, inside: dict[Place, dict[int, torch.Tensor]]) -> dict[s
                 found[name] = place
                 break
     return found
-
-
-def load_computation(cfg: Config, info: ModelInfo, source: str, target: str, device: str) -> torch.nn.Sequential:
-    """What a block does between two hooks, [n, d_model] -> [n, d_model], token by token: its MLP, norms included.
-
-    It is the chain of Hugging Face modules each of which is given just what the one before gave, found by running a few
-    tokens. Raises SaelinkError where there is no such chain: where tokens are mixed (attention) or something is added.
-    """
-    import torch
-
-    first, last = info.place(source), info.place(target)
-    missing = SaelinkError(
-        f"link: {source} -> {target} is no chain of modules that take one token at a time, such as an MLP; effects of "
-        "single edges are measured for link=mlp only"
-    )
-    if first is None or last is None or last.side != "output":
-        raise missing
-    _, hf_model = _load(cfg.model, info.artifact, attention=None)
-    hf_model.to(device)
-    modules = dict(hf_model.named_modules())
-    block = last.module.rsplit(f".{target.split('.')[1]}.", 1)[0] + f".{target.split('.')[1]}."
-    calls: list[tuple[str, list[Any], Any]] = []
-    handles = []
-    start: list[Any] = []
-    end: list[Any] = []
-
-    def record(name: str) -> Callable[..., None]:
-        def after(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-            calls.append((name, given, out))
-
-        return after
-
-    for name, module in modules.items():
-        if name.startswith(block):
-            handles.append(module.register_forward_hook(record(name), with_kwargs=True))
-    handles.append(_listen(modules[first.module], first.side, start.append))
-    handles.append(_listen(modules[last.module], last.side, end.append))
-    with torch.inference_mode():
-        hf_model(torch.arange(PROBE_TOKENS, device=device)[None], use_cache=False)
-    for handle in handles:
-        handle.remove()
-
-    def chain(tensor: Any, depth: int) -> list[str] | None:
-        takers = [(name, out) for name, given, out in calls if len(given) == 1 and given[0] is tensor]
-        for name, out in sorted(takers, key=lambda call: call[0].count(".")):  # a module before those inside it
-            if out is end[0]:
-                return [name]
-            rest = chain(out, depth + 1) if isinstance(out, torch.Tensor) and depth < MOST_MODULES else None
-            if rest is not None:
-                return [name, *rest]
-        return None
-
-    names = chain(start[0], 0) if start and end else None
-    if names is None:
-        raise missing
-    return torch.nn.Sequential(*(modules[name] for name in names))
 
 
 def permute_weights(module: torch.nn.Module, seed: int = 0) -> None:
@@ -565,10 +508,6 @@ def center_writing_weights(hf_model: Any) -> None:
             bias = getattr(module, "bias", None)
             if isinstance(bias, torch.Tensor):
                 bias -= bias.mean()
-
-
-MOST_MODULES = 4
-"""Modules between two hooks of an MLP: norm, MLP, and in some models a norm behind it."""
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 
 from saelink.config import Config, Normalise, l1_alphas
 from saelink.connectors import CONNECTORS, Connector
-from saelink.effects import Changes, effects, effects_plan, load_changes, load_effects
+from saelink.effects import Changes, check_measurable, effects, effects_plan, load_changes, load_effects
 from saelink.encode import encode_plan
 from saelink.gram import VERSION as GRAM_VERSION
 from saelink.gram import Gram, gram, gram_plan, load_gram
@@ -35,6 +35,8 @@ STARTS = ("random", "zero")
 
 def train_plan(cfg: Config, store: Store) -> Plan:
     """Plan of the connector that `cfg` describes; cfg.l1_alpha is a single number here."""
+    if SOLVERS[cfg.solver.name].uses_effects:
+        check_measurable(cfg)
     link = link_of(cfg, store)
     recipe = {
         "connector": recipe_of(cfg.connector),

@@ -12,7 +12,17 @@ import torch
 
 from saelink.config import Config
 from saelink.connectors import Connector
-from saelink.effects import FOLDS, NULLS, Effects, choose, effects, effects_plan, load_effects, measurable
+from saelink.effects import (
+    FOLDS,
+    Effects,
+    check_measurable,
+    choose,
+    effects,
+    effects_plan,
+    load_effects,
+    measurable,
+    nulls_of,
+)
 from saelink.evaluate import circuit_text
 from saelink.latents import Rows, Tokens
 from saelink.link import load_split, pull_sides
@@ -50,11 +60,12 @@ RESAMPLES = 200
 
 
 def verify_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of a connector's verdicts."""
+    """Plan of a connector's verdicts. Raises SaelinkError for a link whose effects can't be measured."""
+    check_measurable(cfg)
     plan = train_plan(cfg, store)
     recipe = {"strong": cfg.verify.strong}
     inputs = {"connector": plan.key, "effects": effects_plan(cfg, store).key}
-    inputs |= {null: effects_plan(cfg, store, null=null).key for null in NULLS}
+    inputs |= {null: effects_plan(cfg, store, null=null).key for null in nulls_of(cfg)}
     return Plan("verify", VERSION, recipe, inputs, plan.about)
 
 
@@ -74,7 +85,7 @@ def verify(cfg: Config, store: Store) -> Artifact:
     measured = load_effects(effects(cfg, store))
     connector = load_connector(train(cfg, store))
     sides = pull_sides(cfg, store)
-    nulls = {null: effects(cfg, store, null=null) for null in NULLS}
+    nulls = {null: effects(cfg, store, null=null) for null in nulls_of(cfg)}
 
     def make(draft: Draft) -> dict[str, Any]:
         ids, strong = connector.target_ids, cfg.verify.strong  # on the CPU; `claims` moves the connector

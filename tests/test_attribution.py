@@ -137,7 +137,10 @@ def test_the_file_is_what_circuit_tracer_reads(saelink: Run, store: Store) -> No
         if node["feature_type"] == "cross layer transcoder":
             layer, latent, position = map(int, node["node_id"].split("_"))
             assert node["feature"] == cantor(layer, latent) and node["ctx_idx"] == position and node["activation"] > 0
-            assert layer in (0, 1) and 0 < node["influence"] <= 1 + 1e-6
+            assert layer in (0, 1)
+            assert node.get("vis_link") == document["metadata"]["saelink"]["pages"].get(node["node_id"])
+        if node["feature_type"] not in ("embedding", "logit"):  # front ends hide what is above
+            assert 0 < node["influence"] <= listed["node_threshold"]
         if node["feature_type"] == "logit":
             assert "(p=0." in node["clerp"] and node["layer"] == "3" and 0 < node["token_prob"] < 1
     assert sum(node["is_target_logit"] for node in document["nodes"]) == 1

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from saelink import effects as effects_module
 from saelink.autoencoder import SAE
+from saelink.block import Chain
 from saelink.connectors.linear import Config as LinearConfig
 from saelink.connectors.nonlinear import Connector as Nonlinear
 from saelink.effects import FOLDS, Effects, effects, load_changes, load_effects, measure
@@ -140,6 +142,10 @@ def identity_sae(d: int) -> SAE:
     return SAE(torch.eye(d), torch.zeros(d), torch.eye(d), torch.zeros(d), None, None)
 
 
+def opened(block: Block, x: torch.Tensor, fold: torch.Tensor) -> effects_module.Block:
+    return effects_module.Block(Chain(block, x), [identity_sae(12)], identity_sae(8), [x], fold)
+
+
 def text(n: int = 6000) -> tuple[torch.Tensor, torch.Tensor]:
     """Activations of 12 sources, most of them independent; 9 fires with 8. And the tokens' groups of documents."""
     generator = torch.Generator().manual_seed(3)
@@ -153,7 +159,7 @@ def text(n: int = 6000) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def known() -> tuple[torch.Tensor, torch.Tensor, Effects]:
     x, fold = text()
-    measured, changes = measure(Block(), identity_sae(12), identity_sae(8), x, fold, 256, keep=True)
+    measured, changes = measure(opened(Block(), x, fold), 256, keep=True)
     assert changes is not None and len(changes.rows) == int(measured.tokens.sum())
     return x, fold, measured
 
@@ -194,16 +200,15 @@ def test_the_nulls_are_flat(known: tuple[torch.Tensor, torch.Tensor, Effects]) -
     claim = torch.zeros(12, 8)
     for (source, target), sign in TRUE.items():
         claim[source, target] = sign * measured.mean[source, target].abs()
-    saes = identity_sae(12), identity_sae(8)
     true, _ = judged(claim, measured, torch.arange(8), 0.1)
     assert true["precision_1x"] == 1 and true["r2_1x"] > 0.99 and true["recall_10x"] == 1
     others = torch.eye(12).roll(5, 0)
-    permuted, _ = measure(Block(), *saes, x, fold, 256, directions=others)
+    permuted, _ = measure(opened(Block(), x, fold), 256, directions=others)
     block = Block()
     block.second.copy_(
         block.second.flatten()[torch.randperm(72, generator=torch.Generator().manual_seed(1))].view(9, 8)
     )
-    random, _ = measure(block, *saes, x, fold, 256)
+    random, _ = measure(opened(block, x, fold), 256)
     for null in (permuted, random, shuffled(measured)):
         figures, _ = judged(claim, null, torch.arange(8), 0.1)
         assert figures["recall_10x"] <= 0.25 and (figures["precision_1x"] or 0) <= 0.25
@@ -267,7 +272,7 @@ def test_changes_are_those_of_the_effects(world: World, store: Store) -> None:
         (["solver.lr=0"], "solver.lr=0.0 must be above 0"),
         (["solver.tokens=0"], "solver.tokens=0 must be at least 1"),
         (["verify.fit_tokens=0"], "verify.fit_tokens=0 must be at least 1"),
-        (["link=attn"], "link=attn: effects of single edges are measured for link=mlp only"),
+        (["link=mlp_from_parts"], "link=mlp_from_parts: effects of single edges are measured between hook_resid_pre"),
     ],
 )
 def test_mistakes(saelink: Run, words: list[str], expected: str, tmp_path: Path) -> None:

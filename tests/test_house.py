@@ -11,7 +11,8 @@ import saelink
 PACKAGE = Path(saelink.__file__).parent
 
 ORDER = [
-    "store", "config", "progress", "model", "data", "norms", "cache", "kernels", "autoencoder", "formats", "sae",
+    "store", "config", "progress", "model", "block",
+    "data", "norms", "cache", "kernels", "autoencoder", "formats", "sae",
     "latents", "encode", "examples", "link", "gram", "effects", "lasso", "logic", "connectors", "loaded", "metrics",
     "outlier", "solvers", "train", "intervene", "evaluate", "names", "transcoder", "stability", "verify",
     "consequence", "edges", "export", "attribution", "hidden", "ablation", "card", "experiments", "report", "api",

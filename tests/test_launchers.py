@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import re
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -80,15 +83,21 @@ def test_a_sweep_through_a_launcher(world: World, tmp_path: Path, launcher: str)
     path = f"{tmp_path / 'slurm'}:{os.environ['PATH']}" if launcher == "slurm" else os.environ["PATH"]
     alphas = ["1e-3", "1e-2"]
     base = with_solver(world.overrides("outputs"), ["connector=linear", "solver=exact"])
+    ray = Path(tempfile.mkdtemp(prefix="ray"))  # its sockets' paths may not be long
+    if launcher == "ray_local":
+        base += [f"+hydra.launcher.ray.init._temp_dir={ray}"]
     done = subprocess.run(
         [sys.executable, "-m", "saelink", "train", "-m", *base,
          f"l1_alpha={','.join(alphas)}", f"hydra/launcher={launcher}", "runtime.threads=1", "wandb.mode=offline"],
         capture_output=True, text=True, cwd=tmp_path, timeout=240,
         env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+    heard = {ip for path in ray.rglob("raylet.out") for ip in re.findall(r"address: ([\d.]+)", path.read_text())}
+    shutil.rmtree(ray)
     logs = "".join(path.read_text() for path in tmp_path.rglob("*_log.out"))
     said = done.stdout + done.stderr + logs
     assert done.returncode == 0, said
+    assert heard == ({"127.0.0.1"} if launcher == "ray_local" else set()), "on loopback only"
     (table,) = tmp_path.glob("outputs/sweeps/*/pareto.csv")
     with open(table) as file:
         rows = list(csv.DictReader(file))

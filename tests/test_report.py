@@ -130,7 +130,7 @@ def test_verdicts_stand_on_the_edges(world: World, tmp_path: Path) -> None:
     found, figures = pieces(artifact), judged.json("figures.json")
     (mine,) = found["head"]["verified"]
     assert mine["fit"] == 0 and mine["figures"]["edges_confirmed"] == figures["edges_confirmed"]
-    assert set(mine["nulls"]) == {"permuted decoders", "random MLP", "shuffled pairs"}
+    assert set(mine["nulls"]) == {"permuted decoders", "random weights", "shuffled pairs"}
     tensors = judged.tensors("edges.safetensors")
     expected = {
         (int(s), int(t)): (float(c), float(e), VERDICTS[int(v)])
@@ -244,7 +244,7 @@ def test_clicks_and_search(browser: Any, world: World, tmp_path: Path) -> None:
     artifact, _ = made(world, tmp_path, "solver=exact")
     text = shown(browser, artifact)
     for expected in ("Connectors", "mean predictor", "oracle", "Percent linear", "Loss while training", "What was run",
-                     "random MLP", "permuted decoders"):  # fmt: skip
+                     "random weights", "permuted decoders"):  # fmt: skip
         assert expected in text, expected
     wait(browser, lambda: browser.find_elements("css selector", "#frontier .main-svg"))
     browser.find_element("link text", "Circuits").click()
