@@ -303,6 +303,7 @@ class Cards:
         fvu = self._figures["fvu"][latent]
         card = {
             "fvu": _short(fvu) if fvu == fvu else None,
+            **self._linear(latent),
             **self._terms(self._edges[0], column, self.input_name),
             **self._words(self._said[0][column], self.input_name),
         }
@@ -319,6 +320,11 @@ class Cards:
                 for source, effect in self.verdicts.missed(latent)[:EDGES]
             ]  # fmt: skip
         return card
+
+    def _linear(self, latent: int) -> dict[str, float]:
+        """Of a target that hidden units help to predict, the share of what is explained that is linear."""
+        share = self._figures["linear"][latent] if "linear" in self._figures else float("nan")
+        return {"linear": _short(share)} if share == share else {}
 
     def _verdict(self, number: int, latent: int) -> dict[str, Any]:
         """What ablating a source in the model, and fits on other documents, say of its edge, where these were made."""
@@ -610,10 +616,11 @@ def print_card(card: dict[str, Any], console: Console) -> None:
     if not card["active"]:
         return
     if card.get("edges"):
+        linear = f", {card['linear']:.0%} linear" if "linear" in card else ""
         fvu = (
             ""
             if card.get("fvu") is None
-            else f"   [dim]FVU {card['fvu']:.3f} on test documents; + how much without it[/]"
+            else f"   [dim]FVU {card['fvu']:.3f} on test documents{linear}; + how much without it[/]"
         )
         console.print(f"\n[bold]is predicted by[/]{fvu}")
         for edge in card["edges"]:

@@ -128,14 +128,17 @@ def _run_verify(cfg: Config, store: Store) -> None:
     from saelink.consequence import chosen_edges, consequences, print_consequences
     from saelink.effects import check_measurable
     from saelink.evaluate import evaluate
-    from saelink.stability import Stability, repeatable, stability
+    from saelink.stability import Stability, stability, stability_plan, wanted
     from saelink.train import train
     from saelink.verify import print_verdicts, verify
 
     check_measurable(cfg)
     chosen_edges(cfg, store)  # a mistake there is said before hours of work
+    again = wanted(cfg)
+    if again:
+        stability_plan(cfg, store)
     verdicts, evaluation = verify(cfg, store), evaluate(cfg, store)
-    stable = Stability(stability(cfg, store)) if cfg.verify.stability and repeatable(cfg) else None
+    stable = Stability(stability(cfg, store)) if again else None
     lost = consequences(cfg, store) if cfg.verify.consequences or cfg.verify.chosen else None
     print_verdicts(store, verdicts, evaluation, stable)
     if lost is not None:

@@ -335,8 +335,9 @@ class VerifyConfig:
     (6: three minutes on 2 cores for the default model)."""
     chosen: list[str] = field(default_factory=list)
     """Further edges for this, source-target, such as [353-1262]."""
-    stability: bool = True
-    """Also fit a lasso again on halves of the documents: how often is each edge chosen?"""
+    stability: bool | None = None
+    """Also fit again on halves of the documents: how often is each edge chosen? null: where that is cheap (exact,
+    causal); true: also for proximal, which is trained four times more."""
 
 
 @dataclass

@@ -279,6 +279,15 @@ class Split:
         split.__dict__["counts"] = Counts(counts.tokens, counts.fired[ids], counts.energy[ids])
         return split
 
+    def where(self, chosen: torch.Tensor) -> Split:
+        """Only the tokens whose row of the split [rows] is chosen."""
+
+        def kept(read: Callable[[], Tokens]) -> Tokens:
+            tokens = read()
+            return tokens.subset(chosen[tokens.row])
+
+        return Split([partial(kept, read) for read in self._read], self._ids)
+
     def part(self, number: int, of: int) -> Iterator[Tokens]:
         """The pieces of one of `of` parts that are about as long; together they are the split, in its order."""
         if of == 1:

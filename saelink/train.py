@@ -127,7 +127,7 @@ def train(cfg: Config, store: Store) -> Artifact:
     return store.build(plan, lambda draft: _train(cfg, store, sides, draft), device_of(cfg))
 
 
-def _warm_start(cfg: Config, store: Store, sides: Sides, target_ids: torch.Tensor) -> dict[str, torch.Tensor] | None:
+def warm_start(cfg: Config, store: Store, sides: Sides, target_ids: torch.Tensor) -> dict[str, torch.Tensor] | None:
     """The weights that connector.init names. Raises SaelinkError for another stage's key or other latents."""
     key = cfg.connector.init
     if key in STARTS:
@@ -193,7 +193,7 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
     tokens = everything.explain(target_ids)
     validation = split_of(cfg, sides, "validation").explain(target_ids)
     connector = CONNECTORS[cfg.connector.name](cfg.connector, sides.d_source, target_ids)
-    connector.initialise(torch.Generator().manual_seed(cfg.seed), _warm_start(cfg, store, sides, target_ids))
+    connector.initialise(torch.Generator().manual_seed(cfg.seed), warm_start(cfg, store, sides, target_ids))
     size = sum(parameter.numel() * 4 for parameter in connector.parameters())
     solver = SOLVERS[cfg.solver.name](cfg.solver)
     total = solver.tokens(len(tokens))

@@ -32,7 +32,7 @@ from saelink.stability import STABLE, Places, Stability
 from saelink.store import Artifact, Draft, Plan, Store
 from saelink.train import load_connector, train, train_plan
 
-VERSION = 3
+VERSION = 4
 
 FIGURES_FILE = "figures.json"
 NULLS_FILE = "nulls.json"
@@ -57,6 +57,9 @@ SEEN = 64
 """Tokens that a source must have been ablated on; claims about rarer ones are unclear, their effects not counted."""
 
 RESAMPLES = 200
+
+SHOWN = (10, 50, 90)
+"""Quantiles, in percent, of what is counted target by target and source by source."""
 
 
 def verify_plan(cfg: Config, store: Store) -> Plan:
@@ -199,7 +202,7 @@ def judged(
         "missed_effect": effect.flatten()[missed],
     }
     d_source = int(enough.sum())
-    top = place[enough[place // width]][: max(TOPS) * d_source]
+    top = strongest = place[enough[place // width]][: max(TOPS) * d_source]
     candidates = torch.cat([top, (effect.abs() >= strong / 2).flatten().nonzero().squeeze(1)]).unique()
     # By fold, only where it matters: the claims at the top and what is nearly strong.
     source, target = candidates // width, ids[candidates % width]
@@ -224,6 +227,14 @@ def judged(
         if not name.startswith(("slope", "rank")):  # shares end at 0 and 1
             low, high = max(low, 0.0), min(high, 1.0)
         result[f"{name}_low"], result[f"{name}_high"] = (low, high) if known else (None, None)
+    hits = strongest[is_strong.flatten()[strongest] & (effect.flatten()[strongest] * claim.flatten()[strongest] > 0)]
+    for name, of, n in (("target", lambda at: at % width, width), ("source", lambda at: at // width, len(claim))):
+        among = is_strong.sum(0 if name == "target" else 1)
+        right, made = (torch.bincount(of(at), minlength=n) for at in (hits, strongest))
+        for word, counted in (("recall", among), ("precision", made)):
+            share = (right[counted > 0] / counted[counted > 0]).double()
+            result |= {f"{word}_{max(TOPS)}x_by_{name}_{q}": _quantile(share, q / 100) for q in SHOWN}
+            result[f"{word}_{max(TOPS)}x_by_{name}_n"] = len(share)
     by_source = is_strong.sum(1).sort(descending=True).values
     counts = torch.bincount(verdict, minlength=len(VERDICTS))
     return {
@@ -238,6 +249,10 @@ def judged(
         **{f"edges_{word.replace(' ', '_')}": int(count) for word, count in zip(VERDICTS, counts, strict=True)},
         **result,
     }, tensors
+
+
+def _quantile(share: torch.Tensor, q: float) -> float | None:
+    return share.quantile(q).item() if len(share) else None
 
 
 def _figures(
@@ -310,6 +325,15 @@ def print_verdicts(store: Store, artifact: Artifact, evaluation: Artifact, stabl
         ("rank correlation", "rank_correlation_1x"),
     ):
         store.say(f"  {label:17} {interval(name)}")
+    store.say(f"\n  {max(TOPS)}x, one by one: 10% / median / 90%")
+    for name in ("target", "source"):
+        cells = []
+        for word in ("recall", "precision"):
+            key = f"{word}_{max(TOPS)}x_by_{name}"
+            values = [f.get(f"{key}_{q}") for q in SHOWN]
+            text = " / ".join("-" if v is None else f"{v:.2f}".replace("0.", ".") for v in values)
+            cells.append(f"{word} {text} of {f[f'{key}_n']:,}")
+        store.say(f"  {name + 's':9} {cells[0]:34} {cells[1]}")
     store.say("\n  Against effects that they should not agree with")
     store.say(f"  {'':18} {'precision 1x':>12} {'recall 10x':>11} {'same sign':>10} {'slope':>6} {'r2':>6}")
     for name, null in artifact.json(NULLS_FILE).items():
@@ -319,7 +343,7 @@ def print_verdicts(store: Store, artifact: Artifact, evaluation: Artifact, stabl
         store.say(f"  {name:18} {line}")
     if stable is not None:
         facts = stable.facts
-        store.say(f"\n  Chosen again in {facts['fits']} fits on halves of the documents, at neighbouring penalties")
+        store.say(f"\n  Chosen again in {facts['fits']} fits on halves of the documents, {facts['varied']}")
         share = {name: facts[name] / max(facts["n_edges"], 1) for name in ("stable", "half")}
         store.say(f"  {share['stable']:.0%} of the edges in {STABLE:.0%} of them, {share['half']:.0%} in half of them")
     _print_circuits(store, Verdicts(artifact), evaluation, stable)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from saelink.block import load_attended
+from saelink.link import link_of
 from saelink.model import FOUND, load_bridge, load_forward, model_info, permute_weights
 from saelink.store import Store
 
@@ -203,3 +205,50 @@ def test_heads_outputs_are_a_hook_as_wide_as_all_of_them(world: World, tmp_path:
     assert widths["blocks.1.attn.hook_z"] == 64 and widths["blocks.0.hook_resid_post"] == D_MODEL
     (ce,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/evaluate/*/ce.json"))
     assert ce["zero"]["ce"] != ce["clean"]["ce"] != ce["sae"]["ce"]
+
+
+@pytest.mark.parametrize("link", ["attn", "block"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_copy_behind_its_sequence_is_the_token_with_something_taken_out(
+    family: str, link: str, world: World, store: Store, tmp_path: Path
+) -> None:
+    """Against the bridge, one token at a time, every source hook held as it was."""
+    FAMILIES[family](tmp_path / family)
+    cfg = world.config(store.root, f"model.path={tmp_path / family}", f"link={link}")
+    info = model_info(cfg, store)
+    sources, target = link_of(cfg, store)
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(1, len(WORDS), (3, 11), generator=generator)
+    hooks = [*sources, target]
+    with torch.inference_mode():
+        acts = load_forward(cfg, info, hooks, "cpu")(ids)
+        flat = [acts[hook].flatten(0, 1) for hook in hooks]
+        block = load_attended(cfg, info, sources, target, ids, torch.arange(33), flat[:-1], flat[-1], "cpu")
+        token = torch.tensor([2, 2, 9, 10, 13, 30])
+        side = torch.arange(6) % len(sources)
+        taken = torch.randn(6, flat[0].shape[1], generator=generator)
+        found = block.without(token, side, taken)
+        bridge = load_bridge(cfg, info, "cpu")
+        for number in range(6):
+            sequence, at = divmod(int(token[number]), 11)
+            kept: list[torch.Tensor] = []
+
+            def hold(name: str, number: int = number, at: int = at, sequence: int = sequence) -> Any:
+                def hook(tensor: torch.Tensor, hook: Any = None) -> torch.Tensor:
+                    tensor = tensor.clone()
+                    tensor[0, at] = acts[name][sequence, at]
+                    if name == sources[int(side[number])]:
+                        tensor[0, at] -= taken[number]
+                    return tensor
+
+                return hook
+
+            def keep(tensor: torch.Tensor, hook: Any = None, kept: list[torch.Tensor] = kept) -> torch.Tensor:
+                kept.append(tensor)
+                return tensor
+
+            held = [(name, hold(name)) for name in sources]
+            bridge.run_with_hooks(ids[sequence][None], fwd_hooks=[*held, (target, keep)])
+            expected = kept[0][0, at]
+            assert torch.allclose(found[number], expected, atol=1e-4 * float(expected.norm())), number
+            assert not torch.allclose(expected, acts[target][sequence, at], atol=1e-3), "taking it out does something"

@@ -188,6 +188,24 @@ def test_the_true_graph_is_confirmed() -> None:
         assert 0 <= figures[f"{name}_low"] <= figures[name] <= figures[f"{name}_high"] <= 1, name
 
 
+def test_shares_target_by_target_and_source_by_source() -> None:
+    """Two targets whose every effect is claimed, one of whose effects half are, one whose claim is wrong."""
+    effect = torch.zeros(6, 4)
+    effect[0, 0] = effect[1, 1] = effect[2, 2] = effect[3, 2] = 1.0
+    claim = effect.clone()
+    claim[3, 2], claim[4, 3] = 0.0, 1.0
+    tokens = torch.full((FOLDS, 6), 20)
+    folds = (effect * tokens[..., None]).half()
+    measured = Effects(effect, folds, tokens, torch.ones(6), torch.full((6,), 0.2), torch.ones(4))
+    figures, _ = judged(claim, measured, torch.arange(4), 0.1)
+    assert figures["recall_10x_by_target_n"] == 3 and figures["precision_10x_by_target_n"] == 4
+    recall, precision = torch.tensor([1.0, 1.0, 0.5]), torch.tensor([1.0, 1.0, 1.0, 0.0])
+    for q in (10, 50, 90):
+        assert figures[f"recall_10x_by_target_{q}"] == pytest.approx(recall.quantile(q / 100).item())
+        assert figures[f"precision_10x_by_target_{q}"] == pytest.approx(precision.quantile(q / 100).item())
+    assert figures["recall_10x_by_source_n"] == 4 and figures["recall_10x_by_source_10"] == pytest.approx(0.3)
+
+
 def test_a_graph_without_edges_claims_nothing() -> None:
     true, measured, ids = planted()
     figures, tensors = judged(torch.zeros_like(true), measured, ids, 0.1)

@@ -248,7 +248,7 @@ function overview(page, later) {
 }
 
 function real() {
-  if (!head.verify) return [h("p", { class: "dim" }, "The effects of single edges are measured for link=mlp only.")];
+  if (!head.verify) return [h("p", { class: "dim" }, "The effects of single edges can't be measured for this link.")];
   if (!head.verified.length) return [h("p", { class: "dim" }, "Not asked yet: ", h("code", {}, head.command ? head.command.replace("saelink report", "saelink verify") : head.verify), " ablates every source in the model; make the report again after it.")];
   const between = (f, name) => (f[name] === null || f[name] === undefined ? "–" : h("span", { title: `95%: ${digits(f[name + "_low"], 2)} to ${digits(f[name + "_high"], 2)}` }, digits(f[name], 2)));
   const of = (f, word) => percent(f["edges_" + word.replace(" ", "_")] / Math.max(f.edges, 1));
@@ -262,12 +262,14 @@ function real() {
     listTable([
       { head: "edges of", cell: (r) => r.name }, { head: "edges", number: true, cell: (r) => count(r.f.edges) },
       ...Object.keys(VERDICTS).map((word) => ({ head: word, number: true, title: VERDICTS[word], cell: (r) => of(r.f, word) })),
-      { head: "stable", number: true, title: "chosen in 90% of 24 fits on halves of the documents at neighbouring penalties", cell: (r) => percent(r.stable) },
+      { head: "stable", number: true, title: "chosen in 90% of the fits on halves of the documents", cell: (r) => percent(r.stable) },
       { head: "missed", number: true, title: "strong effects without an edge, and how many of them suppressive", cell: (r) => `${count(r.f.missed)}, ${count(r.f.missed_suppressive)} −` },
       { head: "precision", number: true, title: "of the strongest claims, as many as there are sources: strong in the model, with that sign", cell: (r) => between(r.f, "precision_1x") },
       { head: "found + / −", number: true, title: "of strong positive and of strong suppressive effects, among ten times as many claims", cell: (r) => [between(r.f, "recall_positive_10x"), " / ", between(r.f, "recall_suppressive_10x")] },
       { head: "slope", number: true, title: "of effects on claims; below 1 the claims overstate", cell: (r) => between(r.f, "slope_1x") }, { head: "r²", number: true, cell: (r) => between(r.f, "r2_1x") },
     ], rows),
+    h("p", {}, `Pooled figures flatter: ${percent(f.strong_in_first_tenth_of_sources)} of the strong effects come from a tenth of the sources. One by one, among ten times as many claims as sources, 10% / median / 90%: `,
+      [["target", "recall"], ["target", "precision"], ["source", "recall"], ["source", "precision"]].map(([of, word]) => `${word} by ${of} ${[10, 50, 90].map((q) => digits(f[`${word}_10x_by_${of}_${q}`], 2)).join(" / ")}`).join("; ") + "."),
     ...consequences(head.verified[0].consequences || []),
   ];
 }
@@ -524,7 +526,7 @@ async function target(page, later) {
   if (flagged) page.append(h("p", { class: "small" }, `Outlier: of its activation on test documents ${percent(flagged.first_positions)} is on the first three positions of a sequence, ${percent(flagged.first_delimiter)} on its first delimiter, ${percent(flagged.massive)} on tokens with massive activations.`));
   if (circuit) {
     page.append(h("p", {}, `OF${n} = `, formula(circuit.edges.map((e) => [e.input, e.weight, e.verdict]).slice(0, 8), circuit.n_edges - Math.min(8, circuit.edges.length))));
-    page.append(h("p", { class: "dim" }, `FVU ${digits(circuit.fvu)} on test documents, fires on ${count(circuit.fired)} of their tokens`), ...logicOf(circuit).filter(Boolean));
+    page.append(h("p", { class: "dim" }, `FVU ${digits(circuit.fvu)} on test documents${circuit.linear === undefined ? "" : `, ${percent(circuit.linear)} of what is explained linear`}, fires on ${count(circuit.fired)} of their tokens`), ...logicOf(circuit).filter(Boolean));
     if (circuit.edges.length) page.append(h("h3", {}, "Edges"), edgeTable(circuit.edges, head.direct ? (head.has_hidden ? "source or hidden unit" : "source") : "hidden unit"));
     if (circuit.missed?.length) page.append(h("h3", {}, "Missed: strong effects in the model without an edge"), listTable([
       { head: "source", cell: (e) => [nameLink(e.name, e.input), " ", quoted(e.token)] },
