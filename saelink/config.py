@@ -395,9 +395,13 @@ class ExperimentConfig:
     """outliers: a latent is flagged when positions 0-2, the sequences' first delimiters or massive acts carry at least
     this share of its activation."""
     kept_edges: list[int] = field(default_factory=lambda: [1000, 3000, 10_000, 30_000, 100_000])
-    """edges_kept: how many of a graph's edges are left in the prediction."""
+    """edges_kept, several_layers: how many of a graph's edges are left in the prediction."""
     kept_tokens: int = 4096
-    """edges_kept: test tokens it is measured on."""
+    """edges_kept, several_layers: test tokens it is measured on."""
+    kept_layers: list[int] = field(default_factory=lambda: [1, 3])
+    """several_layers: the layers that are replaced at once."""
+    composed_layers: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """composed: the blocks whose maps are put one behind the other, without a gap."""
     weight_threshold: float = 0.1
     """outliers: W2 weights beyond this magnitude are counted."""
 

@@ -14,7 +14,9 @@ from saelink import metrics
 from saelink.autoencoder import SAE, Units
 from saelink.cache import act_shards, cache, shards_of
 from saelink.config import Config
+from saelink.connectors import Connector
 from saelink.data import tokens as pull_tokens
+from saelink.effects import encoded
 from saelink.encode import encode_plan, stored_units
 from saelink.latents import Rows, pack, sparse_linear, unpack
 from saelink.link import Sides, link_of, load_split, pull_sides
@@ -316,6 +318,114 @@ class Splice:
     def true_latents(self) -> Rows:
         """The target latents of all positions, as the SAE gives them."""
         return _latents(self.sides.target, len(self.test.ids))
+
+
+Replacement = Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
+"""What stands in a target hook's place, from what source hooks and target hook hold there, [n, width] each."""
+
+
+class LinkAt(NamedTuple):
+    """A link at one layer, its SAEs on a device."""
+
+    sources: list[str]
+    target: str
+    source_saes: list[SAE]
+    target_sae: SAE
+    scales: list[float]
+    mean: torch.Tensor
+    """[width] of the target hook's acts over the training tokens."""
+    counts: torch.Tensor
+    """[sequences, context_size] bool: where latents are explained."""
+
+    def predicted(self, connector: Connector) -> Replacement:
+        """The SAE's decoding of what a connector makes of the sources; what it does not explain keeps its value."""
+        sae, ids = self.target_sae, connector.target_ids
+
+        def replace(sources: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+            rows = [
+                encoded(sae, acts)[0].scaled(1 / scale)
+                for sae, acts, scale in zip(self.source_saes, sources, self.scales, strict=False)
+            ]
+            latents = sae.encode(target)
+            latents[:, ids] = connector(Rows.beside(rows).to(str(target.device))) * self.scales[-1]
+            return sae.decode(latents, sae.units(target))
+
+        return replace
+
+    def rebuilt(self, _: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        """The SAE's reconstruction."""
+        return self.target_sae.decode(self.target_sae.encode(target), self.target_sae.units(target))
+
+    def averaged(self, _: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        """The mean over the training tokens."""
+        return self.mean.to(target).expand_as(target)
+
+    def nothing(self, _: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        """Zero."""
+        return torch.zeros_like(target)
+
+
+class SeveralLayers:
+    """Runs the model with something else at the target hooks of several layers at once.
+
+    What a later layer's sources are is read in the running model, after all that was replaced before them. A context
+    manager; `passes` is for the progress bar.
+    """
+
+    def __init__(self, cfgs: list[Config], store: Store, tokens: int, passes: int):
+        """`cfgs` are the same job at several layers; `tokens` test tokens are run."""
+        self.device = device_of(cfgs[0])
+        self.links: list[LinkAt] = []
+        for cfg in cfgs:
+            sides, link = pull_sides(cfg, store), link_of(cfg, store)
+            self.test = spliced_tokens(cfg, store, sides, tokens)
+            saes = [pull_sae(cfg, store, hook).to(self.device, torch.float32) for hook in [*link.sources, link.target]]
+            mean = _mean_acts(cfg, store, link.target)
+            self.links.append(
+                LinkAt(link.sources, link.target, saes[:-1], saes[-1], sides.scales, mean, self.test.counts)
+            )
+        self._bridge = load_bridge(cfgs[0], model_info(cfgs[0], store), self.device)
+        self._bar = Progress("ce", passes * self.test.ids.numel())
+
+    def __enter__(self) -> SeveralLayers:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._bar.__exit__(*problem)
+
+    def losses(self, replacements: list[Replacement] | None = None) -> torch.Tensor:
+        """Losses with each layer's replacement at the counted positions, or untouched."""
+
+        def hooks(part: slice) -> list[Hook]:
+            found: list[Hook] = []
+            for link, replacement in zip(self.links, replacements or [], strict=replacements is not None):
+                where = link.counts[part].to(self.device)
+                held: dict[str, torch.Tensor] = {}
+                found += [(name, _holder(held, name, where)) for name in link.sources]
+                found.append((link.target, _replacer(replacement, held, link.sources, where)))
+            return found
+
+        return next_token_losses(self._bridge, self.test.ids, hooks, self._bar)
+
+
+def _holder(held: dict[str, torch.Tensor], name: str, where: torch.Tensor) -> Callable[..., torch.Tensor]:
+    def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+        held[name] = acts.flatten(2)[where].float()
+        return acts
+
+    return hook
+
+
+def _replacer(
+    replacement: Replacement, held: dict[str, torch.Tensor], sources: list[str], where: torch.Tensor
+) -> Callable[..., torch.Tensor]:  # fmt: skip
+    def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+        flat = acts.flatten(2).clone()
+        flat[where] = replacement([held[name] for name in sources], flat[where].float()).to(acts.dtype)
+        return flat.view(acts.shape)
+
+    return hook
 
 
 def ce_figures(losses: dict[str, torch.Tensor], document: torch.Tensor, resamples: int) -> dict[str, dict[str, float]]:

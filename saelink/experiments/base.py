@@ -85,6 +85,10 @@ class Experiment(ABC):
         """The configuration it works with; an experiment about another link says so here."""
         return cfg
 
+    def jobs(self, cfg: Config) -> list[Config]:
+        """The configurations whose links it looks at."""
+        return [self.configured(cfg)]
+
     @abstractmethod
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
         """The connectors it compares, by label. Nothing is computed for this."""

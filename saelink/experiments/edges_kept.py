@@ -22,7 +22,7 @@ from saelink.experiments import base
 from saelink.experiments.base import Done, Result, fit
 from saelink.intervene import Splice, ce_baselines, ce_figures, ce_plan, spliced_tokens
 from saelink.link import load_split, pull_sides
-from saelink.store import Plan, SaelinkError, Store
+from saelink.store import Artifact, Plan, SaelinkError, Store
 from saelink.train import load_connector
 
 MEASURED = "measured effects"
@@ -34,14 +34,12 @@ class Experiment(base.Experiment):
     by_evaluation = False
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        if min(cfg.experiment.kept_edges, default=0) < 1:
-            raise SaelinkError(f"experiment.kept_edges={cfg.experiment.kept_edges}: give numbers of edges above 0")
-        nonlinear = fit(cfg, "nonlinear", "causal", l1_alpha=2e-3, bias=True)
+        check_sizes(cfg)
         return {
             "lasso at 8e-4": fit(cfg, "linear", "exact", l1_alpha=8e-4),
             "lasso at 3e-3": fit(cfg, "linear", "exact", l1_alpha=3e-3),
             "causal": fit(cfg, "linear", "causal", l1_alpha=2e-3),
-            "causal nonlinear": nonlinear,
+            "causal nonlinear": fit(cfg, "nonlinear", "causal", l1_alpha=2e-3, bias=True),
         }
 
     def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
@@ -56,30 +54,17 @@ class Experiment(base.Experiment):
         baselines = ce_baselines(cfg, store).tensors("losses.safetensors")
         test = spliced_tokens(cfg, store, sides, min(cfg.experiment.kept_tokens, cfg.eval.ce_tokens))
         losses = {name: baselines[name][: len(test.ids)] for name in ("clean", "sae", "oracle", "mean", "zero")}
-        measured = load_effects(effects(cfg, store, "train"))
-        graphs: dict[str, Connector] = {label: load_connector(result.connector) for label, result in done.items()}
-        ids = graphs["causal"].target_ids
-        graphs[MEASURED] = Linear(LinearConfig(name="linear"), sides.d_source, ids)
-        with torch.no_grad():
-            weights = measured.mean[:, ids] / measured.source_mean.clamp(min=1e-9)[:, None]
-            graphs[MEASURED].penalised()[-1][0].copy_(weights)
-        unit = measured.target_mean[ids]
-        unit = torch.where(unit > 0, unit, torch.inf)  # what never fires there is no reason to keep an edge
+        graphs = ranked(cfg, store, {label: result.connector for label, result in done.items()})
+        ids = graphs["causal"].connector.target_ids
         counted = load_split(cfg, sides, "test", ids)
         counted = counted.subset(counted.row < test.ids.numel())
         kept: dict[tuple[str, int], int] = {}
         with Splice(cfg, store, sides, test, len(graphs) * len(sizes)) as splice:
             true = splice.decode(splice.true_latents())
             for label, graph in graphs.items():
-                weight = graph.penalised()[-1][0]
-                whole = weight.detach().clone()
-                order = (whole.abs() * measured.source_mean[:, None] / unit).flatten().sort(descending=True).indices
                 for size in sizes:
-                    chosen = order[:size]
-                    with torch.no_grad():
-                        weight.zero_().view(-1)[chosen] = whole.flatten()[chosen]
-                    kept[label, size] = int((weight != 0).sum())
-                    change = prediction_change(graph, counted, sides, test.ids.numel(), "cpu")
+                    kept[label, size] = graph.keep(size)
+                    change = prediction_change(graph.connector, counted, sides, test.ids.numel(), "cpu")
                     losses[f"{label} {size}"] = splice.losses(true + splice.decode_change(change))
         figures = ce_figures(losses, test.document, cfg.eval.bootstrap)
         rows: list[base.Row] = []
@@ -121,6 +106,43 @@ class Experiment(base.Experiment):
             axes.legend(fontsize=8)
 
         return Result(rows, draw=draw, text=text, facts={"areas": areas})
+
+
+class Ranked:
+    """A graph whose edges are ranked by what they claim, and of which only the strongest are left."""
+
+    def __init__(self, connector: Connector, claims: torch.Tensor):
+        self.connector = connector
+        self._weight = connector.penalised()[-1][0]
+        self._whole = self._weight.detach().clone()
+        self._order = (self._whole.abs() * claims).flatten().sort(descending=True).indices
+
+    def keep(self, size: int) -> int:
+        """Leave the `size` strongest edges in the connector; how many that are."""
+        chosen = self._order[:size]
+        with torch.no_grad():
+            self._weight.zero_().view(-1)[chosen] = self._whole.flatten()[chosen]
+        return int((self._weight != 0).sum())
+
+
+def ranked(cfg: Config, store: Store, connectors: dict[str, Artifact]) -> dict[str, Ranked]:
+    """The connectors' graphs by label, and beside them that of the measured effects."""
+    sides, measured = pull_sides(cfg, store), load_effects(effects(cfg, store, "train"))
+    graphs: dict[str, Connector] = {label: load_connector(artifact) for label, artifact in connectors.items()}
+    ids = next(iter(graphs.values())).target_ids
+    graphs[MEASURED] = Linear(LinearConfig(name="linear"), sides.d_source, ids)
+    with torch.no_grad():
+        weights = measured.mean[:, ids] / measured.source_mean.clamp(min=1e-9)[:, None]
+        graphs[MEASURED].penalised()[-1][0].copy_(weights)
+    unit = measured.target_mean[ids]
+    unit = torch.where(unit > 0, unit, torch.inf)  # what never fires there is no reason to keep an edge
+    return {label: Ranked(graph, measured.source_mean[:, None] / unit) for label, graph in graphs.items()}
+
+
+def check_sizes(cfg: Config) -> None:
+    """Raise SaelinkError for numbers of edges that are none."""
+    if min(cfg.experiment.kept_edges, default=0) < 1:
+        raise SaelinkError(f"experiment.kept_edges={cfg.experiment.kept_edges}: give numbers of edges above 0")
 
 
 def area(sizes: list[int], values: list[float]) -> float:

@@ -72,7 +72,7 @@ def estimate(cfg: Config, fits: list[Config]) -> float:
 
 def hooks_of(cfg: Config, store: Store) -> list[str]:
     """The hooks of all links that the job's experiments look at."""
-    links = [link_of(EXPERIMENTS[name].configured(cfg), store) for name in cfg.experiment.names]
+    links = [link_of(job, store) for name in cfg.experiment.names for job in EXPERIMENTS[name].jobs(cfg)]
     return list(dict.fromkeys(hook for link in links for hook in [*link.sources, link.target]))
 
 

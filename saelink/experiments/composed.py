@@ -1,0 +1,138 @@
+"""Maps of single blocks put one behind the other: residual latents from those of several blocks before.
+
+Each block's connector (link=block, the lasso) gives residual latents from the residual latents in front, and from what
+attention and MLP add. Put behind one another, a block reads what the one before predicted, and the true latents of what
+its own attention and MLP add. The same with a part left out, its weights as they are, says what it carries: nothing is
+fitted again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from saelink import metrics
+from saelink.config import Config
+from saelink.experiments import base
+from saelink.experiments.base import Done, Result, fit, link_named
+from saelink.latents import Rows, sparse_linear
+from saelink.link import load_split, pull_sides
+from saelink.store import SaelinkError, Store
+from saelink.train import load_connector
+
+PARTS = ("resid_pre", "attn_out", "mlp_out")
+
+WAYS: dict[str, tuple[str, ...]] = {
+    "one block": PARTS,
+    "composed": PARTS,
+    "composed, relu between": PARTS,
+    "without attention": ("resid_pre", "mlp_out"),
+    "without mlp": ("resid_pre", "attn_out"),
+    "pass-through alone": ("resid_pre",),
+    "without the first residual": ("attn_out", "mlp_out"),
+}
+"""Which parts each way of composing reads; the last leaves out the residual latents in front of the first block."""
+
+
+class Experiment(base.Experiment):
+    title = "Residual latents from the composed maps of several blocks, by part"
+    settings = ("composed_layers",)
+    by_evaluation = False
+    by_layer = False
+
+    def configured(self, cfg: Config) -> Config:
+        return replace(cfg, link=link_named("block"), layer=min(cfg.experiment.composed_layers, default=cfg.layer))
+
+    def jobs(self, cfg: Config) -> list[Config]:
+        return [replace(self.configured(cfg), layer=layer) for layer in cfg.experiment.composed_layers]
+
+    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+        layers = cfg.experiment.composed_layers
+        if len(layers) < 2 or layers != list(range(layers[0], layers[0] + len(layers))):
+            raise SaelinkError(
+                f"experiment.composed_layers={layers}: give at least two layers that follow one another, such as "
+                "[1,2,3]"
+            )
+        alpha = 8e-4 if cfg.experiment.sparse_alpha == "elbow" else float(cfg.experiment.sparse_alpha)
+        return {f"layer {layer}": fit(replace(cfg, layer=layer), "linear", "exact", l1_alpha=alpha) for layer in layers}
+
+    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+        layers = cfg.experiment.composed_layers
+        maps, sources, targets = [], [], []
+        for layer, result in zip(layers, done.values(), strict=True):
+            here = replace(cfg, layer=layer)
+            sides = pull_sides(here, store)
+            connector = load_connector(result.connector)
+            test = load_split(here, sides, "test")
+            sizes = [side.facts["d_sae"] for side in sides.sources]
+            maps.append((connector.output_weight().split(sizes), connector.target_ids))
+            sources.append(_by_part(test.source, sizes))
+            targets.append(test)
+        if any(not torch.equal(test.row, targets[0].row) for test in targets):
+            raise SaelinkError(
+                "data.max_norm_ratio: the layers leave out different tokens, so their maps can't be put behind one "
+                "another; use null"
+            )
+        sums = {
+            (way, layer): metrics.Sums(len(ids)) for way in WAYS for layer, (_, ids) in zip(layers, maps, strict=True)
+        }
+        for first in range(0, len(targets[0]), 2048):
+            step = torch.arange(first, min(first + 2048, len(targets[0])))
+            for way, parts in WAYS.items():
+                carried = sources[0][0].select(step).dense()
+                if "resid_pre" not in parts:
+                    carried.zero_()
+                for place, layer in enumerate(layers):
+                    weights, ids = maps[place]
+                    if way == "one block":
+                        carried = sources[place][0].select(step).dense()
+                    predicted = carried @ weights[0]
+                    for number, part in enumerate(PARTS[1:], 1):
+                        if part in parts:
+                            predicted += sparse_linear(sources[place][number].select(step), weights[number])
+                    if way == "composed, relu between":
+                        predicted.relu_()
+                    true = targets[place].target.select(step).columns(ids)
+                    sums[way, layer].add(predicted.clone(), true)
+                    carried = torch.zeros(len(step), targets[place].target.d).index_copy_(1, ids, predicted)
+        rows: list[base.Row] = []
+        for place, layer in enumerate(layers):
+            for way in WAYS:
+                by_latent = sums[way, layer].fvu_by_latent()
+                rows.append(
+                    {
+                        "from layer": layers[0],
+                        "to": layer,
+                        "blocks": place + 1,
+                        "way": way,
+                        "fvu": sums[way, layer].fvu(),
+                        "fvu_median": by_latent[~by_latent.isnan()].median().item(),
+                    }
+                )
+        n_edges = [sum(int((part != 0).sum()) for part in weights) for weights, _ in maps]
+        text = (
+            "  Residual latents behind each block. 'one block' reads the true latents in front of it, the others what "
+            f"was\n  predicted there. Lasso edges by layer: {', '.join(f'{n:,}' for n in n_edges)}."
+        )
+
+        def draw(figure: Any) -> None:
+            axes = figure.subplots()
+            for way in WAYS:
+                chosen = [row for row in rows if row["way"] == way]
+                axes.plot([row["blocks"] for row in chosen], [row["fvu"] for row in chosen], "o-", label=way)
+            axes.set(
+                xlabel="blocks put behind one another", ylabel="FVU, test documents", xticks=range(1, len(layers) + 1)
+            )
+            axes.set_ylim(0, min(axes.get_ylim()[1], 2))
+            axes.set_title(f"Composed maps from layer {layers[0]} on", fontsize=10)
+            axes.legend(fontsize=8)
+
+        return Result(rows, ["to", "blocks", "way", "fvu", "fvu_median"], draw, text)
+
+
+def _by_part(source: Rows, sizes: list[int]) -> list[Rows]:
+    """Sources side by side taken apart again."""
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [source.columns(torch.arange(start, start + size)) for start, size in zip(starts, sizes, strict=True)]

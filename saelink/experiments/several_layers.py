@@ -1,0 +1,121 @@
+"""Several MLPs replaced at once by the k strongest edges of each: do errors add up, and whose edges carry further?
+
+Each layer's connector reads the sources as they are in the running model, after the layers before were replaced, and
+writes through its target SAE. `saelink run experiment=edges_kept layer=1,3` has the same for each layer alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from saelink.config import Config
+from saelink.effects import effects_plan
+from saelink.experiments import base
+from saelink.experiments.base import Done, Result, fit
+from saelink.experiments.edges_kept import area, check_sizes, ranked
+from saelink.intervene import SeveralLayers, ce_figures
+from saelink.store import Plan, SaelinkError, Store
+
+BASELINES = ("clean", "sae", "mean", "zero")
+
+
+class Experiment(base.Experiment):
+    title = "Cross-entropy with several layers replaced at once by their strongest edges"
+    settings = ("kept_edges", "kept_tokens", "kept_layers")
+    by_evaluation = False
+    by_layer = False
+
+    def jobs(self, cfg: Config) -> list[Config]:
+        return [replace(cfg, layer=layer) for layer in sorted(set(cfg.experiment.kept_layers))]
+
+    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+        check_sizes(cfg)
+        layers = cfg.experiment.kept_layers
+        if len(set(layers)) < 2:
+            raise SaelinkError(f"experiment.kept_layers={layers}: give at least two layers")
+        found: dict[str, Config] = {}
+        for layer in sorted(set(layers)):
+            here = replace(cfg, layer=layer)
+            found[f"lasso at 8e-4, layer {layer}"] = fit(here, "linear", "exact", l1_alpha=8e-4)
+            found[f"causal, layer {layer}"] = fit(here, "linear", "causal", l1_alpha=2e-3)
+            found[f"causal nonlinear, layer {layer}"] = fit(here, "nonlinear", "causal", l1_alpha=2e-3, bias=True)
+        return found
+
+    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
+        return {f"effects {job.layer}": effects_plan(job, store, "train") for job in self.jobs(cfg)}
+
+    def recipe(self, cfg: Config) -> dict[str, Any]:
+        return {"bootstrap": cfg.eval.bootstrap}
+
+    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+        sizes, jobs = sorted(set(cfg.experiment.kept_edges)), self.jobs(cfg)
+        graphs = [
+            ranked(
+                job,
+                store,
+                {
+                    label.split(",")[0]: result.connector
+                    for label, result in done.items()
+                    if result.cfg.layer == job.layer
+                },
+            )
+            for job in jobs
+        ]
+        labels = list(graphs[0])
+        kept: dict[tuple[str, int], int] = {}
+        passes = len(BASELINES) + len(labels) * len(sizes)
+        with SeveralLayers(jobs, store, cfg.experiment.kept_tokens, passes) as model, torch.inference_mode():
+            losses = {
+                "clean": model.losses(),
+                "sae": model.losses([link.rebuilt for link in model.links]),
+                "mean": model.losses([link.averaged for link in model.links]),
+                "zero": model.losses([link.nothing for link in model.links]),
+            }
+            for label in labels:
+                for size in sizes:
+                    kept[label, size] = sum(graph[label].keep(size) for graph in graphs)
+                    connectors = [graph[label].connector.to(model.device) for graph in graphs]
+                    losses[f"{label} {size}"] = model.losses(
+                        [link.predicted(c) for link, c in zip(model.links, connectors, strict=True)]
+                    )
+            document = model.test.document
+        figures = ce_figures(losses, document, cfg.eval.bootstrap)
+        layers = " + ".join(str(job.layer) for job in jobs)
+        rows: list[base.Row] = []
+        for label in labels:
+            for size in sizes:
+                entry = figures[f"{label} {size}"]
+                rows.append(
+                    {
+                        "layers": layers,
+                        "edges of": label,
+                        "k each": size,
+                        "n_edges": kept[label, size],
+                        "ce": entry["ce"],
+                        "recovered": entry["recovered"],
+                        "recovered_low": entry["recovered_low"],
+                        "recovered_high": entry["recovered_high"],
+                    }
+                )
+        areas = {label: area(sizes, [figures[f"{label} {size}"]["recovered"] for size in sizes]) for label in labels}
+        said = ", ".join(f"{label} {value:.3f}" for label, value in areas.items())
+        clean, sae, mean, zero = (figures[name]["ce"] for name in BASELINES)
+        text = (
+            f"  Layers {layers} at once, {document.numel():,} test tokens. CE clean {clean:.3f}, SAEs {sae:.3f}, mean\n"
+            f"  ablation {mean:.3f}, zero ablation {zero:.3f}. recovered is (zero - CE) / (zero - clean); the SAEs\n"
+            f"  have {figures['sae']['recovered']:.3f}. Mean of recovered over log k: {said}."
+        )
+
+        def draw(figure: Any) -> None:
+            axes = figure.subplots()
+            for label in labels:
+                axes.plot(sizes, [figures[f"{label} {size}"]["recovered"] for size in sizes], "o-", label=label)
+            axes.axhline(figures["sae"]["recovered"], color="black", lw=1, ls="--", label="sae")
+            axes.set(xscale="log", xlabel="edges kept in each layer", ylabel="cross-entropy recovered")
+            axes.set_title(f"Layers {layers} replaced at once", fontsize=10)
+            axes.legend(fontsize=8)
+
+        return Result(rows, draw=draw, text=text, facts={"areas": areas})
