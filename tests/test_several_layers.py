@@ -113,7 +113,7 @@ def test_composed_maps_are_matrices_put_behind_one_another(config: Compose, stor
     assert rows["composed", 0] == pytest.approx(rows["one block", 0], rel=1e-6)
     parts: list[list[torch.Tensor]] = []
     truth = torch.zeros(0)
-    matrices = []
+    matrices, ids = [], torch.zeros(0)
     for layer, fit in enumerate(fits.values()):
         here = replace(cfg, link=link_named("block"), layer=layer)
         test = load_split(here, pull_sides(here, store), "test")

@@ -26,8 +26,9 @@ class Config(mlp.Config):
 class Connector(mlp.Connector):
     """y = x W + relu(x W1 (+ b1)) W2 (+ b2); W [d_source, d_target], W1 [d_source, d_hidden], W2 [d_hidden, d_target].
 
-    The penalty is the mean over targets of the L1 of all that leads into them, from sources and hidden units alike (at
-    half price, as in mlp, hidden units would copy what is linear), plus the mean over hidden units of theirs.
+    Every weight has the same price: the penalty is the sum of all |weights| over the number of targets. (At mlp's prices,
+    means over outputs of each matrix, a weight into a few hidden units would cost many times one into a target, and one
+    out of them half of it.)
     """
 
     Config = Config
@@ -66,7 +67,7 @@ class Connector(mlp.Connector):
 
     def penalised(self) -> list[tuple[torch.nn.Parameter, float]]:
         return [
-            (self.W1, 1 / self.config.d_hidden),
+            (self.W1, 1 / self.d_target),
             (self.W, 1 / self.d_target),
             (self.W2, 1 / self.d_target),
         ]

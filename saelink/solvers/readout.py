@@ -37,6 +37,8 @@ STEP = 8192
 class Config(proximal.Config):
     """Settings of solver=readout."""
 
+    lr: float = 3e-3
+    """Learning rate; at 1e-3 hidden units that help few targets die under the penalty before they have learnt to."""
     tokens: int = 614_400
     """Training length of the hidden layer in tokens."""
     rounds: int = 1
