@@ -72,6 +72,10 @@ class Lasso:
         return self.G.float().numpy()
 
     @cached_property
+    def _magnitude(self) -> torch.Tensor:
+        return self.G.abs()
+
+    @cached_property
     def _factor(self) -> torch.Tensor:
         ridge = RIDGE * self.G.diagonal().mean().clamp(min=1e-300)
         for _ in range(8):  # rounding can leave a singular G slightly indefinite
@@ -118,7 +122,10 @@ class Lasso:
         left = (rest if self.positive else rest.abs()).amax(0) - lam
         shrink = 1 / (1 + left.clamp(min=0) / lam)
         yr, rr = yy - (u * C).sum(0), yy - 2 * (u * C).sum(0) + (u * (self.G @ u)).sum(0)
-        projected = shrink * yr - shrink.square() * rr / 2
+        # Where G is singular u can be huge, and what rounding leaves of such sums proves nothing.
+        size = u.abs()
+        noise = len(u) * torch.finfo(u.dtype).eps * (size * (self._magnitude @ size + 2 * C.abs())).sum(0)
+        projected = shrink * yr - shrink.square() * rr / 2 - noise
         return primal, torch.maximum(scaled, projected)
 
     def solve(self, lam: float, tolerance: float, max_sweeps: int) -> tuple[torch.Tensor, torch.Tensor]:

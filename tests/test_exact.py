@@ -346,3 +346,23 @@ def test_the_hidden_penalty_is_the_objectives(noisy: tuple[Rows, Rows]) -> None:
         assert fit.final["objective"] == pytest.approx(expected, rel=1e-4)
         hidden_l1[f"{weight:g}"] = here
     assert 0 < hidden_l1["1"] < hidden_l1["0.5"] < hidden_l1["0"]
+
+
+def test_the_certificate_holds_where_sources_are_sums_of_others() -> None:
+    """Singular G, small penalty: what the bound promises no weights may undercut, and the solution keeps it."""
+    from sklearn.linear_model import Lasso as Reference
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.relu(torch.randn(500, 8, generator=generator)).double()
+    x = torch.cat([x, x[:, :2] @ torch.rand(2, 3, generator=generator).double(), x[:, :1]], 1)
+    y = x @ torch.randn(12, 6, generator=generator).double() * 0.3
+    y += 0.01 * torch.randn(500, 6, generator=generator).double()
+    G, C, yy = x.T @ x / 500, x.T @ y / 500, y.square().mean(0)
+    for lam in (1e-5, 1e-4, 1e-3):
+        lasso = Lasso(G, C, yy)
+        W, gaps = lasso.solve(lam, 1e-7, 50_000)
+        value, bound = lasso.certificate(W, lam)
+        assert ((gaps >= 0) & (gaps <= 1e-7 * yy / 2)).all(), lam
+        reference = Reference(alpha=lam, fit_intercept=False, tol=1e-10, max_iter=1_000_000).fit(x.numpy(), y.numpy())
+        best, _ = lasso.certificate(torch.from_numpy(reference.coef_.T.copy()), lam)
+        assert (bound <= best + 1e-12).all() and (value <= best + 1e-7 * yy).all(), lam

@@ -26,9 +26,9 @@ class Config(mlp.Config):
 class Connector(mlp.Connector):
     """y = x W + relu(x W1 (+ b1)) W2 (+ b2); W [d_source, d_target], W1 [d_source, d_hidden], W2 [d_hidden, d_target].
 
-    Every weight has the same price: the penalty is the sum of all |weights| over the number of targets. (At mlp's prices,
-    means over outputs of each matrix, a weight into a few hidden units would cost many times one into a target, and one
-    out of them half of it.)
+    Every weight has the same price: the penalty is the sum of all |weights| over the number of targets. (At mlp's
+    prices, means over outputs of each matrix, a weight into a few hidden units would cost many times one into a target,
+    and one out of them half of it.)
     """
 
     Config = Config

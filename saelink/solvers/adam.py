@@ -154,6 +154,8 @@ class Solver(Base):
         """Before the step: add the L1 term's subgradient to the gradients."""
         with torch.no_grad():
             for weight, scale in connector.penalised() if problem.l1_alpha else ():
+                if not weight.requires_grad:
+                    continue
                 assert weight.grad is not None
                 weight.grad.add_(torch.sign(weight), alpha=problem.l1_alpha * scale)
 
@@ -189,11 +191,13 @@ class Steps:
 
     def __init__(self, solver: Solver, connector: Connector, problem: Problem):
         self.solver, self.connector, self.problem = solver, connector, problem
-        parameters = list(connector.parameters())
+        parameters = [parameter for parameter in connector.parameters() if parameter.requires_grad]
         # On a GPU the step and the penalty of what is penalised are one kernel; the rest is left to torch.
         self.in_one: list[tuple[torch.nn.Parameter, float, torch.Tensor, torch.Tensor]] = []
         if cuda.usable(parameters[0]):
             for weight, scale in connector.penalised():
+                if not weight.requires_grad:
+                    continue
                 moments = torch.zeros_like(weight), torch.zeros_like(weight)
                 self.in_one.append((weight, problem.l1_alpha * scale, *moments))
             parameters = [p for p in parameters if all(p is not weight for weight, *_ in self.in_one)]

@@ -40,6 +40,8 @@ class Solver(adam.Solver):
         group = optimizer.param_groups[0]
         with torch.no_grad():
             for weight, scale in connector.penalised() if problem.l1_alpha else ():
+                if not weight.requires_grad:
+                    continue
                 state = optimizer.state[weight]
                 correction = 1 - group["betas"][1] ** state["step"].item()
                 threshold = state["exp_avg_sq"].div(correction).sqrt_().add_(group["eps"]).reciprocal_()

@@ -41,8 +41,9 @@ class Config(proximal.Config):
     """Learning rate; at 1e-3 hidden units that help few targets die under the penalty before they have learnt to."""
     tokens: int = 614_400
     """Training length of the hidden layer in tokens."""
-    rounds: int = 1
-    """How often the hidden layer is trained from the exact readout and read out exactly again; `tokens` in all."""
+    unpenalised: float = 0.5
+    """connector=skip: over this first share of it the hidden units learn without a penalty what the linear part, held
+    at the lasso's, leaves over; under the penalty from the start most die before they have learnt anything."""
     tolerance: float = 1e-4
     """Duality gap allowed to every target latent, as a share of its objective with all weights at zero."""
     max_sweeps: int = 20_000
@@ -63,39 +64,45 @@ class Solver(proximal.Solver):
                 "none; use skip or mlp, or another solver"
             )
         super().check(connector, settings)
-        for name in ("rounds", "max_sweeps"):
-            if getattr(self.config, name) < 1:
-                raise SaelinkError(f"solver.{name}={getattr(self.config, name)} must be at least 1")
+        if self.config.max_sweeps < 1:
+            raise SaelinkError(f"solver.max_sweeps={self.config.max_sweeps} must be at least 1")
+        if not 0 <= self.config.unpenalised < 1:
+            raise SaelinkError(f"solver.unpenalised={self.config.unpenalised} must be at least 0 and below 1")
         if not self.config.tolerance > 0:
             raise SaelinkError(f"solver.tolerance={self.config.tolerance} must be above 0")
         if self.config.path_tokens:
             raise SaelinkError("solver.path_tokens is for adam and proximal; readout fits each penalty by itself")
 
-    def tokens(self, n_training: int) -> int:
-        return super().tokens(n_training) // self.config.rounds * self.config.rounds
-
     def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
         assert isinstance(connector, Hidden)
         history: list[dict[str, float]] = []
-        each = max(self.config.tokens // self.config.rounds, 1)
-        step = type(self)(replace(self.config, tokens=each))
+
+        def trained(tokens: int, problem: Problem) -> None:
+            before = int(history[-1]["tokens"]) if history else 0
+            part = type(self)(replace(self.config, tokens=tokens))
+            found = super(Solver, part).solve(connector, problem, advance)
+            history.extend({**entry, "tokens": entry["tokens"] + before} for entry in found.history)
+
+        alone = int(self.config.tokens * self.config.unpenalised) if problem.l1_alpha else 0
         if connector.direct and self.starts_anew(connector):
             self._read_out(connector, problem, with_hidden=False)
-        point: dict[str, float] = {}
-        for number in range(self.config.rounds):
-            seed = problem.seed + 1_000_003 * number
-            fit = super(Solver, step).solve(connector, problem._replace(seed=seed), advance)
-            history += [{**entry, "tokens": entry["tokens"] + number * each} for entry in fit.history]
-            connector.to("cpu")
-            certificate = self._read_out(connector, problem, with_hidden=True)
-            connector.to(problem.device)
-            tokens = int(history[-1]["tokens"])
-            point = measured(connector, problem, problem.validation, tokens, certificate.pop("train_mse"))
-            point |= certificate | {
-                "training_objective": point["train_mse"] / problem.c + problem.l1_alpha * connector.l1()
-            }
-            history.append(point)
-        return Fit(history, point)
+            if alone >= self.config.batch_tokens:
+                linear = [weight for weight, _ in connector.penalised()[1:-1]]
+                for weight in linear:
+                    weight.requires_grad_(False)
+                trained(alone, problem._replace(l1_alpha=0.0))
+                for weight in linear:
+                    weight.requires_grad_(True)
+        done = int(history[-1]["tokens"]) if history else 0
+        trained(max(self.config.tokens - done, 1), problem._replace(seed=problem.seed + 1_000_003 * bool(done)))
+        connector.to("cpu")
+        certificate = self._read_out(connector, problem, with_hidden=True)
+        connector.to(problem.device)
+        train_mse = certificate.pop("train_mse")
+        point = measured(connector, problem, problem.validation, int(history[-1]["tokens"]), train_mse)
+        point |= certificate
+        point["training_objective"] = train_mse / problem.c + problem.l1_alpha * connector.l1()
+        return Fit([*history, point], point)
 
     def starts_anew(self, connector: Hidden) -> bool:
         """Whether its linear part is not there yet; a warm start has one."""
@@ -136,7 +143,11 @@ class Solver(proximal.Solver):
 
 
 def features(connector: Hidden, problem: Problem, with_hidden: bool = True) -> Gram:
-    """The products of what the connector's output matrix reads, over the training tokens; targets as they are."""
+    """The products of what the connector's output matrix reads, over the training tokens; targets as they are.
+
+    All in float64: a hidden unit that never cuts off is a sum of sources, and with the rounding of float32 products of
+    such would not be those of any data, and the certificate none.
+    """
     plain = problem.gram()
     if not with_hidden:
         return plain
@@ -147,12 +158,12 @@ def features(connector: Hidden, problem: Problem, with_hidden: bool = True) -> G
     for piece in problem.train:
         for source, target in _in_steps(piece):
             with torch.no_grad():
-                hidden = connector.hidden(source)
+                hidden = connector.hidden(source).double()
             hh += hidden.T @ hidden
             hy += sparse_transposed(target, hidden).T
             if connector.direct:
                 xh += sparse_transposed(source, hidden)
-            sums += hidden.sum(0, dtype=torch.float64)
+            sums += hidden.sum(0)
             n += len(source)
     hh, xh, hy, mean = hh / n, xh / n, hy / n, sums / n
     if not connector.direct:
