@@ -86,7 +86,7 @@ class Experiment(ABC):
         return cfg
 
     def jobs(self, cfg: Config) -> list[Config]:
-        """The configurations whose links it looks at."""
+        """The configurations whose latents it looks at."""
         return [self.configured(cfg)]
 
     @abstractmethod
@@ -124,8 +124,9 @@ class Experiment(ABC):
         if self.by_layer:
             recipe["layer"] = cfg.layer
             about = f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}, {self.name}"
-            link = link_of(cfg, store)
-            inputs |= {f"latents {hook}": encode_plan(cfg, store, hook).key for hook in [*link.sources, link.target]}
+        for job in self.jobs(cfg):
+            link = link_of(job, store)
+            inputs |= {f"latents {hook}": encode_plan(job, store, hook).key for hook in [*link.sources, link.target]}
         return Plan("experiment", 1, recipe, inputs, about)
 
     def run(self, cfg: Config, store: Store) -> Artifact:

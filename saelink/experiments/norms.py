@@ -15,6 +15,9 @@ class Experiment(base.Experiment):
     title = "Norms of the activations by layer and hook"
     by_layer = False
 
+    def jobs(self, cfg: Config) -> list[Config]:
+        return []  # activations alone
+
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
         return {}
 
