@@ -93,7 +93,7 @@ class Attended:
         self._current = -1
         self._arguments: dict[str, Any] = {}
         with torch.inference_mode():
-            self._check(torch.zeros(1, dtype=torch.int64))
+            self._check()
 
     def outputs(self) -> torch.Tensor:
         """[n, d_out] at the target hook."""
@@ -123,13 +123,20 @@ class Attended:
             ]
         self._y = torch.cat(parts)
 
-    def _check(self, token: torch.Tensor) -> None:
-        none = torch.zeros(1, self._x[0].shape[1], device=self._device)
-        found = self._run(int(self.groups[token]), token, torch.zeros(1, dtype=torch.int64), none)
+    def _check(self) -> None:
+        """As many copies as are ever made at once, of the tokens of the last sequence, nothing taken out."""
+        last = (self.groups == self.groups[-1]).nonzero().flatten()
+        token = last[torch.arange(COPIES) % len(last)]
         own = self._y[token.to(self._device)]
-        if not bool((found - own).norm() <= AGREES * own.norm().clamp(min=1e-6)):
+        nothing = torch.zeros(COPIES, self._x[0].shape[1], device=self._device)
+        try:
+            found = self._run(int(self.groups[-1]), token, torch.zeros_like(token), nothing)
+            agrees = bool(((found - own).norm(dim=1) <= AGREES * own.norm(dim=1).clamp(min=1e-6)).all())
+        except RuntimeError:  # sizes of its own that don't fit the longer sequence
+            agrees = False
+        if not agrees:
             raise SaelinkError(
-                "link: this model's block gives something else for a copy of a token behind its sequence (it may know "
+                "link: this model's block gives something else for copies of tokens behind their sequence (it may know "
                 "positions by other means than its arguments); effects of single edges can't be measured for it"
             )
 

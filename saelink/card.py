@@ -125,29 +125,15 @@ class Cards:
 
     def side_of(self, source: int) -> tuple[int, int]:
         """Which source hook a connector's source latent belongs to, and its number there."""
-        for place, side in enumerate(self.sides.sources):
-            if source < side.facts["d_sae"]:
-                return place, source
-            source -= side.facts["d_sae"]
-        raise AssertionError(source)
+        return self.sides.side_of(source)
 
     def source_name(self, source: int) -> str:
         """IF17, or with several source hooks IF0.17."""
-        place, number = self.side_of(source)
-        return f"IF{number}" if len(self.sides.sources) == 1 else f"IF{place}.{number}"
+        return self.sides.source_name(source)
 
     def source_number(self, text: str) -> int:
         """The connector's source latent of `17` or `0.17`. Raises SaelinkError when there is none."""
-        place, _, number = text.rpartition(".")
-        sizes = [side.facts["d_sae"] for side in self.sides.sources]
-        if not number.isdigit() or (place and not place.isdigit()) or (len(sizes) > 1 and not place):
-            form = "a number such as 17" if len(sizes) == 1 else "hook and number such as 0.17"
-            raise SaelinkError(f"show source {text}: give {form}")
-        if int(place or 0) >= len(sizes) or int(number) >= sizes[int(place or 0)]:
-            raise SaelinkError(
-                f"show source {text}: there are {', '.join(f'{n:,}' for n in sizes)} source latents, from 0"
-            )
-        return sum(sizes[: int(place or 0)]) + int(number)
+        return self.sides.source_number(text, f"show source {text}")
 
     def input_name(self, number: int) -> str:
         """The name of what the connector's output matrix reads."""
@@ -172,7 +158,7 @@ class Cards:
 
     def looked(self, side: Artifact | None) -> _Looked:
         """What a hook's latents fire on; the hidden units for None."""
-        key = side.key if side is not None else "hidden"
+        key = side.key if side is not None else f"hidden {self.artifact.key}"
         if key not in self._looked:
             if side is None:
                 artifact = hidden(self.cfg, self.store)

@@ -16,14 +16,14 @@ from saelink.config import Config
 from saelink.data import tokens as pull_tokens
 from saelink.effects import Block, encoded, open_block, read
 from saelink.evaluate import top_tokens
-from saelink.link import link_of, load_split, pull_sides
+from saelink.link import Sides, link_of, load_split, pull_sides
 from saelink.model import device_of, load_bridge, load_tokenizer, model_info
 from saelink.outlier import flagged
 from saelink.progress import Progress
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
 from saelink.verify import EDGES_FILE, VERDICTS, verify, verify_plan
 
-VERSION = 1
+VERSION = 2
 
 FILE = "consequences.json"
 
@@ -59,8 +59,8 @@ def consequences_plan(cfg: Config, store: Store) -> Plan:
 def consequences(cfg: Config, store: Store) -> Artifact:
     """Pull the consequences of the strongest confirmed edges, of their targets and of the outlier latents.
 
-    File `consequences.json`: a list with `kind`, `source`, `target`, their top tokens, `tokens`; in nats `logp`, the
-    mean change of the actual next token's log-probability, `logp_error`, its standard error; `kl`, the mean
+    File `consequences.json`: a list with `kind`, `source`, `source_name`, `target`, their top tokens, `tokens`; in nats
+    `logp`, the mean change of the actual next token's log-probability, `logp_error`, its standard error; `kl`, the mean
     divergence of the prediction from the clean one, and `kl_null`, that of an equal step along another latent.
     Raises SaelinkError for a verify.chosen that is no edge between these latents.
     """
@@ -94,13 +94,12 @@ def chosen_edges(cfg: Config, store: Store) -> list[Item]:
     items = []
     for text in cfg.verify.chosen:
         source, dash, target = text.partition("-")
-        known = dash and source.isdigit() and target.isdigit()
-        if not known or int(source) >= sides.d_source or int(target) >= sides.d_target:
+        if not dash or not target.isdigit() or int(target) >= sides.d_target:
             raise SaelinkError(
-                f"verify.chosen={text}: give source-target, latents' numbers such as 353-1262; there are "
-                f"{sides.d_source:,} and {sides.d_target:,}"
+                f"verify.chosen={text}: give source-target, latents' numbers such as 353-1262 (of several source hooks "
+                f"1.353-1262); there are {sides.d_target:,} target latents"
             )
-        items.append(Item("edge", int(source), int(target)))
+        items.append(Item("edge", sides.source_number(source, f"verify.chosen={text}"), int(target)))
     return items
 
 
@@ -192,14 +191,17 @@ def _measured(cfg: Config, store: Store, items: list[Item]) -> list[dict[str, An
     tops = {side: top_tokens(rows, ids.flatten()[test.row]) for side, rows in named.items()}
     tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
     text_of = {side: {k: tokenizer.decode([v]) for k, v in top.items()} for side, top in tops.items()}
-    return [_row(item, found[number], text_of) for number, item in enumerate(items) if number in found]
+    return [_row(item, found[number], text_of, sides) for number, item in enumerate(items) if number in found]
 
 
-def _row(item: Item, values: list[tuple[float, float, float]], text_of: dict[str, dict[int, str]]) -> dict[str, Any]:
+def _row(
+    item: Item, values: list[tuple[float, float, float]], text_of: dict[str, dict[int, str]], sides: Sides
+) -> dict[str, Any]:  # fmt: skip
     logp, kl, kl_null = torch.tensor(values, dtype=torch.float64).T
     error = (logp.std() / len(logp) ** 0.5).item() if len(logp) > 1 else None
     return {
         **item._asdict(),
+        "source_name": None if item.source is None else sides.source_name(item.source),
         "source_token": None if item.source is None else text_of["source"].get(item.source),
         "target_token": text_of["target"].get(item.target),
         "tokens": len(values),
@@ -244,7 +246,7 @@ def print_consequences(store: Store, artifact: Artifact) -> None:
     for row in artifact.json(FILE):
         name = f"{words[row['kind']]}OF{row['target']} {_quoted(row['target_token'])}"
         if row["source"] is not None:
-            name += f" by IF{row['source']} {_quoted(row['source_token'])}"
+            name += f" by {row['source_name']} {_quoted(row['source_token'])}"
         store.say(f"  {name[:42]:42} {row['logp']:+10.4f} {row['kl']:8.4f} {row['kl_null']:9.4f}")
 
 

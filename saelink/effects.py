@@ -14,6 +14,7 @@ every single ablation is kept too.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 
 from saelink.autoencoder import SAE
 from saelink.block import Attended, Chain, load_attended, load_module
-from saelink.config import Config
+from saelink.config import Config, DType
 from saelink.data import tokens as pull_tokens
 from saelink.encode import encode_plan
 from saelink.kernels import in_parts
@@ -286,7 +287,9 @@ def open_block(cfg: Config, store: Store, sides: Sides, split: str, device: str)
     chained = cfg.link.sources in (["mlp_in"], ["hook_resid_mid"]) and cfg.link.target == "hook_mlp_out"
     module = load_module(cfg, info, link.sources[0], link.target, device).float() if chained else None
     hooks: list[str] = [*link.sources, *([] if chained else [link.target])]
-    forward = load_forward(cfg, info, hooks, device)
+    # Copies are run in float32; what they are compared with has to be, too.
+    exact = cfg if chained else replace(cfg, model=replace(cfg.model, dtype=DType.float32))
+    forward = load_forward(exact, info, hooks, device)
     with torch.inference_mode():
         rows = max(cfg.runtime.forward_tokens // context, 1)
         parts = [forward(ids[i : i + rows].to(device)) for i in range(0, n, rows)]

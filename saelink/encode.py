@@ -184,7 +184,7 @@ def _encode_shard(sae: SAE, flat: torch.Tensor, room: torch.Tensor, step: int, d
     with torch.inference_mode():
         for batch in cuda.batches(flat, step, device):
             batch = batch.float()
-            parts.append(_encode_rows(sae, batch, room).to("cpu"))
+            parts.append(encode_rows(sae, batch, room).to("cpu"))
             norms.append(batch.norm(dim=1).cpu())
             of = sae.units(batch)
             if of is not None:
@@ -218,7 +218,8 @@ def _facts(
     return {hook: facts[hook] | found[hook] for hook in drafts}
 
 
-def _encode_rows(sae: SAE, batch: torch.Tensor, room: torch.Tensor) -> Rows:
+def encode_rows(sae: SAE, batch: torch.Tensor, room: torch.Tensor | None = None) -> Rows:
+    """The latents of acts [n, d_in]; `room` as in SAE.encode_sparse."""
     row, latent, value = sae.encode_sparse(batch, room)
     offsets = torch.zeros(len(batch) + 1, dtype=torch.int64, device=batch.device)
     torch.cumsum(torch.bincount(row, minlength=len(batch)), 0, out=offsets[1:])

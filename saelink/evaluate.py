@@ -78,7 +78,8 @@ def _evaluate(cfg: Config, store: Store, artifact: Artifact, draft: Draft) -> di
     varying = ~by_latent.isnan()
     shares = linear_shares(connector, test, sums["all"], device)
     if shares is not None:
-        figures["linear_share_median"] = shares[~shares.isnan()].nanmedian().item()
+        known = shares[~shares.isnan()]
+        figures["linear_share_median"] = known.median().item() if len(known) else None
         figures["n_targets_linear"] = int((connector.output_weight()[connector.direct :] == 0).all(0).sum())
     figures |= {
         "fvu_median_latent": by_latent[varying].median().item(),
@@ -253,19 +254,10 @@ def _circuits(
     of = {targets[column]: token for column, token in top_tokens(test.target, ids).items()}
     labels = {"OF": of, "IF": top_tokens(test.source, ids)}
 
-    def name(prefix: str, number: int) -> str:
-        if prefix != "IF" or len(sides.sources) == 1:
-            return f"{prefix}{number}"
-        first = 0
-        for place, source in enumerate(sides.sources):
-            if number < first + source.facts["d_sae"]:
-                return f"IF{place}.{number - first}"
-            first += source.facts["d_sae"]
-        raise AssertionError(number)
-
     def unit(prefix: str, number: int) -> dict[str, Any]:
         token = labels.get(prefix, {}).get(number)
-        named = {"unit": name(prefix, number), "id": number}
+        name = sides.source_name(number) if prefix == "IF" else f"{prefix}{number}"
+        named = {"unit": name, "id": number}
         return named if token is None else {**named, "token": decode(token)}
 
     def decode(token: int) -> str:
@@ -356,9 +348,12 @@ def print_evaluation(store: Store, connector: Artifact, evaluation: Artifact) ->
         rows.append(("optimum", f"least squares; gradient at most {connector.facts['relative_gradient']:.0e} of X'y"))
     if "relative_gap" in connector.facts:
         rows.append(("gap", f"{connector.facts['relative_gap']:.1e} of the training objective, at most"))
+    if "readout_gap" in connector.facts:
+        text = f"{connector.facts['readout_gap']:.1e} of the objective, at most, given the hidden units"
+        rows.append(("gap", text))
     if "hidden_l0" in figures:
         rows.append(("hidden", f"{figures['hidden_l0']:.1f} units active per token, l1 {figures['hidden_l1']:.3g}"))
-    if "linear_share_median" in figures:
+    if figures.get("linear_share_median") is not None:
         rows.append(
             (
                 "linear",

@@ -152,12 +152,12 @@ def gram_plan(cfg: Config, sides: Sides) -> Plan:
     return Plan("gram", VERSION, recipe, inputs, f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}")
 
 
-def need_memory(d_source: int, d_target: int) -> None:
+def need_memory(d_source: int, d_target: int, solver: str = "exact") -> None:
     """Raise SaelinkError unless products, path and weights of that many latents fit into memory."""
     need, free = 12 * d_source**2 + 56 * d_source * d_target, memory_available()
     if free is not None and need > free:
         raise SaelinkError(
-            f"solver=exact: {d_source:,} source and {d_target:,} target latents need {gigabytes(need)} of memory, "
+            f"solver={solver}: {d_source:,} source and {d_target:,} target latents need {gigabytes(need)} of memory, "
             f"{gigabytes(free)} are free; use a link or an SAE with fewer latents, or solver=proximal"
         )
 

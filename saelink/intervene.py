@@ -16,8 +16,7 @@ from saelink.cache import act_shards, cache, shards_of
 from saelink.config import Config
 from saelink.connectors import Connector
 from saelink.data import tokens as pull_tokens
-from saelink.effects import encoded
-from saelink.encode import encode_plan, stored_units
+from saelink.encode import encode_plan, encode_rows, stored_units
 from saelink.latents import Rows, pack, sparse_linear, unpack
 from saelink.link import Sides, link_of, load_split, pull_sides
 from saelink.model import device_of, load_bridge, model_info, torch_dtype
@@ -343,11 +342,11 @@ class LinkAt(NamedTuple):
 
         def replace(sources: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
             rows = [
-                encoded(sae, acts)[0].scaled(1 / scale)
+                encode_rows(sae, acts).scaled(1 / scale)
                 for sae, acts, scale in zip(self.source_saes, sources, self.scales, strict=False)
             ]
             latents = sae.encode(target)
-            latents[:, ids] = connector(Rows.beside(rows).to(str(target.device))) * self.scales[-1]
+            latents[:, ids] = connector(Rows.beside(rows)) * self.scales[-1]
             return sae.decode(latents, sae.units(target))
 
         return replace

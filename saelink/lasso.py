@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+VERSION = 1
+"""Raised when what is solved, or the certificate, changes; part of the keys of what is fitted so."""
+
 RIDGE = 1e-10
 """Added to G's diagonal, times its mean, where G is inverted: latents that never fire make it singular."""
 
@@ -72,10 +75,6 @@ class Lasso:
         return self.G.float().numpy()
 
     @cached_property
-    def _magnitude(self) -> torch.Tensor:
-        return self.G.abs()
-
-    @cached_property
     def _factor(self) -> torch.Tensor:
         ridge = RIDGE * self.G.diagonal().mean().clamp(min=1e-300)
         for _ in range(8):  # rounding can leave a singular G slightly indefinite
@@ -124,7 +123,7 @@ class Lasso:
         yr, rr = yy - (u * C).sum(0), yy - 2 * (u * C).sum(0) + (u * (self.G @ u)).sum(0)
         # Where G is singular u can be huge, and what rounding leaves of such sums proves nothing.
         size = u.abs()
-        noise = len(u) * torch.finfo(u.dtype).eps * (size * (self._magnitude @ size + 2 * C.abs())).sum(0)
+        noise = len(u) * torch.finfo(u.dtype).eps * (size * (self.G.abs() @ size + 2 * C.abs())).sum(0)
         projected = shrink * yr - shrink.square() * rr / 2 - noise
         return primal, torch.maximum(scaled, projected)
 

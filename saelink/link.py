@@ -46,6 +46,30 @@ class Sides(NamedTuple):
         """Latents of the target SAE, explained or not."""
         return self.target.facts["d_sae"]
 
+    def side_of(self, source: int) -> tuple[int, int]:
+        """Which source hook a connector's source latent belongs to, and its number there."""
+        for place, side in enumerate(self.sources):
+            if source < side.facts["d_sae"]:
+                return place, source
+            source -= side.facts["d_sae"]
+        raise AssertionError(source)
+
+    def source_name(self, source: int) -> str:
+        """IF17, or with several source hooks IF0.17."""
+        place, number = self.side_of(source)
+        return f"IF{number}" if len(self.sources) == 1 else f"IF{place}.{number}"
+
+    def source_number(self, text: str, what: str) -> int:
+        """The connector's source latent of `17` or `0.17`. Raises SaelinkError, which begins with `what`, if none."""
+        place, _, number = text.rpartition(".")
+        sizes = [side.facts["d_sae"] for side in self.sources]
+        if not number.isdigit() or (place and not place.isdigit()) or (len(sizes) > 1 and not place):
+            form = "a number such as 17" if len(sizes) == 1 else "hook and number such as 0.17"
+            raise SaelinkError(f"{what}: give {form}")
+        if int(place or 0) >= len(sizes) or int(number) >= sizes[int(place or 0)]:
+            raise SaelinkError(f"{what}: there are {', '.join(f'{n:,}' for n in sizes)} source latents, from 0")
+        return sum(sizes[: int(place or 0)]) + int(number)
+
 
 def pull_sides(cfg: Config, store: Store) -> Sides:
     """Pull the latents on both sides of the link; one forward pass gives what is missing for all of them."""

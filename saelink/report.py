@@ -39,15 +39,14 @@ from saelink.model import load_tokenizer, model_info
 from saelink.outlier import flagged
 from saelink.progress import Progress
 from saelink.sae import neuronpedia_page
-from saelink.solvers import SOLVERS
-from saelink.stability import repeated
+from saelink.stability import repeated, solved
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, write_durably
 from saelink.train import HISTORY_FILE, load_connector, train
 from saelink.transcoder import FILE as TRANSCODER_FILE
 from saelink.transcoder import transcoder
 from saelink.verify import verified
 
-VERSION = 3
+VERSION = 4
 
 DATA_FILE = "data.zip"
 PAGE_FILE = "report.html"
@@ -74,7 +73,7 @@ def included(cfg: Config, store: Store) -> list[Config]:
     These are the penalties asked for and, where they are solved exactly and so cost little, those of report.l1_alphas.
     """
     asked = l1_alphas(cfg.l1_alpha)
-    cheap = SOLVERS[cfg.solver.name].uses_gram and not CONNECTORS[cfg.connector.name].relu_output
+    cheap = solved(cfg) and not CONNECTORS[cfg.connector.name].relu_output
     more = cfg.report.l1_alphas if cheap and asked[0] else []
     return [replace(cfg, l1_alpha=float(alpha)) for alpha in dict.fromkeys([*asked, *more])]
 
@@ -299,7 +298,7 @@ class _Pages:
             entry["mean"] = float(f"{outliers.sums[latent].item() / fires / self.cards.sides.scales[-1]:.4g}")
             found.append(entry)
         if self.cards.has_hidden:
-            weights, limit = self.cards.connector.output_weight(), self.cfg.experiment.weight_threshold
+            weights, limit = self._hidden_weights(), self.cfg.experiment.weight_threshold
             columns = {latent: column for column, latent in enumerate(self.ids.tolist())}
             for entry in found:
                 column = columns.get(entry["latent"])
@@ -308,11 +307,15 @@ class _Pages:
                     entry["w2_below"] = int((weights[:, column] < -limit).sum())
         return found
 
+    def _hidden_weights(self) -> torch.Tensor:
+        """[n_hidden, d_target] what leads from hidden units into targets."""
+        return self.cards.connector.output_weight()[self.cards.direct :]
+
     def _w2_median(self) -> dict[str, float] | None:
         """Large W2 weights of the median target, beside which those of outliers stand."""
         if not self.cards.has_hidden:
             return None
-        weights, limit = self.cards.connector.output_weight(), self.cfg.experiment.weight_threshold
+        weights, limit = self._hidden_weights(), self.cfg.experiment.weight_threshold
         above, below = (weights > limit).sum(0).double(), (weights < -limit).sum(0).double()
         return {"limit": limit, "above": above.median().item(), "below": below.median().item()}
 

@@ -30,7 +30,7 @@ from saelink.solvers.base import Problem
 from saelink.solvers.exact import Solver as Exact
 from saelink.solvers.proximal import Solver as Proximal
 from saelink.store import Artifact, Draft, Plan, SaelinkError, Store
-from saelink.train import load_connector, train, train_plan, warm_start
+from saelink.train import STARTS, load_connector, train, train_plan
 
 VERSION = 2
 
@@ -56,7 +56,10 @@ def solved(cfg: Config) -> bool:
 
 def repeatable(cfg: Config) -> bool:
     """Whether the stability of such a connector's edges can be measured: zeros that are zeros, no hidden units."""
-    known = solved(cfg) or SOLVERS[cfg.solver.name] is Proximal
+    trained = (
+        SOLVERS[cfg.solver.name] is Proximal and cfg.connector.init in STARTS
+    )  # a warm start has seen all documents
+    known = solved(cfg) or trained
     return known and issubclass(CONNECTORS[cfg.connector.name], Linear) and float(cfg.l1_alpha) > 0
 
 
@@ -76,7 +79,8 @@ def stability_plan(cfg: Config, store: Store) -> Plan:
     if not repeatable(cfg):
         raise SaelinkError(
             f"connector={cfg.connector.name} solver={cfg.solver.name} with l1_alpha={cfg.l1_alpha:g}: the stability of "
-            "edges is measured for linear and nonlinear by exact, causal or proximal, with l1_alpha above 0"
+            "edges is measured for linear and nonlinear by exact, causal or proximal (not from a warm start), with "
+            "l1_alpha above 0"
         )
     plan = train_plan(cfg, store)
     return Plan("stability", VERSION, {}, {"connector": plan.key}, plan.about)
@@ -146,7 +150,8 @@ class Documents(NamedTuple):
     def folds(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """[FOLDS] bool and [n] bool: a random half of the groups in which effects are kept, and their documents."""
         chosen = torch.zeros(FOLDS, dtype=torch.bool)
-        chosen[torch.randperm(FOLDS, generator=generator)[: FOLDS // 2]] = True
+        used = min(self.n, FOLDS)
+        chosen[torch.randperm(used, generator=generator)[: used // 2]] = True
         return chosen, chosen[torch.arange(self.n) % FOLDS]
 
 
@@ -192,13 +197,12 @@ def _trained_again(cfg: Config, store: Store, ids: torch.Tensor) -> Iterator[tor
     documents = Documents.of(training, document)
     validation = split_of(cfg, sides, "validation").explain(ids)
     c = normaliser(cfg, store, training)
-    warm = warm_start(cfg, store, sides, ids)
     for pair in range(TRAINED_PAIRS):
         first = documents.half(torch.Generator().manual_seed(pair))
         for number, chosen in enumerate((first, ~first)):
             seed = cfg.seed + 1 + 2 * pair + number
             connector = CONNECTORS[cfg.connector.name](cfg.connector, sides.d_source, ids)
-            connector.initialise(torch.Generator().manual_seed(seed), warm)
+            connector.initialise(torch.Generator().manual_seed(seed))
             half = training.where(chosen[documents.of_row])
             problem = Problem(
                 train=half, validation=validation, l1_alpha=float(cfg.l1_alpha), c=c, seed=seed,

@@ -16,6 +16,7 @@ from saelink.effects import Changes, check_measurable, effects, effects_plan, lo
 from saelink.encode import encode_plan
 from saelink.gram import VERSION as GRAM_VERSION
 from saelink.gram import Gram, gram, gram_plan, load_gram
+from saelink.lasso import VERSION as LASSO_VERSION
 from saelink.link import Sides, link_of, normaliser, pull_sides, split_of, subset_of, targets_of
 from saelink.loaded import CONFIG_FILE, ON_HUB, WEIGHTS_FILE, Loaded, connector_of
 from saelink.loaded import load_connector as load_exported
@@ -54,7 +55,7 @@ def train_plan(cfg: Config, store: Store) -> Plan:
     if SOLVERS[cfg.solver.name].seeded:
         recipe["seed"] = cfg.seed
     if SOLVERS[cfg.solver.name].uses_gram:
-        recipe["gram"] = GRAM_VERSION
+        recipe |= {"gram": GRAM_VERSION, "lasso": LASSO_VERSION}
     inputs = {f"source{i}": encode_plan(cfg, store, hook).key for i, hook in enumerate(link.sources)}
     inputs["target"] = encode_plan(cfg, store, link.target).key
     if SOLVERS[cfg.solver.name].uses_effects:
@@ -127,7 +128,7 @@ def train(cfg: Config, store: Store) -> Artifact:
     return store.build(plan, lambda draft: _train(cfg, store, sides, draft), device_of(cfg))
 
 
-def warm_start(cfg: Config, store: Store, sides: Sides, target_ids: torch.Tensor) -> dict[str, torch.Tensor] | None:
+def _warm_start(cfg: Config, store: Store, sides: Sides, target_ids: torch.Tensor) -> dict[str, torch.Tensor] | None:
     """The weights that connector.init names. Raises SaelinkError for another stage's key or other latents."""
     key = cfg.connector.init
     if key in STARTS:
@@ -193,7 +194,7 @@ def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, A
     tokens = everything.explain(target_ids)
     validation = split_of(cfg, sides, "validation").explain(target_ids)
     connector = CONNECTORS[cfg.connector.name](cfg.connector, sides.d_source, target_ids)
-    connector.initialise(torch.Generator().manual_seed(cfg.seed), warm_start(cfg, store, sides, target_ids))
+    connector.initialise(torch.Generator().manual_seed(cfg.seed), _warm_start(cfg, store, sides, target_ids))
     size = sum(parameter.numel() * 4 for parameter in connector.parameters())
     solver = SOLVERS[cfg.solver.name](cfg.solver)
     total = solver.tokens(len(tokens))

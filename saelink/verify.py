@@ -362,7 +362,8 @@ def _print_circuits(store: Store, verdicts: Verdicts, evaluation: Artifact, stab
             if found is not None and found[2] == "confirmed" and (chosen is None or chosen >= STABLE):
                 kept.append(term)
         if kept:
-            lines.append(circuit_text({**circuit, "terms": kept}))
+            bare = {name: value for name, value in circuit.items() if name not in ("hidden", "linear")}
+            lines.append(circuit_text({**bare, "terms": kept}))
     if lines:
         store.say(f"\n  Circuits of confirmed{'' if stable is None else ' and stable'} edges")
         for line in lines:

@@ -120,6 +120,10 @@ def test_on_the_command_line(saelink: Run) -> None:
     (page,) = [found for found in Store("outputs").artifacts() if found.stage == "report"]
     (verified,) = Opened(page)._head["verified"]
     assert {"edge", "target", "outlier"} >= {row["kind"] for row in verified["consequences"]} >= {"edge"}
-    for chosen, said in (("3", "verify.chosen=3: give source-target"), ("3-48", "there are 48 and 48")):
+    for chosen, said in (
+        ("3", "verify.chosen=3: give source-target"),
+        ("3-48", "there are 48 target latents"),
+        ("99-1", "there are 48 source"),
+    ):
         code, _, err = saelink("verify", *words, f"verify.chosen=[{chosen}]")
         assert code == 1 and said in err and len(err.strip().splitlines()) == 1, err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from saelink.solvers.readout import features
 from saelink.store import SaelinkError, Store
 from saelink.train import load_connector, train
 
+from conftest import Run
 from test_latents import random_rows, rows_of
 
 
@@ -131,7 +133,7 @@ def test_other_units_are_the_same_map() -> None:
 
 
 def test_what_readout_can_fit() -> None:
-    for name in ("linear", "two_nonlinear"):
+    for name in ("linear", "two_nonlinear", "sae"):
         connector = make(name, **({} if name == "linear" else {"d_hidden": 3}))
         with pytest.raises(SaelinkError, match=f"connector={name} is none; use skip or mlp"):
             solver = SOLVERS["readout"]
@@ -154,3 +156,28 @@ def test_the_experiment_compares_the_three_at_each_penalty(config: Callable[...,
     rows = {(row["connector"], row["l1_alpha"]): row for row in table_of(result)}
     assert set(rows) == {(name, alpha) for name in ("linear", "mlp", "skip") for alpha in (8e-4, 1e-2)}
     assert all((row["linear_share"] is not None) == (name == "skip") for (name, _), row in rows.items())
+
+
+def test_evaluate_report_export_and_verify_of_a_skip_connector(saelink: Run, tmp_path: Path) -> None:
+    words = [
+        "connector=skip",
+        "connector.d_hidden=6",
+        "solver=readout",
+        "solver.tokens=8192",
+        "solver.batch_tokens=128",
+    ]
+    code, out, err = saelink("evaluate", *words, "l1_alpha=1e-4")
+    assert (
+        code == 0 and "given the hidden units" in out and "% linear)" in out and "of the training objective" not in out
+    )
+    code, out, err = saelink("verify", *words, "l1_alpha=1e-4")
+    assert code == 0 and "= relu(" not in out[out.index("strong effects") :], err
+    code, out, err = saelink("report", *words, "l1_alpha=1e-4", "report.ablated=1")
+    assert code == 0 and "connector 1 of 4" not in out, err
+    code, out, err = saelink("export", *words, "l1_alpha=1e-4")
+    assert code == 0, err
+    (folder,) = (tmp_path / "outputs/export").iterdir()
+    sources = {line.split(",")[6] for line in (folder / "edges.csv").read_text().splitlines()[1:]}
+    assert "blocks.1.hook_resid_mid" in sources, "edges from sources keep their hook"
+    code, out, err = saelink("evaluate", *words, "l1_alpha=100")
+    assert code == 0 and "0 non-zero" in out, err

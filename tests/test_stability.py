@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from saelink.effects import FOLDS, effects, load_effects
+from saelink.data import tokens
+from saelink.effects import FOLDS, effects, load_effects, open_block
 from saelink.gram import gram_of
 from saelink.lasso import Lasso
 from saelink.latents import Split, Tokens
+from saelink.link import load_split, pull_sides, split_of
 from saelink.stability import STABLE, Documents, Places, Stability, effects_of, halves, stability
 from saelink.store import SaelinkError, Store
 from saelink.train import load_connector, train
@@ -39,12 +41,12 @@ def test_the_halves_are_of_different_documents_and_make_the_whole() -> None:
     whole = gram_of(split)
     documents = Documents.of(split, document)
     one, other = halves(split, documents, whole, documents.half(torch.Generator().manual_seed(3)))
-    tokens = split.whole()
+    everything = split.whole()
     ids = document.unique()
     first = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(3))[: len(ids) // 2]]
     inside = torch.isin(document, first)
     for found, chosen in ((one, inside), (other, ~inside)):
-        expected = gram_of([tokens.subset(chosen)])
+        expected = gram_of([everything.subset(chosen)])
         assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(found, expected, strict=True))
 
 
@@ -128,12 +130,26 @@ def test_causal_edges_are_solved_again_with_the_effects_of_the_same_documents(
     assert torch.allclose(together, measured.mean, atol=2e-3) and not torch.equal(one.mean, other.mean)
 
 
-def test_the_groups_of_effects_are_groups_of_documents() -> None:
-    split, document, _ = planted()
-    documents = Documents.of(split, document)
+def test_the_groups_of_effects_are_groups_of_documents(world: World, store: Store) -> None:
+    """A half of the documents for the products is the half that the effects of its groups were measured on."""
+    cfg = world.config(store.root)
+    sides = pull_sides(cfg, store)
+    training = split_of(cfg, sides, "train")
+    document = tokens(cfg, store).tensors("train.safetensors")["document"].flatten().long()
+    documents = Documents.of(training, document)
+    block = open_block(cfg, store, sides, "train", "cpu")
+    rows = load_split(cfg, sides, "train").row[: len(block.fold)]
     groups, first = documents.folds(torch.Generator().manual_seed(1))
-    assert groups.sum() == FOLDS // 2
-    assert torch.equal(first, groups[torch.arange(documents.n) % FOLDS])
+    assert groups.sum() == FOLDS // 2 and documents.n > FOLDS
+    assert torch.equal(groups[block.fold], first[documents.of_row[rows]])
+
+
+def test_two_documents_still_have_halves() -> None:
+    split, document, _ = planted(documents=2)
+    documents = Documents.of(split, document)
+    for seed in range(4):
+        _, first = documents.folds(torch.Generator().manual_seed(seed))
+        assert first.sum() == 1
 
 
 def test_proximal_edges_are_trained_again_from_other_seeds(world: World, store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -308,6 +309,11 @@ def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def paragraph(text: str) -> str:
+    """The text in lines of 80 columns, as what stands under a table."""
+    return textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="  ")
 
 
 def _cell(value: Any) -> str:

@@ -17,6 +17,7 @@ from saelink.experiments import base
 from saelink.experiments.base import Done, Result, fit, link_named
 from saelink.gram import VERSION as GRAM_VERSION
 from saelink.gram import Gram, gram, load_gram
+from saelink.lasso import VERSION as LASSO_VERSION
 from saelink.lasso import Lasso
 from saelink.latents import Tokens, sparse_linear
 from saelink.link import load_split, pull_sides
@@ -38,7 +39,7 @@ class Experiment(base.Experiment):
         return 8e-4 if cfg.experiment.sparse_alpha == "elbow" else float(cfg.experiment.sparse_alpha)
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
-        return {"gram": GRAM_VERSION}
+        return {"gram": GRAM_VERSION, "lasso": LASSO_VERSION}
 
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
         sides = pull_sides(cfg, store)

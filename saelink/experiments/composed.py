@@ -92,11 +92,10 @@ class Experiment(base.Experiment):
                     for number, part in enumerate(PARTS[1:], 1):
                         if part in parts:
                             predicted += sparse_linear(sources[place][number].select(step), weights[number])
-                    if way == "composed, relu between":
-                        predicted.relu_()
                     true = targets[place].target.select(step).columns(ids)
                     sums[way, layer].add(predicted.clone(), true)
-                    carried = torch.zeros(len(step), targets[place].target.d).index_copy_(1, ids, predicted)
+                    handed = predicted.relu() if way == "composed, relu between" else predicted
+                    carried = torch.zeros(len(step), targets[place].target.d).index_copy_(1, ids, handed)
         rows: list[base.Row] = []
         for place, layer in enumerate(layers):
             for way in WAYS:
@@ -112,9 +111,9 @@ class Experiment(base.Experiment):
                     }
                 )
         n_edges = [sum(int((part != 0).sum()) for part in weights) for weights, _ in maps]
-        text = (
-            "  Residual latents behind each block. 'one block' reads the true latents in front of it, the others what "
-            f"was\n  predicted there. Lasso edges by layer: {', '.join(f'{n:,}' for n in n_edges)}."
+        text = base.paragraph(
+            "Residual latents behind each block. 'one block' reads the true latents in front of it, the others what "
+            f"was predicted there. Lasso edges by layer: {', '.join(f'{n:,}' for n in n_edges)}."
         )
 
         def draw(figure: Any) -> None:

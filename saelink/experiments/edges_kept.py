@@ -88,11 +88,10 @@ class Experiment(base.Experiment):
                 )
         said = ", ".join(f"{label} {value:.3f}" for label, value in areas.items())
         clean, sae, zero = (figures[name]["ce"] for name in ("clean", "sae", "zero"))
-        text = (
-            f"  {test.ids.numel():,} test tokens. CE clean {clean:.3f}, SAE {sae:.3f}, zero ablation {zero:.3f}.\n"
-            f"  recovered is (zero - CE) / (zero - clean); the SAE has {figures['sae']['recovered']:.3f}, the oracle "
-            f"{figures['oracle']['recovered']:.3f}.\n"
-            f"  Mean of recovered over log k: {said}."
+        text = base.paragraph(
+            f"{test.ids.numel():,} test tokens. CE clean {clean:.3f}, SAE {sae:.3f}, zero ablation {zero:.3f}. "
+            f"recovered is (zero - CE) / (zero - clean); the SAE has {figures['sae']['recovered']:.3f}, the oracle "
+            f"{figures['oracle']['recovered']:.3f}. Mean of recovered over log k: {said}."
         )
 
         def draw(figure: Any) -> None:
@@ -119,9 +118,9 @@ class Ranked:
 
     def keep(self, size: int) -> int:
         """Leave the `size` strongest edges in the connector; how many that are."""
-        chosen = self._order[:size]
+        chosen, device = self._order[:size], self._weight.device
         with torch.no_grad():
-            self._weight.zero_().view(-1)[chosen] = self._whole.flatten()[chosen]
+            self._weight.zero_().view(-1)[chosen.to(device)] = self._whole.flatten()[chosen].to(device)
         return int((self._weight != 0).sum())
 
 

@@ -151,22 +151,26 @@ class Experiment(base.Experiment):
         gap = decisive.clamp(min=0).sum()
         share = decisive[top].clamp(min=0).sum() / gap.clamp(min=1e-300)
         fvu = {label: (error.sum() / len(test) / scales["variance"].sum()).item() for label, error in errors.items()}
-        said = ", ".join(f"{label.removesuffix(f', seed {seeds[0]}')} {value:.3f}" for label, value in fvu.items())
-        text = (
-            f"  {int(active.sum()):,} target latents that vary on the {len(test):,} test tokens. low and high: 1.96 "
-            f"standard errors over {len(weights):,} resamples of {n:,} documents and {len(seeds)} seeds.\n"
-            "  resampled is their mean: where it differs from percent, many latents lie near the threshold and "
-            "resampling noise moves them over it.\n"
-            f"  Largest differences (exact linear - mlp): {largest}; these five are {share:.0%} of the positive gap.\n"
-            f"  FVU: {said}.\n"
-            f"  Subset by {cfg.experiment.linear_by}, chosen on validation documents: {int(linear.sum()):,} linear, "
-            f"{int(rest.sum()):,} rest."
-        )
-        if fvu[f"mlp, seed {seeds[0]}"] > fvu["exact linear"]:
-            text += (
-                "\n  The mlp explains less than the exact linear map: it has not been trained for long enough, and the "
+        kinds = list(dict.fromkeys(label.split(",")[0] for label in fvu))
+        means = {kind: _mean([v for label, v in fvu.items() if label.split(",")[0] == kind]) for kind in kinds}
+        said = ", ".join(f"{kind} {value:.3f}" for kind, value in means.items())
+        repeated = f", mean of {len(seeds)} seeds" if len(seeds) > 1 else ""
+        lines = [
+            f"{int(active.sum()):,} target latents that vary on the {len(test):,} test tokens. low and high: 1.96 "
+            f"standard errors over {len(weights):,} resamples of {n:,} documents and {len(seeds)} seeds. resampled is "
+            "their mean: where it differs from percent, many latents lie near the threshold and resampling noise moves "
+            "them over it.",
+            f"Largest differences (exact linear - mlp): {largest}; these five are {share:.0%} of the positive gap.",
+            f"FVU{repeated}: {said}.",
+            f"Subset by {cfg.experiment.linear_by}, chosen on validation documents: {int(linear.sum()):,} linear, "
+            f"{int(rest.sum()):,} rest.",
+        ]
+        if means["mlp"] > means["exact linear"]:
+            lines.append(
+                "The mlp explains less than the exact linear map: it has not been trained for long enough, and the "
                 "percentages against exact linear are too high."
             )
+        text = "\n".join(base.paragraph(line) for line in lines)
         scaled = {name: (decisive / scales[name])[active] for name in NORMALISERS}
 
         def draw(figure: Any) -> None:
@@ -224,3 +228,7 @@ def _signed_edges(values: torch.Tensor, tiny: float) -> list[float]:
         torch.tensor(tiny).log10().item(), torch.tensor(reach).log10().item() + 1e-6, 25, dtype=torch.float64
     )
     return [*(-side.flip(0)).tolist(), *side.tolist()]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

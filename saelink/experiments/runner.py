@@ -16,6 +16,7 @@ from saelink.link import link_of
 from saelink.model import device_of
 from saelink.sae import sae_choice
 from saelink.solvers import SOLVERS
+from saelink.solvers.exact import Solver as Exact
 from saelink.store import Artifact, Store
 from saelink.train import train_plan
 
@@ -61,6 +62,7 @@ def estimate(cfg: Config, fits: list[Config]) -> float:
     for fit in fits:
         if SOLVERS[fit.solver.name].uses_gram:
             total += EXACT_SECONDS if fit.l1_alpha else EXACT_SECONDS / 4
+        if issubclass(SOLVERS[fit.solver.name], Exact):
             continue
         tokens = SOLVERS[fit.solver.name](fit.solver).tokens(0)
         hidden = getattr(fit.connector, "d_hidden", 0)

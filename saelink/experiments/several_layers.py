@@ -103,10 +103,10 @@ class Experiment(base.Experiment):
         areas = {label: area(sizes, [figures[f"{label} {size}"]["recovered"] for size in sizes]) for label in labels}
         said = ", ".join(f"{label} {value:.3f}" for label, value in areas.items())
         clean, sae, mean, zero = (figures[name]["ce"] for name in BASELINES)
-        text = (
-            f"  Layers {layers} at once, {document.numel():,} test tokens. CE clean {clean:.3f}, SAEs {sae:.3f}, mean\n"
-            f"  ablation {mean:.3f}, zero ablation {zero:.3f}. recovered is (zero - CE) / (zero - clean); the SAEs\n"
-            f"  have {figures['sae']['recovered']:.3f}. Mean of recovered over log k: {said}."
+        text = base.paragraph(
+            f"Layers {layers} at once, {document.numel():,} test tokens. CE clean {clean:.3f}, SAEs {sae:.3f}, mean "
+            f"ablation {mean:.3f}, zero ablation {zero:.3f}. recovered is (zero - CE) / (zero - clean); the SAEs have "
+            f"{figures['sae']['recovered']:.3f}. Mean of recovered over log k: {said}."
         )
 
         def draw(figure: Any) -> None:

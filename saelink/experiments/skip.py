@@ -60,7 +60,7 @@ class Experiment(base.Experiment):
                 }
             )
         rows.sort(key=lambda row: list(SOLVED_BY).index(row["connector"]))
-        said = ["  Of what skip explains of a target its linear part explains, at the 10% / median / 90% of targets:"]
+        said = [base.paragraph("What the linear part explains of what skip explains, 10% / median / 90% of targets:")]
         for alpha, share in shares.items():
             if len(share):
                 low, middle, high = share.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=share.dtype)).tolist()

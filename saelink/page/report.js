@@ -284,7 +284,7 @@ function consequences(rows) {
     listTable([
       { head: "", cell: (r) => h("span", { class: "dim" }, what[r.kind]) },
       { head: "target", cell: (r) => [nameLink(`OF${r.target}`, r.target), " ", quoted(r.target_token)] },
-      { head: "source", cell: (r) => (r.source === null ? "" : [nameLink(`IF${r.source}`, r.source), " ", quoted(r.source_token)]) },
+      { head: "source", cell: (r) => (r.source === null ? "" : [nameLink(r.source_name, r.source), " ", quoted(r.source_token)]) },
       { head: "log-probability", number: true, title: "of the actual next token", cell: (r) => h("span", { class: r.logp < 0 ? "minus" : "plus", title: r.logp_error === null ? "" : `standard error ${digits(r.logp_error, 2)}` }, digits(r.logp, 2)) },
       { head: "KL", number: true, title: "of the clean prediction from the one without it", cell: (r) => digits(r.kl, 2) },
       { head: "KL, other", number: true, title: "of an equal step along another latent", cell: (r) => digits(r.kl_null, 2) },

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
+from saelink import metrics
 from saelink.connectors.base import Connector
 from saelink.connectors.mlp import Connector as Hidden
-from saelink.gram import Gram
+from saelink.gram import Gram, need_memory
 from saelink.lasso import DenseLasso, Lasso
-from saelink.latents import Rows, Tokens, sparse_transposed
+from saelink.latents import sparse_transposed
 from saelink.solvers import proximal
 from saelink.solvers.base import Fit, Problem, measured
 from saelink.solvers.exact import squared_error
@@ -58,10 +59,11 @@ class Solver(proximal.Solver):
     uses_gram = True
 
     def check(self, connector: type[Connector], settings: Any) -> None:
-        if not issubclass(connector, Hidden) or connector.relu_output:
+        known = issubclass(connector, Hidden) and connector.hidden_penalty is Hidden.hidden_penalty
+        if not known or connector.relu_output:
             raise SaelinkError(
-                f"solver=readout fits connectors with hidden units and a linear output, connector={settings.name} is "
-                "none; use skip or mlp, or another solver"
+                f"solver=readout fits connectors with unpenalised hidden units and a linear output, connector="
+                f"{settings.name} is none; use skip or mlp, or another solver"
             )
         super().check(connector, settings)
         if self.config.max_sweeps < 1:
@@ -116,7 +118,7 @@ class Solver(proximal.Solver):
         b = connector.b2
         centred = products.centred() if b is not None else products
         centred = centred._replace(
-            xx=centred.xx / torch.outer(scale, scale), xy=centred.xy / scale[:, None], x=centred.x / scale
+            xx=centred.xx / scale[:, None] / scale, xy=centred.xy / scale[:, None], x=centred.x / scale
         )
         kind = Lasso if problem.device == "cpu" else DenseLasso
         moved = centred.to(problem.device)
@@ -128,7 +130,7 @@ class Solver(proximal.Solver):
         if lam:
             result |= {
                 "duality_gap": gaps.sum().item() * 2 / problem.c / connector.d_target,
-                "relative_gap": gaps.sum().item() / max(value, 1e-300),
+                "readout_gap": gaps.sum().item() / max(value, 1e-300),
                 "worst_gap": (gaps / (moved.yy / 2).clamp(min=1e-300)).max().item(),
             }
         W = W.cpu()
@@ -152,11 +154,13 @@ def features(connector: Hidden, problem: Problem, with_hidden: bool = True) -> G
     if not with_hidden:
         return plain
     h = connector.n_hidden
+    need_memory(connector.d_source + h, connector.d_target, "readout")
     hh, xh = torch.zeros(h, h, dtype=torch.float64), torch.zeros(connector.d_source, h, dtype=torch.float64)
     hy, sums = torch.zeros(h, connector.d_target, dtype=torch.float64), torch.zeros(h, dtype=torch.float64)
     n = 0
     for piece in problem.train:
-        for source, target in _in_steps(piece):
+        steps = metrics.in_steps(piece.source, STEP), metrics.in_steps(piece.target, STEP)
+        for source, target in zip(*steps, strict=True):
             with torch.no_grad():
                 hidden = connector.hidden(source).double()
             hh += hidden.T @ hidden
@@ -173,8 +177,3 @@ def features(connector: Hidden, problem: Problem, with_hidden: bool = True) -> G
         xy=torch.cat([plain.xy, hy]),
         x=torch.cat([plain.x, mean]),
     )
-
-
-def _in_steps(piece: Tokens) -> list[tuple[Rows, Rows]]:
-    parts = [torch.arange(first, min(first + STEP, len(piece))) for first in range(0, len(piece), STEP)]
-    return [(piece.source.select(part), piece.target.select(part)) for part in parts]
