@@ -72,6 +72,7 @@ class Experiment(base.Experiment):
                 chosen = [row for row in rows if row["connector"] == connector and row["n_edges"]]
                 left.plot([row["n_edges"] for row in chosen], [row["fvu"] for row in chosen], "o-", label=connector)
             left.set(xscale="log", xlabel="edges", ylabel="FVU, test documents")
+            left.tick_params(axis="x", which="minor", labelbottom=False)
             left.legend(fontsize=8)
             for alpha, share in shares.items():
                 right.plot(share.sort().values, torch.linspace(0, 1, len(share)), label=f"l1_alpha {alpha:g}")
