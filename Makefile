@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M model (5 minutes after the install)
 	$(BIN)/saelink run
 
-test: $(INSTALLED)  ## the tests that need no model (about 10 minutes on 2 cores)
+test: $(INSTALLED)  ## the tests that need no model (about 6 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2
 
 test-all: $(INSTALLED)  ## all tests, with the real model and text (about 10 minutes)

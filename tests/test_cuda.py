@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_connectors import make, problem, solve
 
+from saelink.effects import effects, load_effects
 from saelink.kernels import cuda
+from saelink.store import Store
 
+from conftest import World
 from test_latents import random_rows
 
 pytestmark = pytest.mark.gpu
@@ -115,3 +119,29 @@ def test_an_exact_fit_on_the_gpu_is_the_cpus() -> None:
 def test_batches_are_the_rows_in_order(step: int) -> None:
     rows = torch.randn(20, 4)
     assert torch.equal(torch.cat([batch.cpu() for batch in cuda.batches(rows, step, device)]), rows)
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", ["mlp", "skip"])
+def test_a_readout_on_the_gpu_is_as_good_as_the_cpus(name: str) -> None:
+    source, target = random_rows(300, 40, seed=8, density=0.1), random_rows(300, 45, seed=9, density=0.3)
+    task = problem(source, target, 1e-3)
+    fits = [make(name, 40, 45, d_hidden=6, bias=True) for _ in range(2)]
+    settings = {"tokens": 600, "batch_tokens": 50, "tolerance": 1e-7}
+    points = [
+        solve(connector, task._replace(device=where), "readout", **settings).final
+        for connector, where in zip(fits, ("cpu", "cuda"), strict=True)
+    ]
+    assert points[0]["training_objective"] == pytest.approx(points[1]["training_objective"], rel=1e-4)
+
+
+@needs_cuda
+@pytest.mark.parametrize("link", ["mlp", "attn", "block"])
+def test_effects_on_the_gpu_are_the_cpus(world: World, tmp_path: Path, link: str) -> None:
+    found = []
+    for where in ("cpu", "cuda"):
+        store = Store(tmp_path / where, say=lambda line: None)
+        cfg = world.config(store.root, f"link={link}", f"runtime.device={where}")
+        found.append(load_effects(effects(cfg, store)))
+    assert torch.equal(found[0].tokens, found[1].tokens)
+    assert torch.allclose(found[0].mean, found[1].mean, atol=1e-4)

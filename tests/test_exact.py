@@ -348,6 +348,7 @@ def test_the_hidden_penalty_is_the_objectives(noisy: tuple[Rows, Rows]) -> None:
     assert 0 < hidden_l1["1"] < hidden_l1["0.5"] < hidden_l1["0"]
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_the_certificate_holds_where_sources_are_sums_of_others() -> None:
     """Singular G, small penalty: what the bound promises no weights may undercut, and the solution keeps it."""
     from sklearn.linear_model import Lasso as Reference
