@@ -80,10 +80,7 @@ class Experiment(base.Experiment):
                         "edges of": label,
                         "k": size,
                         "n_edges": kept[label, size],
-                        "ce": entry["ce"],
-                        "recovered": entry["recovered"],
-                        "recovered_low": entry["recovered_low"],
-                        "recovered_high": entry["recovered_high"],
+                        **shown(entry),
                     }
                 )
         said = ", ".join(f"{label} {value:.3f}" for label, value in areas.items())
@@ -142,6 +139,11 @@ def check_sizes(cfg: Config) -> None:
     """Raise SaelinkError for numbers of edges that are none."""
     if min(cfg.experiment.kept_edges, default=0) < 1:
         raise SaelinkError(f"experiment.kept_edges={cfg.experiment.kept_edges}: give numbers of edges above 0")
+
+
+def shown(entry: dict[str, float]) -> base.Row:
+    """What a row says of a cross-entropy."""
+    return {name: entry[name] for name in ("ce", "recovered", "recovered_low", "recovered_high")}
 
 
 def area(sizes: list[int], values: list[float]) -> float:

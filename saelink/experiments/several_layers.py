@@ -15,7 +15,7 @@ from saelink.config import Config
 from saelink.effects import effects_plan
 from saelink.experiments import base
 from saelink.experiments.base import Done, Result, fit
-from saelink.experiments.edges_kept import area, check_sizes, ranked
+from saelink.experiments.edges_kept import area, check_sizes, ranked, shown
 from saelink.intervene import SeveralLayers, ce_figures
 from saelink.store import Plan, SaelinkError, Store
 
@@ -94,10 +94,7 @@ class Experiment(base.Experiment):
                         "edges of": label,
                         "k each": size,
                         "n_edges": kept[label, size],
-                        "ce": entry["ce"],
-                        "recovered": entry["recovered"],
-                        "recovered_low": entry["recovered_low"],
-                        "recovered_high": entry["recovered_high"],
+                        **shown(entry),
                     }
                 )
         areas = {label: area(sizes, [figures[f"{label} {size}"]["recovered"] for size in sizes]) for label in labels}

@@ -55,6 +55,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
+        # The files exist in no other form. weights_only: tensors and plain containers, nothing in them is called.
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every way in which a hostile or broken file can fail ends here, with nothing run
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
