@@ -20,15 +20,17 @@ from typing import Any
 import torch
 
 from benchmarks.figures import configured
-from saelink.block import Chain
-from saelink.config import register
-from saelink.effects import choose, effects, encoded, load_effects, open_block
-from saelink.evaluate import evaluate
-from saelink.gram import gram, load_gram
-from saelink.link import load_split, pull_sides
-from saelink.store import Store
-from saelink.train import load_connector, train
-from saelink.verify import claims, judged
+from saelink.compose import register
+from saelink.evidence.evaluate import evaluate
+from saelink.evidence.verdicts import claims, judged
+from saelink.fit.gram import gram, load_gram
+from saelink.fit.train import fitted_connector, train
+from saelink.interventions.block import encoded_with_floor, open_block
+from saelink.interventions.effects import effects, load_effects
+from saelink.interventions.measure import choose_ablations
+from saelink.latents.link import load_split, pull_sides
+from saelink.model.block import Chain
+from saelink.store.store import Store
 
 SHORT = "solver.tokens=614400"
 """600 steps."""
@@ -75,7 +77,7 @@ def main() -> None:
     for name, overrides in SOURCES.items():
         cfg = _with_start(layer, overrides, store)
         artifact = train(cfg, store)
-        fitted = load_connector(artifact)
+        fitted = fitted_connector(artifact)
         test = load_split(cfg, sides, "test", fitted.target_ids)
         claim = claims(fitted, measured, test, cfg.verify.tokens_per_source, "cpu")
         metrics = evaluate(cfg, store).json("metrics.json")
@@ -160,9 +162,9 @@ def _gradients(
         found["mean Jacobian, 1,000 tokens"] = claim, time.monotonic() - started
         started = time.monotonic()
         active = block.active()
-        chosen = choose(active, block.fold, 64)
+        chosen = choose_ablations(active, block.fold, 64)
         gated, ungated = (torch.zeros(active.d, block.target_sae.d_sae) for _ in range(2))
-        target_rows, _ = encoded(block.target_sae, block.computation.outputs())
+        target_rows, _ = encoded_with_floor(block.target_sae, block.computation.outputs())
         for first in range(0, len(chosen.token), 2048):
             part = slice(first, first + 2048)
             token, source = chosen.token[part], chosen.source[part]
@@ -179,7 +181,7 @@ def _gradients(
 
 def _correlation(tokens: Any) -> torch.Tensor:
     """[d_source, d_target] correlations over the training tokens."""
-    from saelink.latents import sparse_transposed
+    from saelink.latents.rows import sparse_transposed
 
     n, total = len(tokens), torch.zeros(tokens.source.d, tokens.target.d)
     for first in range(0, n, 2048):

@@ -15,11 +15,13 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from saelink.config import Config, conf_dir, register
-from saelink.evaluate import evaluate
-from saelink.experiments.base import mean_predictor, variance
-from saelink.link import load_split, pull_sides
-from saelink.store import Store
+from saelink.compose import register
+from saelink.config.files import conf_dir
+from saelink.config.schema import Config
+from saelink.evidence.baselines import mean_predictor, variance
+from saelink.evidence.evaluate import evaluate
+from saelink.latents.link import load_split, pull_sides
+from saelink.store.store import Store
 
 CASES = [
     (name, solver, alpha)

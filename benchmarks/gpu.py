@@ -19,12 +19,12 @@ import torch
 from benchmarks.frontier import TOLERANCE, grid
 from benchmarks.steps import ACTIVE, connector_of
 from benchmarks.work import Row, as_json, latents, machine, planted, split_of
-from saelink.autoencoder import SAE
-from saelink.gram import gram_of
-from saelink.lasso import DenseLasso
-from saelink.latents import Rows
-from saelink.solvers.adam import Solver, Steps
-from saelink.solvers.base import Problem
+from saelink.fit.gram import gram_of
+from saelink.fit.lasso.dense import DenseLasso
+from saelink.fit.solvers.adam import AdamSolver, Steps
+from saelink.fit.solvers.base import Problem
+from saelink.latents.rows import Rows
+from saelink.saes.sae import SAE
 
 ALPHA = 1e-3
 
@@ -66,7 +66,7 @@ def linear_step(size: Sizes) -> Iterator[Row]:
     connector = connector_of("linear", d, d).to(device)
     split = split_of(source, target)
     problem = Problem(split, split, ALPHA, 1.0, 0, device, lambda: None)  # type: ignore[arg-type, return-value]
-    workers = [Steps(Solver(Solver.Config(name="adam", batch_tokens=batch)), connector, problem)]
+    workers = [Steps(AdamSolver(AdamSolver.Settings(name="adam", batch_tokens=batch)), connector, problem)]
     on_device = [side.to(device) for side in (source, target)]
     step = [0]
 

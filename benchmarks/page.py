@@ -18,9 +18,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from saelink.config import ReportConfig
-from saelink.report import DATA_FILE, _packed, render
-from saelink.store import Store
+from saelink.config.schema import ReportConfig
+from saelink.report.render import DATA_FILE, packed, render
+from saelink.store.store import Store
 
 TARGETS = 32_768
 RUNS = 5
@@ -33,7 +33,7 @@ def enlarged(data: Path) -> bytes:
     head, index, size = read["head"], read["index"], read["head"]["piece"]
     d = head["d"]["target"]
     times = -(-TARGETS // d)
-    pieces: dict[str, bytes] = {"ablations/target": _packed(read.get("ablations/target", {}))}
+    pieces: dict[str, bytes] = {"ablations/target": packed(read.get("ablations/target", {}))}
     kept = ReportConfig().cards
     for kind in {name.split("/")[0] for name in read if "/" in name} - {"ablations", "experiment"}:
         whole = {k: v for name, piece in read.items() if name.split("/")[0] == kind for k, v in piece.items()}
@@ -46,7 +46,7 @@ def enlarged(data: Path) -> bytes:
                     entry.pop("beside", None)
                 if entry is not None:
                     piece[str(latent)] = entry
-            pieces[f"{kind}/{first // size}"] = _packed(piece)
+            pieces[f"{kind}/{first // size}"] = packed(piece)
 
     def repeated(column: list[Any]) -> list[Any]:
         return (column * times)[:TARGETS]
@@ -55,7 +55,7 @@ def enlarged(data: Path) -> bytes:
     large["source_name"] = [f"IF{i}" for i in range(TARGETS)]
     large["fits"] = [{name: repeated(value) for name, value in fit.items()} for fit in index["fits"]]
     large["gains"] = [{**gain, "gain": repeated(gain["gain"])} for gain in index["gains"]]
-    pieces["index"] = _packed(large)
+    pieces["index"] = packed(large)
     head = {**head, "d": {**head["d"], "target": TARGETS, "source": TARGETS}, "cards": kept, "experiments": []}
     return render(head, pieces)
 

@@ -9,11 +9,11 @@ import torch
 from benchmarks.frontier import POST
 from benchmarks.steps import connector_of
 from benchmarks.work import Row, planted, seconds, split_of
-from saelink.connectors import Connector
-from saelink.latents import Split
-from saelink.solvers.base import Problem
-from saelink.solvers.proximal import Solver
-from saelink.train import worth_starting_at
+from saelink.connectors.base import Connector
+from saelink.fit.penalties import worth_starting_at
+from saelink.fit.solvers.base import Problem
+from saelink.fit.solvers.proximal import ProximalSolver
+from saelink.latents.split import Split
 
 BATCH = 1024
 SHARE = 0.4
@@ -30,7 +30,7 @@ def rows(d: int = 1024, hidden: int = 256, tokens: int = 80_000, steps: int = 60
         if start is not None:
             connector.load_state_dict(start.state_dict())
         settings = {"lr": 3e-3, "lr_decay": 0.5, "batch_tokens": BATCH, "tokens": length * BATCH}
-        solver = Solver(Solver.Config(name="proximal", validate_every=length * BATCH, **settings))
+        solver = ProximalSolver(ProximalSolver.Settings(name="proximal", validate_every=length * BATCH, **settings))
         found: list[dict[str, float]] = []
 
         def work() -> None:

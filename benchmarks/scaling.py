@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.work import Row
-from saelink import api
-from saelink.data import tokens
-from saelink.link import link_of
-from saelink.store import Store
+from saelink.activations.tokens import pull_tokens
+from saelink.api import configure
+from saelink.latents.link import link_of
+from saelink.store.store import Store
 
 TOKENS = 98_304
 """A worker's: two shards and a half of training text, and what validation and test add."""
@@ -27,10 +27,10 @@ REPEATS = 2
 def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         for workers in (1, 2):  # text and model are there before any clock runs
-            job = api.configure(*_settings(name, workers))
+            job = configure(*_settings(name, workers))
             store = Store(job.runtime.outputs, say=lambda line: None)
             link_of(job, store)
-            tokens(job, store)
+            pull_tokens(job, store)
         yield _row(name, "cache", "cache", [])
         yield _row(name, "encode straight from the model", "encode", ["stream=true"])
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.work import Row, gemm_floor, in_turn
-from saelink.autoencoder import SAE
+from saelink.saes.sae import SAE
 
 D_IN, D_SAE, K, BATCH = 576, 2304, 32, 4096
 
@@ -27,11 +27,11 @@ def examples(tokens: int = 2**20, d: int = D_SAE, k: int = K) -> Row:
     import time
     from types import SimpleNamespace
 
-    from saelink.cache import shards_of
-    from saelink.config import ReportConfig
-    from saelink.data import SPLITS
-    from saelink.examples import Stream, collect_examples
-    from saelink.latents import Rows
+    from saelink.activations.cache import shards_of
+    from saelink.activations.tokens import SPLITS
+    from saelink.config.schema import ReportConfig
+    from saelink.latents.examples import Stream, collect_examples
+    from saelink.latents.rows import Rows
 
     context = 128
     sequences = {
@@ -116,9 +116,12 @@ def cache(tokens: int = 4096) -> Iterator[Row]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from saelink.config import Config, DType, conf_dir, register
-    from saelink.model import load_forward, model_info
-    from saelink.store import Store
+    from saelink.compose import register
+    from saelink.config.files import conf_dir
+    from saelink.config.schema import Config, DType
+    from saelink.model.describe import model_info
+    from saelink.model.forward import load_forward
+    from saelink.store.store import Store
 
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -180,7 +183,7 @@ def _activations_store(cfg: Any, info: Any, ids: torch.Tensor) -> dict[str, Call
         return {}
     from datasets import Dataset
 
-    from saelink.model import load_bridge
+    from saelink.model.load import load_bridge
 
     store = ActivationsStore(
         model=load_bridge(cfg, info, "cpu"),

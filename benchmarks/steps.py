@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from benchmarks.work import Row, in_turn, latents, split_of
-from saelink.connectors import CONNECTORS, Connector
-from saelink.latents import Rows
-from saelink.solvers.adam import Columns, Products, Solver, Steps, rounded
-from saelink.solvers.base import Problem
+from saelink.connectors import CONNECTORS
+from saelink.connectors.base import Connector
+from saelink.fit.solvers.adam import AdamSolver, Columns, Products, Steps, rounded
+from saelink.fit.solvers.base import Problem
+from saelink.latents.rows import Rows
 
 ACTIVE = 40
 BATCH = 2048
@@ -20,7 +21,7 @@ ALPHA = 1e-3
 
 def connector_of(name: str, d_source: int, d_target: int, **settings: Any) -> Connector:
     kind = CONNECTORS[name]
-    connector = kind(kind.Config(name=name, init="random", **settings), d_source, torch.arange(d_target))
+    connector = kind(kind.Settings(name=name, init="random", **settings), d_source, torch.arange(d_target))
     connector.initialise(torch.Generator().manual_seed(0))
     return connector
 
@@ -33,7 +34,7 @@ def ours(
     split = split_of(source, target)
     problem = Problem(split, split, ALPHA, 1.0, 0, "cpu", lambda: None)  # type: ignore[arg-type, return-value]
     kind = Columns if Columns.fits(connector, "cpu") else Steps
-    worker = kind(Solver(Solver.Config(name="adam", batch_tokens=BATCH)), connector, problem)
+    worker = kind(AdamSolver(AdamSolver.Settings(name="adam", batch_tokens=BATCH)), connector, problem)
     done = [0]
 
     def work() -> None:

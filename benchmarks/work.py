@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from saelink.latents import Rows, Split, Tokens
+from saelink.latents.rows import Rows
+from saelink.latents.split import Split, Tokens
 
 
 @dataclass
@@ -125,8 +126,8 @@ def planted(n: int, d: int, active: int, seed: int, edges: int = 8) -> tuple[Row
     generator = torch.Generator().manual_seed(seed + 1)
     W = torch.zeros(d, d)
     W.scatter_(0, torch.randint(0, d, (edges, d), generator=generator), torch.rand(edges, d, generator=generator))
-    from saelink.autoencoder import active_entries
-    from saelink.latents import sparse_linear
+    from saelink.latents.rows import sparse_linear
+    from saelink.saes.sae import active_entries
 
     parts = []
     for chosen in torch.arange(n).split(4096):

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
         prompt_graph,
         verify_edges,
     )
-    from saelink.loaded import Loaded
-    from saelink.report import Opened
-    from saelink.store import SaelinkError
+    from saelink.connectors.exported import ExportedConnector
+    from saelink.errors import SaelinkError
+    from saelink.report.notebook import Opened
 
-__version__ = "0.1.0"
+from saelink._version import __version__ as __version__
 
 __all__ = [
     "SaelinkError",
@@ -57,16 +57,16 @@ def open(key: str, outputs: str = "outputs") -> Opened:
 
     `key` is that of a report or of the connector it is about, or its first digits. Raises SaelinkError for none.
     """
-    from saelink.report import open_report
+    from saelink.report.notebook import open_report
 
     return open_report(key, outputs)
 
 
-def load_connector(place: str | Path) -> Loaded:
+def load_connector(place: str | Path) -> ExportedConnector:
     """A connector that `saelink export` wrote: load_connector("folder")(source_latents) predicts target latents.
 
     `place` is its folder, or hf://owner/repository[@revision]. Raises SaelinkError for none.
     """
-    from saelink.loaded import load_connector as load
+    from saelink.connectors.exported import load_connector as load
 
     return load(place)

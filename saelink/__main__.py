@@ -1,3 +1,3 @@
-from saelink.cli import main
+from saelink.cli.app import main
 
 main()

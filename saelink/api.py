@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from saelink.config import Config, check, conf_dir, register, single
-from saelink.store import Artifact, SaelinkError, Store
+from saelink.compose import register
+from saelink.config.check import check, single
+from saelink.config.files import conf_dir
+from saelink.config.schema import Config
+from saelink.errors import SaelinkError
+from saelink.store.artifact import Artifact
+from saelink.store.store import Store
 
 Say = Callable[[str], None]
 
@@ -47,8 +52,8 @@ def configure(*overrides: str) -> Config:
 
 def cache_acts(cfg: Config, say: Say = print) -> dict[str, Artifact]:
     """By hook of the link the model's activations: shards of [sequences, context_size, d_model] in bfloat16."""
-    from saelink.cache import cache
-    from saelink.link import link_of
+    from saelink.activations.cache import cache
+    from saelink.latents.link import link_of
 
     store = _store(cfg, say)
     link = link_of(cfg, store)
@@ -57,8 +62,8 @@ def cache_acts(cfg: Config, say: Say = print) -> dict[str, Artifact]:
 
 def encode_latents(cfg: Config, say: Say = print) -> dict[str, Artifact]:
     """By hook of the link its SAE's latents on all tokens, in sparse rows."""
-    from saelink.encode import encode_all
-    from saelink.link import link_of
+    from saelink.latents.encode import encode_all
+    from saelink.latents.link import link_of
 
     store = _store(cfg, say)
     link = link_of(cfg, store)
@@ -67,42 +72,42 @@ def encode_latents(cfg: Config, say: Say = print) -> dict[str, Artifact]:
 
 def fit_connector(cfg: Config, say: Say = print) -> Artifact:
     """A fitted connector; its facts have the figures on validation documents. cfg.l1_alpha is one number."""
-    from saelink.train import train
+    from saelink.fit.train import train
 
     return train(single(cfg), _store(cfg, say))
 
 
 def evaluate_connector(cfg: Config, say: Say = print) -> Artifact:
     """The connector's figures on test documents: `metrics.json`, `latents.safetensors`, `circuits.txt`."""
-    from saelink.evaluate import evaluate
+    from saelink.evidence.evaluate import evaluate
 
     return evaluate(single(cfg), _store(cfg, say))
 
 
 def verify_edges(cfg: Config, say: Say = print) -> Artifact:
     """The verdict of ablating every source latent in the model on each of the connector's edges."""
-    from saelink.verify import verify
+    from saelink.evidence.verify import verify
 
     return verify(single(cfg), _store(cfg, say))
 
 
 def make_report(cfg: Config, say: Say = print) -> Artifact:
     """The HTML page of the connectors at all penalties of cfg.l1_alpha; its file is report.html."""
-    from saelink.report import report
+    from saelink.report.stage import report
 
     return report(cfg, _store(cfg, say), "saelink.make_report(...)")
 
 
 def export_connector(cfg: Config, say: Say = print) -> Artifact:
     """The connector's folder for others: what `load_connector` reads, its card, its edges as tables and graphs."""
-    from saelink.export import export
+    from saelink.share.export import export
 
     return export(single(cfg), _store(cfg, say))
 
 
 def prompt_graph(cfg: Config, prompt: str, say: Say = print) -> Artifact:
     """A prompt's attribution graph, the file `<facts["slug"]>.json`."""
-    from saelink.attribution import graph
+    from saelink.share.graph.stage import graph
 
     return graph(replace(single(cfg), graph=replace(cfg.graph, prompt=prompt)), _store(cfg, say))
 

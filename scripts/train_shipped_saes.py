@@ -1,7 +1,7 @@
 """Train the SAEs that come with saelink and write their model card: python scripts/train_shipped_saes.py
 
 An hour or so on 2 cores. The settings are those of conf/sae/smollm2.yaml; overrides may follow, as for `saelink`.
-The result goes to saelink/saes/smollm2, one SAELens folder per hook.
+The result goes to saelink/saes/shipped/smollm2, one SAELens folder per hook.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from saelink.cache import cache
-from saelink.config import Config, conf_dir, register
-from saelink.encode import encode
-from saelink.sae import CONFIG_FILE, WEIGHTS_FILE, train_sae
-from saelink.store import Artifact, Store
+from saelink.activations.cache import cache
+from saelink.compose import register
+from saelink.config.files import conf_dir
+from saelink.config.schema import Config
+from saelink.latents.encode import encode
+from saelink.saes.formats.saelens import CONFIG_FILE, WEIGHTS_FILE
+from saelink.saes.training import train_sae
+from saelink.store.artifact import Artifact
+from saelink.store.store import Store
 
 HOOKS = [f"blocks.{layer}.{hook}" for layer in (1, 3) for hook in ("hook_resid_mid", "hook_mlp_out")]
 
-FOLDER = Path(__file__).parent.parent / "saelink" / "saes" / "smollm2"
+FOLDER = Path(__file__).parent.parent / "saelink" / "saes" / "shipped" / "smollm2"
 
 CARD = """# SAEs for SmolLM2-135M-Instruct
 

@@ -2,170 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from helpers.world import Run, World, with_solver
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: threads of several workers wait for each other's cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import http.server
+import threading
+from collections.abc import Iterator
+
 import pytest
-import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-from safetensors.torch import save_file
 
-from saelink import cli
-from saelink.config import Config, conf_dir, register
-from saelink.store import Store
+from saelink.cli.app import main
+from saelink.config.schema import Config
+from saelink.store.store import Store
 
-WORDS = ["the", "cat", "dog", "sat", "on", "mat", "old", "young", "former", "king", "of", "a", "ran", "to", "sea", "."]
-
-D_MODEL = 32
-
-
-def write_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate(["<eot>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eot>", unk_token="<unk>")
-    fast.save_pretrained(folder)
-
-
-def write_llama(folder: Path, seed: int = 0) -> Path:
-    """A sequential block: the MLP reads resid_mid."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(WORDS) + 2,
-        hidden_size=D_MODEL,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder
-
-
-def write_neox(folder: Path, seed: int = 0) -> Path:
-    """A parallel block: attention and MLP both read resid_pre."""
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    torch.manual_seed(seed)
-    config = GPTNeoXConfig(
-        vocab_size=len(WORDS) + 2,
-        hidden_size=D_MODEL,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        use_parallel_residual=True,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    GPTNeoXForCausalLM(config).save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder
-
-
-def write_text(path: Path, n: int = 400, seed: int = 0) -> Path:
-    words = random.Random(seed)
-    with open(path, "w") as file:
-        for _ in range(n):
-            text = " ".join(words.choices(WORDS, k=words.randint(5, 40)))
-            file.write(json.dumps({"text": text, "number": 1}) + "\n")
-    return path
-
-
-class Bomb:
-    """What a malicious file does when it is loaded the ordinary way."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.path,)
-
-
-def write_sae(folder: Path, d_in: int = D_MODEL, d_sae: int = 48, k: int = 4, seed: int = 0, **config: Any) -> Path:
-    """A random TopK SAE in SAELens' format."""
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(seed)
-    W_dec = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=generator), dim=1)
-    tensors = {"W_enc": W_dec.T.contiguous(), "W_dec": W_dec, "b_enc": torch.zeros(d_sae), "b_dec": torch.zeros(d_in)}
-    if config.get("architecture") == "jumprelu":
-        tensors["threshold"] = torch.full((d_sae,), 0.1)
-    save_file(tensors, folder / "sae_weights.safetensors")
-    full = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "k": k, "apply_b_dec_to_input": True}
-    full |= {"dtype": "float32", "device": "cpu", "normalize_activations": "none", **config}
-    (folder / "cfg.json").write_text(json.dumps(full))
-    return folder
-
-
-class World:
-    """Files of the small world and the overrides that point saelink at them."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.llama = write_llama(folder / "llama")
-        self.neox = write_neox(folder / "neox")
-        self.text = write_text(folder / "text.jsonl")
-        for layer in range(2):
-            for seed, hook in enumerate(("hook_resid_pre", "hook_resid_mid", "hook_mlp_out", "hook_attn_out")):
-                write_sae(folder / "saes" / f"blocks.{layer}.{hook}", seed=10 * layer + seed)
-        write_sae(folder / "saes" / "blocks.1.hook_resid_post", seed=20)  # layer 0's is layer 1's resid_pre
-
-    def overrides(self, outputs: Path | str, model: str = "llama") -> list[str]:
-        return [
-            "model=folder",
-            f"model.path={self.folder / model}",
-            "data=files",
-            f"data.path={self.text}",
-            "data.context_size=16",
-            "sae=folder",
-            f"sae.path={self.folder}/saes",
-            "sae.check=false",  # random SAEs: they may reconstruct worse than the mean
-            "solver=adam",
-            "solver.tokens=32768",
-            "solver.lr=1e-2",
-            "solver.batch_tokens=256",
-            "solver.validate_every=8192",
-            "eval.circuits=3",
-            "runtime.forward_tokens=512",
-            f"runtime.outputs={outputs}",
-            "wandb.mode=disabled",
-        ]
-
-    def config(self, outputs: Path | str, *overrides: str, model: str = "llama") -> Config:
-        return composed(with_solver(self.overrides(outputs, model), overrides))
-
-
-def with_solver(base: list[str], overrides: Sequence[str]) -> list[str]:
-    """Both, without the base's solver where another is chosen."""
-    other = any(override.startswith("solver=") for override in overrides)
-    return [*(override for override in base if not (other and override.startswith("solver"))), *overrides]
-
-
-def composed(overrides: list[str]) -> Config:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = OmegaConf.to_object(compose("config", overrides))
-    assert isinstance(cfg, Config)
-    return cfg
+from helpers.hub import Hub, write_learned_dicts
+from helpers.world import D_MODEL
 
 
 @pytest.fixture(scope="session")
@@ -184,9 +42,6 @@ def config(world: World, store: Store) -> Callable[..., Config]:
     return lambda *overrides, model="llama": world.config(store.root, *overrides, model=model)
 
 
-Run = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
 def saelink(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Run a command of the small world in an empty folder: exit code, stdout, stderr."""
@@ -197,7 +52,7 @@ def saelink(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
         monkeypatch.setattr(sys, "argv", ["saelink", command, *with_solver(base, arguments)])
         capfd.readouterr()
         try:
-            cli.main()
+            main()
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
@@ -205,3 +60,22 @@ def saelink(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def hub(world: World, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Environment variables that point the clients at a hub with a model and a data set."""
+    data = tmp_path / "hub-data"
+    data.mkdir()
+    (data / "train.jsonl").write_text(world.text.read_text())
+    saes = tmp_path / "hub-saes"
+    saes.mkdir()
+    write_learned_dicts(saes, D_MODEL)
+    Hub.repositories = {"models/tiny": world.neox, "data/tiny": data, "models/saes": saes}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    yield {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", **home}
+    server.shutdown()
+    thread.join()

@@ -11,20 +11,22 @@ from typing import Any
 import pytest
 import torch
 
-from saelink.cache import act_shards, cache
-from saelink.config import Config, Device, WandbMode
-from saelink.data import split_of, tokens
-from saelink.encode import encode
-from saelink.evaluate import evaluate, evaluate_plan
-from saelink.formats import read_sae
-from saelink.latents import latent_shards
-from saelink.link import link_of, load_split, pull_sides
-from saelink.model import load_bridge, load_tokenizer, model_info
-from saelink.norms import norms
-from saelink.store import Artifact, Store
-from saelink.train import train, train_plan
+from saelink.activations.cache import act_shards, cache
+from saelink.activations.norms import norms
+from saelink.activations.tokens import pull_tokens, split_by_hash
+from saelink.config.schema import Config, Device, WandbMode
+from saelink.evidence.evaluate import evaluate, evaluate_plan
+from saelink.fit.train import train, train_plan
+from saelink.latents.encode import encode
+from saelink.latents.link import link_of, load_split, pull_sides
+from saelink.latents.split import latent_shards
+from saelink.model.describe import model_info
+from saelink.model.load import load_bridge, load_tokenizer
+from saelink.saes.formats import read_sae
+from saelink.store.artifact import Artifact
+from saelink.store.store import Store
 
-from conftest import Run, World
+from helpers.world import Run, World
 
 Compose = Callable[..., Config]
 
@@ -127,7 +129,7 @@ def test_cached_activations_are_those_of_the_plain_model(config: Compose, store:
     cfg = config("layer=1", model=model)
     hooks = ["blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out", *link_of(cfg, store).sources]
     acts = cache(cfg, store, hooks)
-    ids = tokens(cfg, store).tensors("test.safetensors")["ids"].long()
+    ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].long()
     plain: Any = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32, attn_implementation="eager")
     block = plain.model.layers[1] if model == "llama" else plain.gpt_neox.layers[1]
     norm = block.post_attention_layernorm
@@ -165,11 +167,11 @@ def test_documents_keep_their_split_and_never_share_a_sequence(config: Compose, 
     cfg = config()
     texts = [json.loads(line)["text"] for line in world.text.read_text().splitlines()]
     tokenizer = load_tokenizer(cfg.model)
-    packed = tokens(cfg, store)
+    packed = pull_tokens(cfg, store)
     for split in ("train", "validation", "test"):
         tensors = packed.tensors(f"{split}.safetensors")
         ids, documents = tensors["ids"].flatten(), tensors["document"].flatten()
-        assert {split_of(texts[number]) for number in documents.unique().tolist()} == {split}
+        assert {split_by_hash(texts[number]) for number in documents.unique().tolist()} == {split}
         number = int(documents[documents != documents[0]][0])  # the first document that starts inside the split
         words = tokenizer.decode(ids[documents == number])
         assert words.replace(" ", "") == (texts[number] + "<eot>").replace(" ", "")
@@ -231,16 +233,16 @@ def file_bytes(folder: Path) -> dict[str, bytes]:
 def test_an_interrupted_cache_goes_on_and_gives_the_same_bytes(
     config: Compose, store: Store, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import saelink.cache as module
+    from saelink.store.draft import Draft
 
-    monkeypatch.setattr(module, "SHARD_TOKENS", 1024)
+    monkeypatch.setattr("saelink.activations.cache.SHARD_TOKENS", 1024)
     hook = "blocks.1.hook_mlp_out"
     undisturbed = Store(tmp_path / "other", say=lambda line: None)
     expected = cache(world.config(undisturbed.root), undisturbed, [hook])[hook]
     assert len(expected.files) > 4
 
     saved: list[str] = []
-    real = module.Draft.save_tensors
+    real = Draft.save_tensors
 
     def dies_at_the_third(draft: object, name: str, tensors: object) -> None:
         if len(saved) == 2:
@@ -248,9 +250,9 @@ def test_an_interrupted_cache_goes_on_and_gives_the_same_bytes(
         saved.append(name)
         real(draft, name, tensors)  # type: ignore[arg-type]
 
-    tokens(config(), store)
+    pull_tokens(config(), store)
     with monkeypatch.context() as patch:
-        patch.setattr(module.Draft, "save_tensors", dies_at_the_third)
+        patch.setattr(Draft, "save_tensors", dies_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             cache(config(), store, [hook])
     partial = next(store.root.glob("cache/*.partial"))
@@ -261,7 +263,7 @@ def test_an_interrupted_cache_goes_on_and_gives_the_same_bytes(
 
     again: list[str] = []
     monkeypatch.setattr(
-        module.Draft, "save_tensors", lambda draft, name, tensors: (again.append(name), real(draft, name, tensors))
+        Draft, "save_tensors", lambda draft, name, tensors: (again.append(name), real(draft, name, tensors))
     )
     artifact = cache(config(), store, [hook])[hook]
     assert saved[0] not in again and saved[1] in again
@@ -282,9 +284,9 @@ def test_a_text_that_memory_cannot_hold_is_fitted_from_its_shards(
     config: Compose, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same exact fit, and a stochastic one that is as good, when two shards are in memory at a time."""
-    from saelink.latents import Split
+    from saelink.latents.split import Split
 
-    monkeypatch.setattr("saelink.cache.SHARD_TOKENS", 256)
+    monkeypatch.setattr("saelink.activations.cache.SHARD_TOKENS", 256)
     found: dict[str, list[Artifact]] = {"exact": [], "adam": []}
     for place in ("in memory", "in pieces", "in pieces again"):
         store = Store(tmp_path / place, say=lambda line: None)

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_hub import Hub, hub
-from test_launchers import PLUGINS, has, stub_slurm
-from test_transcoder import write_transcoder
 
-from saelink.config import conf_dir
+from saelink.config.files import conf_dir
 
-from conftest import Run, World, write_text
+from helpers.hub import Hub
+from helpers.slurm import PLUGINS, has, stub_slurm
+from helpers.transcoders import write_transcoder
+from helpers.world import Run, World, write_text
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -32,8 +32,6 @@ SMALL = [
 """Sizes of the small world, where a command does not say its own."""
 
 FEW_STEPS = ["solver.tokens=4096", "solver.batch_tokens=256", "solver.validate_every=2048"]
-
-__all__ = ["hub"]  # the fixture
 
 
 def commands(page: str) -> list[list[str]]:

@@ -2,159 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
-import types
-from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from saelink.formats import read_sae
-from saelink.store import SaelinkError, Store
+from saelink.errors import SaelinkError
+from saelink.saes.formats import read_sae
+from saelink.store.store import Store
 
-from conftest import D_MODEL, Bomb, World, with_solver, write_sae
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The few answers of a hub that the clients ask for: repository info, tree, files."""
-
-    repositories: dict[str, Path] = {}  # noqa: RUF012
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path).strip("/")
-        for name, folder in self.repositories.items():
-            kind = "datasets" if name.startswith("data/") or name.endswith("-text") else "models"
-            prefix = "datasets/" if kind == "datasets" else ""
-            files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-            if path.startswith(f"api/{kind}/{name}/tree/") or path.startswith(f"api/{kind}/{name}/paths-info/"):
-                entries = [
-                    {"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": "0" * 40} for f in files
-                ]
-                return self.answer(json.dumps(entries).encode())
-            if path == f"api/{kind}/{name}" or path.startswith(f"api/{kind}/{name}/revision/"):
-                siblings = [{"rfilename": file} for file in files]
-                info = {"id": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False, "gated": False}
-                return self.answer(json.dumps(info).encode())
-            if path.startswith(f"{prefix}{name}/resolve/"):
-                file = "/".join(path.removeprefix(f"{prefix}{name}/resolve/").split("/")[1:])
-                if file in files:
-                    return self.answer((folder / file).read_bytes(), {"ETag": f'"{abs(hash(file)):x}"'})
-                return self.answer(b"{}", {"X-Error-Code": "EntryNotFound"}, 404)
-        self.answer(b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"}, 404)
-
-    uploads: ClassVar[Path]
-
-    def do_POST(self) -> None:
-        """Just enough for a commit of small files, kept under `uploads`."""
-        path = urlsplit(self.path).path
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        root = f"http://{self.headers['Host']}"
-        if path == "/api/repos/create":
-            asked = json.loads(body)
-            return self.answer(json.dumps({"url": f"{root}/{asked['organization']}/{asked['name']}"}).encode())
-        if path == "/api/validate-yaml":
-            return self.answer(b'{"errors": [], "warnings": []}')
-        name = "/".join(path.removeprefix("/api/models/").split("/")[:2])
-        if "/preupload/" in path:
-            kept = {"uploadMode": "regular", "shouldIgnore": False}
-            files = [{"path": file["path"], **kept} for file in json.loads(body)["files"]]
-            return self.answer(json.dumps({"files": files}).encode())
-        for line in body.splitlines():
-            entry = json.loads(line)
-            if entry["key"] == "file":
-                target = self.uploads / name / entry["value"]["path"]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(base64.b64decode(entry["value"]["content"]))
-        self.answer(json.dumps({"commitUrl": f"{root}/{name}/commit/{COMMIT}", "commitOid": COMMIT}).encode())
-
-    def answer(self, body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> None:
-        self.send_response(status)
-        for name, value in {"X-Repo-Commit": COMMIT, "Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-
-def write_learned_dicts(folder: Path, d_in: int, d_sae: int = 40) -> None:
-    """Files as the original work saved them: objects of classes from a package that only exists here and now."""
-    import torch
-
-    module = types.ModuleType("autoencoders.learned_dict")
-    for name in ("TiedSAE", "UntiedSAE", "Other"):
-        setattr(module, name, type(name, (), {"__module__": module.__name__}))
-    sys.modules["autoencoders"], sys.modules[module.__name__] = types.ModuleType("autoencoders"), module
-    try:
-        for number, (file, kind) in enumerate(
-            [
-                ("Pythia-70M-deduped-0.pt", "TiedSAE"),
-                ("Pythia-70M-deduped-mlp-1.pt", "UntiedSAE"),
-                ("Pythia-70M-deduped-attention-1.pt", "TiedSAE"),
-                ("other.pt", "Other"),
-                ("more.pt", "TiedSAE"),
-            ]
-        ):
-            generator = torch.Generator().manual_seed(number)
-            sae = getattr(module, kind)()
-            sae.encoder = torch.nn.Parameter(torch.randn(d_sae, d_in, generator=generator))
-            sae.encoder_bias = torch.full((d_sae,), -0.5)
-            sae.n_feats, sae.activation_size = d_sae, d_in
-            if kind == "UntiedSAE":
-                sae.decoder = torch.randn(d_sae, d_in, generator=generator)
-            else:
-                sae.norm_encoder = True
-            if file == "more.pt":
-                sae.extra = "text"
-            torch.save(sae, folder / file)
-    finally:
-        del sys.modules["autoencoders"], sys.modules[module.__name__]
-
-
-@pytest.fixture
-def hub(world: World, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Environment variables that point the clients at a hub with a model and a data set."""
-    data = tmp_path / "hub-data"
-    data.mkdir()
-    (data / "train.jsonl").write_text(world.text.read_text())
-    saes = tmp_path / "hub-saes"
-    saes.mkdir()
-    write_learned_dicts(saes, D_MODEL)
-    Hub.repositories = {"models/tiny": world.neox, "data/tiny": data, "models/saes": saes}
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    yield {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", **home}
-    server.shutdown()
-    thread.join()
-
-
-def run(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "saelink", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, **environment})
-
-
-def overrides(world: World) -> list[str]:
-    chosen = ["model=hub", "model.path=models/tiny", "data=hub", "data.path=data/tiny"]
-    kept = [o for o in world.overrides("outputs", "neox") if not o.startswith(("model", "data=", "data.path"))]
-    return chosen + kept
+from helpers.hub import COMMIT, Hub, overrides, run, write_learned_dicts
+from helpers.world import TESTS, Bomb, World, with_solver, write_sae
 
 
 def test_model_and_text_from_a_hub(world: World, hub: dict[str, str], tmp_path: Path) -> None:
@@ -293,9 +155,11 @@ def test_a_malicious_or_foreign_file_is_refused_and_nothing_runs(
 
 PULL = """
 import json, sys
-from conftest import composed
-from saelink.sae import pull_sae, sae_choice
-from saelink.store import SaelinkError, Store
+from helpers.world import composed
+from saelink.errors import SaelinkError
+from saelink.saes.choice import sae_choice
+from saelink.saes.load import pull_sae
+from saelink.store.store import Store
 
 store = Store("outputs", say=lambda line: None)
 for line in sys.stdin:
@@ -310,7 +174,7 @@ for line in sys.stdin:
 
 
 def test_saes_of_every_format_from_a_hub(world: World, hub: dict[str, str], tmp_path: Path) -> None:
-    from test_formats import write_dictionary, write_gemma, write_sparsify
+    from helpers.sae_files import write_dictionary, write_gemma, write_sparsify
 
     folder = tmp_path / "formats"
     made = {
@@ -330,7 +194,7 @@ def test_saes_of_every_format_from_a_hub(world: World, hub: dict[str, str], tmp_
         [*base, f"sae.path={folder}", "+sae.files.hook_mlp_out=hf://models/none/x"],
     ]
     lines = "".join(json.dumps([hook, overrides]) + "\n" for overrides in [*by_file, *others])
-    environment = {**os.environ, **hub, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, **hub, "PYTHONPATH": str(TESTS)}
     done = subprocess.run(
         [sys.executable, "-c", PULL], input=lines, capture_output=True, text=True, cwd=tmp_path, env=environment
     )

@@ -8,20 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from saelink.cache import act_shards, cache
-from saelink.data import tokens
-from saelink.effects import effects, load_effects
-from saelink.encode import encode
-from saelink.formats import read_sae
-from saelink.link import load_split, pull_sides
-from saelink.model import load_bridge, load_tokenizer, model_info
-from saelink.store import Store
+from saelink.activations.cache import act_shards, cache
+from saelink.activations.tokens import pull_tokens
+from saelink.interventions.effects import effects, load_effects
+from saelink.latents.encode import encode
+from saelink.latents.link import load_split, pull_sides
+from saelink.model.describe import model_info
+from saelink.model.load import load_bridge, load_tokenizer
+from saelink.saes.formats import read_sae
+from saelink.store.store import Store
 
-from conftest import Run, composed
+from helpers.world import Run, composed
 
 pytestmark = pytest.mark.real
 
-SAES = Path(__file__).parent.parent / "saelink" / "saes" / "smollm2"
+SAES = Path(__file__).parent.parent / "saelink" / "saes" / "shipped" / "smollm2"
 
 HOOKS = ["blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out", "blocks.3.hook_resid_mid", "blocks.3.hook_mlp_out"]
 
@@ -40,7 +41,7 @@ def test_the_bridge_is_the_plain_model(outputs: Path) -> None:
     cfg = composed([*SLICE, f"runtime.outputs={outputs}"])
     store = Store(outputs, say=lambda line: None)
     acts = cache(cfg, store, HOOKS)
-    ids = tokens(cfg, store).tensors("test.safetensors")["ids"][:8].long()
+    ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"][:8].long()
     folder = model_info(cfg, store).artifact.path
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     seen: dict[str, torch.Tensor] = {}
@@ -62,7 +63,7 @@ def test_the_bridge_is_the_plain_model(outputs: Path) -> None:
 def test_separator_and_documents(outputs: Path) -> None:
     cfg = composed([*SLICE, f"runtime.outputs={outputs}"])
     store = Store(outputs, say=lambda line: None)
-    packed = tokens(cfg, store)
+    packed = pull_tokens(cfg, store)
     assert packed.facts["separator_id"] == 0
     tensors = packed.tensors("train.safetensors")
     ids, documents = tensors["ids"].flatten(), tensors["document"].flatten()
@@ -111,7 +112,7 @@ def test_effects_of_200_random_edges_are_those_of_one_ablation_at_a_time(outputs
     source_sae, target_sae = read_sae(SAES / source_hook, "sae.path"), read_sae(SAES / target_hook, "sae.path")
     assert target_sae.k is not None
     counted = load_split(cfg, sides, "test").row
-    ids = tokens(cfg, store).tensors("test.safetensors")["ids"].long()
+    ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].long()
     bridge = load_bridge(cfg, info, "cpu")
     seen: dict[str, list[torch.Tensor]] = {source_hook: [], target_hook: []}
     with torch.inference_mode():

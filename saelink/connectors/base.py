@@ -8,12 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from saelink.config import ConnectorConfig
-from saelink.latents import Rows
-from saelink.store import SaelinkError
+from saelink.config.schema import ConnectorConfig
+from saelink.errors import SaelinkError
+from saelink.latents.rows import Rows
 
 
-class Edges(NamedTuple):
+class StrongestEdges(NamedTuple):
     """What leads into one unit: its strongest inputs by magnitude."""
 
     ids: list[int]
@@ -38,7 +38,7 @@ class Connector(torch.nn.Module, ABC):
     some of the target SAE's latents: column i of its output is the latent `target_ids[i]`.
     """
 
-    Config: type[Any] = ConnectorConfig
+    Settings: type[Any] = ConnectorConfig
 
     relu_output: ClassVar[bool] = False
     """Whether the prediction is relu(z) of what `maps` gives, or z itself."""
@@ -86,10 +86,10 @@ class Connector(torch.nn.Module, ABC):
         """Every weight matrix under the L1 penalty, output last, with what its sum of |weights| is multiplied by."""
 
     @abstractmethod
-    def edges(self, latent: int, n: int) -> Edges:
+    def edges(self, latent: int, n: int) -> StrongestEdges:
         """The n strongest edges into a target latent, from the inputs of the output matrix."""
 
-    def hidden_edges(self, unit: int, n: int) -> Edges | None:
+    def hidden_edges(self, unit: int, n: int) -> StrongestEdges | None:
         """The n strongest edges into a hidden unit; None for a connector without hidden units."""
         return None
 
@@ -182,11 +182,11 @@ class Connector(torch.nn.Module, ABC):
         return self.penalised()[-1][0].detach()
 
 
-def strongest(column: torch.Tensor, n: int) -> Edges:
+def strongest(column: torch.Tensor, n: int) -> StrongestEdges:
     """The n entries of largest magnitude, zeros left out, ties by id."""
     order = column.abs().sort(descending=True, stable=True).indices[:n]
     kept = [int(i) for i in order if column[i] != 0]
-    return Edges(kept, [column[i].item() for i in kept])
+    return StrongestEdges(kept, [column[i].item() for i in kept])
 
 
 def residual(z: torch.Tensor, target: Rows, loss: SquaredLoss, relu: bool) -> tuple[torch.Tensor, torch.Tensor]:

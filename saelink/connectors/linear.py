@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from saelink.config import ConnectorConfig
-from saelink.connectors.base import Connector as Base
-from saelink.connectors.base import Edges, strongest, uniform
-from saelink.latents import Rows, sparse_linear
+from saelink.config.schema import ConnectorConfig
+from saelink.connectors.base import Connector, StrongestEdges, strongest, uniform
+from saelink.latents.rows import Rows, sparse_linear
 
 
 @dataclass
-class Config(ConnectorConfig):
+class LinearSettings(ConnectorConfig):
     """Settings of connector=linear."""
 
     init: str = "zero"
@@ -21,13 +20,13 @@ class Config(ConnectorConfig):
     connector: a train key, an exported folder, hf://owner/repository."""
 
 
-class Connector(Base):
+class LinearConnector(Connector):
     """y = x W (+ b); W [d_source, d_target], b [d_target]. An edge is an entry of W."""
 
-    Config = Config
+    Settings = LinearSettings
     default_solver = "exact"
 
-    def __init__(self, config: Config, d_source: int, target_ids: torch.Tensor):
+    def __init__(self, config: LinearSettings, d_source: int, target_ids: torch.Tensor):
         super().__init__(config, d_source, target_ids)
         self.W = torch.nn.Parameter(torch.zeros(d_source, self.d_target))
         self.b = torch.nn.Parameter(torch.zeros(self.d_target)) if config.bias else None
@@ -42,5 +41,5 @@ class Connector(Base):
     def penalised(self) -> list[tuple[torch.nn.Parameter, float]]:
         return [(self.W, 1 / self.d_target)]
 
-    def edges(self, latent: int, n: int) -> Edges:
+    def edges(self, latent: int, n: int) -> StrongestEdges:
         return strongest(self.W.detach()[:, self.column(latent)], n)

@@ -6,30 +6,29 @@ from dataclasses import dataclass
 
 import torch
 
-from saelink.config import ConnectorConfig
-from saelink.connectors.base import Connector as Base
-from saelink.connectors.base import Edges, SquaredLoss, residual, strongest, uniform
-from saelink.latents import Rows, column_sums, sparse_linear, sparse_transposed
-from saelink.store import SaelinkError
+from saelink.config.schema import ConnectorConfig
+from saelink.connectors.base import Connector, SquaredLoss, StrongestEdges, residual, strongest, uniform
+from saelink.errors import SaelinkError
+from saelink.latents.rows import Rows, column_sums, sparse_linear, sparse_transposed
 
 
 @dataclass
-class Config(ConnectorConfig):
+class MLPSettings(ConnectorConfig):
     """Settings of connector=mlp."""
 
     d_hidden: int = 512
     """Number of hidden units."""
 
 
-class Connector(Base):
+class MLPConnector(Connector):
     """y = relu(x W1 (+ b1)) W2 (+ b2); W1 [d_source, d_hidden], W2 [d_hidden, d_target].
 
     The penalty is the mean of both matrices' L1 (each: mean over its outputs of the sum of |weights|).
     """
 
-    Config = Config
+    Settings = MLPSettings
 
-    def __init__(self, config: Config, d_source: int, target_ids: torch.Tensor):
+    def __init__(self, config: MLPSettings, d_source: int, target_ids: torch.Tensor):
         super().__init__(config, d_source, target_ids)
         self.W1 = torch.nn.Parameter(torch.zeros(d_source, config.d_hidden))
         self.W2 = torch.nn.Parameter(torch.zeros(config.d_hidden, self.d_target))
@@ -45,7 +44,7 @@ class Connector(Base):
         return self.config.bias
 
     @classmethod
-    def check(cls, config: Config) -> None:
+    def check(cls, config: MLPSettings) -> None:
         if config.d_hidden < 1:
             raise SaelinkError(f"connector.d_hidden={config.d_hidden} must be at least 1")
 
@@ -116,8 +115,8 @@ class Connector(Base):
     def penalised(self) -> list[tuple[torch.nn.Parameter, float]]:
         return [(self.W1, 0.5 / self.config.d_hidden), (self.W2, 0.5 / self.d_target)]
 
-    def edges(self, latent: int, n: int) -> Edges:
+    def edges(self, latent: int, n: int) -> StrongestEdges:
         return strongest(self.W2.detach()[:, self.column(latent)], n)
 
-    def hidden_edges(self, unit: int, n: int) -> Edges:
+    def hidden_edges(self, unit: int, n: int) -> StrongestEdges:
         return strongest(self.W1.detach()[:, unit], n)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saelink.config import ConnectorConfig
-from saelink.connectors import linear
+from saelink.config.schema import ConnectorConfig
+from saelink.connectors.linear import LinearConnector
 
 
 @dataclass
-class Config(ConnectorConfig):
+class NonlinearSettings(ConnectorConfig):
     """Settings of connector=nonlinear."""
 
 
-class Connector(linear.Connector):
+class NonlinearConnector(LinearConnector):
     """y = relu(x W (+ b)); W [d_source, d_target], b [d_target]. An edge is an entry of W."""
 
-    Config = Config
+    Settings = NonlinearSettings
     relu_output = True
     default_solver = "adam"

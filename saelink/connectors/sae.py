@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from saelink.connectors import mlp
+from saelink.connectors.mlp import MLPConnector, MLPSettings
 
 
 class HiddenL1(Enum):
@@ -16,7 +16,7 @@ class HiddenL1(Enum):
 
 
 @dataclass
-class Config(mlp.Config):
+class SAEConnectorSettings(MLPSettings):
     """Settings of connector=sae."""
 
     hidden_bias: bool = False
@@ -25,10 +25,10 @@ class Config(mlp.Config):
     """as_is, or sqrt_c: the hidden penalty divided by sqrt(c), the units in which the error is measured."""
 
 
-class Connector(mlp.Connector):
+class SAEConnector(MLPConnector):
     """y = relu(x W1 (+ b1)) W2 (+ b2), with l1_alpha times the mean l1 norm of the hidden activations added."""
 
-    Config = Config
+    Settings = SAEConnectorSettings
 
     @property
     def _hidden_bias(self) -> bool:

@@ -10,20 +10,20 @@ from dataclasses import dataclass
 
 import torch
 
-from saelink.connectors import mlp
-from saelink.connectors.base import Edges, SquaredLoss, residual, strongest
-from saelink.latents import Rows, sparse_linear, sparse_transposed
+from saelink.connectors.base import SquaredLoss, StrongestEdges, residual, strongest
+from saelink.connectors.mlp import MLPConnector, MLPSettings
+from saelink.latents.rows import Rows, sparse_linear, sparse_transposed
 
 
 @dataclass
-class Config(mlp.Config):
+class SkipSettings(MLPSettings):
     """Settings of connector=skip."""
 
     d_hidden: int = 256
     """Number of hidden units."""
 
 
-class Connector(mlp.Connector):
+class SkipConnector(MLPConnector):
     """y = x W + relu(x W1 (+ b1)) W2 (+ b2); W [d_source, d_target], W1 [d_source, d_hidden], W2 [d_hidden, d_target].
 
     Every weight has the same price: the penalty is the sum of all |weights| over the number of targets. (At mlp's
@@ -31,10 +31,10 @@ class Connector(mlp.Connector):
     and one out of them half of it.)
     """
 
-    Config = Config
+    Settings = SkipSettings
     default_solver = "readout"
 
-    def __init__(self, config: Config, d_source: int, target_ids: torch.Tensor):
+    def __init__(self, config: SkipSettings, d_source: int, target_ids: torch.Tensor):
         super().__init__(config, d_source, target_ids)
         self.W = torch.nn.Parameter(torch.zeros(d_source, self.d_target))
 
@@ -72,7 +72,7 @@ class Connector(mlp.Connector):
             (self.W2, 1 / self.d_target),
         ]
 
-    def edges(self, latent: int, n: int) -> Edges:
+    def edges(self, latent: int, n: int) -> StrongestEdges:
         return strongest(self.output_weight()[:, self.column(latent)], n)
 
     def output_weight(self) -> torch.Tensor:

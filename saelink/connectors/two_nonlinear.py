@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saelink.connectors import mlp
+from saelink.connectors.mlp import MLPConnector, MLPSettings
 
 
 @dataclass
-class Config(mlp.Config):
+class TwoNonlinearSettings(MLPSettings):
     """Settings of connector=two_nonlinear."""
 
 
-class Connector(mlp.Connector):
+class TwoNonlinearConnector(MLPConnector):
     """The mlp connector with a relu on its output; weights, penalty and edges are the mlp's."""
 
-    Config = Config
+    Settings = TwoNonlinearSettings
     relu_output = True

@@ -1,18 +1,15 @@
 """Experiments: many fits, one table, one picture. One file each, registered by being here.
 
-An experiment file has a class `Experiment` (a subclass of `base.Experiment`); the file's name is what
-`experiment.names` takes.
+An experiment file has one subclass of `base.Experiment`; the file's name is what `experiment.names` takes.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import sys
 
 from saelink.experiments.base import Experiment
+from saelink.registry import registered
 
-EXPERIMENTS: dict[str, Experiment] = {
-    module.name: importlib.import_module(f"{__name__}.{module.name}").Experiment()
-    for module in pkgutil.iter_modules(__path__)
-    if module.name not in ("base", "runner")
-}
+KINDS = registered(sys.modules[__name__], Experiment, but=("base", "fits", "tables", "runner"))
+
+EXPERIMENTS: dict[str, Experiment] = {name: kind() for name, kind in KINDS.items()}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from saelink.config import Config
-from saelink.experiments import percent_linear
-from saelink.experiments.base import link_named
+from saelink.config.schema import Config
+from saelink.experiments.fits import link_named
+from saelink.experiments.percent_linear import PercentLinearExperiment
 
 
-class Experiment(percent_linear.Experiment):
+class AttentionExperiment(PercentLinearExperiment):
     title = "Percentage of attention's output latents that are linear in the same token's residual latents"
 
     def configured(self, cfg: Config) -> Config:

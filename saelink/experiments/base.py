@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from omegaconf import OmegaConf
 
-from saelink.config import Config, LinkConfig, Normalise, TargetsConfig, conf_dir
-from saelink.connectors import CONNECTORS
-from saelink.encode import encode_plan
-from saelink.evaluate import evaluate, evaluate_plan
-from saelink.latents import Tokens
-from saelink.link import link_of
-from saelink.model import device_of
-from saelink.norms import c_post
-from saelink.solvers import SOLVERS
-from saelink.store import Artifact, Draft, Plan, SaelinkError, Store, recipe_of
-from saelink.train import train, train_plan
-
-TABLE_FILE = "table.csv"
-ROWS_FILE = "table.json"
-PICTURE_FILE = "picture.png"
-TEXT_FILE = "text.txt"
-
-Row = dict[str, Any]
+from saelink.config.schema import Config
+from saelink.evidence.evaluate import evaluate, evaluate_plan
+from saelink.experiments.tables import PICTURE_FILE, ROWS_FILE, TABLE_FILE, TEXT_FILE, Row, finite, picture, table_csv
+from saelink.fit.train import train, train_plan
+from saelink.latents.encode import encode_plan
+from saelink.latents.link import link_of
+from saelink.runtime import device_of
+from saelink.store.artifact import Artifact
+from saelink.store.draft import Draft
+from saelink.store.recipe import Plan, recipe_of
+from saelink.store.store import Store
 
 
 class Done:
@@ -148,7 +137,7 @@ class Experiment(ABC):
             result = self.make(cfg, store, done)
             draft.save_bytes(TABLE_FILE, table_csv(result.rows))
             columns = list(result.rows[0])
-            cells = [[_finite(row[column]) for column in columns] for row in result.rows]
+            cells = [[finite(row[column]) for column in columns] for row in result.rows]
             draft.save_json(ROWS_FILE, {"columns": columns, "rows": cells, "shown": result.shown or columns})
             draft.save_bytes(TEXT_FILE, (result.text + "\n").encode())
             if result.draw is not None:
@@ -164,189 +153,3 @@ class Experiment(ABC):
             }
 
         return store.build(plan, build, device_of(cfg))
-
-
-# --------------------------------------------------------------------------- describing fits
-
-
-def link_named(name: str) -> LinkConfig:
-    """The link of conf/link/<name>.yaml."""
-    loaded = OmegaConf.merge(OmegaConf.structured(LinkConfig), OmegaConf.load(conf_dir() / "link" / f"{name}.yaml"))
-    link = OmegaConf.to_object(loaded)
-    assert isinstance(link, LinkConfig)
-    return link
-
-
-def fit(
-    cfg: Config,
-    connector: str,
-    solver: str = "adam",
-    *,
-    l1_alpha: float = 0.0,
-    seed: int = 0,
-    tokens: int | None = None,
-    subset: TargetsConfig | None = None,
-    ce: bool = False,
-    debias: bool = False,
-    **settings: Any,
-) -> Config:
-    """A job's configuration with another connector and solver; the solver keeps what the job says of it.
-
-    Without a penalty c only rescales the loss, so such a fit is the same, and keyed the same, for every `normalise`.
-    """
-    kind = CONNECTORS[connector].Config
-    names = {entry.name for entry in fields(kind)}
-    if "d_hidden" in names:
-        settings.setdefault("d_hidden", cfg.experiment.d_hidden)
-    solver_kind = SOLVERS[solver].Config
-    chosen: dict[str, Any] = {"name": solver}
-    base = SOLVERS["adam"].Config
-    for entry in fields(solver_kind):
-        mine = getattr(cfg.solver, entry.name, None)
-        default = base.__dataclass_fields__[entry.name].default if entry.name in base.__dataclass_fields__ else None
-        # lr_decay and the like: what the job leaves at Adam's default keeps this solver's own.
-        if entry.name != "name" and mine is not None and (isinstance(cfg.solver, solver_kind) or mine != default):
-            chosen[entry.name] = mine
-    known = {entry.name for entry in fields(solver_kind)}
-    if "debias" in known:
-        chosen["debias"] = debias
-    if tokens is not None and "tokens" in known:
-        chosen["tokens"] = tokens
-    if "validate_every" in known:
-        total = chosen.get("tokens", solver_kind(name=solver).tokens)
-        chosen["validate_every"] = min(chosen.get("validate_every", total), max(total // 10, 1))
-    return replace(
-        cfg,
-        connector=kind(name=connector, **settings),
-        solver=solver_kind(**chosen),
-        l1_alpha=float(l1_alpha),
-        normalise=cfg.normalise if l1_alpha else Normalise.none,
-        seed=seed,
-        targets=subset or cfg.targets,
-        eval=replace(cfg.eval, ce=ce),
-    )
-
-
-def with_ce(cfg: Config) -> Config:
-    """The same fit, evaluated with its cross-entropy."""
-    return replace(cfg, eval=replace(cfg.eval, ce=True))
-
-
-# --------------------------------------------------------------------------- figures that several share
-
-
-def mean_predictor(training: Iterable[Tokens], test: Tokens) -> torch.Tensor:
-    """[d_target] mean squared error on test tokens of predicting the mean over the training tokens, in pieces."""
-    d, n = test.target.d, len(test)
-    mean, n_train = torch.zeros(d, dtype=torch.float64), 0
-    for piece in training:
-        mean += torch.bincount(piece.target.indices, piece.target.values.double(), minlength=d)
-        n_train += len(piece)
-    mean /= n_train
-    values = test.target.values.double()
-    total = torch.bincount(test.target.indices, values, minlength=d)
-    squares = torch.bincount(test.target.indices, values.square(), minlength=d)
-    return (squares - 2 * mean * total + n * mean.square()) / n
-
-
-def variance(tokens: Tokens) -> torch.Tensor:
-    """[d_target] variance over these tokens."""
-    d, n = tokens.target.d, len(tokens)
-    values = tokens.target.values.double()
-    total = torch.bincount(tokens.target.indices, values, minlength=d)
-    return (torch.bincount(tokens.target.indices, values.square(), minlength=d) - total.square() / n).clamp(min=0) / n
-
-
-NORMALISERS = ("post", "energy", "variance")
-
-
-def normalisers(cfg: Config, store: Store, test: Tokens) -> dict[str, torch.Tensor]:
-    """[d_target] what a latent's loss is divided by: c_L, the layer's energy, the latent's variance on test tokens."""
-    energy = test.target.values.double().square().sum() / len(test)
-    return {
-        "post": torch.full((test.target.d,), c_post(cfg, store, link_of(cfg, store).target), dtype=torch.float64),
-        "energy": energy.expand(test.target.d),
-        "variance": variance(test),
-    }
-
-
-# --------------------------------------------------------------------------- tables and pictures
-
-
-def rows_of(result: Artifact) -> list[Row]:
-    """The table of an experiment's result."""
-    table = result.json(ROWS_FILE)
-    return [dict(zip(table["columns"], cells, strict=True)) for cells in table["rows"]]
-
-
-def shown_rows(result: Artifact) -> list[Row]:
-    """The table as the terminal shows it."""
-    shown = result.json(ROWS_FILE)["shown"]
-    return [{name: row[name] for name in shown} for row in rows_of(result)]
-
-
-def table_csv(rows: Sequence[Row]) -> bytes:
-    """The rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as aligned text: numbers with three digits, columns that hold one value throughout left out."""
-    columns = [name for name in rows[0] if len(rows) == 1 or len({str(row[name]) for row in rows}) > 1]
-    cells = [[_cell(row[name]) for name in columns] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(columns)]
-    numeric = [all(isinstance(row[name], int | float | None) for row in rows) for name in columns]
-    lines = [columns, *cells]
-    return "\n".join(
-        "  "
-        + "  ".join(
-            text.rjust(size) if right else text.ljust(size)
-            for text, size, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def paragraph(text: str) -> str:
-    """The text in lines of 80 columns, as what stands under a table."""
-    return textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="  ")
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and value != value):
-        return "-"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
-
-
-def _finite(value: Any) -> Any:
-    """None for what JSON has no number for."""
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value
-
-
-def picture(draw: Callable[[Any], None]) -> bytes:
-    """A PNG of what `draw` puts into a figure."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(8, 4.6), layout="constrained")
-    draw(figure)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=130, metadata={"Software": None})
-    plt.close(figure)
-    return data.getvalue()
-
-
-def named(name: str) -> None:
-    """Raise SaelinkError when there is no experiment of this name."""
-    from saelink.experiments import EXPERIMENTS
-
-    if name not in EXPERIMENTS:
-        raise SaelinkError(f"experiment.names: there is no experiment {name}; known: {', '.join(sorted(EXPERIMENTS))}")

@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
-from saelink import metrics
-from saelink.config import Config
-from saelink.experiments import base
-from saelink.experiments.base import Done, Result, fit, link_named
-from saelink.gram import VERSION as GRAM_VERSION
-from saelink.gram import Gram, gram, load_gram
-from saelink.lasso import VERSION as LASSO_VERSION
-from saelink.lasso import Lasso
-from saelink.latents import Tokens, sparse_linear
-from saelink.link import load_split, pull_sides
-from saelink.store import Store
-from saelink.train import load_connector
+from saelink.config.schema import Config
+from saelink.experiments.base import Done, Experiment, Result
+from saelink.experiments.fits import fit, link_named
+from saelink.experiments.tables import Row
+from saelink.fit.gram import GRAM_VERSION, Gram, gram, load_gram
+from saelink.fit.lasso.coordinate import LASSO_VERSION, Lasso
+from saelink.fit.train import fitted_connector
+from saelink.latents.link import load_split, pull_sides
+from saelink.latents.metrics import ErrorSums, in_steps
+from saelink.latents.rows import sparse_linear
+from saelink.latents.split import Tokens
+from saelink.store.store import Store
 
 
-class Experiment(base.Experiment):
+class ClosureExperiment(Experiment):
     title = "Residual latents behind a block from the latents of all that is added up in front of it"
 
     def configured(self, cfg: Config) -> Config:
@@ -43,7 +43,7 @@ class Experiment(base.Experiment):
 
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
         sides = pull_sides(cfg, store)
-        connector = load_connector(done["lasso"].connector)
+        connector = fitted_connector(done["lasso"].connector)
         ids = connector.target_ids
         test = load_split(cfg, sides, "test", ids)
         products = load_gram(gram(cfg, store)).explain(ids)
@@ -55,7 +55,7 @@ class Experiment(base.Experiment):
         subsets += [[i for i in range(len(names)) if i != left_out] for left_out in range(len(names))]
         subsets += [[i] for i in range(len(names))]
         edges = connector.output_weight() != 0
-        rows: list[base.Row] = []
+        rows: list[Row] = []
         for chosen in subsets:
             kept = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen])
             sums = _least_squares(products, kept, test)
@@ -86,7 +86,7 @@ class Experiment(base.Experiment):
 
         return Result(rows, draw=draw, text="\n".join(lines))
 
-    def _row(self, cfg: Config, solver: str, sources: str, sums: metrics.Sums, edges: float | None) -> base.Row:
+    def _row(self, cfg: Config, solver: str, sources: str, sums: ErrorSums, edges: float | None) -> Row:
         by_latent = sums.fvu_by_latent()
         return {
             "layer": cfg.layer,
@@ -99,12 +99,12 @@ class Experiment(base.Experiment):
         }
 
 
-def _least_squares(products: Gram, kept: torch.Tensor, test: Tokens) -> metrics.Sums:
+def _least_squares(products: Gram, kept: torch.Tensor, test: Tokens) -> ErrorSums:
     """Errors on test tokens of the least-squares map from these source latents alone."""
     part = Lasso(products.xx[kept][:, kept], products.xy[kept], products.yy)
     W = torch.zeros(products.xy.shape)
     W[kept] = part.least_squares().float()
-    sums = metrics.Sums(test.target.d)
-    for source, target in zip(metrics.in_steps(test.source), metrics.in_steps(test.target), strict=True):
+    sums = ErrorSums(test.target.d)
+    for source, target in zip(in_steps(test.source), in_steps(test.target), strict=True):
         sums.add(sparse_linear(source, W), target)
     return sums

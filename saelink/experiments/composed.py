@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 
-from saelink import metrics
-from saelink.config import Config
-from saelink.experiments import base
-from saelink.experiments.base import Done, Result, fit, link_named
-from saelink.latents import Rows, sparse_linear
-from saelink.link import load_split, pull_sides
-from saelink.store import SaelinkError, Store
-from saelink.train import load_connector
+from saelink.config.schema import Config
+from saelink.errors import SaelinkError
+from saelink.experiments.base import Done, Experiment, Result
+from saelink.experiments.fits import fit, link_named
+from saelink.experiments.tables import Row, paragraph
+from saelink.fit.train import fitted_connector
+from saelink.latents.link import load_split, pull_sides
+from saelink.latents.metrics import ErrorSums
+from saelink.latents.rows import Rows, sparse_linear
+from saelink.store.store import Store
 
 PARTS = ("resid_pre", "attn_out", "mlp_out")
 
@@ -36,7 +38,7 @@ WAYS: dict[str, tuple[str, ...]] = {
 """Which parts each way of composing reads; the last leaves out the residual latents in front of the first block."""
 
 
-class Experiment(base.Experiment):
+class ComposedExperiment(Experiment):
     title = "Residual latents from the composed maps of several blocks, by part"
     settings = ("composed_layers",)
     by_evaluation = False
@@ -64,7 +66,7 @@ class Experiment(base.Experiment):
         for layer, result in zip(layers, done.values(), strict=True):
             here = replace(cfg, layer=layer)
             sides = pull_sides(here, store)
-            connector = load_connector(result.connector)
+            connector = fitted_connector(result.connector)
             test = load_split(here, sides, "test")
             sizes = [side.facts["d_sae"] for side in sides.sources]
             maps.append((connector.output_weight().split(sizes), connector.target_ids))
@@ -75,9 +77,7 @@ class Experiment(base.Experiment):
                 "data.max_norm_ratio: the layers leave out different tokens, so their maps can't be put behind one "
                 "another; use null"
             )
-        sums = {
-            (way, layer): metrics.Sums(len(ids)) for way in WAYS for layer, (_, ids) in zip(layers, maps, strict=True)
-        }
+        sums = {(way, layer): ErrorSums(len(ids)) for way in WAYS for layer, (_, ids) in zip(layers, maps, strict=True)}
         for first in range(0, len(targets[0]), 2048):
             step = torch.arange(first, min(first + 2048, len(targets[0])))
             for way, parts in WAYS.items():
@@ -96,7 +96,7 @@ class Experiment(base.Experiment):
                     sums[way, layer].add(predicted.clone(), true)
                     handed = predicted.relu() if way == "composed, relu between" else predicted
                     carried = torch.zeros(len(step), targets[place].target.d).index_copy_(1, ids, handed)
-        rows: list[base.Row] = []
+        rows: list[Row] = []
         for place, layer in enumerate(layers):
             for way in WAYS:
                 by_latent = sums[way, layer].fvu_by_latent()
@@ -111,7 +111,7 @@ class Experiment(base.Experiment):
                     }
                 )
         n_edges = [sum(int((part != 0).sum()) for part in weights) for weights, _ in maps]
-        text = base.paragraph(
+        text = paragraph(
             "Residual latents behind each block. 'one block' reads the true latents in front of it, the others what "
             f"was predicted there. Lasso edges by layer: {', '.join(f'{n:,}' for n in n_edges)}."
         )

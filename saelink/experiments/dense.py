@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 
-from saelink.config import Config
-from saelink.experiments import base
-from saelink.experiments.base import Done, Result, fit, mean_predictor, variance
-from saelink.intervene import oracle, oracle_plan
-from saelink.link import load_split, pull_sides
-from saelink.store import Plan, Store
-from saelink.train import HISTORY_FILE, train_plan
+from saelink.config.schema import Config
+from saelink.evidence.baselines import mean_predictor, variance
+from saelink.experiments.base import Done, Experiment, Result
+from saelink.experiments.fits import fit
+from saelink.experiments.tables import Row
+from saelink.fit.train import HISTORY_FILE, train_plan
+from saelink.interventions.oracle import oracle, oracle_plan
+from saelink.latents.link import load_split, pull_sides
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
 
 KINDS = ("linear", "nonlinear", "mlp", "two_nonlinear")
 
@@ -34,7 +37,7 @@ def dense_fit(cfg: Config, store: Store, kind: str, bias: bool = False, seed: in
     return fit(cfg, kind, bias=bias, seed=seed, tokens=tokens)
 
 
-class Experiment(base.Experiment):
+class DenseExperiment(Experiment):
     title = "Dense connectors: error on test documents beside the exact optimum, the mean and the oracle"
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
@@ -92,7 +95,7 @@ class Experiment(base.Experiment):
         )
         return Result(rows, draw=draw, text=text)
 
-    def _bounds(self, cfg: Config, store: Store, done: dict[str, Done]) -> list[base.Row]:
+    def _bounds(self, cfg: Config, store: Store, done: dict[str, Done]) -> list[Row]:
         """Mean predictor and oracle on the same tokens and the same target latents."""
         sides = pull_sides(cfg, store)
         ids = next(iter(done.values())).connector.tensors("connector.safetensors")["target_ids"]

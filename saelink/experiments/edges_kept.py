@@ -12,23 +12,27 @@ from typing import Any
 
 import torch
 
-from saelink.config import Config
-from saelink.connectors import Connector
-from saelink.connectors.linear import Config as LinearConfig
-from saelink.connectors.linear import Connector as Linear
-from saelink.effects import effects, effects_plan, load_effects
-from saelink.evaluate import prediction_change
-from saelink.experiments import base
-from saelink.experiments.base import Done, Result, fit
-from saelink.intervene import Splice, ce_baselines, ce_figures, ce_plan, spliced_tokens
-from saelink.link import load_split, pull_sides
-from saelink.store import Artifact, Plan, SaelinkError, Store
-from saelink.train import load_connector
+from saelink.config.schema import Config
+from saelink.connectors.base import Connector
+from saelink.connectors.linear import LinearConnector, LinearSettings
+from saelink.errors import SaelinkError
+from saelink.evidence.evaluate import prediction_change
+from saelink.experiments.base import Done, Experiment, Result
+from saelink.experiments.fits import fit
+from saelink.experiments.tables import Row, paragraph
+from saelink.fit.train import fitted_connector
+from saelink.interventions.cross_entropy import ce_baselines, ce_figures, ce_plan
+from saelink.interventions.effects import effects, effects_plan, load_effects
+from saelink.interventions.splice import Splice, spliced_tokens
+from saelink.latents.link import load_split, pull_sides
+from saelink.store.artifact import Artifact
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
 
 MEASURED = "measured effects"
 
 
-class Experiment(base.Experiment):
+class EdgesKeptExperiment(Experiment):
     title = "Cross-entropy against the number of edges kept"
     settings = ("kept_edges", "kept_tokens")
     by_evaluation = False
@@ -67,7 +71,7 @@ class Experiment(base.Experiment):
                     change = prediction_change(graph.connector, counted, sides, test.ids.numel(), "cpu")
                     losses[f"{label} {size}"] = splice.losses(true + splice.decode_change(change))
         figures = ce_figures(losses, test.document, cfg.eval.bootstrap)
-        rows: list[base.Row] = []
+        rows: list[Row] = []
         areas: dict[str, float] = {}
         for label in graphs:
             curve = [figures[f"{label} {size}"]["recovered"] for size in sizes]
@@ -80,12 +84,12 @@ class Experiment(base.Experiment):
                         "edges of": label,
                         "k": size,
                         "n_edges": kept[label, size],
-                        **shown(entry),
+                        **ce_columns(entry),
                     }
                 )
         said = ", ".join(f"{label} {value:.3f}" for label, value in areas.items())
         clean, sae, zero = (figures[name]["ce"] for name in ("clean", "sae", "zero"))
-        text = base.paragraph(
+        text = paragraph(
             f"{test.ids.numel():,} test tokens. CE clean {clean:.3f}, SAE {sae:.3f}, zero ablation {zero:.3f}. "
             f"recovered is (zero - CE) / (zero - clean); the SAE has {figures['sae']['recovered']:.3f}, the oracle "
             f"{figures['oracle']['recovered']:.3f}. Mean of recovered over log k: {said}."
@@ -124,9 +128,9 @@ class Ranked:
 def ranked(cfg: Config, store: Store, connectors: dict[str, Artifact]) -> dict[str, Ranked]:
     """The connectors' graphs by label, and beside them that of the measured effects."""
     sides, measured = pull_sides(cfg, store), load_effects(effects(cfg, store, "train"))
-    graphs: dict[str, Connector] = {label: load_connector(artifact) for label, artifact in connectors.items()}
+    graphs: dict[str, Connector] = {label: fitted_connector(artifact) for label, artifact in connectors.items()}
     ids = next(iter(graphs.values())).target_ids
-    graphs[MEASURED] = Linear(LinearConfig(name="linear"), sides.d_source, ids)
+    graphs[MEASURED] = LinearConnector(LinearSettings(name="linear"), sides.d_source, ids)
     with torch.no_grad():
         weights = measured.mean[:, ids] / measured.source_mean.clamp(min=1e-9)[:, None]
         graphs[MEASURED].penalised()[-1][0].copy_(weights)
@@ -141,7 +145,7 @@ def check_sizes(cfg: Config) -> None:
         raise SaelinkError(f"experiment.kept_edges={cfg.experiment.kept_edges}: give numbers of edges above 0")
 
 
-def shown(entry: dict[str, float]) -> base.Row:
+def ce_columns(entry: dict[str, float]) -> Row:
     """What a row says of a cross-entropy."""
     return {name: entry[name] for name in ("ce", "recovered", "recovered_low", "recovered_high")}
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from saelink.config import Config
-from saelink.experiments import base
-from saelink.experiments.base import Done, Result, fit
-from saelink.store import Store
+from saelink.config.schema import Config
+from saelink.experiments.base import Done, Experiment, Result
+from saelink.experiments.fits import fit
+from saelink.store.store import Store
 
 
-class Experiment(base.Experiment):
+class HiddenSizeExperiment(Experiment):
     title = "mlp connector: error against the number of hidden units"
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:

@@ -11,16 +11,20 @@ from typing import Any
 
 import torch
 
-from saelink.config import Config
-from saelink.experiments import base
-from saelink.experiments.base import NORMALISERS, Done, Result, normalisers
-from saelink.intervene import Splice, ce_baselines, ce_figures, ce_plan, spliced_tokens
-from saelink.link import load_split, pull_sides, split_of, targets_of
-from saelink.norms import norms_plan
-from saelink.store import Plan, Store
+from saelink.activations.norms import norms_plan
+from saelink.config.schema import Config
+from saelink.evidence.baselines import NORMALISERS, normalisers
+from saelink.experiments.base import Done, Experiment, Result
+from saelink.experiments.tables import Row
+from saelink.interventions.cross_entropy import ce_baselines, ce_figures, ce_plan
+from saelink.interventions.splice import Splice, spliced_tokens
+from saelink.latents.link import counted_split, load_split, pull_sides
+from saelink.latents.targets import targets_of
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
 
 
-class Experiment(base.Experiment):
+class NoiseThresholdExperiment(Experiment):
     title = "Cross-entropy against noise in the target latents"
     settings = ("noise_levels", "noise_tokens", "noise_share")
 
@@ -47,7 +51,7 @@ class Experiment(base.Experiment):
         baselines = ce_baselines(cfg, store).tensors("losses.safetensors")
         test = spliced_tokens(cfg, store, sides, limit)
         losses = {name: baselines[name][: len(test.ids)] for name in ("clean", "sae", "mean", "zero")}
-        ids = targets_of(cfg, store, split_of(cfg, sides, "train"))
+        ids = targets_of(cfg, store, counted_split(cfg, sides, "train"))
         counted = load_split(cfg, sides, "test", ids)
         scales = normalisers(cfg, store, counted)
         counted = counted.subset(counted.row < test.ids.numel())
@@ -64,7 +68,7 @@ class Experiment(base.Experiment):
                     losses[f"{name} {level:g}"] = splice.losses(unchanged + splice.decode_change(change))
         figures = ce_figures(losses, test.document, cfg.eval.bootstrap)
         gap = figures["zero"]["ce"] - figures["clean"]["ce"]
-        rows: list[base.Row] = []
+        rows: list[Row] = []
         found: dict[str, float | None] = {}
         for name in NORMALISERS:
             shares = []

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from saelink.config import Config
-from saelink.experiments import base
-from saelink.experiments.base import Done, Result
-from saelink.norms import norms, norms_plan
-from saelink.store import Plan, Store
+from saelink.activations.norms import norms, norms_plan
+from saelink.config.schema import Config
+from saelink.experiments.base import Done, Experiment, Result
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
 
 
-class Experiment(base.Experiment):
+class NormsExperiment(Experiment):
     title = "Norms of the activations by layer and hook"
     by_layer = False
 

@@ -6,20 +6,22 @@ from typing import Any
 
 import torch
 
-from saelink.config import Config
-from saelink.data import tokens as pull_tokens
-from saelink.encode import TYPICAL_NORM_RATIO
-from saelink.evaluate import top_tokens
-from saelink.experiments import base
-from saelink.experiments.base import Done, Result
+from saelink.activations.tokens import pull_tokens
+from saelink.config.schema import Config
+from saelink.evidence.names import top_tokens
+from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.dense import dense_fit
-from saelink.experiments.percent_linear import Experiment as PercentLinear
-from saelink.latents import Rows, latent_shards
-from saelink.link import pull_sides
-from saelink.model import load_tokenizer, model_info
-from saelink.outlier import FIRST_POSITIONS, carried, outlier_places
-from saelink.store import Store
-from saelink.train import load_connector
+from saelink.experiments.percent_linear import PercentLinearExperiment
+from saelink.experiments.tables import Row
+from saelink.fit.train import fitted_connector
+from saelink.latents.encode import TYPICAL_NORM_RATIO
+from saelink.latents.link import pull_sides
+from saelink.latents.outliers import FIRST_POSITIONS, carried, outlier_places
+from saelink.latents.rows import Rows
+from saelink.latents.split import latent_shards
+from saelink.model.describe import model_info
+from saelink.model.load import load_tokenizer
+from saelink.store.store import Store
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
@@ -27,19 +29,19 @@ MOST_WEIGHTS = 5
 """Latents whose large W2 weights are counted, those with the largest differences."""
 
 
-class Experiment(base.Experiment):
+class OutliersExperiment(Experiment):
     version = 2
     title = "Latents with the largest loss differences: where they fire, and the mlp's large weights into them"
     settings = ("outliers", "outlier_shares", "weight_threshold")
 
-    def starts_from(self) -> list[base.Experiment]:
-        return [PercentLinear()]
+    def starts_from(self) -> list[Experiment]:
+        return [PercentLinearExperiment()]
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
         return {"mlp": dense_fit(cfg, store, "mlp", seed=cfg.experiment.seeds[0])}
 
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        found = PercentLinear().run(cfg, store).tensors("linear.safetensors")
+        found = PercentLinearExperiment().run(cfg, store).tensors("linear.safetensors")
         sides = pull_sides(cfg, store)
         shards = list(latent_shards(sides.target, ["test"]))
         # All positions: an outlier may fire on just those that fitting leaves out.
@@ -49,7 +51,7 @@ class Experiment(base.Experiment):
         tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
         places = outlier_places(ids, massive, tokenizer)
         shares = carried(rows_of, places)
-        connector = load_connector(done["mlp"].connector)
+        connector = fitted_connector(done["mlp"].connector)
         weights = connector.output_weight()
         difference = torch.where(found["difference"].isnan(), -torch.inf, found["difference"])
         most = min(cfg.experiment.outliers, int(difference.isfinite().sum()))
@@ -58,7 +60,7 @@ class Experiment(base.Experiment):
         best = top_tokens(rows_of, ids.flatten())
         owner = rows_of.row_of
         limits = cfg.experiment.outlier_shares
-        rows: list[base.Row] = []
+        rows: list[Row] = []
         for latent in largest.tolist():
             mine = rows_of.indices == latent
             values, where = rows_of.values[mine].double(), owner[mine]

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from saelink.config import Config
-from saelink.experiments import base
-from saelink.experiments.base import Done, Result, fit
-from saelink.experiments.percent_linear import Experiment as PercentLinear
-from saelink.store import Store
-from saelink.train import load_connector, train_plan
+from saelink.config.schema import Config
+from saelink.evidence.frontier import kneedle
+from saelink.experiments.base import Done, Experiment, Result
+from saelink.experiments.fits import fit, with_ce
+from saelink.experiments.percent_linear import PercentLinearExperiment
+from saelink.experiments.tables import Row
+from saelink.fit.train import fitted_connector, train_plan
+from saelink.store.store import Store
 
 SOLVED_BY = {"linear": "exact", "nonlinear": "proximal", "mlp": "proximal"}
 
 
-class Experiment(base.Experiment):
+class ParetoExperiment(Experiment):
     title = "Error against L1, edges and cross-entropy over penalties"
     settings = ("ce_at", "refit_parts")
 
@@ -37,23 +37,23 @@ class Experiment(base.Experiment):
             fits[f"nonlinear {alpha:g}"] = fit(cfg, "nonlinear", "proximal", l1_alpha=alpha, init=start, **settings)
             fits[f"mlp {alpha:g}"] = fit(cfg, "mlp", "proximal", l1_alpha=alpha, **settings)
         if cfg.experiment.refit_parts:
-            for part, subset in PercentLinear().parts(cfg, store).items():
+            for part, subset in PercentLinearExperiment().parts(cfg, store).items():
                 for alpha in self.alphas(cfg):
                     label = f"mlp {alpha:g} on {part.name}"
                     fits[label] = fit(cfg, "mlp", "proximal", l1_alpha=alpha, subset=subset, **settings)
         return fits
 
-    def starts_from(self) -> list[base.Experiment]:
-        return [PercentLinear()]
+    def starts_from(self) -> list[Experiment]:
+        return [PercentLinearExperiment()]
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {"ce_tokens": cfg.eval.ce_tokens, "bootstrap": cfg.eval.bootstrap}
 
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        parts = PercentLinear().run(cfg, store).tensors("linear.safetensors")
-        rows: list[base.Row] = []
+        parts = PercentLinearExperiment().run(cfg, store).tensors("linear.safetensors")
+        rows: list[Row] = []
         for label, result in done.items():
-            connector = load_connector(result.connector)
+            connector = fitted_connector(result.connector)
             latents = result.latents()
             explained = ~latents["mse"].isnan()
             refit = " on " in label
@@ -128,7 +128,7 @@ class Experiment(base.Experiment):
         elbow_alphas = {name: row["l1_alpha"] for name, row in elbows.items()}
         return Result(rows, shown, draw, text, facts={"elbows": elbow_alphas})
 
-    def _mark_elbows(self, rows: list[base.Row], done: dict[str, Done]) -> dict[str, base.Row]:
+    def _mark_elbows(self, rows: list[Row], done: dict[str, Done]) -> dict[str, Row]:
         """Chosen on validation documents, since the elbow's test figures are reported."""
         validation = {result.connector.key: result.connector.facts["validation_mse"] for result in done.values()}
         elbows = {}
@@ -144,31 +144,12 @@ class Experiment(base.Experiment):
                 elbows[connector] = chosen[place]
         return elbows
 
-    def _measure_ce(self, cfg: Config, store: Store, done: dict[str, Done], rows: list[base.Row]) -> None:
+    def _measure_ce(self, cfg: Config, store: Store, done: dict[str, Done], rows: list[Row]) -> None:
         """Cross-entropy of the fits of `ce_at`, into the rows of all targets."""
         by_key = {result.connector.key: result for result in done.values()}
         for row in rows:
             wanted = "all" in cfg.experiment.ce_at or ("elbow" in cfg.experiment.ce_at and row["elbow"])
             if wanted and row["targets"] == row["fitted on"] == "all":
                 settings = by_key[row["train"]].cfg
-                measured = Done(base.with_ce(settings), store).metrics
+                measured = Done(with_ce(settings), store).metrics
                 row["ce"], row["ce_recovered"] = measured["ce_connector"], measured["ce_loss_recovered"]
-
-
-def kneedle(x: list[float], y: list[float]) -> int | None:
-    """Which point is the elbow of a falling convex curve; None below three points.
-
-    Kneedle (V. Satopaa, J. Albrecht, D. Irwin, B. Raghavan, "Finding a 'Kneedle' in a Haystack", 2011) without its
-    smoothing: on log x and y scaled to [0, 1] the point farthest below the line between the curve's ends.
-    """
-    if len(x) < 3:
-        return None
-    points = torch.tensor([x, y], dtype=torch.float64)
-    points[0] = points[0].log()
-    spread = points.amax(1, keepdim=True) - points.amin(1, keepdim=True)
-    if (spread == 0).any():
-        return None
-    scaled = (points - points.amin(1, keepdim=True)) / spread
-    first, last = scaled[:, scaled[0].argmin()], scaled[:, scaled[0].argmax()]
-    chord = first[1] + (last[1] - first[1]) * (scaled[0] - first[0]) / (last[0] - first[0])
-    return int((chord - scaled[1]).argmax())

@@ -11,19 +11,23 @@ from typing import Any
 
 import torch
 
-from saelink import metrics
-from saelink.config import Config, SubsetPart, TargetsConfig
-from saelink.connectors import Connector
-from saelink.experiments import base
-from saelink.experiments.base import NORMALISERS, Done, Result, fit, normalisers
+from saelink.activations.norms import norms_plan
+from saelink.config.schema import Config, SubsetPart, TargetsConfig
+from saelink.connectors.base import Connector
+from saelink.errors import SaelinkError
+from saelink.evidence.baselines import NORMALISERS, normalisers
+from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.dense import dense_fit
-from saelink.experiments.noise_threshold import Experiment as NoiseThreshold
-from saelink.intervene import spliced_tokens
-from saelink.latents import Tokens
-from saelink.link import Sides, load_split, pull_sides
-from saelink.norms import norms_plan
-from saelink.store import Plan, SaelinkError, Store
-from saelink.train import load_connector
+from saelink.experiments.fits import fit
+from saelink.experiments.noise_threshold import NoiseThresholdExperiment
+from saelink.experiments.tables import Row, paragraph
+from saelink.fit.train import fitted_connector
+from saelink.interventions.splice import spliced_tokens
+from saelink.latents.link import Sides, load_split, pull_sides
+from saelink.latents.metrics import in_steps
+from saelink.latents.split import Tokens
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
 
 PAIRS = (("linear", "mlp"), ("exact linear", "mlp"), ("nonlinear", "two_nonlinear"))
 
@@ -32,7 +36,7 @@ def errors_by_document(connector: Connector, test: Tokens, document: torch.Tenso
     """[n documents, d_target] summed squared errors, float64; `document` [tokens] is 0..n-1."""
     errors = torch.zeros(n, test.target.d, dtype=torch.float64)
     first = 0
-    for source, target in zip(metrics.in_steps(test.source), metrics.in_steps(test.target), strict=True):
+    for source, target in zip(in_steps(test.source), in_steps(test.target), strict=True):
         with torch.inference_mode():
             error = connector(source) - target.dense()
         errors.index_add_(0, document[first : first + len(source)], error.square().double())
@@ -40,7 +44,7 @@ def errors_by_document(connector: Connector, test: Tokens, document: torch.Tenso
     return errors
 
 
-class Experiment(base.Experiment):
+class PercentLinearExperiment(Experiment):
     title = "Percentage of target latents that a linear map explains as well as an mlp"
     settings = ("linear_threshold", "linear_by", "bootstrap", "seeds")
     by_evaluation = False
@@ -58,7 +62,7 @@ class Experiment(base.Experiment):
     def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
         needs = {"norms": norms_plan(cfg, store)}
         if cfg.experiment.linear_threshold == "noise":
-            needs["noise"] = NoiseThreshold().plan(cfg, store)
+            needs["noise"] = NoiseThresholdExperiment().plan(cfg, store)
         return needs
 
     def parts(self, cfg: Config, store: Store) -> dict[SubsetPart, TargetsConfig]:
@@ -75,7 +79,7 @@ class Experiment(base.Experiment):
         """The threshold of each normaliser. Raises SaelinkError when the noise experiment finds none."""
         chosen = cfg.experiment.linear_threshold
         if chosen == "noise":
-            levels = NoiseThreshold().run(cfg, store).facts["levels"]
+            levels = NoiseThresholdExperiment().run(cfg, store).facts["levels"]
             missing = [name for name in NORMALISERS if levels[name] is None]
             if missing:
                 raise SaelinkError(
@@ -93,7 +97,7 @@ class Experiment(base.Experiment):
         owner = spliced_tokens(cfg, store, sides).document.flatten()[test.row]
         owner, n = owner.unique(return_inverse=True)[1], len(owner.unique())
         size = torch.bincount(owner, minlength=n).double()
-        connectors = {label: load_connector(result.connector) for label, result in done.items()}
+        connectors = {label: fitted_connector(result.connector) for label, result in done.items()}
         errors = {label: errors_by_document(connector, test, owner, n) for label, connector in connectors.items()}
         scales = normalisers(cfg, store, test)
         active = scales["variance"] > 0
@@ -105,7 +109,7 @@ class Experiment(base.Experiment):
             chosen = torch.randint(len(seeds), (len(seeds),), generator=generator)
             seed_counts.append(torch.bincount(chosen, minlength=len(seeds)))
         weights, by_seed_weight = torch.stack(documents).double(), torch.stack(seed_counts).double() / len(seeds)
-        rows: list[base.Row] = []
+        rows: list[Row] = []
         for simple, rich in PAIRS:
             by_seed = [
                 errors[simple if simple in errors else f"{simple}, seed {seed}"] - errors[f"{rich}, seed {seed}"]
@@ -170,7 +174,7 @@ class Experiment(base.Experiment):
                 "The mlp explains less than the exact linear map: it has not been trained for long enough, and the "
                 "percentages against exact linear are too high."
             )
-        text = "\n".join(base.paragraph(line) for line in lines)
+        text = "\n".join(paragraph(line) for line in lines)
         scaled = {name: (decisive / scales[name])[active] for name in NORMALISERS}
 
         def draw(figure: Any) -> None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from saelink.config import Config, SubsetPart
-from saelink.experiments import base
-from saelink.experiments.base import Done, Result, Row, fit, rows_of
+from saelink.activations.norms import norms, norms_plan
+from saelink.config.schema import Config, SubsetPart
+from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.dense import dense_fit
-from saelink.experiments.percent_linear import Experiment as PercentLinear
+from saelink.experiments.fits import fit, with_ce
+from saelink.experiments.percent_linear import PercentLinearExperiment
 from saelink.experiments.sparse_linear import sparse_alpha
-from saelink.norms import norms, norms_plan
-from saelink.store import Plan, Store
+from saelink.experiments.tables import Row, rows_of
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
 
 ORIGINAL: dict[str, list[float]] = {
     "norm of resid_pre": [7.156, 9.030, 13.163, 15.099, 16.408],
@@ -43,7 +45,7 @@ ORIGINAL: dict[str, list[float]] = {
 SAE_ALPHA = 4e-4
 
 
-class Experiment(base.Experiment):
+class PostExperiment(Experiment):
     title = "Our figures beside the original post's"
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
@@ -51,10 +53,10 @@ class Experiment(base.Experiment):
         fits = {
             "exact linear": fit(cfg, "linear", "exact"),
             "dense linear": dense_fit(cfg, store, "linear", seed=seed),
-            "dense mlp": base.with_ce(dense_fit(cfg, store, "mlp", seed=seed)),
+            "dense mlp": with_ce(dense_fit(cfg, store, "mlp", seed=seed)),
             "SAE connector": fit(cfg, "sae", l1_alpha=SAE_ALPHA, seed=seed),
         }
-        for part, subset in PercentLinear().parts(cfg, store).items():
+        for part, subset in PercentLinearExperiment().parts(cfg, store).items():
             if part is SubsetPart.linear:
                 fits["sparse linear"] = fit(cfg, "linear", l1_alpha=alpha, seed=seed, subset=subset)
                 fits["sparse linear, exact"] = fit(cfg, "linear", "exact", l1_alpha=alpha, subset=subset)
@@ -62,8 +64,8 @@ class Experiment(base.Experiment):
                 fits["sparse mlp"] = fit(cfg, "mlp", l1_alpha=alpha, seed=seed, subset=subset)
         return fits
 
-    def starts_from(self) -> list[base.Experiment]:
-        return [PercentLinear()]
+    def starts_from(self) -> list[Experiment]:
+        return [PercentLinearExperiment()]
 
     def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
         return {"norms": norms_plan(cfg, store)}
@@ -74,7 +76,7 @@ class Experiment(base.Experiment):
             if row["layer"] == cfg.layer:
                 ours[f"norm of {row['hook'].removeprefix('hook_')}"] = row["mean_norm"]
         ours["alive target latents"] = done["exact linear"].metrics["n_targets"]
-        for row in rows_of(PercentLinear().run(cfg, store)):
+        for row in rows_of(PercentLinearExperiment().run(cfg, store)):
             if row["rich"] == "mlp" and row["divided by"] == "post":
                 ours["percent linear" if row["simple"] == "linear" else "percent linear, exact"] = row["percent"]
         for label, result in done.items():

@@ -7,18 +7,21 @@ from collections.abc import Iterator
 
 import torch
 
-from saelink.config import Config
+from saelink.config.schema import Config
 from saelink.connectors import CONNECTORS
-from saelink.encode import encode_all
-from saelink.experiments import EXPERIMENTS, Experiment
-from saelink.experiments.base import TEXT_FILE, named, shown_rows, table_text
-from saelink.link import link_of
-from saelink.model import device_of
-from saelink.sae import sae_choice
-from saelink.solvers import SOLVERS
-from saelink.solvers.exact import Solver as Exact
-from saelink.store import Artifact, Store
-from saelink.train import train_plan
+from saelink.errors import SaelinkError
+from saelink.experiments import EXPERIMENTS
+from saelink.experiments.base import Experiment
+from saelink.experiments.tables import TEXT_FILE, shown_rows, table_text
+from saelink.fit.solvers import SOLVERS
+from saelink.fit.solvers.exact import ExactSolver
+from saelink.fit.train import train_plan
+from saelink.latents.encode import encode_all
+from saelink.latents.link import link_of
+from saelink.runtime import device_of
+from saelink.saes.choice import sae_choice
+from saelink.store.artifact import Artifact
+from saelink.store.store import Store
 
 EXACT_SECONDS = 20.0
 """A lasso of a few thousand latents on both sides; least squares takes less."""
@@ -62,7 +65,7 @@ def estimate(cfg: Config, fits: list[Config]) -> float:
     for fit in fits:
         if SOLVERS[fit.solver.name].uses_gram:
             total += EXACT_SECONDS if fit.l1_alpha else EXACT_SECONDS / 4
-        if issubclass(SOLVERS[fit.solver.name], Exact):
+        if issubclass(SOLVERS[fit.solver.name], ExactSolver):
             continue
         tokens = SOLVERS[fit.solver.name](fit.solver).tokens(0)
         hidden = getattr(fit.connector, "d_hidden", 0)
@@ -116,3 +119,11 @@ def show(store: Store, artifact: Artifact) -> None:
     store.say(table_text(shown_rows(artifact)))
     store.say(artifact.file(TEXT_FILE).read_text().rstrip())
     store.say(f"\n  {artifact.path}")
+
+
+def named(name: str) -> None:
+    """Raise SaelinkError when there is no experiment of this name."""
+    from saelink.experiments import EXPERIMENTS
+
+    if name not in EXPERIMENTS:
+        raise SaelinkError(f"experiment.names: there is no experiment {name}; known: {', '.join(sorted(EXPERIMENTS))}")

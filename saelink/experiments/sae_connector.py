@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from saelink.config import Config
+from saelink.config.schema import Config
 from saelink.connectors.sae import HiddenL1
-from saelink.experiments import base
-from saelink.experiments.base import Done, Result, fit
-from saelink.store import Store
+from saelink.experiments.base import Done, Experiment, Result
+from saelink.experiments.fits import fit
+from saelink.store.store import Store
 
 
-class Experiment(base.Experiment):
+class SAEConnectorExperiment(Experiment):
     title = "SAE connector: error, L1, hidden L1 and hidden L0 over penalties, with and without a hidden bias"
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:

@@ -11,18 +11,22 @@ from typing import Any
 
 import torch
 
-from saelink.config import Config
-from saelink.effects import effects_plan
-from saelink.experiments import base
-from saelink.experiments.base import Done, Result, fit
-from saelink.experiments.edges_kept import area, check_sizes, ranked, shown
-from saelink.intervene import SeveralLayers, ce_figures
-from saelink.store import Plan, SaelinkError, Store
+from saelink.config.schema import Config
+from saelink.errors import SaelinkError
+from saelink.experiments.base import Done, Experiment, Result
+from saelink.experiments.edges_kept import area, ce_columns, check_sizes, ranked
+from saelink.experiments.fits import fit
+from saelink.experiments.tables import Row, paragraph
+from saelink.interventions.cross_entropy import ce_figures
+from saelink.interventions.effects import effects_plan
+from saelink.interventions.layers import SeveralLayers
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
 
 BASELINES = ("clean", "sae", "mean", "zero")
 
 
-class Experiment(base.Experiment):
+class SeveralLayersExperiment(Experiment):
     title = "Cross-entropy with several layers replaced at once by their strongest edges"
     settings = ("kept_edges", "kept_tokens", "kept_layers")
     by_evaluation = False
@@ -84,7 +88,7 @@ class Experiment(base.Experiment):
             document = model.test.document
         figures = ce_figures(losses, document, cfg.eval.bootstrap)
         layers = " + ".join(str(job.layer) for job in jobs)
-        rows: list[base.Row] = []
+        rows: list[Row] = []
         for label in labels:
             for size in sizes:
                 entry = figures[f"{label} {size}"]
@@ -94,13 +98,13 @@ class Experiment(base.Experiment):
                         "edges of": label,
                         "k each": size,
                         "n_edges": kept[label, size],
-                        **shown(entry),
+                        **ce_columns(entry),
                     }
                 )
         areas = {label: area(sizes, [figures[f"{label} {size}"]["recovered"] for size in sizes]) for label in labels}
         said = ", ".join(f"{label} {value:.3f}" for label, value in areas.items())
         clean, sae, mean, zero = (figures[name]["ce"] for name in BASELINES)
-        text = base.paragraph(
+        text = paragraph(
             f"Layers {layers} at once, {document.numel():,} test tokens. CE clean {clean:.3f}, SAEs {sae:.3f}, mean "
             f"ablation {mean:.3f}, zero ablation {zero:.3f}. recovered is (zero - CE) / (zero - clean); the SAEs have "
             f"{figures['sae']['recovered']:.3f}. Mean of recovered over log k: {said}."

@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 
-from saelink.config import Config
-from saelink.experiments import base
-from saelink.experiments.base import Done, Result, fit
-from saelink.store import Store
+from saelink.config.schema import Config
+from saelink.experiments.base import Done, Experiment, Result
+from saelink.experiments.fits import fit
+from saelink.experiments.tables import Row, paragraph
+from saelink.store.store import Store
 
 SOLVED_BY = {"linear": "exact", "mlp": "readout", "skip": "readout"}
 
 
-class Experiment(base.Experiment):
+class SkipExperiment(Experiment):
     title = "Linear maps, mlps and both side by side: error against edges, the linear share of every target"
 
     def alphas(self, cfg: Config) -> list[float]:
@@ -38,7 +39,7 @@ class Experiment(base.Experiment):
         }
 
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        rows: list[base.Row] = []
+        rows: list[Row] = []
         shares: dict[float, torch.Tensor] = {}
         for result in done.values():
             figures, alpha = result.metrics, float(result.cfg.l1_alpha)
@@ -60,7 +61,7 @@ class Experiment(base.Experiment):
                 }
             )
         rows.sort(key=lambda row: list(SOLVED_BY).index(row["connector"]))
-        said = [base.paragraph("What the linear part explains of what skip explains, 10% / median / 90% of targets:")]
+        said = [paragraph("What the linear part explains of what skip explains, 10% / median / 90% of targets:")]
         for alpha, share in shares.items():
             if len(share):
                 low, middle, high = share.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=share.dtype)).tolist()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from saelink.config import Config
-from saelink.experiments import base
-from saelink.experiments.base import Done, Result, fit
-from saelink.experiments.pareto import Experiment as Pareto
-from saelink.experiments.percent_linear import Experiment as PercentLinear
-from saelink.store import Plan, SaelinkError, Store
-from saelink.train import load_connector
+from saelink.config.schema import Config
+from saelink.errors import SaelinkError
+from saelink.experiments.base import Done, Experiment, Result
+from saelink.experiments.fits import fit
+from saelink.experiments.pareto import ParetoExperiment
+from saelink.experiments.percent_linear import PercentLinearExperiment
+from saelink.fit.train import fitted_connector
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
 
 
 def sparse_alpha(cfg: Config, store: Store) -> float:
@@ -18,19 +20,19 @@ def sparse_alpha(cfg: Config, store: Store) -> float:
     chosen = cfg.experiment.sparse_alpha
     if chosen != "elbow":
         return float(chosen)
-    found = Pareto().run(cfg, store).facts["elbows"].get("linear")
+    found = ParetoExperiment().run(cfg, store).facts["elbows"].get("linear")
     if found is None:
         raise SaelinkError("experiment.sparse_alpha=elbow: pareto finds no elbow; give more penalties or a number")
     return found
 
 
-class Experiment(base.Experiment):
+class SparseLinearExperiment(Experiment):
     title = "Sparse linear connectors of the linear latents, with weights refitted on their support"
 
     def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
         alpha, tokens = sparse_alpha(cfg, store), cfg.experiment.sweep_tokens
         fits = {}
-        for part, subset in PercentLinear().parts(cfg, store).items():
+        for part, subset in PercentLinearExperiment().parts(cfg, store).items():
             fits[f"linear, {part.name}"] = fit(cfg, "linear", "exact", l1_alpha=alpha, subset=subset)
             fits[f"linear debiased, {part.name}"] = fit(
                 cfg, "linear", "exact", l1_alpha=alpha, subset=subset, debias=True
@@ -46,17 +48,17 @@ class Experiment(base.Experiment):
             )
         return fits
 
-    def starts_from(self) -> list[base.Experiment]:
-        return [PercentLinear()]
+    def starts_from(self) -> list[Experiment]:
+        return [PercentLinearExperiment()]
 
     def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        return {"pareto": Pareto().plan(cfg, store)} if cfg.experiment.sparse_alpha == "elbow" else {}
+        return {"pareto": ParetoExperiment().plan(cfg, store)} if cfg.experiment.sparse_alpha == "elbow" else {}
 
     def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
         alpha = sparse_alpha(cfg, store)
         rows, edges_per_output = [], {}
         for label, result in done.items():
-            connector = load_connector(result.connector)
+            connector = fitted_connector(result.connector)
             per_output = (connector.output_weight() != 0).sum(0)
             edges_per_output[label] = per_output.tolist()
             name, part = label.split(", ")

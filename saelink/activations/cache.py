@@ -1,0 +1,241 @@
+"""The model's activations at the hooks that are wanted: the stage `cache`, one artifact per hook.
+
+One forward pass fills every missing hook of every wanted layer and stops after the last of them. All positions
+are kept; which of them count is decided where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from saelink.activations.tokens import SPLITS, pull_tokens, tokens_plan
+from saelink.config.schema import Config
+from saelink.errors import SaelinkError
+from saelink.model.describe import model_info
+from saelink.model.forward import load_forward
+from saelink.progress import Progress
+from saelink.runtime import device_of
+from saelink.store.artifact import Artifact
+from saelink.store.draft import Claim, Draft
+from saelink.store.files import gigabytes
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
+
+if TYPE_CHECKING:
+    import torch
+
+
+VERSION = 3
+
+SHARD_TOKENS = 32_768
+
+
+class Shard(NamedTuple):
+    """Sequences `first` to `last` (excluded) of a split, and the name of their file."""
+
+    split: str
+    first: int
+    last: int
+    name: str
+
+
+def shards_of(sequences: dict[str, int], context_size: int, splits: Iterable[str] = SPLITS) -> list[Shard]:
+    """How the sequences of each split are cut into files; the latents are cut alike."""
+    step = max(SHARD_TOKENS // context_size, 1)
+    return [
+        Shard(split, first, min(first + step, sequences[split]), f"{split}-{number:05d}.safetensors")
+        for split in splits
+        for number, first in enumerate(range(0, sequences[split], step))
+    ]
+
+
+def cache_plan(cfg: Config, store: Store, hook_name: str) -> Plan:
+    """Plan of one hook's activations; `hook_name` is a full name such as blocks.3.hook_mlp_out."""
+    info = model_info(cfg, store)
+    recipe = {"hook_name": hook_name, "model_dtype": cfg.model.dtype.name, "dtype": "bfloat16"}
+    inputs = {"model": info.artifact.key, "tokens": tokens_plan(cfg, info).key}
+    return Plan("cache", VERSION, recipe, inputs, f"{cfg.model.label} {hook_name}")
+
+
+Look = Callable[[str, "torch.Tensor"], None]
+"""Is shown the first acts [n, width] of a hook as soon as there are some; raises what makes going on pointless."""
+
+
+def cache(cfg: Config, store: Store, hook_names: Iterable[str], look: Look | None = None) -> dict[str, Artifact]:
+    """Pull the activations at `hook_names`.
+
+    Files `<split>-<number>.safetensors` with `acts` [sequences, context_size, width] in bfloat16 (its rounding
+    adds about 1e-6 to an FVU). Facts: `mean_norm`, for each position the mean l2 norm on the training split. A hook
+    with several heads is taken as wide as all of them together.
+    """
+    plans = {hook: cache_plan(cfg, store, hook) for hook in dict.fromkeys(hook_names)}
+    missing = [plan for plan in plans.values() if store.up_to_date(plan) is None]
+    if missing:
+        token_ids = pull_tokens(cfg, store)
+        with store.drafts(missing, resumable=True, shared=cfg.runtime.worker is not None) as drafts:
+            if drafts:
+                _write(cfg, store, token_ids, drafts, look)
+    found = {hook: store.find(plan) for hook, plan in plans.items()}
+    return {hook: artifact for hook, artifact in found.items() if artifact is not None}
+
+
+def _write(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft], look: Look | None) -> None:
+    """Fill all drafts shard by shard; shards that an earlier try finished are kept."""
+    info = model_info(cfg, store)
+    by_hook = {draft.plan.recipe["hook_name"]: draft for draft in drafts}
+    context = token_ids.facts["context_size"]
+    shards = {shard.name: shard for shard in shards_of(token_ids.facts["sequences"], context)}
+    wanted = [(shard, draft) for shard in shards.values() for draft in drafts if shard.name not in draft]
+    size = sum((shard.last - shard.first) * context * info.d_model * 2 for shard, _ in wanted)
+    total = sum(token_ids.facts["tokens"].values())
+    what = f"cache: {', '.join(by_hook)} of {total:,} tokens"
+    store.say(f"{what}, {gigabytes(size)} to write")
+    store.need_space(what, size)
+    unfinished = {shard.name for shard, _ in wanted}
+    done = sum((shard.last - shard.first) * context for shard in shards.values() if shard.name not in unfinished)
+    claims: dict[str, Claim] = {}
+
+    def todo() -> Iterator[Shard]:
+        for name, claim in store.claims(drafts, list(shards)):
+            claims[name] = claim
+            yield shards[name]
+
+    def save(shard: Shard, acts: dict[str, torch.Tensor]) -> None:
+        for hook, tensor in acts.items():
+            if shard.name not in by_hook[hook] and not by_hook[hook].gone:
+                by_hook[hook].save_tensors(shard.name, {"acts": tensor})
+        claims.pop(shard.name).release()
+
+    saving: Future[None] | None = None
+    with Progress("cache", total, done=done) as bar, ThreadPoolExecutor(1) as writer:
+        for shard, acts in run_model(cfg, store, token_ids, list(by_hook), todo(), bar):
+            if look is not None:
+                for hook, tensor in acts.items():
+                    look(hook, tensor.flatten(0, 1))
+                look = None
+            # The disk works on this shard while the model works on the next.
+            if saving is not None:
+                saving.result()
+            saving = writer.submit(save, shard, acts)
+        if saving is not None:
+            saving.result()
+    for draft in drafts:
+        store.finish(draft, partial(_facts, token_ids, draft), device_of(cfg))
+
+
+def run_model(
+    cfg: Config, store: Store, token_ids: Artifact, hooks: list[str], shards: Iterable[Shard], bar: Progress
+) -> Iterator[tuple[Shard, dict[str, torch.Tensor]]]:
+    """Each of the shards with the model's acts at all hooks, [sequences, context_size, width] in bfloat16."""
+    import torch
+
+    info = model_info(cfg, store)
+    device = device_of(cfg)
+    forward: Any = None
+    context = token_ids.facts["context_size"]
+    rows = max(cfg.runtime.forward_tokens // context, 1)
+    ids = {split: token_ids.tensors(f"{split}.safetensors")["ids"] for split in SPLITS}
+    for shard in shards:
+        if forward is None:  # not loaded where nothing is left to do
+            forward = load_forward(cfg, info, hooks, device)
+        acts: dict[str, torch.Tensor] = {}
+        for first in range(shard.first, shard.last, rows):
+            last = min(first + rows, shard.last)
+            batch = ids[shard.split][first:last].long().to(device)
+            with torch.inference_mode():
+                for hook, tensor in forward(batch).items():
+                    if tensor.dim() == 4:  # heads: their outputs side by side
+                        tensor = tensor.flatten(2)
+                    if tensor.shape[:2] != batch.shape or tensor.dim() != 3:
+                        raise SaelinkError(
+                            f"link: {hook} has shape {list(tensor.shape)}, not one vector for each of "
+                            f"{list(batch.shape)} tokens; it can't be explained"
+                        )
+                    if hook not in acts:
+                        size = (shard.last - shard.first, context, tensor.shape[2])
+                        acts[hook] = torch.empty(size, dtype=torch.bfloat16, pin_memory=device == "cuda")
+                    # On a GPU the copy runs beside the next batch: to pinned memory, and waited for at the shard's end.
+                    part = acts[hook][first - shard.first : last - shard.first]
+                    part.copy_(tensor.to(torch.bfloat16), non_blocking=device == "cuda")
+            bar.advance(batch.numel())
+        if device == "cuda":
+            torch.cuda.synchronize()
+        yield shard, acts
+
+
+def _facts(token_ids: Artifact, draft: Draft) -> dict[str, Any]:
+    import torch
+
+    context = token_ids.facts["context_size"]
+    shards = shards_of(token_ids.facts["sequences"], context, ["train"])
+    norms, width = [], 0
+    for shard in shards:
+        acts = draft.tensors(shard.name)["acts"]
+        norms.append(acts.float().norm(dim=-1))
+        width = acts.shape[-1]
+    return {
+        "width": width,
+        "context_size": context,
+        "sequences": token_ids.facts["sequences"],
+        **norm_facts(torch.cat(norms)),
+    }
+
+
+def norm_facts(norms: torch.Tensor) -> dict[str, Any]:
+    """Of the l2 norms [sequences, context_size] of all training acts: the mean by position, and the median."""
+    return {"mean_norm": norms.double().mean(0).tolist(), "median_norm": norms.median().item()}
+
+
+def act_shards(
+    artifact: Artifact, splits: Iterable[str] = SPLITS, skip: Container[str] = ()
+) -> Iterator[tuple[Shard, torch.Tensor]]:
+    """Each shard whose file is not in `skip`, with its acts [sequences, context_size, width] in bfloat16."""
+    for shard in shards_of(artifact.facts["sequences"], artifact.facts["context_size"], splits):
+        if shard.name not in skip:
+            yield shard, artifact.tensors(shard.name)["acts"]
+
+
+def shuffled_rows(
+    artifact: Artifact,
+    *,
+    batch: int,
+    total: int,
+    drop_positions: int,
+    max_norm: float | None,
+    seed: int,
+    shards_in_memory: int = 64,
+) -> Iterator[torch.Tensor]:
+    """Batches [batch, width] of float32 training activations, shuffled, until `total` rows are used up.
+
+    Rows whose l2 norm exceeds `max_norm` are left out.
+
+    Shards are read in a new order each pass, `shards_in_memory` of them at a time are mixed row by row, so memory
+    does not grow with the number of tokens. What does not fill a last batch goes into the next group.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    shards = shards_of(artifact.facts["sequences"], artifact.facts["context_size"], ["train"])
+    width = artifact.facts["width"]
+    left = total // batch
+    rest = torch.empty(0, width, dtype=torch.bfloat16)
+    while left > 0:
+        order = torch.randperm(len(shards), generator=generator).tolist()
+        for start in range(0, len(order), shards_in_memory):
+            pieces = [rest]
+            for number in order[start : start + shards_in_memory]:
+                rows = artifact.tensors(shards[number].name)["acts"][:, drop_positions:].reshape(-1, width)
+                pieces.append(rows if max_norm is None else rows[rows.float().norm(dim=1) <= max_norm])
+            pool = torch.cat(pieces)
+            del pieces
+            shuffle = torch.randperm(len(pool), generator=generator)
+            full = len(pool) // batch * batch
+            for at in range(0, full, batch):
+                if left == 0:
+                    return
+                left -= 1
+                yield pool[shuffle[at : at + batch]].float()
+            rest = pool[shuffle[full:]]

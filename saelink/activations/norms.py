@@ -1,0 +1,116 @@
+"""How large the activations are: the stage `norms`, a table of mean norms by layer and hook.
+
+It runs the model over the first training sequences and keeps nothing but the norms, so that comparing layers
+(normalise=post) does not need them cached.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saelink.activations.tokens import pull_tokens, tokens_plan
+from saelink.config.schema import Config
+from saelink.errors import SaelinkError
+from saelink.model.describe import model_info
+from saelink.model.load import load_bridge
+from saelink.progress import Progress
+from saelink.runtime import device_of
+from saelink.store.artifact import Artifact
+from saelink.store.draft import Draft
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
+
+VERSION = 1
+
+HOOKS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+
+NORM_TOKENS = 16_384
+"""Training tokens that the norms are averaged over."""
+
+
+def _hooks(cfg: Config) -> list[str]:
+    """The hooks of a block that are measured: those of the residual stream, and the link's target."""
+    return list(dict.fromkeys([*HOOKS, cfg.link.target]))
+
+
+def norms_plan(cfg: Config, store: Store) -> Plan:
+    """Plan of the norms of all layers."""
+    info = model_info(cfg, store)
+    recipe = {
+        "hooks": _hooks(cfg),
+        "tokens": NORM_TOKENS,
+        "drop_positions": cfg.data.drop_positions,
+        "model_dtype": cfg.model.dtype.name,
+    }
+    inputs = {"model": info.artifact.key, "tokens": tokens_plan(cfg, info).key}
+    return Plan("norms", VERSION, recipe, inputs, f"{cfg.model.label}, all layers")
+
+
+def norms(cfg: Config, store: Store) -> Artifact:
+    """Pull the norms.
+
+    File `norms.json`: for every layer and hook of the block that the model has, and the link's target, the mean and
+    the median l2 norm over the positions that count of the first 16,384 training tokens.
+    """
+    plan = norms_plan(cfg, store)
+    found = store.up_to_date(plan)
+    if found is not None:
+        return found
+    token_ids = pull_tokens(cfg, store)
+    return store.build(plan, lambda draft: _norms(cfg, store, token_ids, draft), device_of(cfg))
+
+
+def _norms(cfg: Config, store: Store, token_ids: Artifact, draft: Draft) -> dict[str, Any]:
+    import torch
+
+    info = model_info(cfg, store)
+    device = device_of(cfg)
+    bridge = load_bridge(cfg, info, device)
+    hooks = [f"blocks.{layer}.{name}" for layer in range(info.n_layers) for name in _hooks(cfg)]
+    hooks = [hook for hook in hooks if hook in info.hooks]
+    context = token_ids.facts["context_size"]
+    ids = token_ids.tensors("train.safetensors")["ids"][: max(NORM_TOKENS // context, 1)].long()
+    rows = max(cfg.runtime.forward_tokens // context, 1)
+    drop = cfg.data.drop_positions
+    seen: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
+
+    def keeper(name: str) -> Any:  # by our name: some of the model's hooks go by several
+        def keep(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+            seen[name].append(acts[:, drop:].flatten(2).float().norm(dim=-1).flatten().cpu())
+            return acts
+
+        return keep
+
+    with Progress("norms", ids.numel()) as bar, torch.inference_mode():
+        for batch in ids.split(rows):
+            bridge.run_with_hooks(
+                batch.to(device), fwd_hooks=[(hook, keeper(hook)) for hook in hooks], stop_at_layer=info.n_layers
+            )
+            bar.advance(batch.numel())
+    table = [
+        {
+            "layer": int(hook.split(".")[1]),
+            "hook": hook.split(".", 2)[2],
+            "mean_norm": torch.cat(parts).double().mean().item(),
+            "median_norm": torch.cat(parts).median().item(),
+        }
+        for hook, parts in seen.items()
+        if parts
+    ]
+    draft.save_json("norms.json", table)
+    return {"tokens": ids.numel()}
+
+
+def c_post(cfg: Config, store: Store, hook_name: str) -> float:
+    """The post's c_L of a hook: (its mean norm / the smallest over normalise_layers at the same hook)^2.
+
+    Raises SaelinkError for a layer that the model lacks.
+    """
+    _, layer, name = hook_name.split(".", 2)
+    by_layer = {row["layer"]: row["mean_norm"] for row in norms(cfg, store).json("norms.json") if row["hook"] == name}
+    if not cfg.normalise_layers or not set(cfg.normalise_layers) <= set(by_layer):
+        raise SaelinkError(
+            f"normalise_layers={cfg.normalise_layers}: name at least one layer whose {name} is compared, such as "
+            f"[1,3]; the model has layers {min(by_layer)} to {max(by_layer)}"
+        )
+    return (by_layer[int(layer)] / min(by_layer[other] for other in cfg.normalise_layers)) ** 2

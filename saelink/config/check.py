@@ -1,0 +1,121 @@
+"""Values that are out of range whatever model and data they meet."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from saelink.config.schema import Config, ExperimentConfig, ModelSource
+from saelink.errors import SaelinkError
+
+
+def l1_alphas(value: Any) -> list[float]:
+    """The penalty weights of a job: `value` is a number or a list of numbers.
+
+    Raises SaelinkError when one is not a finite number >= 0, or none is given.
+    """
+    values = value if isinstance(value, list) else [value]
+    alphas = []
+    for item in values:
+        if not is_penalty(item):
+            raise SaelinkError(f"l1_alpha={value}: {item!r} is not a number >= 0, such as 1e-3")
+        alphas.append(float(item))
+    if not alphas:
+        raise SaelinkError("l1_alpha=[] has no value: give a number or a list such as [1e-3,1e-2]")
+    return alphas
+
+
+def single(cfg: Config) -> Config:
+    """The job with its one penalty as a number. Raises SaelinkError for several."""
+    alphas = l1_alphas(cfg.l1_alpha)
+    if len(alphas) != 1:
+        raise SaelinkError(
+            f"l1_alpha={cfg.l1_alpha} has {len(alphas)} penalties: this takes one, such as l1_alpha=1e-3"
+        )
+    return replace(cfg, l1_alpha=alphas[0])
+
+
+def _at_least(minimum: float, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value >= minimum:
+            raise SaelinkError(f"{name.replace('__', '.')}={value} must be at least {minimum:g}")
+
+
+def check(cfg: Config) -> None:
+    """Raise SaelinkError for a value that is out of range whatever model and data it meets."""
+    l1_alphas(cfg.l1_alpha)
+    _at_least(0, layer=cfg.layer, data__drop_positions=cfg.data.drop_positions, seed=cfg.seed, sae__seed=cfg.sae.seed)
+    _at_least(2, data__context_size=cfg.data.context_size)
+    _at_least(1, data__max_tokens=cfg.data.max_tokens, data__max_norm_ratio=cfg.data.max_norm_ratio)
+    _at_least(1, sae__d_sae=cfg.sae.d_sae, sae__k=cfg.sae.k, sae__batch_tokens=cfg.sae.batch_tokens)
+    _at_least(1, runtime__forward_tokens=cfg.runtime.forward_tokens, runtime__threads=cfg.runtime.threads)
+    _at_least(0, eval__circuits=cfg.eval.circuits, eval__edges=cfg.eval.edges, eval__min_active=cfg.eval.min_active)
+    _at_least(1, report__top=cfg.report.top, report__per_size=cfg.report.per_size, report__random=cfg.report.random)
+    _at_least(0, verify__consequences=cfg.verify.consequences)
+    _at_least(1, graph__logits=cfg.graph.logits)
+    for name in ("logit_share", "node_share", "edge_share"):
+        if not 0 < getattr(cfg.graph, name) <= 1:
+            raise SaelinkError(f"graph.{name}={getattr(cfg.graph, name)} must be above 0 and at most 1")
+    _at_least(1, eval__ce_tokens=cfg.eval.ce_tokens, eval__bootstrap=cfg.eval.bootstrap)
+    if not 0 <= cfg.targets.min_rate < 1:
+        raise SaelinkError(f"targets.min_rate={cfg.targets.min_rate} must be at least 0 and below 1")
+    _check_experiment(cfg.experiment)
+    if cfg.model.source is ModelSource.hub and cfg.model.file is not None:
+        raise SaelinkError(f"model.file={cfg.model.file}: only a wheel's or folder's GGUF is read, not one on the hub")
+    if not cfg.sae.epochs > 0 or not cfg.sae.lr > 0:
+        raise SaelinkError(f"sae.epochs={cfg.sae.epochs} and sae.lr={cfg.sae.lr} must be above 0")
+    if cfg.sae.k > cfg.sae.d_sae:
+        raise SaelinkError(f"sae.k={cfg.sae.k} is more than sae.d_sae={cfg.sae.d_sae}")
+    if cfg.data.drop_positions >= cfg.data.context_size:
+        raise SaelinkError(
+            f"data.drop_positions={cfg.data.drop_positions} leaves nothing of data.context_size={cfg.data.context_size}"
+        )
+    if (cfg.sae.release is None) != (cfg.sae.id is None):
+        raise SaelinkError(f"sae.release={cfg.sae.release} and sae.id={cfg.sae.id} go together: give both or neither")
+    for hook, figures in cfg.sae.published.items():
+        values = list(figures.values()) if isinstance(figures, dict) else [None]
+        numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise SaelinkError(f"sae.published.{hook}={figures}: give fvu and l0, each a number or a list by layer")
+    if not cfg.link.sources:
+        raise SaelinkError("link.sources=[] names no source hook: give at least one, such as [mlp_in]")
+
+
+def _check_experiment(settings: ExperimentConfig) -> None:
+    def fail(name: str, way_out: str) -> None:
+        raise SaelinkError(f"experiment.{name}={getattr(settings, name)}: {way_out}")
+
+    for name in ("seeds", "l1_alphas", "sae_alphas", "hidden_sizes", "noise_levels"):
+        if not getattr(settings, name):
+            fail(name, "give at least one")
+    for name in ("l1_alphas", "l1_grid", "sae_alphas", "sae_bias_alphas"):
+        if any(value < 0 for value in getattr(settings, name) or []):
+            fail(name, "penalties are numbers >= 0")
+    for name in ("d_hidden", "tokens", "sweep_tokens", "bootstrap", "noise_tokens", "outliers"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            fail(name, "must be at least 1")
+    if any(size < 1 for size in settings.hidden_sizes):
+        fail("hidden_sizes", "must be at least 1")
+    if any(level <= 0 for level in settings.noise_levels):
+        fail("noise_levels", "give numbers above 0")
+    if any(seed < 0 for seed in settings.seeds):
+        fail("seeds", "must be at least 0")
+    if set(settings.ce_at) - {"elbow", "all"}:
+        fail("ce_at", "elbow or all, or [] for none")
+    if settings.linear_by not in ("post", "energy", "variance"):
+        fail("linear_by", "one of post, energy, variance")
+    if settings.hidden_l1 not in ("as_is", "sqrt_c"):
+        fail("hidden_l1", "one of as_is, sqrt_c")
+    if settings.linear_threshold != "noise" and not is_penalty(settings.linear_threshold):
+        fail("linear_threshold", "give a number >= 0, or noise")
+    if settings.sparse_alpha != "elbow" and not is_penalty(settings.sparse_alpha):
+        fail("sparse_alpha", "give a number >= 0, or elbow")
+    if set(settings.outlier_shares) != {"first_positions", "first_delimiter", "massive"}:
+        fail("outlier_shares", "the shares are first_positions, first_delimiter and massive")
+
+
+def is_penalty(value: Any) -> bool:
+    """A finite number >= 0."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and value >= 0

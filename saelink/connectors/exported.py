@@ -1,0 +1,103 @@
+"""A fitted connector as its files hold it: `connector.safetensors` and `cfg.json`, from a folder or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from saelink.connectors import CONNECTORS
+from saelink.connectors.base import Connector
+from saelink.errors import SaelinkError
+from saelink.latents.rows import Rows
+
+WEIGHTS_FILE = "connector.safetensors"
+
+CONFIG_FILE = "cfg.json"
+
+ON_HUB = "hf://"
+
+
+def connector_of(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Connector:
+    """The connector of `cfg.json`'s content and its tensors, weights in scaled units."""
+    kind = CONNECTORS[config["connector"]["name"]]
+    settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.Settings), config["connector"]))
+    connector = kind(settings, sum(source["d"] for source in config["sources"]), tensors["target_ids"])
+    connector.load_state_dict(dict(tensors))
+    return connector.eval()
+
+
+class ExportedConnector:
+    """A connector from an exported folder, in the raw units of both SAEs."""
+
+    def __init__(self, folder: Path):
+        from safetensors.torch import load_file
+
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise SaelinkError(f"{folder}: no connector is there, {name} is missing; `saelink export` makes one")
+        try:
+            self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
+            if "${" in json.dumps(self.config["connector"]):
+                raise ValueError("its settings refer to something outside")
+            self.connector = connector_of(self.config, load_file(folder / WEIGHTS_FILE))
+            sides = self.config["sources"]
+            self.scales = torch.cat([torch.full((side["d"],), float(side["scale"])) for side in sides])
+            self.target_scale = float(self.config["target"]["scale"])
+        except Exception as error:  # whatever a broken folder makes the readers raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SaelinkError(f"{folder}: the connector can't be read ({reason})") from None
+        self.connector.requires_grad_(False)
+        parts = (folder / name for name in (CONFIG_FILE, WEIGHTS_FILE))
+        self.sha256 = hashlib.sha256(b"".join(hashlib.sha256(part.read_bytes()).digest() for part in parts)).hexdigest()
+        """Of both files."""
+
+    @property
+    def target_ids(self) -> torch.Tensor:
+        """[d_target] the target SAE's numbers of the columns."""
+        return self.connector.target_ids
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The output matrix [d_source or d_hidden, d_target], in units of the latents' scales."""
+        return self.connector.output_weight()
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """Target latents [n, d_target] from source latents [n, d_source], all sources side by side, both raw."""
+        if latents.dim() != 2 or latents.shape[1] != len(self.scales):
+            raise SaelinkError(f"latents of shape {list(latents.shape)}: give [tokens, {len(self.scales)}]")
+        scaled = latents.float() / self.scales
+        row, latent = scaled.nonzero(as_tuple=True)
+        offsets = torch.nn.functional.pad(torch.bincount(row, minlength=len(scaled)).cumsum(0), (1, 0))
+        rows = Rows(offsets, latent, scaled[row, latent], scaled.shape[1])
+        return self.connector(rows) * self.target_scale
+
+    def in_units(self, scales: torch.Tensor, target_scale: float) -> dict[str, torch.Tensor]:
+        """The weights of the same map, its latents divided by these scales [d_source] and this one instead."""
+        connector = connector_of(self.config, {name: t.clone() for name, t in self.connector.state_dict().items()})
+        with torch.no_grad():
+            connector.rescale(scales / self.scales, self.target_scale / target_scale)
+        return connector.state_dict()
+
+
+def load_connector(place: str | Path) -> ExportedConnector:
+    """A connector from an exported folder, or from hf://owner/repository[@revision].
+
+    Raises SaelinkError when there is none or it can't be read.
+    """
+    place = str(place)
+    if not place.startswith(ON_HUB):
+        return ExportedConnector(Path(place))
+    from huggingface_hub import snapshot_download
+
+    from saelink.fetch import hub_errors
+
+    name, _, revision = place.removeprefix(ON_HUB).partition("@")
+    with hub_errors("connector", name, f"{ON_HUB}{name}@<40 digits>"):
+        folder = snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
+    return ExportedConnector(Path(folder))

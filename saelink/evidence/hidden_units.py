@@ -1,0 +1,182 @@
+"""The hidden units of a connector, looked at like latents and classed: the stage `hidden`.
+
+They are looked at on the validation and test documents: unlike latents they are dense, and hundreds may fire on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from saelink.activations.cache import Shard, shards_of
+from saelink.activations.tokens import pull_tokens
+from saelink.config.schema import Config
+from saelink.connectors.base import Connector
+from saelink.evidence.edges import HIDDEN_FILE, edges, edges_plan, hidden_of
+from saelink.fit.train import fitted_connector, train
+from saelink.latents.encode import TYPICAL_NORM_RATIO
+from saelink.latents.examples import Examples, Stream, collect_examples, examples_recipe, load_examples, text_of
+from saelink.latents.link import Sides, pull_sides
+from saelink.latents.outliers import carried, outlier_places
+from saelink.latents.rows import Rows, unpack
+from saelink.latents.split import latent_shards
+from saelink.model.describe import model_info
+from saelink.model.load import load_tokenizer
+from saelink.store.artifact import Artifact
+from saelink.store.draft import Draft
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
+
+VERSION = 1
+
+HELD_OUT = ("validation", "test")
+
+CLASSED = 30
+"""Hidden units that are classed, those with the largest activations."""
+
+NEARLY_DEAD = 1e-4
+"""A unit that fires on fewer of the tokens is nearly dead."""
+
+PURE = 0.5
+"""Share that one token has to carry of a unit's activation, and of its strongest examples."""
+
+CLUSTERED = 0.75
+"""Share of the tokens that one cluster of inputs has to hold, where no token stands out."""
+
+CLASSES = ("nearly dead", "outlier", "monosemantic", "polysemantic")
+
+
+@dataclass
+class HiddenUnit:
+    """A classed hidden unit and the evidence."""
+
+    unit: int
+    kind: str
+    """One of CLASSES."""
+    largest: float
+    """Its largest activation."""
+    rate: float
+    """Share of held-out tokens it fires on."""
+    purity: float
+    """Share of its activation on its heaviest token."""
+    purity_top: float
+    """Share of its strongest examples, one a sequence, on that token."""
+    clusters: int | None
+    """Clusters of its inputs on test tokens; None for too few inputs or tokens to tell."""
+    largest_cluster: float | None
+    """Share of those tokens in the largest cluster."""
+    outlier: dict[str, float]
+    """Share of its activation on each kind of outlier place."""
+
+
+def hidden_plan(cfg: Config, store: Store) -> Plan:
+    """Plan of what a connector's hidden units fire on."""
+    plan = edges_plan(cfg, store)
+    recipe = {**examples_recipe(cfg), "outlier_shares": dict(sorted(cfg.experiment.outlier_shares.items()))}
+    return Plan("hidden", VERSION, recipe, {"edges": plan.key}, plan.about)
+
+
+def hidden(cfg: Config, store: Store) -> Artifact:
+    """Pull what the hidden units of the configured connector fire on.
+
+    Files: `examples.safetensors` as of the stage `examples`, by unit; `units.json`, the classed ones as `HiddenUnit`.
+    """
+    plan = hidden_plan(cfg, store)
+    found = store.up_to_date(plan)
+    if found is not None:
+        return found
+    said = edges(cfg, store)
+    connector = fitted_connector(train(cfg, store))
+    sides, tokens = pull_sides(cfg, store), pull_tokens(cfg, store)
+
+    def make(draft: Draft) -> dict[str, Any]:
+        stream = hidden_stream(connector, sides, 1.0)
+        stream = stream._replace(unit=_mean_active(stream, cfg.data.drop_positions))
+        facts = collect_examples(cfg, stream, tokens, draft)
+        found = Examples(**draft.tensors("examples.safetensors"))
+        units = _classed(cfg, store, stream, sides, tokens, found, facts["n_tokens"], said.json(HIDDEN_FILE))
+        draft.save_json("units.json", [asdict(unit) for unit in units])
+        return {**facts, "hook_name": "hidden units"}
+
+    return store.build(plan, make)
+
+
+def load_hidden(artifact: Artifact) -> tuple[Examples, list[HiddenUnit]]:
+    return load_examples(artifact), [HiddenUnit(**unit) for unit in artifact.json("units.json")]
+
+
+def hidden_stream(connector: Connector, sides: Sides, unit: float, splits: tuple[str, ...] = HELD_OUT) -> Stream:
+    """The hidden activations on all positions of these splits."""
+    facts = sides.target.facts
+    context = facts["context_size"]
+
+    def shards() -> Iterator[tuple[Shard, Rows]]:
+        for shard in shards_of(facts["sequences"], context, splits):
+            parts = [
+                unpack(side.tensors(shard.name), side.facts["d_sae"]).scaled(1 / scale)
+                for side, scale in zip(sides.sources, sides.scales, strict=False)
+            ]
+            yield shard, hidden_of(connector, Rows.beside(parts))
+
+    return Stream(connector.n_hidden, unit, context, facts["sequences"], shards, splits)
+
+
+def _mean_active(stream: Stream, drop: int) -> float:
+    total, n = 0.0, 0
+    for _, rows in stream.shards():
+        kept = rows.row_of % stream.context >= drop
+        total, n = total + rows.values[kept].double().sum().item(), n + int(kept.sum())
+    return total / n if n else 1.0
+
+
+def _classed(
+    cfg: Config, store: Store, stream: Stream, sides: Sides, tokens: Artifact, found: Examples, n_tokens: int,
+    said: list[dict[str, Any]],
+) -> list[HiddenUnit]:  # fmt: skip
+    test = Rows.stack([rows for shard, rows in stream.shards() if shard.split == "test"])
+    norms = torch.stack(
+        [
+            torch.cat([norm for _, _, norm in latent_shards(side, ["test"])]) / side.facts["median_norm"]
+            for side in [*sides.sources, sides.target]
+        ]
+    )
+    ids = tokens.tensors("test.safetensors")["ids"].long()
+    massive = norms.amax(0) > TYPICAL_NORM_RATIO
+    tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
+    shares = carried(test, outlier_places(ids, massive, tokenizer))
+    limits = cfg.experiment.outlier_shares
+    largest, text = found.top_value[:, 0], text_of(tokens)
+    units = []
+    for unit in largest.argsort(descending=True, stable=True)[:CLASSED].tolist():
+        rate = int(found.histogram[unit].sum()) / n_tokens
+        pure, pure_top = _purity(found, unit, text)
+        clusters = said[unit].get("clusters")
+        biggest = None
+        if clusters is not None:
+            biggest = max([cluster["tokens"] for cluster in clusters["clusters"]], default=0) / clusters["tokens"]
+        evidence = {name: share[unit].item() for name, share in shares.items()}
+        if rate < NEARLY_DEAD:
+            kind = "nearly dead"
+        elif any(evidence[name] >= limits[name] for name in evidence):
+            kind = "outlier"
+        elif min(pure, pure_top) >= PURE or (biggest is not None and biggest >= CLUSTERED):
+            kind = "monosemantic"
+        else:
+            kind = "polysemantic"
+        count = None if clusters is None else len(clusters["clusters"])
+        units.append(
+            HiddenUnit(unit, kind, largest[unit].item(), rate, pure, pure_top, count, biggest, evidence)
+        )  # fmt: skip
+    return units
+
+
+def _purity(found: Examples, unit: int, text: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Share of the heaviest token: of all activation, and of the strongest examples."""
+    places = found.top_place[unit]
+    strongest = text[places[places >= 0].numpy()]
+    top = float((strongest == int(found.token[unit, 0])).mean()) if len(strongest) else 0.0
+    return (found.token_weight[unit, 0] / found.total[unit].clamp(min=1e-30)).item(), top

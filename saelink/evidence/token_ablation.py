@@ -1,0 +1,188 @@
+"""What a latent's examples are made of, and what the latent does there: the stage `ablations`.
+
+Token ablation: the latent's contribution, activation times decoder direction, is taken away at its hook on every
+position that counts and the model runs to its end; what changes is the log-probability of each actual token. Context
+ablation: a token before the example's is left out of the text and the latent's activation on the example's own token is
+measured again; and how many of the last tokens it needs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from saelink.activations.tokens import pull_tokens
+from saelink.config.schema import Config
+from saelink.latents.examples import WIDTH, WINDOW, Examples, examples, load_examples, text_of
+from saelink.model.describe import model_info
+from saelink.model.forward import load_forward
+from saelink.model.load import load_bridge
+from saelink.progress import Progress
+from saelink.runtime import device_of
+from saelink.saes.load import pull_sae
+from saelink.store.artifact import Artifact
+from saelink.store.draft import Draft
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
+
+VERSION = 1
+
+ABLATIONS_FILE = "ablations.json"
+
+DELETED = 20
+"""Tokens before the example's that are left out in turn."""
+
+KEPT = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Numbers of last tokens, the example's own included, that the latent is measured with, the separator in front."""
+
+NEEDED = 0.5
+"""The context it needs keeps at least this share of its activation, and so do all longer ones."""
+
+SEQUENCES = 8
+"""Sequences of one pass to the logits."""
+
+
+def ablations_plan(cfg: Config, store: Store, latents: Artifact, chosen: list[int]) -> Plan:
+    """Plan of the ablations of some latents of an encode artifact."""
+    info, tokens = model_info(cfg, store), pull_tokens(cfg, store)
+    recipe = {
+        "latents": sorted(chosen),
+        "examples": cfg.report.ablated_examples,
+        "drop_positions": cfg.data.drop_positions,
+        "model_dtype": cfg.model.dtype.name,
+    }
+    inputs = {"examples": examples(cfg, store, latents, tokens).key, "model": info.artifact.key}
+    return Plan("ablations", VERSION, recipe, inputs, latents.manifest["about"])
+
+
+def ablations(cfg: Config, store: Store, latents: Artifact, chosen: list[int]) -> Artifact:
+    """Pull the ablations of the latents `chosen`, at their report.ablated_examples strongest examples.
+
+    File `ablations.json`: by latent a list with, for each example, `place`; `tokens` [WIDTH], the change of each
+    token's log-probability in nats (None outside the sequence); `context` [WIDTH], the activation without this token
+    over that with all, None where none was left out; `kept`, the same with only so many last tokens (pairs);
+    `needs`, the least number of them.
+    """
+    plan = ablations_plan(cfg, store, latents, chosen)
+    found = store.up_to_date(plan)
+    if found is not None:
+        return found
+
+    def make(draft: Draft) -> dict[str, Any]:
+        tokens = pull_tokens(cfg, store)
+        kept = load_examples(examples(cfg, store, latents, tokens))
+        jobs = _Jobs(cfg, store, latents, tokens, kept, sorted(chosen))
+        draft.save_json(ABLATIONS_FILE, jobs.run())
+        return {"hook_name": latents.facts["hook_name"], "latents": len(chosen), "examples": len(jobs.places)}
+
+    return store.build(plan, make, device_of(cfg))
+
+
+class _Jobs:
+    """All the examples of one call."""
+
+    def __init__(
+        self, cfg: Config, store: Store, latents: Artifact, tokens: Artifact, kept: Examples, chosen: list[int]
+    ):
+        self.cfg, self.store, self.hook = cfg, store, latents.facts["hook_name"]
+        self.context = latents.facts["context_size"]
+        self.device = device_of(cfg)
+        self.separator = tokens.facts["separator_id"]
+        self.text = torch.from_numpy(text_of(tokens)).long()
+        self.sae = pull_sae(cfg, store, self.hook)
+        self.places = [
+            (latent, place)
+            for latent in chosen
+            for place in kept.top_place[latent, : cfg.report.ablated_examples].tolist()
+            if place >= 0
+        ]
+
+    def run(self) -> dict[str, list[dict[str, Any]]]:
+        found: dict[str, list[dict[str, Any]]] = {}
+        with Progress("ablations", len(self.places), "examples") as bar, torch.inference_mode():
+            changes = self._token_ablation(bar)
+            forward = load_forward(self.cfg, model_info(self.cfg, self.store), [self.hook], self.device)
+            for (latent, place), change in zip(self.places, changes, strict=True):
+                context = self._context_ablation(forward, latent, place)
+                found.setdefault(str(latent), []).append({"place": place, "tokens": change, **context})
+                bar.advance(0)
+        return found
+
+    def _sequence(self, place: int, behind: int) -> torch.Tensor:
+        """The tokens of the place's sequence up to `behind` tokens behind it."""
+        begin = place // self.context * self.context
+        return self.text[begin : min(place + behind + 1, begin + self.context)]
+
+    def _token_ablation(self, bar: Progress) -> list[list[float | None]]:
+        bridge = load_bridge(self.cfg, model_info(self.cfg, self.store), self.device)
+        changes: list[list[float | None]] = []
+        for first in range(0, len(self.places), SEQUENCES):
+            part = self.places[first : first + SEQUENCES]
+            ids = _padded([self._sequence(place, WINDOW) for _, place in part], self.separator).to(self.device)
+            of = torch.tensor([latent for latent, _ in part], device=self.device)
+
+            def remove(acts: torch.Tensor, hook: Any = None, of: torch.Tensor = of) -> torch.Tensor:
+                values = self._values(acts.flatten(2).flatten(0, 1), of.repeat_interleave(acts.shape[1])).view(
+                    acts.shape[:2]
+                )
+                values[:, : self.cfg.data.drop_positions] = 0
+                direction = self.sae.W_dec.to(acts.device)[of]
+                flat = acts.flatten(2)  # heads side by side
+                units = self.sae.units(flat.flatten(0, 1))
+                factor = 1.0 if units is None else units.scale.view(*values.shape, 1)
+                return (flat - (values[..., None] * factor * direction[:, None]).to(acts.dtype)).view(acts.shape)
+
+            clean = _log_probabilities(bridge(ids), ids)
+            ablated = _log_probabilities(bridge.run_with_hooks(ids, fwd_hooks=[(self.hook, remove)]), ids)
+            difference = (ablated - clean).cpu()
+            for row, (_, place) in enumerate(part):
+                at, length = place % self.context, len(self._sequence(place, WINDOW))
+                window = range(at - WINDOW, at + WINDOW + 1)
+                changes.append([round(difference[row, i - 1].item(), 5) if 1 <= i < length else None for i in window])
+            bar.advance(len(part))
+        return changes
+
+    def _values(self, acts: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+        """[n] what latent of[i] of the SAE is on acts[i]."""
+        sae = self.sae.to(str(acts.device), acts.dtype)
+        row, latent, value = sae.encode_sparse(acts)
+        mine = latent == of[row]
+        return torch.zeros(len(acts), dtype=value.dtype, device=acts.device).index_put_((row[mine],), value[mine])
+
+    def _context_ablation(self, forward: Any, latent: int, place: int) -> dict[str, Any]:
+        whole = self._sequence(place, 0)
+        last = len(whole) - 1
+        deleted = list(range(max(last - DELETED, 1), last))
+        kept = [m for m in KEPT if m <= last]
+        separator = torch.tensor([self.separator])
+        texts = [whole, *(torch.cat([whole[:k], whole[k + 1 :]]) for k in deleted)]
+        texts += [torch.cat([separator, whole[-m:]]) for m in kept]
+        ends = torch.tensor([len(text) - 1 for text in texts])
+        acts = forward(_padded(texts, self.separator).to(self.device))[self.hook]
+        at_end = acts[torch.arange(len(texts)), ends.to(acts.device)].float()
+        values = self._values(at_end, torch.full((len(texts),), latent, device=at_end.device)).cpu()
+        base = max(values[0].item(), 1e-30)
+        shares = [round(value / base, 4) for value in values[1:].tolist()]
+        context: list[float | None] = [None] * WIDTH
+        for k, share in zip(deleted, shares, strict=False):
+            if k - last + WINDOW >= 0:
+                context[k - last + WINDOW] = share
+        pairs = list(zip(kept, shares[len(deleted) :], strict=True))
+        needs = len(whole)
+        for m, share in reversed(pairs):
+            if share < NEEDED:
+                break
+            needs = m
+        return {"context": context, "kept": pairs, "needs": needs}
+
+
+def _padded(texts: list[torch.Tensor], separator: int) -> torch.Tensor:
+    """[n, longest] the texts, filled up behind their ends, where nothing looks back from."""
+    return torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=separator)
+
+
+def _log_probabilities(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """[n, length - 1] log-probability in nats of every actual next token."""
+    logits = logits[:, :-1].float()
+    return logits.gather(2, ids[:, 1:, None]).squeeze(2) - logits.logsumexp(2)

@@ -1,0 +1,223 @@
+"""Verdicts on edges: claims against effects, with figures over all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from saelink.connectors.base import Connector
+from saelink.evidence.stability import Places
+from saelink.interventions.block import FOLDS
+from saelink.interventions.measure import Effects, choose_ablations
+from saelink.latents.rows import Rows
+from saelink.latents.split import Tokens
+from saelink.progress import Progress
+from saelink.store.artifact import Artifact
+
+FIGURES_FILE = "figures.json"
+
+NULLS_FILE = "nulls.json"
+
+VERDICTS_FILE = "edges.safetensors"
+
+VERDICTS = ("confirmed", "weaker", "no effect", "opposite", "unclear", "faint")
+
+FAINT_CLAIM = 0.01
+"""A claim below this share of the target's mean active value is not judged, and as good as none."""
+
+CONFIRMED = 0.5
+"""An effect confirms a claim that is at most twice as large."""
+
+NO_EFFECT = 0.1
+"""Below this share of the claim an effect counts as none. One above it whose sign differs between the two halves of the
+documents leaves the claim unclear."""
+
+TOPS = (1, 3, 10)
+"""Edges in multiples of the number of sources at which precision and recall are given."""
+
+MIN_ABLATED = 64
+"""Tokens that a source must have been ablated on; claims about rarer ones are unclear, their effects not counted."""
+
+RESAMPLES = 200
+
+QUANTILES = (10, 50, 90)
+"""Quantiles, in percent, of what is counted target by target and source by source."""
+
+
+class Verdicts:
+    """The verdicts of a `verify` artifact, by edge."""
+
+    def __init__(self, artifact: Artifact):
+        self.figures, self.nulls = artifact.json(FIGURES_FILE), artifact.json(NULLS_FILE)
+        tensors = artifact.tensors(VERDICTS_FILE)
+        self._places = Places(tensors["source"], tensors["target"])
+        self._claim, self._effect, self._verdict = (tensors[name] for name in ("claim", "effect", "verdict"))
+        self._missed: dict[int, list[tuple[int, float]]] = {}
+        missed = (tensors[f"missed_{name}"].tolist() for name in ("target", "source", "effect"))
+        for target, source, effect in zip(*missed, strict=True):
+            self._missed.setdefault(target, []).append((source, effect))
+
+    def of(self, source: int, target: int) -> tuple[float, float, str] | None:
+        """Claim and effect, as shares of the target's mean active value, and the verdict; None for what is no edge."""
+        place = self._places.of(source, target)
+        if place is None:
+            return None
+        return self._claim[place].item(), self._effect[place].item(), VERDICTS[int(self._verdict[place])]
+
+    def missed(self, target: int) -> list[tuple[int, float]]:
+        """Sources that have a strong effect on a target and no edge to it, with the effect; the strongest first."""
+        return self._missed.get(target, [])
+
+
+def shuffled(measured: Effects) -> Effects:
+    """Every source with the effects of another one."""
+    order = torch.randperm(len(measured.source_mean), generator=torch.Generator().manual_seed(0))
+    kept = {"mean": measured.mean[order], "folds": measured.folds[:, order], "tokens": measured.tokens[:, order]}
+    return measured._replace(**kept)
+
+
+def claims(connector: Connector, measured: Effects, test: Tokens, most: int, device: str) -> torch.Tensor:
+    """[d_source, d_target of the connector] what its predictions lose on average without each source."""
+    if len(connector.penalised()) == 1 and not connector.relu_output:
+        return connector.output_weight() * measured.source_mean[:, None]
+    chosen = choose_ablations(test.source, torch.zeros(len(test), dtype=torch.int64), most)
+    sums = torch.zeros(test.source.d, connector.d_target)
+    connector = connector.to(device)
+    with Progress("claims", len(chosen.token), "ablations") as bar, torch.inference_mode():
+        for first in range(0, len(chosen.token), 2048):
+            part = slice(first, first + 2048)
+            rows, source = test.source.select(chosen.token[part]), chosen.source[part]
+            kept = rows.indices != source[rows.row_of]
+            without = Rows(rows.offsets, rows.indices, rows.values * kept, rows.d)
+            lost = (connector(rows.to(device)) - connector(without.to(device))).cpu()
+            unique, place = source.unique_consecutive(return_inverse=True)
+            sums[unique] += torch.zeros(len(unique), lost.shape[1]).index_add_(0, place, lost)
+            bar.advance(len(source))
+    return sums / torch.bincount(chosen.source, minlength=test.source.d).clamp(min=1)[:, None]
+
+
+def judged(
+    claimed: torch.Tensor, measured: Effects, target_ids: torch.Tensor, strong: float
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Figures of a graph of claims against effects, and the verdict on each of its edges.
+
+    Both are divided by the target's mean active value, so that targets of any size count alike; targets that never
+    fire on these tokens are left out. Intervals are 1.96 standard errors over resamples of the groups of documents.
+    """
+    unit = measured.target_mean[target_ids]
+    alive = unit > 0
+    ids, unit = target_ids[alive], unit[alive]
+    claim = claimed[:, alive] / unit
+    effect = measured.mean[:, ids] / unit
+    consistent = measured.consistent()[:, ids] & (measured.tokens.sum(0) >= MIN_ABLATED)[:, None]
+    is_strong = (effect.abs() >= strong) & consistent
+    place = claim.flatten().nonzero().squeeze(1)
+    place = place[claim.flatten()[place].abs().sort(descending=True, stable=True).indices]
+    c, e = claim.flatten()[place], effect.flatten()[place]
+    ratio = e / c
+    verdict = torch.full((len(place),), VERDICTS.index("weaker"))
+    verdict[ratio >= CONFIRMED] = VERDICTS.index("confirmed")
+    verdict[ratio <= -NO_EFFECT] = VERDICTS.index("opposite")
+    verdict[ratio.abs() < NO_EFFECT] = VERDICTS.index("no effect")
+    verdict[~consistent.flatten()[place] & (ratio.abs() >= NO_EFFECT)] = VERDICTS.index("unclear")
+    enough = measured.tokens.sum(0) >= MIN_ABLATED
+    verdict[~enough[place // len(ids)]] = VERDICTS.index("unclear")
+    verdict[c.abs() < FAINT_CLAIM] = VERDICTS.index("faint")
+    missed = (is_strong & (claim.abs() < FAINT_CLAIM)).flatten().nonzero().squeeze(1)
+    missed = missed[effect.flatten()[missed].abs().sort(descending=True, stable=True).indices]
+    width = len(ids)
+    tensors = {
+        "target": ids[place % width],
+        "source": (place // width).int(),
+        "claim": c,
+        "effect": e,
+        "verdict": verdict.to(torch.uint8),
+        "missed_target": ids[missed % width],
+        "missed_source": (missed // width).int(),
+        "missed_effect": effect.flatten()[missed],
+    }
+    d_source = int(enough.sum())
+    top = strongest = place[enough[place // width]][: max(TOPS) * d_source]
+    candidates = torch.cat([top, (effect.abs() >= strong / 2).flatten().nonzero().squeeze(1)]).unique()
+    # By fold, only where it matters: the claims at the top and what is nearly strong.
+    source, target = candidates // width, ids[candidates % width]
+    folds = measured.folds[:, source, target].double() / unit[candidates % width]
+    tokens = measured.tokens[:, source].double()
+    where = torch.searchsorted(candidates, top)
+    claim_at = claim.flatten()[candidates].double()
+    figures = _figures(folds, tokens, claim_at, where, d_source, strong, torch.ones(FOLDS, dtype=torch.float64))
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(FOLDS, (RESAMPLES, FOLDS), generator=generator)
+    again = [
+        _figures(folds, tokens, claim_at, where, d_source, strong, torch.bincount(row, minlength=FOLDS).double())
+        for row in drawn
+    ]
+    result: dict[str, Any] = {}
+    for name, value in figures.items():
+        known = value == value
+        others = torch.tensor([other[name] for other in again if other[name] == other[name]], dtype=torch.float64)
+        spread = 1.96 * others.std().item() if len(others) > 1 else 0.0
+        result[name] = value if known else None
+        low, high = value - spread, value + spread
+        if not name.startswith(("slope", "rank")):  # shares end at 0 and 1
+            low, high = max(low, 0.0), min(high, 1.0)
+        result[f"{name}_low"], result[f"{name}_high"] = (low, high) if known else (None, None)
+    hits = strongest[is_strong.flatten()[strongest] & (effect.flatten()[strongest] * claim.flatten()[strongest] > 0)]
+    for name, of, n in (("target", lambda at: at % width, width), ("source", lambda at: at // width, len(claim))):
+        among = is_strong.sum(0 if name == "target" else 1)
+        right, made = (torch.bincount(of(at), minlength=n) for at in (hits, strongest))
+        for word, counted in (("recall", among), ("precision", made)):
+            share = (right[counted > 0] / counted[counted > 0]).double()
+            result |= {f"{word}_{max(TOPS)}x_by_{name}_{q}": _quantile(share, q / 100) for q in QUANTILES}
+            result[f"{word}_{max(TOPS)}x_by_{name}_n"] = len(share)
+    by_source = is_strong.sum(1).sort(descending=True).values
+    counts = torch.bincount(verdict, minlength=len(VERDICTS))
+    return {
+        "edges": len(place),
+        "strong": int(is_strong.sum()),
+        "strong_suppressive": int((is_strong & (effect < 0)).sum()),
+        "missed": len(missed),
+        "missed_suppressive": int((effect.flatten()[missed] < 0).sum()),
+        "strong_in_first_tenth_of_sources": (
+            by_source[: len(claim) // 10].sum().item() / max(by_source.sum().item(), 1)
+        ),
+        **{f"edges_{word.replace(' ', '_')}": int(count) for word, count in zip(VERDICTS, counts, strict=True)},
+        **result,
+    }, tensors
+
+
+def _quantile(share: torch.Tensor, q: float) -> float | None:
+    return share.quantile(q).item() if len(share) else None
+
+
+def _figures(
+    folds: torch.Tensor, tokens: torch.Tensor, claim: torch.Tensor, top: torch.Tensor, d_source: int, strong: float,
+    weight: torch.Tensor,
+) -> dict[str, float]:  # fmt: skip
+    """The figures with each fold of documents counted `weight` times; `top` are the claims' places, largest first.
+
+    `d_source` sources were ablated on enough tokens; the claims of the others are not among them.
+    """
+    n = (weight[:, None] * tokens).sum(0).clamp(min=1)
+    effect = (weight[:, None] * folds).sum(0) / n
+    halves = [(weight[half, None] * folds[half]).sum(0) for half in (slice(0, None, 2), slice(1, None, 2))]
+    is_strong = (effect.abs() >= strong) & ((halves[0] * halves[1]) > 0) & (tokens.sum(0) >= MIN_ABLATED)
+    figures: dict[str, float] = {}
+    for times in TOPS:
+        chosen = top[: times * d_source]
+        right = is_strong[chosen] & (effect[chosen] * claim[chosen] > 0)
+        figures[f"precision_{times}x"] = right.double().mean().item() if len(chosen) else float("nan")
+        for name, sign in (("", 0), ("_positive", 1), ("_suppressive", -1)):
+            these = is_strong if not sign else is_strong & (effect * sign > 0)
+            hit = right if not sign else right & (effect[chosen] * sign > 0)
+            figures[f"recall{name}_{times}x"] = hit.sum().item() / max(int(these.sum()), 1)
+    chosen = top[:d_source]
+    c, e = claim[chosen], effect[chosen]
+    if len(chosen) > 2:
+        figures["sign_1x"] = (c * e > 0).double().mean().item()
+        figures["slope_1x"] = ((c * e).sum() / c.square().sum()).item()
+        figures["r2_1x"] = torch.corrcoef(torch.stack([c, e]))[0, 1].square().item()
+        ranks = torch.stack([c, e]).argsort(1).argsort(1).double()
+        figures["rank_correlation_1x"] = torch.corrcoef(ranks)[0, 1].item()
+    return figures

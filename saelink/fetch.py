@@ -1,0 +1,74 @@
+"""Files from hubs and installed packages, and what goes wrong on the way as one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from saelink.errors import SaelinkError
+
+
+def wheel_folder(package: str, install: str | None, field: str) -> Path:
+    """Folder of an installed package, found without importing it."""
+    import importlib.util
+
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        how = f": install it with `{install}`" if install else ""
+        raise SaelinkError(f"{field}={package}: this Python package is not installed{how}")
+    return Path(spec.submodule_search_locations[0])
+
+
+@contextmanager
+def hub_errors(field: str, repository: str, pinned: str | None = None) -> Iterator[None]:
+    """Turn the many ways in which a hub can't be reached, or lacks something, into one line.
+
+    `pinned` is how one names a commit there, unless it is by the group's own `revision`.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        yield
+    except RepositoryNotFoundError:
+        raise SaelinkError(
+            f"{field}={repository}: the hub has no such repository, or it needs a login (HF_TOKEN)"
+        ) from None
+    except Exception as error:
+        if not of_the_network(error):
+            raise
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        pinned = pinned or f"{field.split('.')[0]}.revision=<40 digits>"
+        raise SaelinkError(
+            f"{field}={repository}: {endpoint} can't be reached or refuses this repository; check the network, or name "
+            f"a commit that was fetched before ({pinned}), a local copy or the offline default"
+        ) from None
+
+
+def of_the_network(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, comes from the hub's client or the HTTP library under it.
+
+    By the name of its package, because which HTTP library that is has changed from version to version.
+    """
+    if error is None:
+        return False
+    package = type(error).__module__.split(".")[0]
+    network = package in ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3")
+    return network or isinstance(error, ConnectionError) or of_the_network(error.__cause__ or error.__context__)
+
+
+_commits: dict[tuple[str, str | None], str] = {}
+
+
+def hub_commit(field: str, repository: str, revision: str | None) -> str:
+    """The commit of a hub repository's revision, looked up once per process."""
+    if revision is not None and len(revision) == 40:
+        return revision
+    if (repository, revision) not in _commits:
+        from huggingface_hub import HfApi
+
+        pinned = None if field == "sae.hub" else f"hf://{repository}@<40 digits>/..."
+        with hub_errors(field, repository, pinned):
+            _commits[repository, revision] = str(HfApi().model_info(repository, revision=revision).sha)
+    return _commits[repository, revision]

@@ -1,0 +1,1 @@
+"""Fitting connectors: the products of latents, the lasso, solvers, penalties, warm starts."""

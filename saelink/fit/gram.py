@@ -1,0 +1,224 @@
+"""Products of source and target latents over the training tokens: the stage `gram`.
+
+Everything a linear connector's squared error depends on, in one pass over the text; shared by every penalty and
+every choice of targets.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from saelink.config.schema import Config
+from saelink.errors import SaelinkError
+from saelink.kernels import in_parts
+from saelink.latents.link import Sides, counted_split, pull_sides
+from saelink.latents.rows import Rows
+from saelink.latents.split import Split, Tokens
+from saelink.progress import Progress
+from saelink.runtime import memory_available
+from saelink.store.artifact import Artifact
+from saelink.store.draft import Draft
+from saelink.store.files import gigabytes
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
+
+GRAM_VERSION = 1
+
+GRAM_FILE = "gram.safetensors"
+
+STEP = 131_072
+"""Tokens of one piece: all of the products are read and written once for each."""
+
+PART_TOKENS, PARTS = 2**22, 16
+"""Products of so many tokens, and no more parts than that, are summed by one worker each (runtime.worker). The order of
+the sum, and so its last bit, does not depend on how many workers there are."""
+
+
+class Gram(NamedTuple):
+    """Means over the N training tokens, float64, in the units the connector sees."""
+
+    xx: torch.Tensor
+    """[d_source, d_source]"""
+    xy: torch.Tensor
+    """[d_source, d_target]"""
+    yy: torch.Tensor
+    """[d_target] of y^2"""
+    x: torch.Tensor
+    """[d_source]"""
+    y: torch.Tensor
+    """[d_target]"""
+
+    def explain(self, target_ids: torch.Tensor) -> Gram:
+        """Only these target latents, in this order."""
+        return self._replace(xy=self.xy[:, target_ids], yy=self.yy[target_ids], y=self.y[target_ids])
+
+    def to(self, device: str) -> Gram:
+        return Gram(*(tensor.to(device) for tensor in self))
+
+    def centred(self) -> Gram:
+        """Around the means: what is left to explain beside a bias."""
+        return self._replace(
+            xx=self.xx - torch.outer(self.x, self.x),
+            xy=self.xy - torch.outer(self.x, self.y),
+            yy=self.yy - self.y.square(),
+        )
+
+
+class ProductSums(NamedTuple):
+    """The products of some tokens before they are divided by anything, float64; of xx only the upper half counts."""
+
+    n: int
+    xx: np.ndarray[Any, Any]
+    xy: np.ndarray[Any, Any]
+    yy: torch.Tensor
+    x: torch.Tensor
+    y: torch.Tensor
+
+    @staticmethod
+    def zero(d_source: int, d_target: int) -> ProductSums:
+        yy, x, y = (torch.zeros(d, dtype=torch.float64) for d in (d_target, d_source, d_target))
+        return ProductSums(0, np.zeros((d_source, d_source)), np.zeros((d_source, d_target)), yy, x, y)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        arrays = {"xx": torch.from_numpy(self.xx), "xy": torch.from_numpy(self.xy)}
+        return {"n": torch.tensor(self.n), **arrays, "yy": self.yy, "x": self.x, "y": self.y}
+
+    def plus(self, tensors: dict[str, torch.Tensor]) -> ProductSums:
+        """With another part's added, in place."""
+        self.xx.__iadd__(tensors["xx"].numpy())
+        self.xy.__iadd__(tensors["xy"].numpy())
+        for mine, theirs in ((self.yy, "yy"), (self.x, "x"), (self.y, "y")):
+            mine += tensors[theirs]
+        return self._replace(n=self.n + int(tensors["n"]))
+
+    def means(self) -> Gram:
+        upper, n = torch.from_numpy(self.xx), self.n
+        full = upper + upper.triu(1).T
+        return Gram(full / n, torch.from_numpy(self.xy) / n, self.yy / n, self.x / n, self.y / n)
+
+
+def sums_of(pieces: Iterable[Tokens], d_source: int, d_target: int, advance: Any = lambda n: None) -> ProductSums:
+    """The products of all pieces' source and target rows, accumulated in float64."""
+    from saelink.kernels.products import add_products
+
+    sums = ProductSums.zero(d_source, d_target)
+    n = 0
+    for source, target in _together(pieces):
+        order = torch.sort(source.indices, stable=True).indices
+        starts = torch.zeros(d_source + 1, dtype=torch.int64)
+        torch.cumsum(torch.bincount(source.indices, minlength=d_source), 0, out=starts[1:])
+        pairs = (order, source.row_of, *_pairs(source), starts, *_pairs(target))
+        arrays = [*(tensor.numpy() for tensor in pairs), sums.xx, sums.xy]
+        in_parts(d_source, 16, lambda first, last: add_products(first, last, *arrays))  # noqa: B023 (used at once)
+        sums.yy.add_(torch.bincount(target.indices, target.values.double().square(), minlength=d_target))
+        sums.x.add_(torch.bincount(source.indices, source.values.double(), minlength=d_source))
+        sums.y.add_(torch.bincount(target.indices, target.values.double(), minlength=d_target))
+        n += len(source)
+        advance(len(source))
+    return sums._replace(n=n)
+
+
+def gram_of(pieces: Iterable[Tokens], advance: Any = lambda n: None) -> Gram:
+    """The products of all pieces' source and target rows, as means."""
+    pieces = iter(pieces)
+    first = next(pieces)
+    return sums_of(itertools.chain([first], pieces), first.source.d, first.target.d, advance).means()
+
+
+def _together(pieces: Iterable[Tokens]) -> Iterator[tuple[Rows, Rows]]:
+    """Source and target rows of at most STEP tokens, or of one piece that is larger than that, at a time."""
+    waiting: list[Tokens] = []
+    for piece in pieces:
+        if waiting and sum(map(len, waiting)) + len(piece) > STEP:
+            together = Tokens.stack(waiting)
+            yield together.source, together.target
+            waiting = []
+        waiting.append(piece)
+    if waiting:
+        together = Tokens.stack(waiting)
+        yield together.source, together.target
+
+
+def _pairs(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return rows.offsets, rows.indices, rows.values
+
+
+def gram_plan(cfg: Config, sides: Sides) -> Plan:
+    """Plan of a link's products."""
+    recipe = {
+        "latent_scale": cfg.latent_scale.name,
+        "drop_positions": cfg.data.drop_positions,
+        "max_norm_ratio": cfg.data.max_norm_ratio,
+    }
+    inputs = {f"source{i}": source.key for i, source in enumerate(sides.sources)} | {"target": sides.target.key}
+    return Plan("gram", GRAM_VERSION, recipe, inputs, f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}")
+
+
+def need_memory(d_source: int, d_target: int, solver: str = "exact") -> None:
+    """Raise SaelinkError unless products, path and weights of that many latents fit into memory."""
+    need, free = 12 * d_source**2 + 56 * d_source * d_target, memory_available()
+    if free is not None and need > free:
+        raise SaelinkError(
+            f"solver={solver}: {d_source:,} source and {d_target:,} target latents need {gigabytes(need)} of memory, "
+            f"{gigabytes(free)} are free; use a link or an SAE with fewer latents, or solver=proximal"
+        )
+
+
+def gram(cfg: Config, store: Store, tokens: Split | None = None) -> Artifact:
+    """Pull the products of all target latents; `tokens` is the training split if it is open already."""
+    sides = pull_sides(cfg, store)
+    plan = gram_plan(cfg, sides)
+    found = store.up_to_date(plan)
+    if found is not None:
+        return found
+
+    training = tokens if tokens is not None else counted_split(cfg, sides, "train")
+    need_memory(sides.d_source, sides.d_target)
+    parts = min(PARTS, max(len(training) // PART_TOKENS, 1))
+    size = 8 * sides.d_source * (sides.d_source + sides.d_target) * (1 if parts == 1 else parts + 1)
+    what = f"gram: {sides.d_source:,} x {sides.d_target:,} latents over {len(training):,} tokens"
+    store.say(f"{what}, {gigabytes(size)} to write")
+    store.need_space(what, size)
+    with store.drafts([plan], resumable=True, shared=cfg.runtime.worker is not None) as drafts:
+        for draft in drafts:
+            return _sum_up(store, draft, training, sides, parts)
+    artifact = store.find(plan)
+    assert artifact is not None
+    return artifact
+
+
+def _sum_up(store: Store, draft: Draft, training: Split, sides: Sides, parts: int) -> Artifact:
+    """The parts' sums, each claimed and made by some worker, then their sum in their order, whoever made them."""
+    d_source, d_target = sides.d_source, sides.d_target
+    names = [f"part-{number:02d}.safetensors" for number in range(parts)]
+    alone: ProductSums | None = None
+    with Progress("gram", len(training)) as bar:
+        for name, claim in store.claims([draft], names):
+            mine = sums_of(training.part(names.index(name), parts), d_source, d_target, bar.advance)
+            if parts == 1 and not draft.shared:
+                alone = mine  # nobody else asks for it: no need to write and read it
+            else:
+                draft.save_tensors(name, mine.tensors())
+            claim.release()
+
+    def finish() -> dict[str, Any]:
+        total = alone
+        if total is None:
+            total = ProductSums.zero(d_source, d_target)
+            for name in names:
+                total = total.plus(draft.tensors(name))
+        draft.save_tensors(GRAM_FILE, total.means()._asdict())
+        draft.drop(names)
+        return {"n_tokens": len(training)}
+
+    return store.finish(draft, finish)
+
+
+def load_gram(artifact: Artifact) -> Gram:
+    """The products of a gram artifact."""
+    return Gram(**artifact.tensors(GRAM_FILE))

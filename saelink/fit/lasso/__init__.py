@@ -1,0 +1,1 @@
+"""The lasso of many columns that share their Gram matrix, each with its certificate."""

@@ -1,0 +1,127 @@
+"""The exact solver of the linear connector: least squares at l1_alpha 0, otherwise the lasso, with its certificate.
+
+Every target latent is a problem of its own. With G = X'X/N, c = X'y/N (around the means where there is a bias) and
+lam = l1_alpha * c_L / 2 it is
+
+    minimise  yy/2 - c'w + w'Gw/2 + lam |w|_1
+
+and its duality gap, which bounds how far w is from the optimum, follows from G, c and yy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from saelink.config.schema import SolverConfig
+from saelink.connectors.base import Connector
+from saelink.connectors.linear import LinearConnector
+from saelink.errors import SaelinkError
+from saelink.fit.gram import Gram
+from saelink.fit.lasso.coordinate import Lasso
+from saelink.fit.lasso.dense import DenseLasso
+from saelink.fit.solvers.base import Fit, Problem, Solver, validation_point
+
+
+@dataclass
+class ExactSettings(SolverConfig):
+    """Settings of solver=exact."""
+
+    tolerance: float = 1e-4
+    """Duality gap allowed to every target latent, as a share of its objective with all weights at zero."""
+    max_sweeps: int = 20_000
+    """Coordinate descent leaves a target latent after this many sweeps; the gap is recorded either way."""
+    positive: bool = False
+    """Only weights above zero: sources add to a target and never take away."""
+    debias: bool = False
+    """After the lasso keep the support and refit its weights by least squares; the gap is the lasso's."""
+
+
+class ExactSolver(Solver):
+    """Coordinate descent on the products of the training tokens, in float64 on the CPU."""
+
+    Settings = ExactSettings
+    seeded = False
+    uses_gram = True
+
+    def check(self, connector: type[Connector], settings: Any) -> None:
+        if connector is not LinearConnector:
+            raise SaelinkError(
+                f"solver=exact fits connector=linear only; for connector={settings.name} use adam or proximal"
+            )
+        if not self.config.tolerance > 0:
+            raise SaelinkError(f"solver.tolerance={self.config.tolerance} must be above 0")
+        if self.config.max_sweeps < 1:
+            raise SaelinkError(f"solver.max_sweeps={self.config.max_sweeps} must be at least 1")
+        if self.config.debias and self.config.positive:
+            raise SaelinkError("solver.debias=true refits by least squares, which knows no solver.positive=true")
+
+    def tokens(self, n_training: int) -> int:
+        return n_training
+
+    def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
+        assert isinstance(connector, LinearConnector)
+        if self.config.positive and not problem.l1_alpha:
+            raise SaelinkError("solver.positive=true needs l1_alpha above 0; 1e-6 is next to none")
+        lam = problem.l1_alpha * problem.c / 2
+        lasso, products = self.problem(connector, problem)
+        W, gaps = lasso.solve(lam, self.config.tolerance, self.config.max_sweeps)
+        value = squared_error(products, W) * connector.d_target / 2 + lam * W.abs().sum().item()
+        left = (products.xy - products.xx @ W).abs().max() / products.xy.abs().max().clamp(min=1e-300)
+        if self.config.debias and lam:
+            W = lasso.refit(W)
+        with torch.no_grad():
+            connector.W.copy_(W)
+            if connector.b is not None:
+                connector.b.copy_(products.y - products.x @ W)
+        connector.to(problem.device)
+        train_mse = squared_error(products, W)
+        n = len(problem.train)
+        point = validation_point(connector, problem, problem.validation, n, train_mse)
+        point["training_objective"] = train_mse / problem.c + problem.l1_alpha * connector.l1()
+        if not lam:  # least squares: no penalty, no dual; what is left of the gradient says how exact it is
+            point["relative_gradient"] = left.item()
+            note = f"gradient {left:.1e}"
+        else:
+            # In the units of the objective: error / c + l1_alpha |w|, averaged over the target latents.
+            point["duality_gap"] = gaps.sum().item() * 2 / problem.c / connector.d_target
+            point["relative_gap"] = gaps.sum().item() / max(value, 1e-300)
+            point["worst_gap"] = (gaps / (products.yy / 2).clamp(min=1e-300)).max().item()
+            note = f"worst gap {point['worst_gap']:.1e}"
+        advance(n, f"validation FVU {point['validation_fvu']:.3f}, {note}")
+        return Fit([point], point)
+
+    _last: ClassVar[tuple[tuple[Any, ...], Lasso, Gram] | None] = None
+    """The last problem: its next penalty down goes on where the one before ended, whatever command asks for it."""
+
+    def products(self, connector: LinearConnector, problem: Problem) -> Gram:
+        """What the squared error depends on."""
+        products = problem.gram()
+        return products.centred() if connector.b is not None else products
+
+    def variant(self, problem: Problem) -> tuple[Any, ...]:
+        """What else the products of this solver depend on."""
+        return ()
+
+    def problem(self, connector: LinearConnector, problem: Problem) -> tuple[Lasso, Gram]:
+        """The problem, and its products; where the last one was the same, with the path that was followed so far."""
+        # max_sweeps too: it can cut short a knot, which later penalties start from.
+        settings = (type(self).__module__, connector.b is not None, self.config.positive, self.config.max_sweeps)
+        name = (problem.gram_name, *settings, *self.variant(problem))
+        last = ExactSolver._last
+        if last is not None and problem.gram_name and last[0] == name:
+            return last[1:]
+        products = self.products(connector, problem)
+        kind = Lasso if problem.device == "cpu" else DenseLasso
+        products = products.to(problem.device)
+        lasso = kind(products.xx, products.xy, products.yy, self.config.positive)
+        ExactSolver._last = (name, lasso, products)
+        return lasso, products
+
+
+def squared_error(products: Gram, W: torch.Tensor) -> float:
+    """Mean over the training tokens and the target latents of the squared error."""
+    return (products.yy - 2 * (W * products.xy).sum(0) + (W * (products.xx @ W)).sum(0)).mean().item()

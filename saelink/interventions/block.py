@@ -1,0 +1,129 @@
+"""What lies between a link's SAEs, opened so that single latents can be taken out of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from saelink.activations.tokens import pull_tokens
+from saelink.config.schema import Config, DType
+from saelink.latents.link import Sides, link_of, load_split
+from saelink.latents.rows import Rows
+from saelink.model.block import Attended, Chain, load_attended, load_module
+from saelink.model.describe import model_info
+from saelink.model.forward import load_forward
+from saelink.saes.load import pull_sae
+from saelink.saes.sae import SAE
+from saelink.store.store import Store
+
+FOLDS = 10
+"""Groups of documents whose effects are kept apart, for intervals and for the two halves."""
+
+STEP = 4096
+"""Ablations of one pass."""
+
+
+def most_tokens(cfg: Config, split: str) -> int:
+    return cfg.verify.tokens if split == "test" else cfg.verify.fit_tokens
+
+
+class Block(NamedTuple):
+    """What lies between a link's SAEs, and activations it starts from."""
+
+    computation: Chain | Attended
+    source_saes: list[SAE]
+    target_sae: SAE
+    x: list[torch.Tensor]
+    """For each source hook [n, d_in], the model's own activations on the tokens that count."""
+    fold: torch.Tensor
+    """[n] the group of documents each token belongs to."""
+
+    @property
+    def side(self) -> torch.Tensor:
+        """[d_source] the source hook of each source latent, by its place."""
+        sizes = torch.tensor([sae.d_sae for sae in self.source_saes])
+        return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+
+    def active(self) -> Rows:
+        """[n, d_source] the source latents, those of several hooks side by side."""
+        return Rows.beside([encoded_with_floor(sae, x)[0] for sae, x in zip(self.source_saes, self.x, strict=True)])
+
+    def taken(
+        self, token: torch.Tensor, source: torch.Tensor, value: torch.Tensor, directions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[m, d_in] what a source latent [m] of size value [m] writes at each token [m], or in other directions."""
+        device = self.x[0].device
+        if directions is None:
+            directions = self.directions()
+        out = directions[source.to(device)] * value[:, None].to(device)
+        units = [sae.units(x[token.to(device)]) for sae, x in zip(self.source_saes, self.x, strict=True)]
+        if any(unit is not None for unit in units):
+            scale = torch.stack([out.new_ones(len(out), 1) if unit is None else unit.scale for unit in units])
+            out = out * scale[self.side[source].to(device), torch.arange(len(out), device=device)]
+        return out
+
+    def directions(self) -> torch.Tensor:
+        """[d_source, d_in] decoder directions."""
+        return torch.cat([sae.W_dec for sae in self.source_saes])
+
+    def without(self, token: torch.Tensor, source: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
+        """[m, d_out] at the target hook where `taken` [m, d_in] goes from a source [m]'s hook at each token [m]."""
+        return self.computation.without(token, self.side[source], taken)
+
+
+def open_block(cfg: Config, store: Store, sides: Sides, split: str, device: str) -> Block:
+    """A link's computation with the activations of a split's first documents, from the model run anew."""
+    info, link = model_info(cfg, store), link_of(cfg, store)
+    source_saes = [pull_sae(cfg, store, hook).to(device, torch.float32) for hook in link.sources]
+    target_sae = pull_sae(cfg, store, link.target).to(device, torch.float32)
+    text = pull_tokens(cfg, store).tensors(f"{split}.safetensors")
+    context = text["ids"].shape[1]
+    counted = load_split(cfg, sides, split).row
+    n = max(min(most_tokens(cfg, split) // context, len(text["ids"])), 1)
+    counted = counted[counted < n * context]
+    ids = text["ids"][:n].long()
+    chained = cfg.link.sources in (["mlp_in"], ["hook_resid_mid"]) and cfg.link.target == "hook_mlp_out"
+    module = load_module(cfg, info, link.sources[0], link.target, device).float() if chained else None
+    hooks: list[str] = [*link.sources, *([] if chained else [link.target])]
+    # Copies are run in float32; what they are compared with has to be, too.
+    exact = cfg if chained else replace(cfg, model=replace(cfg.model, dtype=DType.float32))
+    forward = load_forward(exact, info, hooks, device)
+    with torch.inference_mode():
+        rows = max(cfg.runtime.forward_tokens // context, 1)
+        parts = [forward(ids[i : i + rows].to(device)) for i in range(0, n, rows)]
+        place = counted.to(device)
+        acts = {hook: torch.cat([part[hook].float().flatten(0, 1) for part in parts])[place] for hook in hooks}
+    x = [acts[hook] for hook in link.sources]
+    if module is not None:
+        computation: Chain | Attended = Chain(module, x[0])
+    else:
+        computation = load_attended(cfg, info, link.sources, link.target, ids, counted, x, acts[link.target], device)
+    document = text["document"].flatten().long()[counted]
+    return Block(computation, source_saes, target_sae, x, document.unique(return_inverse=True)[1] % FOLDS)
+
+
+def encoded_with_floor(sae: SAE, x: torch.Tensor) -> tuple[Rows, torch.Tensor]:
+    """What the SAE makes of activations x, and what a value must reach to count at each token; on the CPU.
+
+    For a TopK SAE that is the middle between its k-th and its next value, so that rounding moves nothing across it.
+    """
+    parts, floors = [], []
+    for first in range(0, len(x), STEP):
+        acts = x[first : first + STEP]
+        row, latent, value = sae.encode_sparse(acts)
+        offsets = torch.nn.functional.pad(torch.bincount(row, minlength=len(acts)).cumsum(0), (1, 0))
+        parts.append(Rows(offsets, latent, value, sae.d_sae).to("cpu"))
+        floor = torch.zeros(len(acts), device=acts.device)
+        if sae.k is not None and sae.k < sae.d_sae:
+            top = sae.pre_acts(acts).topk(sae.k + 1, dim=1).values[:, -2:].clamp(min=0)
+            floor = torch.where(top[:, 0] > 0, top.mean(1), floor)
+        floors.append(floor.cpu())
+    return Rows.stack(parts), torch.cat(floors)
+
+
+def read_held(pre: torch.Tensor, by_token: torch.Tensor, by_latent: torch.Tensor) -> torch.Tensor:
+    """What counts of pre-activations, the thresholds held: at least the token's and above the latent's."""
+    enough = (pre >= by_token.to(pre.device)[:, None]) & (pre > by_latent.to(pre.device))
+    return torch.where(enough, pre, 0.0)

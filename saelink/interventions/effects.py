@@ -1,0 +1,152 @@
+"""The causal effect of every source latent on every target latent: the stage `effects`.
+
+    M_ij = mean over tokens where j is active of  f_i(x) - f_i(x - a_j d_j)
+
+with x the model's own activation at the source hook (the SAE's error stays in), a_j and d_j the latent's activation and
+decoder direction, and f the model's computation up to the target hook, norms recomputed, read by the target SAE. What
+other tokens and other source hooks hold stays as it is (see block). A
+TopK SAE is read with a threshold held at the token's own k-th value: taking the top k anew would add what one latent's
+going does to its competitors. Effects don't add up to the target's activation.
+
+`verify` judges by those on test documents. solver=causal fits to those on training documents, of which the change at
+every single ablation is kept too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from saelink.config.schema import Config
+from saelink.errors import SaelinkError
+from saelink.interventions.block import FOLDS, most_tokens, open_block
+from saelink.interventions.measure import Changes, Effects, measure_effects
+from saelink.latents.encode import encode_plan
+from saelink.latents.link import Sides, link_of, pull_sides
+from saelink.latents.rows import pack, unpack
+from saelink.model.describe import model_info
+from saelink.model.probe import BLOCK_HOOKS
+from saelink.runtime import device_of
+from saelink.store.artifact import Artifact
+from saelink.store.draft import Draft
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
+
+VERSION = 2
+
+EFFECTS_FILE = "effects.safetensors"
+
+CHANGES_FILE = "changes.safetensors"
+
+NULLS = ("permuted decoders", "random weights")
+"""Effects that no graph should find: along another latent's decoder direction, with the same activation; and of an MLP
+(or block) whose weights are in a random order, read by the same SAEs."""
+
+NULL_TOKENS = 64
+"""Tokens per source that these are measured on."""
+
+
+def measurable(cfg: Config) -> bool:
+    """Whether the effects of single edges can be measured: between hooks that are modules' own inputs and outputs."""
+    return {*cfg.link.sources, cfg.link.target} <= {"mlp_in", *BLOCK_HOOKS}
+
+
+def check_measurable(cfg: Config) -> None:
+    """Raise SaelinkError for a link between whose hooks effects can't be measured."""
+    if not measurable(cfg):
+        unknown = sorted({*cfg.link.sources, cfg.link.target} - {"mlp_in", *BLOCK_HOOKS})
+        raise SaelinkError(
+            f"link={cfg.link.name}: effects of single edges are measured between {', '.join(BLOCK_HOOKS)}; not for "
+            f"{', '.join(unknown)}"
+        )
+
+
+def nulls_of(cfg: Config) -> tuple[str, ...]:
+    """Those of NULLS that mean something for the link: where the target is the sources' sum there are no weights."""
+    adds_up = {"hook_attn_out", "hook_mlp_out"} <= set(cfg.link.sources)
+    return NULLS[:1] if adds_up else NULLS
+
+
+def effects_plan(cfg: Config, store: Store, split: str = "test", null: str | None = None) -> Plan:
+    """Plan of a link's effects on a split's documents, or of one of NULLS. Raises SaelinkError for another link."""
+    check_measurable(cfg)
+    link = link_of(cfg, store)
+    recipe = {
+        "split": split,
+        "null": null,
+        "tokens_per_source": _per_source(cfg, null),
+        "tokens": most_tokens(cfg, split),
+        "drop_positions": cfg.data.drop_positions,
+        "max_norm_ratio": cfg.data.max_norm_ratio,
+        "latent_scale": cfg.latent_scale.name,
+        "model_dtype": cfg.model.dtype.name,
+    }
+    inputs = {f"source{i}": encode_plan(cfg, store, hook).key for i, hook in enumerate(link.sources)}
+    inputs |= {"target": encode_plan(cfg, store, link.target).key, "model": model_info(cfg, store).artifact.key}
+    about = f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}, {null or split}"
+    return Plan("effects", VERSION, recipe, inputs, about)
+
+
+def _per_source(cfg: Config, null: str | None) -> int:
+    return cfg.verify.tokens_per_source if null is None else min(cfg.verify.tokens_per_source, NULL_TOKENS)
+
+
+def effects(cfg: Config, store: Store, split: str = "test", null: str | None = None) -> Artifact:
+    """Pull the effect of every source latent on every target latent, on test or train documents; or one of NULLS.
+
+    File `effects.safetensors`: see `Effects`; for train also `changes.safetensors`: see `Changes`. Raises SaelinkError
+    for a link whose hooks are not modules' own inputs and outputs.
+    """
+    for name in ("tokens_per_source", "tokens", "fit_tokens"):
+        if getattr(cfg.verify, name) < 1:
+            raise SaelinkError(f"verify.{name}={getattr(cfg.verify, name)} must be at least 1")
+    plan = effects_plan(cfg, store, split, null)
+    found = store.up_to_date(plan)
+    if found is not None:
+        return found
+    sides = pull_sides(cfg, store)
+    return store.build(plan, lambda draft: _effects(cfg, store, sides, split, null, draft), device_of(cfg))
+
+
+def load_effects(artifact: Artifact) -> Effects:
+    return Effects(**artifact.tensors(EFFECTS_FILE))
+
+
+def load_changes(artifact: Artifact) -> Changes:
+    """The changes of every single ablation; only effects on training documents have them."""
+    tensors = artifact.tensors(CHANGES_FILE)
+    d_target = len(artifact.tensors(EFFECTS_FILE)["target_mean"])
+    return Changes(unpack(tensors, d_target), tensors["token"].long(), tensors["source"].long(), tensors["value"])
+
+
+def _effects(
+    cfg: Config, store: Store, sides: Sides, split: str, null: str | None, draft: Draft
+) -> dict[str, Any]:  # fmt: skip
+    device = device_of(cfg)
+    link, size = link_of(cfg, store), FOLDS * sides.d_source * sides.d_target
+    most = max(most_tokens(cfg, split), 1)
+    what = f"effects: {' + '.join(link.sources)} -> {link.target} on at most {most:,} {split} tokens"
+    store.say(f"{what}, {6 * size / 1e9:.1f} GB of memory")
+    store.need_space("effects", 2 * size + 4 * size // FOLDS)
+    block = open_block(cfg, store, sides, split, device)
+    directions: torch.Tensor | None = None
+    if null == "permuted decoders":
+        generator = torch.Generator().manual_seed(0)
+        directions = torch.cat([s.W_dec[torch.randperm(s.d_sae, generator=generator)] for s in block.source_saes])
+    elif null == "random weights":
+        block.computation.permute()
+    with torch.inference_mode():
+        found, changes = measure_effects(block, _per_source(cfg, null), sides.scales, directions, split == "train")
+    draft.save_tensors(EFFECTS_FILE, found._asdict())
+    if changes is not None:
+        ablations = {"token": changes.token.int(), "source": changes.source.int(), "value": changes.value}
+        draft.save_tensors(CHANGES_FILE, pack(changes.rows) | ablations)
+    strong = found.mean.abs() >= cfg.verify.strong * found.target_mean
+    strong &= (found.target_mean > 0) & found.consistent()
+    return {
+        "n_tokens": len(block.fold),
+        "ablations": int(found.tokens.sum()),
+        "strong": int(strong.sum()),
+        "strong_negative": int((strong & (found.mean < 0)).sum()),
+    }

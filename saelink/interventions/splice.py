@@ -1,0 +1,180 @@
+"""Put something else in the place of a hook's activations and let the model run on: the stages `oracle` and `ce`.
+
+Everything happens on the test split, at the positions that count there; all others keep the model's own activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from saelink.activations.cache import act_shards, cache, shards_of
+from saelink.activations.tokens import pull_tokens
+from saelink.config.schema import Config
+from saelink.latents.encode import stored_units
+from saelink.latents.link import Sides, link_of, load_split
+from saelink.latents.rows import Rows, sparse_linear, unpack
+from saelink.model.describe import model_info
+from saelink.model.load import load_bridge
+from saelink.progress import Progress
+from saelink.runtime import device_of
+from saelink.saes.load import pull_sae
+from saelink.saes.sae import SAE, Units
+from saelink.store.artifact import Artifact
+from saelink.store.store import Store
+
+LOGITS_TOKENS = 2048
+"""Tokens of one pass to the logits, which are as wide as the vocabulary."""
+
+Hook = tuple[str, Callable[..., torch.Tensor]]
+
+
+class SplicedTokens(NamedTuple):
+    """The first sequences of the test split."""
+
+    ids: torch.Tensor
+    """[sequences, context_size] int64: tokens."""
+    document: torch.Tensor
+    """[sequences, context_size] int64: the document each token belongs to."""
+    counts: torch.Tensor
+    """[sequences, context_size] bool: where latents are explained."""
+
+
+def spliced_tokens(cfg: Config, store: Store, sides: Sides, limit: int | None = None) -> SplicedTokens:
+    """At most `limit` tokens of the test split, in whole sequences, at least one."""
+    tensors = pull_tokens(cfg, store).tensors("test.safetensors")
+    ids, document = tensors["ids"].long(), tensors["document"].long()
+    counts = torch.zeros(ids.numel(), dtype=torch.bool)
+    counts[load_split(cfg, sides, "test").row] = True
+    n = len(ids) if limit is None else min(max(limit // ids.shape[1], 1), len(ids))
+    return SplicedTokens(ids[:n], document[:n], counts.view(ids.shape)[:n])
+
+
+def test_latents(side: Artifact, n_sequences: int) -> Rows:
+    """All positions of the first test sequences, as the SAE gave them."""
+    context = side.facts["context_size"]
+    parts = [
+        unpack(side.tensors(shard.name), side.facts["d_sae"])
+        for shard in shards_of(side.facts["sequences"], context, ["test"])
+    ]
+    return Rows.stack(parts).select(torch.arange(n_sequences * context))
+
+
+def test_units(side: Artifact, n_sequences: int) -> Units | None:
+    """The units of all positions of the first test sequences, for an SAE that normalises what it reads."""
+    context = side.facts["context_size"]
+    parts = [stored_units(side.tensors(shard.name)) for shard in shards_of(side.facts["sequences"], context, ["test"])]
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    return Units(*(torch.cat(column) for column in zip(*known, strict=True))).select(slice(n_sequences * context))
+
+
+def decoded(sae: SAE, rows: Rows, units: Units | None, shape: torch.Size) -> torch.Tensor:
+    """[sequences, context_size, d_in]"""
+    return sae.output(sparse_linear(rows, sae.W_dec), units).view(*shape, sae.d_in)
+
+
+def put(replacement: torch.Tensor, where: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """A hook that puts `replacement` [rows, context, d_in] where `where` [rows, context] is true."""
+
+    def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+        flat = acts.flatten(2)  # heads side by side
+        return torch.where(where[..., None], replacement.to(acts.dtype), flat).view(acts.shape)
+
+    return hook
+
+
+def add(change: torch.Tensor, where: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """A hook that adds `change` where `where` is true."""
+
+    def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+        flat = acts.flatten(2)
+        return (flat + torch.where(where[..., None], change.to(acts.dtype), 0.0)).view(acts.shape)
+
+    return hook
+
+
+def next_token_losses(bridge: Any, ids: torch.Tensor, hooks: Callable[[slice], list[Hook]], bar: Progress) -> Any:
+    """Cross-entropy in nats of every actual next token, [sequences, context_size - 1], float32.
+
+    `hooks` gives what is spliced in for a slice of the sequences.
+    """
+    rows = max(LOGITS_TOKENS // ids.shape[1], 1)
+    losses = []
+    device = next(bridge.parameters()).device
+    with torch.inference_mode():
+        for first in range(0, len(ids), rows):
+            part = slice(first, first + rows)
+            batch = ids[part].to(device)
+            logits = bridge.run_with_hooks(batch, fwd_hooks=hooks(part))
+            loss = torch.nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none"
+            )
+            losses.append(loss.view(len(batch), -1).cpu())
+            bar.advance(batch.numel())
+    return torch.cat(losses)
+
+
+def mean_acts(cfg: Config, store: Store, hook: str) -> torch.Tensor:
+    """[width] mean of a hook's acts over the training tokens, without the dropped positions."""
+    total, n = torch.zeros(()), 0
+    for _, acts in act_shards(cache(cfg, store, [hook])[hook], ["train"]):
+        kept = acts[:, cfg.data.drop_positions :].flatten(0, 1).double()
+        total, n = total + kept.sum(0), n + len(kept)
+    return (total / n).float()
+
+
+class Splice:
+    """Runs the model with something else at the target hook. A context manager; `passes` is for the progress bar."""
+
+    def __init__(self, cfg: Config, store: Store, sides: Sides, test: SplicedTokens, passes: int):
+        self.hook = link_of(cfg, store).target
+        self.device = device_of(cfg)
+        self.test = test
+        self.sae = pull_sae(cfg, store, self.hook).to("cpu", torch.float32)
+        self.units = test_units(sides.target, len(test.ids))
+        self.sides = sides
+        self._bridge = load_bridge(cfg, model_info(cfg, store), self.device)
+        self._bar = Progress("ce", passes * test.ids.numel())
+
+    def __enter__(self) -> Splice:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._bar.__exit__(*problem)
+
+    def losses(self, replacement: torch.Tensor | None = None) -> torch.Tensor:
+        """Losses with `replacement` [sequences, context_size, d_in] at the counted positions, or untouched."""
+        return self._run(put, replacement)
+
+    def losses_of_change(self, change: torch.Tensor) -> torch.Tensor:
+        """Losses with `change` added to the model's own activations at the counted positions."""
+        return self._run(add, change)
+
+    def _run(self, how: Callable[..., Any], tensor: torch.Tensor | None) -> torch.Tensor:
+        def hooks(part: slice) -> list[Hook]:
+            if tensor is None:
+                return []
+            return [(self.hook, how(tensor[part].to(self.device), self.test.counts[part].to(self.device)))]
+
+        return next_token_losses(self._bridge, self.test.ids, hooks, self._bar)
+
+    def decode(self, rows: Rows) -> torch.Tensor:
+        """The target SAE's reconstruction from latents of all positions: [sequences, context_size, d_in].
+
+        An SAE that normalises what it reads decodes in the units of the model's own activations.
+        """
+        return decoded(self.sae, rows, self.units, self.test.ids.shape)
+
+    def decode_change(self, change: torch.Tensor) -> torch.Tensor:
+        """What a change of latents [tokens, d_sae], one row per position, adds to the reconstruction."""
+        moved = change @ self.sae.W_dec
+        return (moved if self.units is None else moved * self.units.scale).view(*self.test.ids.shape, self.sae.d_in)
+
+    def true_latents(self) -> Rows:
+        """The target latents of all positions, as the SAE gives them."""
+        return test_latents(self.sides.target, len(self.test.ids))

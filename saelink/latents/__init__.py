@@ -1,0 +1,1 @@
+"""Sparse latents: rows in memory and on disk, encoding, links between hooks, what latents fire on."""

@@ -1,0 +1,108 @@
+"""A link: which hooks explain which, their latents on both sides, and the targets that are explained."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from saelink.config.schema import Config, LatentScale
+from saelink.errors import SaelinkError
+from saelink.latents.encode import TYPICAL_NORM_RATIO, encode_all
+from saelink.latents.split import Split, Tokens, open_split, scale_of
+from saelink.model.describe import model_info
+from saelink.store.artifact import Artifact
+from saelink.store.store import Store
+
+
+class Link(NamedTuple):
+    """A link's hooks at one layer, by full name."""
+
+    sources: list[str]
+    target: str
+
+
+def link_of(cfg: Config, store: Store, layer: int | None = None) -> Link:
+    """The hooks of the configured link. Raises SaelinkError for a layer or hook that the model lacks."""
+    info = model_info(cfg, store)
+    layer = cfg.layer if layer is None else layer
+    return Link([info.hook(name, layer) for name in cfg.link.sources], info.hook(cfg.link.target, layer))
+
+
+class Sides(NamedTuple):
+    """The encode artifacts of a link and the scalars their latents are divided by."""
+
+    sources: list[Artifact]
+    target: Artifact
+    scales: list[float]
+    """One for each source, then the target's."""
+
+    @property
+    def d_source(self) -> int:
+        """Latents of all sources together."""
+        return sum(source.facts["d_sae"] for source in self.sources)
+
+    @property
+    def d_target(self) -> int:
+        """Latents of the target SAE, explained or not."""
+        return self.target.facts["d_sae"]
+
+    def side_of(self, source: int) -> tuple[int, int]:
+        """Which source hook a connector's source latent belongs to, and its number there."""
+        for place, side in enumerate(self.sources):
+            if source < side.facts["d_sae"]:
+                return place, source
+            source -= side.facts["d_sae"]
+        raise AssertionError(source)
+
+    def source_name(self, source: int) -> str:
+        """IF17, or with several source hooks IF0.17."""
+        place, number = self.side_of(source)
+        return f"IF{number}" if len(self.sources) == 1 else f"IF{place}.{number}"
+
+    def source_number(self, text: str, what: str) -> int:
+        """The connector's source latent of `17` or `0.17`. Raises SaelinkError, which begins with `what`, if none."""
+        place, _, number = text.rpartition(".")
+        sizes = [side.facts["d_sae"] for side in self.sources]
+        if not number.isdigit() or (place and not place.isdigit()) or (len(sizes) > 1 and not place):
+            form = "a number such as 17" if len(sizes) == 1 else "hook and number such as 0.17"
+            raise SaelinkError(f"{what}: give {form}")
+        if int(place or 0) >= len(sizes) or int(number) >= sizes[int(place or 0)]:
+            raise SaelinkError(f"{what}: there are {', '.join(f'{n:,}' for n in sizes)} source latents, from 0")
+        return sum(sizes[: int(place or 0)]) + int(number)
+
+
+def pull_sides(cfg: Config, store: Store) -> Sides:
+    """Pull the latents on both sides of the link; one forward pass gives what is missing for all of them."""
+    link = link_of(cfg, store)
+    hooks = [*link.sources, link.target]
+    found = encode_all(cfg, store, hooks)
+    sources, target = [found[hook] for hook in link.sources], found[link.target]
+    if cfg.latent_scale is LatentScale.none:
+        return Sides(sources, target, [1.0] * len(hooks))
+    return Sides(sources, target, [scale_of(side, cfg.data.drop_positions) for side in (*sources, target)])
+
+
+def counted_split(cfg: Config, sides: Sides, split: str) -> Split:
+    """One split's tokens, as the recipe says which count and in which units. Raises SaelinkError for a silent one."""
+    tokens = open_split(
+        sides.sources,
+        sides.target,
+        split,
+        scales=sides.scales,
+        drop_positions=cfg.data.drop_positions,
+        max_norm_ratio=cfg.data.max_norm_ratio,
+        typical_norm_ratio=TYPICAL_NORM_RATIO,
+    )
+    if not tokens.counts.fired.any():
+        raise SaelinkError(
+            f"data: no target latent is active on the {len(tokens):,} {split} tokens that count; use more text, or "
+            "check data.drop_positions and data.max_norm_ratio"
+        )
+    return tokens
+
+
+def load_split(cfg: Config, sides: Sides, split: str, target_ids: torch.Tensor | None = None) -> Tokens:
+    """The tokens of `split_of` in memory; all target latents, or the given."""
+    tokens = counted_split(cfg, sides, split)
+    return (tokens if target_ids is None else tokens.explain(target_ids)).whole()

@@ -1,0 +1,1 @@
+"""The language model: where its weights come from, what is known of it, its hooks."""

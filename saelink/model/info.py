@@ -1,0 +1,50 @@
+"""What is known of a model without loading it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saelink.errors import SaelinkError
+from saelink.model.probe import Place
+from saelink.store.artifact import Artifact
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model without loading it."""
+
+    artifact: Artifact
+    n_layers: int
+    d_model: int
+    context_size: int | None
+    """Longest context the model takes, in tokens; None when its config doesn't say."""
+    parallel: bool
+    """Whether attention and MLP read the same residual stream, side by side."""
+    hooks: frozenset[str]
+    places: dict[str, Place]
+    """Where in the Hugging Face model a block's hooks are, by the hook's name inside the block."""
+
+    def place(self, hook_name: str) -> Place | None:
+        """Where in the Hugging Face model `blocks.<layer>.<name>` is; None where only the bridge knows."""
+        _, layer, name = hook_name.split(".", 2)
+        place = self.places.get(name)
+        return None if place is None else place._replace(module=place.module.replace("*", layer))
+
+    def hook(self, name: str, layer: int) -> str:
+        """Full name of a link's hook at `layer`; `mlp_in` is resid_pre in parallel blocks, else resid_mid.
+
+        resid_pre goes by the name of the same tensor in the layer before, resid_post, so that both share artifacts.
+
+        Raises SaelinkError when the layer or the hook does not exist.
+        """
+        if not layer < self.n_layers:
+            raise SaelinkError(f"layer={layer}: the model has layers 0 to {self.n_layers - 1}")
+        if name == "mlp_in":
+            name = "hook_resid_pre" if self.parallel else "hook_resid_mid"
+        if name == "hook_resid_pre" and layer > 0:
+            name, layer = "hook_resid_post", layer - 1
+        full = f"blocks.{layer}.{name}"
+        if full not in self.hooks:
+            known = sorted(hook.split(".", 2)[2] for hook in self.hooks if hook.startswith(f"blocks.{layer}.hook_"))
+            raise SaelinkError(f"link: the model has no hook {full}; block hooks here: {', '.join(known)}, mlp_in")
+        return full

@@ -1,0 +1,1 @@
+"""One HTML page of what a connector found, and the same from Python."""

@@ -1,0 +1,118 @@
+"""SAELens: `cfg.json` and `sae_weights.safetensors`, as any version of it wrote them; its transcoders too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saelink.saes.formats.base import UnreadableError, without_b_dec
+from saelink.saes.sae import INPUT_NORMS, SAE
+
+if TYPE_CHECKING:
+    import torch
+
+
+CONFIG_FILE = "cfg.json"
+
+WEIGHTS_FILE = "sae_weights.safetensors"
+
+FOLDERS = [(CONFIG_FILE, WEIGHTS_FILE)]
+
+DESCRIPTIVE = ("metadata", "dtype", "device", "sae_lens_version", "sae_lens_training_version")
+
+ABOUT = (
+    "hook_name", "hook_name_out", "hook_head_index", "neuronpedia_id", "prepend_bos", "context_size", "dataset_path",
+    "model_name", "model_from_pretrained_kwargs", "norm_scaling_factor",
+)  # fmt: skip
+
+OLD_NAMES = {
+    "hook_point": "hook_name",
+    "activation_fn_str": "activation_fn",
+    "hook_point_head_index": "hook_head_index",
+}
+
+
+def read(folder: Path) -> SAE:
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / CONFIG_FILE).read_bytes())
+    return from_state(config, load_file(folder / WEIGHTS_FILE))
+
+
+def modern(config: dict[str, Any]) -> dict[str, Any]:
+    """A version 6 configuration from one of any version: flat ones become nested, TopK gets a name of its own."""
+    config = {OLD_NAMES.get(name, name): value for name, value in config.items()}
+    metadata = dict(config.get("metadata") or {})
+    flat = {name: config[name] for name in ABOUT if config.get(name) is not None and name not in metadata}
+    config["metadata"] = metadata | flat
+    arguments = config.get("activation_fn_kwargs") or {}
+    if config.get("architecture", "standard") == "standard" and config.get("activation_fn") == "topk":
+        config |= {"architecture": "topk", "k": arguments.get("k", config.get("k"))}
+    if isinstance(config.get("normalize_activations"), bool):
+        config["normalize_activations"] = "expected_average_only_in" if config["normalize_activations"] else "none"
+    return config
+
+
+def from_state(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SAE:
+    """An SAE from its configuration and weights, in float32. Raises UnreadableError for what is not supported."""
+    import torch
+
+    config = modern(config)
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    architecture = config.get("architecture", "standard")
+    parts = architecture.replace("_transcoder", "").replace("transcoder", "standard")
+    transcodes = "transcoder" in architecture
+    parts = {"skip": "standard", "jumprelu_skip": "jumprelu"}.get(parts, parts)
+    if parts not in ("standard", "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated"):
+        raise UnreadableError(
+            f"has architecture {architecture}; standard, topk, batchtopk, matryoshka_batchtopk, jumprelu, gated and "
+            "their transcoders work"
+        )
+    activation = config.get("activation_fn") or "relu"
+    if activation not in ("relu", "topk"):
+        raise UnreadableError(f"has activation {activation}; relu and topk work")
+    W_enc, W_dec, b_dec = tensors["W_enc"], tensors["W_dec"], tensors["b_dec"]
+    norm = config.get("normalize_activations") or "none"
+    scale = config["metadata"].get("norm_scaling_factor")
+    if norm == "expected_average_only_in":
+        # Training scaled its inputs by one number; what is saved has it in the weights unless the number stands beside.
+        norm = "none"
+        if scale is not None:
+            W_enc, W_dec, b_dec = W_enc * scale, W_dec / scale, b_dec / scale
+    if norm not in INPUT_NORMS:
+        raise UnreadableError(
+            f"has normalize_activations={norm}; {', '.join(INPUT_NORMS)} and expected_average_only_in work"
+        )
+    threshold = None
+    if parts == "gated":
+        # gate = x W + b_gate > 0 and magnitude = e^r (x W) + b_mag: with e^r > 0 the gate says magnitude > threshold.
+        r = tensors["r_mag"].exp()
+        shift = -without_b_dec(W_enc, torch.zeros_like(r), b_dec) if config.get("apply_b_dec_to_input", True) else 0.0
+        gate, b_enc = tensors["b_gate"] - shift, tensors["b_mag"] - shift * r
+        W_enc, threshold = W_enc * r, b_enc - gate * r
+    else:
+        b_enc = tensors["b_enc"]
+        if config.get("apply_b_dec_to_input", True) and not transcodes:
+            b_enc = without_b_dec(W_enc, b_enc, b_dec)
+    if config.get("rescale_acts_by_decoder_norm"):
+        lengths = W_dec.norm(dim=1)
+        W_enc, b_enc, W_dec = W_enc * lengths, b_enc * lengths, W_dec / lengths[:, None]
+    if parts == "jumprelu":
+        # Saved while it was trained it is a logarithm.
+        threshold = tensors["threshold"] if "threshold" in tensors else tensors["log_threshold"].exp()
+    elif parts in ("batchtopk", "matryoshka_batchtopk"):  # saved while it was trained
+        threshold = tensors["topk_threshold"].reshape(1).expand_as(b_enc).contiguous()
+    finetuned = tensors.get("scaling_factor", tensors.get("finetuning_scaling_factor"))
+    if finetuned is not None:
+        if not config.get("finetuning_scaling_factor") and not bool((finetuned == 1).all()):
+            raise UnreadableError(
+                "has a scaling_factor that its cfg.json does not speak of (finetuning_scaling_factor)"
+            )
+        W_dec = W_dec * finetuned[:, None]  # latents are read before it, the decoder sees them after
+    k = int(config["k"]) if parts == "topk" else None
+    skip = tensors["W_skip"].T.contiguous() if "skip" in architecture else None
+    about = {name: value for name, value in config["metadata"].items() if name in ABOUT and value is not None}
+    if transcodes:
+        about.setdefault("hook_name_out", "")
+    return SAE(W_enc, b_enc, W_dec, b_dec, k, threshold, norm, skip, about)

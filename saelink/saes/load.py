@@ -1,0 +1,55 @@
+"""Loading the SAE that a hook has."""
+
+from __future__ import annotations
+
+from saelink.config.schema import Config
+from saelink.errors import SaelinkError
+from saelink.fetch import hub_errors
+from saelink.saes.choice import SAEChoice, sae_choice
+from saelink.saes.formats import read_sae
+from saelink.saes.formats.base import UnreadableError
+from saelink.saes.formats.saelens import from_state
+from saelink.saes.hub import download
+from saelink.saes.sae import SAE
+from saelink.saes.training import train_sae
+from saelink.store.store import Store
+
+
+def pull_sae(cfg: Config, store: Store, hook_name: str) -> SAE:
+    """Load the SAE of a hook, training it first when it has none. Raises SaelinkError for a transcoder."""
+    choice = sae_choice(cfg, store, hook_name)
+    if choice.exists:
+        sae = load_choice(cfg, choice)
+        if sae.transcodes:
+            raise SaelinkError(
+                f"{choice.where}: that is a transcoder, which does not give back what it reads; see transcoder.path"
+            )
+        return sae
+    artifact = train_sae(cfg, store, hook_name)
+    for name in artifact.files:
+        artifact.file(name)  # compared with the manifest before it is read
+    return read_sae(artifact.path, "sae")
+
+
+def load_choice(cfg: Config, choice: SAEChoice) -> SAE:
+    """Load an SAE that exists already."""
+    if choice.release is not None:
+        return _from_release(*choice.release)
+    path = choice.path if choice.hub is None else download(choice.hub)
+    assert path is not None
+    return read_sae(path, choice.where if choice.hub is not None else f"sae.path={cfg.sae.path}")
+
+
+def _from_release(release: str, sae_id: str) -> SAE:
+    """What sae-lens loads, in our form."""
+    import warnings
+
+    import sae_lens
+
+    with hub_errors("sae.release", release), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on models that sae-lens would load
+        loaded = sae_lens.SAE.from_pretrained(release, sae_id)
+    try:
+        return from_state(loaded.cfg.to_dict(), dict(loaded.state_dict()))
+    except UnreadableError as error:
+        raise SaelinkError(f"sae.release={release} sae.id={sae_id}: the SAE {error}") from None

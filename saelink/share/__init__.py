@@ -1,0 +1,1 @@
+"""Connectors and graphs for others: folders, tables, hubs, prompt graphs."""

@@ -1,0 +1,165 @@
+"""A connector for others: a folder that loads without Hydra, its edges as tables and graphs: the stage `export`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import torch
+
+from saelink.config.schema import Config
+from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE
+from saelink.evidence.edges import HIDDEN_TENSORS_FILE, EdgeTable, edges, load_edge_table
+from saelink.evidence.evaluate import evaluate
+from saelink.evidence.names import Names, pages_of
+from saelink.fit.train import fitted_connector, train
+from saelink.store.artifact import Artifact
+from saelink.store.draft import Draft
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
+
+VERSION = 1
+
+
+def export_plan(cfg: Config, store: Store) -> Plan:
+    """Plan of a connector's export."""
+    evaluation = evaluate(cfg, store)
+    inputs = {"connector": train(cfg, store).key, "evaluation": evaluation.key, "edges": edges(cfg, store).key}
+    recipe = {
+        "model": cfg.model.name,
+        "data": cfg.data.name,
+        "pages": pages_of(cfg, store),
+    }  # the card and the tables say them
+    return Plan("export", VERSION, recipe, inputs, evaluation.manifest["about"])
+
+
+def export(cfg: Config, store: Store) -> Artifact:
+    """Pull a connector as others read it.
+
+    Files: `connector.safetensors` and `cfg.json`, all that `load_connector` needs; `README.md`, its card with the test
+    figures; `edges.csv` and `edges.parquet`, a row an edge: target, source, weight, the rise of the target's FVU on
+    test tokens without it, test tokens on which both are active, the top token of both, their pages on Neuronpedia;
+    `graph.graphml` and `graph.json` (node-link), the same as a graph. For a connector with hidden units the edges into
+    hidden units are in a file of their own.
+    """
+    plan = export_plan(cfg, store)
+    found = store.up_to_date(plan)
+    return found or store.build(plan, lambda draft: _export(cfg, store, draft))
+
+
+def _export(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
+    connector, evaluation, found = train(cfg, store), evaluate(cfg, store), edges(cfg, store)
+    config = connector.json(CONFIG_FILE)
+    draft.save_json(CONFIG_FILE, config | {"format": "saelink", "model": cfg.model.name})
+    draft.save_tensors(WEIGHTS_FILE, connector.tensors(WEIGHTS_FILE))
+    names = Names(cfg, store)
+    fitted = fitted_connector(connector)
+    count = _write_edges(draft, "edges", load_edge_table(found), names, "target", fitted.direct)
+    if fitted.n_hidden:
+        inner = load_edge_table(found, HIDDEN_TENSORS_FILE)
+        count += _write_edges(draft, "hidden_edges", inner, names, "hidden", fitted.d_source)
+    draft.save_bytes("README.md", _card(cfg, connector, evaluation).encode())
+    return {"edges": count}
+
+
+COLUMNS: list[str] = [
+    "target", "source", "weight", "fvu_rise", "both_active", "target_hook", "source_hook", "target_token",
+    "source_token", "target_page", "source_page",
+]  # fmt: skip
+
+
+def _write_edges(draft: Draft, name: str, found: EdgeTable, names: Names, target: str, direct: int) -> int:
+    """Write the edges into units of kind `target`. Inputs below `direct` are source latents, others hidden units."""
+    import datasets
+    import networkx
+
+    datasets.disable_progress_bars()
+    inputs = {
+        n: names.unit("source", n) if n < direct else names.unit("hidden", n - direct)
+        for n in found.source.unique().tolist()
+    }
+    outputs = {n: names.unit(target, n) for n in found.target_ids.tolist()}
+    of_edge = torch.repeat_interleave(found.target_ids, found.offsets.diff())
+    rows: list[dict[str, Any]] = []
+    graph = networkx.DiGraph()
+    columns = (of_edge, found.source, found.weight, found.rise, found.both)
+    for i, j, weight, rise, both in zip(*(column.tolist() for column in columns), strict=True):
+        to, of = outputs[i], inputs[j]
+        values = (
+            to.latent, of.latent, weight, None if rise != rise else rise, both, to.hook or None, of.hook or None,
+            to.token, of.token, to.page, of.page,
+        )  # fmt: skip
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+        for unit in (to, of):
+            about = {"kind": unit.kind, "latent": unit.latent, "hook": unit.hook, "token": _plain(unit.token or "")}
+            graph.add_node(unit.name, **about | ({"page": unit.page} if unit.page else {}))
+        graph.add_edge(
+            of.name, to.name, weight=weight, both_active=both, **({} if rise != rise else {"fvu_rise": rise})
+        )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    draft.save_bytes(f"{name}.csv", text.getvalue().encode("utf-8", "surrogatepass"))
+    kinds = {"weight": "float64", "fvu_rise": "float64", "target": "int64", "source": "int64", "both_active": "int64"}
+    features = datasets.Features({column: datasets.Value(kinds.get(column, "string")) for column in COLUMNS})
+    data = io.BytesIO()
+    table = {column: [row[column] for row in rows] for column in COLUMNS}
+    datasets.Dataset.from_dict(table, features=features).to_parquet(data)
+    draft.save_bytes(f"{name}.parquet", data.getvalue())
+    graph_name = "graph" if name == "edges" else f"{name}_graph"
+    draft.save_bytes(f"{graph_name}.graphml", "\n".join(networkx.generate_graphml(graph)).encode())
+    draft.save_bytes(f"{graph_name}.json", json.dumps(networkx.node_link_data(graph, edges="links")).encode())
+    return len(rows)
+
+
+def _plain(text: str) -> str:
+    """Without the characters that XML does not know."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _card(cfg: Config, connector: Artifact, evaluation: Artifact) -> str:
+    """The model card: what it maps, how well on held-out documents, how to use it."""
+    config, figures = connector.json(CONFIG_FILE), evaluation.json("metrics.json")
+    sources = ", ".join(f"`{side['hook_name']}` ({side['d']:,} latents)" for side in config["sources"])
+    target = config["target"]
+    numbers = {
+        "FVU on test documents": f"{figures['fvu']:.4f}",
+        "FVU of the median target latent": f"{figures['fvu_median_latent']:.4f}",
+        "MSE per target latent": f"{figures['mse']:.4g}",
+        "edges": f"{figures['n_edges']:,}",
+        "L1": f"{figures['l1']:.4g}",
+        "target latents explained": f"{figures['n_targets']:,} of {figures['d_target']:,}",
+        "test tokens": f"{figures['n_tokens']:,}",
+    }
+    if "relative_gap" in connector.facts:
+        numbers["duality gap, share of the objective"] = f"{connector.facts['relative_gap']:.1e}"
+    if "ce_loss_recovered" in figures:
+        numbers["cross-entropy recovered"] = f"{figures['ce_loss_recovered']:.4f}"
+    table = "\n".join(f"| {name} | {value} |" for name, value in numbers.items())
+    return f"""---
+library_name: saelink
+tags: [sparse-autoencoder, interpretability, saelink]
+---
+
+# {config["connector"]["name"]} connector, {cfg.model.label}, layer {cfg.layer}, link {cfg.link.name}
+
+Predicts the SAE latents of `{target["hook_name"]}` ({target["d"]:,}) from those of {sources} in {cfg.model.name}.
+Solver {config["solver"]["name"]}, l1_alpha {config["l1_alpha"]:g}, on {cfg.data.name}.
+
+| on held-out documents | |
+|---|---|
+{table}
+
+```python
+import saelink
+connector = saelink.load_connector("this/folder")
+predicted = connector(source_latents)   # [tokens, {sum(side["d"] for side in config["sources"]):,}] raw latents
+connector.target_ids                    # which target latents the columns are
+connector.weight                        # what the output reads, scaled units
+```
+
+`edges.csv` and `edges.parquet` hold every edge, `graph.graphml` and `graph.json` the same as a graph.
+"""

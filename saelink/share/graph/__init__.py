@@ -1,0 +1,1 @@
+"""A prompt as a graph: measured, pruned, written."""

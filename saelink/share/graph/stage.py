@@ -1,0 +1,116 @@
+"""One prompt as a graph: which tokens, source latents and target latents lead to the next token: the stage `graph`.
+
+Nodes are the prompt's tokens, the source and target latents active on it, what neither SAE nor connector explains, and
+the likeliest next tokens. A link's weight is what its source node adds to its target node:
+
+- source latent -> target latent, at the same token: what the connector's prediction loses without the source, in units
+  of the latent's activation; an error node in front of the target holds the rest (the connector's error, its bias, what
+  sources do only together), so that a target's links sum to its activation.
+- target latent -> next token: gradient x activation, the gradient that of the logit less the mean logit, through
+  everything behind the hook; an error node holds what the SAE does not rebuild, so that the links of a position sum to
+  what its activations add to first order.
+- token -> source latent, token -> next token (past the target hook): gradient x embedding.
+
+Influence and pruning are those of E. Ameisen et al., "Circuit Tracing: Revealing Computational Graphs in Language
+Models" (2025): each node's incoming weights as shares of their absolute sum, followed back from the next tokens'
+probabilities. Unlike theirs these gradients go through attention patterns and norms instead of holding them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saelink.config.schema import Config
+from saelink.errors import SaelinkError
+from saelink.evidence.names import pages_of
+from saelink.fit.train import train
+from saelink.runtime import device_of
+from saelink.share.graph.prune import influences, largest_share, without_logits
+from saelink.share.graph.trace import Tracer, prompt_ids
+from saelink.share.graph.write import INDEX_FILE, GraphWriter
+from saelink.store.artifact import Artifact
+from saelink.store.draft import Draft
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
+
+VERSION = 2
+
+
+def graph_plan(cfg: Config, store: Store) -> Plan:
+    """Plan of a prompt's graph."""
+    settings = cfg.graph
+    recipe = {
+        "prompt": settings.prompt,
+        "model": cfg.model.label,
+        "logits": settings.logits,
+        "shares": [settings.logit_share, settings.node_share, settings.edge_share],
+        "prepend_bos": cfg.data.prepend_bos,
+        "drop_positions": cfg.data.drop_positions,
+        "model_dtype": cfg.model.dtype.name,
+        "pages": pages_of(cfg, store),
+    }
+    inputs = {"connector": train(cfg, store).key}
+    return Plan("graph", VERSION, recipe, inputs, f"{cfg.model.label} layer {cfg.layer} {settings.prompt!r}")
+
+
+def graph(cfg: Config, store: Store) -> Artifact:
+    """Pull the graph of cfg.graph.prompt in the format that circuit-tracer's front end and Neuronpedia read.
+
+    Files: `<slug>.json` with metadata, nodes and links; `graph-metadata.json`, the list that circuit-tracer's server
+    wants beside it. The source latents are at `layer`, the target latents one above. Raises SaelinkError without a
+    prompt, or with one that is too long.
+    """
+    if not (cfg.graph.prompt or "").strip():
+        raise SaelinkError('graph.prompt is missing: saelink graph "The old king sat on"')
+    prompt_ids(cfg, store)  # too long a prompt is said before anything is fitted
+    plan = graph_plan(cfg, store)
+    found = store.up_to_date(plan)
+    return found or store.build(plan, lambda draft: _graph(cfg, store, draft), device_of(cfg))
+
+
+def _graph(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
+    tracer = Tracer(cfg, store)
+    trace = tracer.trace()
+    influence, _ = influences(trace)
+    so_far = largest_share(without_logits(influence), 2.0)
+    kept = largest_share(without_logits(influence), cfg.graph.node_share)
+    led = {source for target in kept if target.kind == "target" for source in trace.links[target]}
+    kept = {node: share for node, share in kept.items() if node.kind not in ("source", "source_error") or node in led}
+    tracer.embed(trace, [node for node in kept if node.kind == "source"])
+    influence, shares = influences(trace)
+    nodes = [node for node in influence if node in kept or node.kind in ("token", "logit")]
+    edges = {
+        (source, target): share * influence[target]
+        for target in nodes
+        for source, share in shares.get(target, {}).items()
+        if source in kept or source.kind == "token"
+    }
+    edges_kept = largest_share(edges, cfg.graph.edge_share)
+    leading = {source for source, _ in edges_kept}
+    edges_kept = [edge for edge in edges_kept if edge[1].kind != "source" or edge[1] in leading]
+    joined = {node for edge in edges_kept for node in edge}
+    nodes = [node for node in nodes if node in joined or node.kind in ("token", "logit")]
+    # front ends hide what is above node_threshold: the shares written are those that chose the nodes, before the links
+    # from tokens to sources raised the tokens' own
+    so_far |= {node: min(share, cfg.graph.node_share) for node, share in kept.items()}
+    found = GraphWriter(cfg, store, tracer, trace, nodes, so_far)
+    links = [
+        {"source": found.ids[source], "target": found.ids[target], "weight": trace.links[target][source]}
+        for source, target in edges_kept
+    ]
+    metadata = found.metadata()
+    document = {
+        "metadata": metadata,
+        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
+        "nodes": [found.node(node) for node in nodes],
+        "links": links,
+    }
+    draft.save_json(f"{metadata['slug']}.json", document)
+    draft.save_json(INDEX_FILE, {"graphs": [metadata]})
+    return {
+        "slug": metadata["slug"],
+        "nodes": len(nodes),
+        "links": len(links),
+        "next": [[tracer.text(token), round(p, 4)] for token, p in trace.probabilities.items()],
+        "lines": found.lines(),
+    }

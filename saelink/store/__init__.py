@@ -1,0 +1,1 @@
+"""Artifacts on disk: keys, manifests, checksums, locks, resuming. Everything stands on it."""

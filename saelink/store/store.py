@@ -1,0 +1,292 @@
+"""The artifact store: every stage's result is a folder that is whole, checked and never rebuilt.
+
+    outputs/<stage>/<key>/manifest.json     recipe, inputs, provenance, size and sha256 of every file
+    outputs/<stage>/<key>/*.safetensors     the tensors
+    outputs/<stage>/<key>.partial/          unfinished work; a resumable stage goes on from its journal
+
+`key` is a short sha256 over the stage's name and VERSION, its *recipe* (what changes the numbers) and the
+keys of its inputs. A folder gets its final name only after everything in it, manifest last, has reached the
+disk, so a folder without `.partial` is a whole artifact, whatever was killed when.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from saelink.errors import SaelinkError
+from saelink.store.artifact import MANIFEST, Artifact
+from saelink.store.draft import Claim, Draft
+from saelink.store.files import folder_bytes, gigabytes
+from saelink.store.recipe import KEY_LENGTH, Plan
+
+POLL_SECONDS = 0.2
+"""How often a process looks whether others have finished."""
+
+
+class Store:
+    """The folder that holds all artifacts; `say` prints its one-line messages."""
+
+    def __init__(self, root: str | Path, say: Callable[[str], None] = print):
+        self.root = Path(root)
+        self.say = say
+        self._said: set[str] = set()
+
+    def folder(self, plan: Plan) -> Path:
+        return self.root / plan.stage / plan.key
+
+    def find(self, plan: Plan) -> Artifact | None:
+        """The finished artifact of this plan, or None. Raises SaelinkError when its manifest is damaged."""
+        folder = self.folder(plan)
+        return Artifact(folder) if folder.exists() else None
+
+    def up_to_date(self, plan: Plan) -> Artifact | None:
+        """`find`, saying so in one line, once, when there is one."""
+        artifact = self.find(plan)
+        if artifact is not None and plan.key not in self._said:
+            self._said.add(plan.key)
+            self.say(f"{plan.stage} {plan.key}: up to date ({plan.about})")
+        return artifact
+
+    @contextmanager
+    def _lock(self, plan: Plan) -> Iterator[None]:
+        """One process at a time makes an artifact; the operating system drops a killed process's lock.
+
+        While workers are at it the lock is left to them: the one that finishes takes it.
+        """
+        said = False
+        while True:
+            with self._held(plan):
+                if not self._workers(plan):
+                    yield
+                    return
+            if not said:
+                self.say(f"{plan.stage} {plan.key}: workers are making it, waiting")
+            said = True
+            time.sleep(POLL_SECONDS)
+
+    @contextmanager
+    def _held(self, plan: Plan) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        folder = self.root / plan.stage
+        lock = FileLock(folder / f".{plan.key}.lock", mode=0o644)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:  # an OSError too, so it stands before it
+            self.say(f"{plan.stage} {plan.key}: another process is making it, waiting")
+            lock.acquire()
+        except OSError as error:
+            raise SaelinkError(
+                f"runtime.outputs={self.root}: can't be written ({error.strerror}); name a folder you own"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def drafts(self, plans: list[Plan], *, resumable: bool = False, shared: bool = False) -> Iterator[list[Draft]]:
+        """Locked drafts of those `plans` that are not finished, for one pass that fills them together.
+
+        The locks are taken in the order of the keys, so that two processes can't block each other. With `shared` other
+        workers fill the same drafts meanwhile; what is written is for `claims` to say, and `finish` ends it.
+        """
+        if shared:
+            with self._shared_drafts(plans) as drafts:
+                yield drafts
+            return
+        with ExitStack() as locks:
+            for plan in sorted(plans, key=lambda plan: plan.key):
+                locks.enter_context(self._lock(plan))
+            # Only now: another process may have finished some of them while we waited.
+            yield [Draft(plan, self._partial(plan), resumable) for plan in plans if self.find(plan) is None]
+        for plan in plans:
+            if self.find(plan) is not None:  # nobody makes it again, so nobody needs its lock
+                (self.root / plan.stage / f".{plan.key}.lock").unlink(missing_ok=True)
+
+    def _workers(self, plan: Plan) -> list[Path]:
+        """Locks of the running workers on a plan; those of dead ones are cleared away."""
+        return self._alive((self.root / plan.stage).glob(f".{plan.key}.*.worker"))
+
+    @staticmethod
+    def _alive(locks: Iterable[Path]) -> list[Path]:
+        from filelock import FileLock, Timeout
+
+        alive = []
+        for path in locks:
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                alive.append(path)
+                continue
+            path.unlink(missing_ok=True)
+            lock.release()
+        return alive
+
+    @contextmanager
+    def _shared_drafts(self, plans: list[Plan]) -> Iterator[list[Draft]]:
+        from filelock import FileLock
+
+        with ExitStack() as locks:
+            drafts = []
+            for plan in sorted(plans, key=lambda plan: plan.key):
+                with self._held(plan):
+                    if self.find(plan) is not None:
+                        continue
+                    name = f".{plan.key}.{uuid.uuid4().hex[:12]}.worker"  # containers may share host and process id
+                    lock = FileLock(self.root / plan.stage / name, mode=0o644, thread_local=False)
+                    locks.enter_context(lock)
+                    locks.callback((self.root / plan.stage / name).unlink, missing_ok=True)
+                    drafts.append(Draft(plan, self._partial(plan), resumable=True, shared=True))
+            yield drafts
+
+    def claims(self, drafts: list[Draft], names: list[str]) -> Iterator[tuple[str, Claim]]:
+        """The files that are missing in any of the drafts, each with the claim to release when it is written.
+
+        Of shared drafts a file that another worker has claimed comes only if that one dies, and the end waits for it.
+        """
+        shared = any(draft.shared for draft in drafts)
+        while True:
+            for draft in drafts:
+                draft.refresh()
+            missing = {name: [d for d in drafts if name not in d and not d.gone] for name in names}
+            missing = {name: lacking for name, lacking in missing.items() if lacking}
+            given = 0
+            for name, lacking in missing.items():
+                # One claim for all drafts, in the first of them, whichever of them lack the file.
+                claim = (lacking[0] if drafts[0].gone else drafts[0]).claim(name)
+                if claim is None:
+                    continue
+                for draft in drafts:
+                    draft.refresh()
+                if any(name not in draft and not draft.gone for draft in lacking):
+                    given += 1
+                    yield name, claim
+                else:  # finished since
+                    claim.release()
+            if not missing or not shared:
+                return
+            if not given:
+                time.sleep(POLL_SECONDS)
+
+    def commit(self, draft: Draft, facts: Mapping[str, Any], device: str = "cpu") -> Artifact:
+        """Finish a draft: manifest, rename, one line."""
+        draft.commit(self.folder(draft.plan), facts, device)
+        artifact = Artifact(self.folder(draft.plan))
+        seconds = artifact.manifest["provenance"]["seconds"]
+        self._said.add(artifact.key)
+        self.say(f"{draft.plan.stage} {draft.plan.key}: done in {seconds:.0f} s ({draft.plan.about})")
+        return artifact
+
+    def finish(self, draft: Draft, facts: Callable[[], Mapping[str, Any]], device: str = "cpu") -> Artifact:
+        """`commit`, unless another worker on a shared draft was first; only that one computes the facts."""
+        if not draft.shared:
+            return self.commit(draft, facts(), device)
+        with self._held(draft.plan):
+            found = self.find(draft.plan)
+            if found is not None:
+                return found
+            draft.refresh()
+            self._workers(draft.plan)  # clears away what dead ones left
+            return self.commit(draft, facts(), device)
+
+    def build(self, plan: Plan, make: Callable[[Draft], Mapping[str, Any]], device: str = "cpu") -> Artifact:
+        """The artifact of `plan`: found, or made by `make`, which fills the draft and returns its facts."""
+        with self.drafts([plan]) as drafts:
+            for draft in drafts:
+                return self.commit(draft, make(draft), device)
+        artifact = self.find(plan)
+        assert artifact is not None
+        return artifact
+
+    def _partial(self, plan: Plan) -> Path:
+        return self.root / plan.stage / f"{plan.key}.partial"
+
+    def need_space(self, what: str, needed: int) -> None:
+        """Say what will be written, and raise SaelinkError when the disk has no room for it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.root).free
+        if needed > free:
+            raise SaelinkError(
+                f"{what} takes {gigabytes(needed)} in {self.root} and {gigabytes(free)} are free: "
+                f"make room (`saelink ls`, `saelink gc`) or set runtime.outputs to another disk"
+            )
+
+    # ----------------------------------------------------------------------- looking after it
+
+    def artifacts(self) -> list[Artifact]:
+        """All finished artifacts, oldest first."""
+        found = [Artifact(path.parent) for path in self.root.glob(f"*/*/{MANIFEST}") if path.parent.suffix == ""]
+        return sorted(found, key=lambda artifact: ((artifact.path / MANIFEST).stat().st_mtime_ns, artifact.key))
+
+    def get(self, key: str) -> Artifact:
+        """The artifact whose key starts with `key`. Raises SaelinkError when none or several do."""
+        folders = [folder for folder in self._folders(key) if folder.suffix == ""]
+        if len(folders) != 1:
+            found = "no artifact has" if not folders else f"{len(folders)} artifacts have"
+            raise SaelinkError(f"{found} a key starting with {key!r} in {self.root}; `saelink ls` lists them")
+        return Artifact(folders[0])
+
+    def _folders(self, key: str) -> list[Path]:
+        """Finished and unfinished artifact folders whose key starts with `key`; nothing else in the store."""
+        name = re.compile(rf"{re.escape(key)}[0-9a-f]*(\.partial)?")
+        return [
+            folder
+            for folder in sorted(self.root.glob("*/*"))
+            if name.fullmatch(folder.name) and len(folder.stem) == KEY_LENGTH and folder.is_dir()
+        ]
+
+    def remove(self, key: str) -> list[Path]:
+        """Delete one artifact, finished or not. Raises SaelinkError when none, several or a busy one has the key."""
+        folders = self._folders(key)
+        if len({folder.stem for folder in folders}) != 1:
+            found = "no artifact has" if not folders else "several artifacts have"
+            raise SaelinkError(f"{found} a key starting with {key!r} in {self.root}; `saelink ls` lists them")
+        removed = [folder for folder in folders if self._delete(folder)]
+        if not removed:
+            raise SaelinkError(f"{folders[0].stem} is being made by another process right now; try again later")
+        return removed
+
+    def collect_garbage(self) -> Iterator[tuple[Path, int]]:
+        """Delete unfinished work that no running process holds, and remains of killed removals; path and bytes.
+
+        A lock that a process left when it was killed just after its artifact was whole goes too, silently.
+        """
+        for folder in [*self.root.glob("*/.*.removed"), *self.root.glob("*/*.partial")]:
+            size = folder_bytes(folder)
+            if self._delete(folder):
+                yield folder, size
+        self._alive(self.root.glob("*/.*.worker"))
+        for lock in self.root.glob("*/.*.lock"):
+            if (lock.with_name(lock.stem[1:]) / MANIFEST).exists():  # whole: nobody takes its lock again
+                lock.unlink(missing_ok=True)
+
+    def _delete(self, folder: Path) -> bool:
+        """Delete a folder under its lock, by rename first, so that a killed removal leaves no half artifact."""
+        from filelock import FileLock, Timeout
+
+        path = folder.with_name(f".{folder.stem}.lock")
+        lock = FileLock(path, mode=0o644)
+        try:
+            with lock.acquire(timeout=0):
+                if self._alive(folder.parent.glob(f".{folder.stem}.*.worker")):
+                    return False
+                doomed = folder
+                if folder.suffix != ".removed":
+                    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.removed")
+                    folder.rename(doomed)
+                shutil.rmtree(doomed)
+                path.unlink(missing_ok=True)
+        except Timeout:
+            return False
+        return True

@@ -1,0 +1,1 @@
+"""Every table and card that is printed; nothing else prints."""

@@ -1,0 +1,109 @@
+"""An evaluation as tables: figures, cross-entropies, circuits, a transcoder beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saelink.connectors.exported import CONFIG_FILE
+from saelink.evidence.transcoder import TRANSCODER_FILE
+from saelink.store.artifact import Artifact
+from saelink.store.store import Store
+
+
+def print_evaluation(store: Store, connector: Artifact, evaluation: Artifact) -> None:
+    """The table of figures and the circuits, from the artifacts alone."""
+    figures = evaluation.json("metrics.json")
+    config = connector.json(CONFIG_FILE)
+    sources = " + ".join(source["hook_name"] for source in config["sources"])
+    rows = [
+        ("connector", f"{config['connector']['name']}, l1_alpha {config['l1_alpha']:g}, by {config['solver']['name']}"),
+        ("link", f"{sources} -> {config['target']['hook_name']}"),
+        ("test tokens", f"{figures['n_tokens']:,}"),
+        ("MSE", f"{figures['mse']:.3g} per target latent (latents in units of {config['target']['scale']:.3g})"),
+        ("FVU", f"{figures['fvu']:.3f} (0 is perfect, 1 predicts the mean)"),
+        (
+            "FVU typical",
+            f"{figures['fvu_typical']:.3f} without the {1 - figures['n_tokens_typical'] / figures['n_tokens']:.1%} "
+            "of tokens with massive activations",
+        ),
+        ("FVU median", f"{figures['fvu_median_latent']:.3f} over target latents"),
+        (
+            "predicted",
+            f"{figures['fraction_predicted']:.0%} of {figures['n_targets_active']:,} target latents active there "
+            f"have FVU < .5",
+        ),
+        ("targets", f"{figures['n_targets']:,} of the SAE's {figures['d_target']:,} latents are explained"),
+        ("L1", f"{figures['l1']:.3f}"),
+        ("edges", _edges_text(figures)),
+    ]
+    if "relative_gradient" in connector.facts:
+        rows.append(("optimum", f"least squares; gradient at most {connector.facts['relative_gradient']:.0e} of X'y"))
+    if "relative_gap" in connector.facts:
+        rows.append(("gap", f"{connector.facts['relative_gap']:.1e} of the training objective, at most"))
+    if "readout_gap" in connector.facts:
+        text = f"{connector.facts['readout_gap']:.1e} of the objective, at most, given the hidden units"
+        rows.append(("gap", text))
+    if "hidden_l0" in figures:
+        rows.append(("hidden", f"{figures['hidden_l0']:.1f} units active per token, l1 {figures['hidden_l1']:.3g}"))
+    if figures.get("linear_share_median") is not None:
+        rows.append(
+            (
+                "linear",
+                f"{figures['linear_share_median']:.0%} of what is explained of the median target; "
+                f"{figures['n_targets_linear']:,} targets use no hidden unit",
+            )
+        )
+    if figures.get("dead_outputs"):
+        rows.append(("dead", f"{figures['dead_outputs']:,} target latents are never predicted above 0"))
+    store.say("")
+    for name, text in rows:
+        store.say(f"  {name:12} {text}")
+    if "ce.json" in evaluation.files:
+        _print_ce(store, evaluation.json("ce.json"), int(figures["ce_tokens"]))
+    store.say("\n  Best predicted target latents (OF) from source latents (IF), each with its top token:\n")
+    for line in evaluation.file("circuits.txt").read_text().splitlines():
+        store.say(f"  {line}")
+    store.say(f"\n  connector  {connector.path}\n  evaluation {evaluation.path}")
+
+
+CE_NAMES = {
+    "clean": "the model as it is",
+    "sae": "target SAE's reconstruction",
+    "connector": "this connector",
+    "connector_with_error": "  + the SAE's error",
+    "oracle": "oracle",
+    "oracle_with_error": "  + the SAE's error",
+    "mean": "mean ablation",
+    "zero": "zero ablation",
+}
+
+
+def _print_ce(store: Store, figures: dict[str, dict[str, float]], n_tokens: int) -> None:
+    store.say(f"\n  Cross-entropy at the target hook, {n_tokens:,} test tokens    CE    recovered (95%)")
+    for name, text in CE_NAMES.items():
+        entry = figures[name]
+        interval = f"{entry['recovered_low']:.3f} to {entry['recovered_high']:.3f}"
+        store.say(f"  {text:30} {entry['ce']:24.4f}    {entry['recovered']:.3f}  ({interval})")
+
+
+def _edges_text(figures: dict[str, Any]) -> str:
+    above = [
+        f"{count:,} above {name.removeprefix('n_edges_above_')}"
+        for name, count in figures.items()
+        if name.startswith("n_edges_above_")
+    ]
+    return f"{figures['n_edges']:,} non-zero, {', '.join(above)}"
+
+
+def print_comparison(store: Store, comparison: Artifact) -> None:
+    """The comparison as a table."""
+    table = comparison.json(TRANSCODER_FILE)
+    names = {"transcoder": "transcoder", "connector": "this connector", "sae": "target SAE's reconstruction"}
+    with_ce = "ce" in table["transcoder"]
+    store.say(
+        "\n  Beside the transcoder              FVU of acts  of latents      l0"
+        + ("      CE  recovered" if with_ce else "")
+    )
+    for name, row in table.items():
+        line = f"  {names[name]:32} {row['fvu_acts']:12.3f} {row['fvu_latents']:11.3f} {row['l0']:7.1f}"
+        store.say(line + (f" {row['ce']:7.3f}  {row['recovered']:9.3f}" if with_ce else ""))

@@ -1,0 +1,1 @@
+"""Runs and sweeps in Weights & Biases, and the tables at a sweep's end."""

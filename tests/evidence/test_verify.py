@@ -1,0 +1,318 @@
+"""Effects against one ablation at a time in the whole model, and verdicts on planted claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saelink.activations.tokens import pull_tokens
+from saelink.config.schema import Config
+from saelink.evidence.verdicts import VERDICTS, claims, judged
+from saelink.evidence.verify import verify
+from saelink.fit.train import fitted_connector, train
+from saelink.interventions.block import FOLDS
+from saelink.interventions.effects import effects, load_effects
+from saelink.interventions.measure import Effects, add_differences, choose_ablations
+from saelink.latents.link import link_of, load_split, pull_sides
+from saelink.latents.rows import Rows
+from saelink.model.block import load_module
+from saelink.model.describe import model_info
+from saelink.model.load import load_bridge
+from saelink.saes.load import pull_sae
+from saelink.store.store import Store
+
+from helpers.world import Run, World, write_sae
+
+
+def reference(cfg: Config, store: Store, source: int, targets: list[int]) -> tuple[torch.Tensor, int]:
+    """Mean effect of a source on some targets, one token at a time in the whole model, read as the stage says."""
+    sources, target_hook = link_of(cfg, store)
+    bridge = load_bridge(cfg, model_info(cfg, store), "cpu")
+    saes, sae_out = [pull_sae(cfg, store, hook) for hook in sources], pull_sae(cfg, store, target_hook)
+    side = 0
+    while source >= saes[side].d_sae:
+        source, side = source - saes[side].d_sae, side + 1
+    hook, sae_in = sources[side], saes[side]
+    ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].long()
+    total, n = torch.zeros(len(targets)), 0
+
+    def read(acts: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
+        pre = sae_out.pre_acts(acts[None])[0]
+        above = torch.zeros(sae_out.d_sae) if sae_out.threshold is None else sae_out.threshold.clamp(min=0)
+        return torch.where((pre >= floor) & (pre > above), pre, 0.0)
+
+    with torch.inference_mode():
+        for sequence in ids:
+            _, seen = bridge.run_with_cache(
+                sequence[None], names_filter=[*sources, target_hook], return_cache_object=False
+            )
+            for position in range(1, len(sequence)):
+                value = sae_in.encode(seen[hook][0, position][None])[0, source]
+                if value <= 0:
+                    continue
+                pre = sae_out.pre_acts(seen[target_hook][0, position][None])[0]
+                floor = torch.zeros(())
+                if sae_out.k is not None:
+                    best = pre.topk(sae_out.k + 1).values.clamp(min=0)
+                    floor = (best[-1] + best[-2]) / 2 if best[-2] > 0 else floor
+                found: dict[str, torch.Tensor] = {}
+
+                def hold(name: str, at: int = position, value: Any = value) -> Any:
+                    def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+                        acts = acts.clone()
+                        acts[0, at] = seen[name][0, at]  # noqa: B023 (used at once)
+                        if name == sources[side]:
+                            acts[0, at] -= value * sae_in.W_dec[source]
+                        return acts
+
+                    return hook
+
+                def keep(acts: torch.Tensor, hook: Any = None, found: Any = found) -> torch.Tensor:
+                    found["after"] = acts
+                    return acts
+
+                bridge.run_with_hooks(
+                    sequence[None], fwd_hooks=[*((name, hold(name)) for name in sources), (target_hook, keep)]
+                )
+                before, after = seen[target_hook][0, position], found["after"][0, position]
+                total += (read(before, floor) - read(after, floor))[targets]
+                n += 1
+    return total / n, n
+
+
+@pytest.mark.parametrize(
+    ("model", "architecture", "link"),
+    [
+        ("llama", "topk", "mlp"), ("neox", "topk", "mlp"), ("llama", "jumprelu", "mlp"), ("llama", "standard", "mlp"),
+        ("llama", "topk", "attn"), ("neox", "topk", "attn"), ("llama", "topk", "block"), ("neox", "topk", "block"),
+        ("llama", "topk", "resid"),
+    ],
+)  # fmt: skip
+def test_effects_are_those_of_one_ablation_at_a_time(
+    world: World, tmp_path: Path, model: str, architecture: str, link: str
+) -> None:
+    store = Store(tmp_path / "outputs", say=lambda line: None)
+    overrides = ["verify.tokens_per_source=100000", f"link={link}"]
+    if architecture != "topk":
+        for seed, hook in enumerate(("blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out")):
+            write_sae(tmp_path / "saes" / hook, seed=seed, architecture=architecture)
+        overrides.append(f"sae.path={tmp_path / 'saes'}")
+    cfg = world.config(store.root, *overrides, model=model)
+    artifact = effects(cfg, store)
+    assert effects(cfg, store).key == artifact.key
+    found = load_effects(artifact)
+    sides = pull_sides(cfg, store)
+    scale = sides.scales[-1]
+    often = load_split(cfg, sides, "test").source
+    counts = torch.bincount(often.indices, minlength=often.d)
+    sources = []
+    for first in range(0, often.d, 48):  # two of each hook, active on few tokens: each costs a pass of the model
+        order = torch.where(counts[first : first + 48] > 0, counts[first : first + 48], 10**6).argsort()
+        sources += (first + order[4:6]).tolist()
+    assert counts[sources].min() > 0
+    for source in sources:
+        expected, n = reference(cfg, store, source, list(range(48)))
+        assert n == int(found.tokens[:, source].sum())
+        assert torch.allclose(found.mean[source] * scale, expected, atol=1e-4 * scale), source
+    total = found.tokens.sum(0).clamp(min=1)
+    assert torch.allclose(found.folds.float().sum(0) / total[:, None], found.mean, atol=2e-2, rtol=1e-2)
+
+
+def test_effects_of_a_model_in_bfloat16(world: World, store: Store) -> None:
+    half = load_effects(effects(world.config(store.root, "model.dtype=bfloat16"), store)).mean
+    full = load_effects(effects(world.config(store.root), store)).mean
+    assert half.isfinite().all() and torch.corrcoef(torch.stack([half.flatten(), full.flatten()]))[0, 1] > 0.9
+
+
+def test_the_gpus_way_to_add_agrees_with_the_kernel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pre = torch.randn(50, 12, generator=generator)
+    slots = torch.tensor([0] * 10 + [3] * 25 + [4] * 15)
+    token = torch.randint(0, 20, (50,), generator=generator)
+    dense = torch.relu(torch.randn(20, 12, generator=generator))
+    place = dense.nonzero()
+    offsets = torch.nn.functional.pad(torch.bincount(place[:, 0], minlength=20).cumsum(0), (1, 0))
+    before = Rows(offsets, place[:, 1].contiguous(), dense[place[:, 0], place[:, 1]], 12)
+    floor, by_latent = torch.rand(50, generator=generator), 0.2 * torch.rand(12, generator=generator)
+    sums = torch.zeros(6, 12)
+    add_differences(pre, slots, token, before, floor, by_latent, sums)
+    kept = torch.where((pre >= floor[:, None]) & (pre > by_latent), pre, 0.0)
+    expected = torch.zeros(6, 12).index_add_(0, slots, dense[token] - kept)
+    assert torch.allclose(sums, expected, atol=1e-5)
+
+
+def test_tokens_of_a_source_are_spread() -> None:
+    generator = torch.Generator().manual_seed(1)
+    active = torch.rand(500, 6, generator=generator) < torch.tensor([0.0, 0.01, 0.1, 0.3, 0.6, 1.0])
+    place = active.nonzero()
+    offsets = torch.nn.functional.pad(torch.bincount(place[:, 0], minlength=500).cumsum(0), (1, 0))
+    rows = Rows(offsets, place[:, 1].contiguous(), torch.ones(len(place)), 6)
+    chosen = choose_ablations(rows, torch.arange(500) % FOLDS, 40)
+    for source in range(6):
+        mine = chosen.token[chosen.source == source]
+        n = int(active[:, source].sum())
+        assert len(mine) == min(n, 40) == len(mine.unique()) and active[mine, source].all()
+        if n > 200:
+            assert (torch.bincount(mine // 50, minlength=10) >= 3).all()
+    key = chosen.source * FOLDS + chosen.fold
+    assert (key.diff() >= 0).all()
+
+
+# --------------------------------------------------------------------------- verdicts
+
+
+def planted(seed: int = 0) -> tuple[torch.Tensor, Effects, torch.Tensor]:
+    """True effects of 40 sources on 30 targets: sparse, half of them negative; a little noise in every fold."""
+    generator = torch.Generator().manual_seed(seed)
+    true = torch.randn(40, 30, generator=generator) * (torch.rand(40, 30, generator=generator) < 0.1)
+    tokens = torch.full((FOLDS, 40), 20)
+    noise = 0.01 * torch.randn(FOLDS, 40, 30, generator=generator)
+    folds = (true + noise) * tokens[..., None]
+    mean = folds.sum(0) / tokens.sum(0)[:, None]
+    return (
+        true,
+        Effects(mean, folds.half(), tokens, torch.ones(40), torch.full((40,), 0.2), torch.ones(30)),
+        torch.arange(30),
+    )
+
+
+def test_the_true_graph_is_confirmed() -> None:
+    true, measured, ids = planted()
+    figures, tensors = judged(true * (true.abs() > 0.1), measured, ids, 0.1)
+    assert figures["edges_confirmed"] == figures["edges"] and figures["missed"] <= 2
+    assert figures["slope_1x"] == pytest.approx(1, abs=0.03) and figures["r2_1x"] > 0.99 and figures["sign_1x"] == 1
+    assert figures["recall_10x"] > 0.97 and figures["precision_1x"] == 1
+    assert figures["recall_positive_10x"] > 0.97 and figures["recall_suppressive_10x"] > 0.97
+    assert figures["slope_1x_low"] <= figures["slope_1x"] <= figures["slope_1x_high"]
+    assert len(tensors["target"]) == figures["edges"]
+    for name in ("precision_1x", "recall_10x", "sign_1x", "r2_1x"):
+        assert 0 <= figures[f"{name}_low"] <= figures[name] <= figures[f"{name}_high"] <= 1, name
+
+
+def test_shares_target_by_target_and_source_by_source() -> None:
+    """Two targets whose every effect is claimed, one of whose effects half are, one whose claim is wrong."""
+    effect = torch.zeros(6, 4)
+    effect[0, 0] = effect[1, 1] = effect[2, 2] = effect[3, 2] = 1.0
+    claim = effect.clone()
+    claim[3, 2], claim[4, 3] = 0.0, 1.0
+    tokens = torch.full((FOLDS, 6), 20)
+    folds = (effect * tokens[..., None]).half()
+    measured = Effects(effect, folds, tokens, torch.ones(6), torch.full((6,), 0.2), torch.ones(4))
+    figures, _ = judged(claim, measured, torch.arange(4), 0.1)
+    assert figures["recall_10x_by_target_n"] == 3 and figures["precision_10x_by_target_n"] == 4
+    recall, precision = torch.tensor([1.0, 1.0, 0.5]), torch.tensor([1.0, 1.0, 1.0, 0.0])
+    for q in (10, 50, 90):
+        assert figures[f"recall_10x_by_target_{q}"] == pytest.approx(recall.quantile(q / 100).item())
+        assert figures[f"precision_10x_by_target_{q}"] == pytest.approx(precision.quantile(q / 100).item())
+    assert figures["recall_10x_by_source_n"] == 4 and figures["recall_10x_by_source_10"] == pytest.approx(0.3)
+
+
+def test_a_graph_without_edges_claims_nothing() -> None:
+    true, measured, ids = planted()
+    figures, tensors = judged(torch.zeros_like(true), measured, ids, 0.1)
+    assert figures["edges"] == 0 and figures["precision_1x"] is None and figures["recall_1x"] == 0
+    figures, _ = judged(0.005 * torch.ones_like(true), measured, ids, 0.1)
+    assert figures["edges_faint"] == figures["edges"] == 1200 and figures["missed"] == figures["strong"]
+    assert figures["missed"] == figures["strong"] == len(tensors["missed_target"])
+
+
+def test_rare_sources_are_not_judged() -> None:
+    true, measured, ids = planted()
+    tokens = measured.tokens.clone()
+    tokens[:, 20:] = 1
+    rare = measured._replace(tokens=tokens)
+    figures, tensors = judged(true, rare, ids, 0.1)
+    unclear = tensors["verdict"] == VERDICTS.index("unclear")
+    assert (tensors["source"][unclear] >= 20).all() and unclear[tensors["source"] >= 20].all()
+    assert figures["strong"] <= int((true[:20].abs() > 0.08).sum())
+
+
+def test_each_wrong_claim_gets_its_verdict() -> None:
+    true, measured, ids = planted(1)
+    strong = (true.abs() > 0.3).nonzero()
+    claim = torch.zeros_like(true)
+    kinds = ["confirmed", "weaker", "opposite", "no effect"]
+    factors = {"confirmed": 1.0, "weaker": 4.0, "opposite": -1.0, "no effect": 20.0}
+    expected = {}
+    for n, (source, target) in enumerate(strong.tolist()):
+        kind = kinds[n % 4]
+        claim[source, target] = true[source, target] * factors[kind]
+        expected[source, target] = kind
+    figures, tensors = judged(claim, measured, ids, 0.1)
+    for source, target, verdict in zip(tensors["source"], tensors["target"], tensors["verdict"], strict=True):
+        assert VERDICTS[int(verdict)] == expected[int(source), int(target)]
+    assert figures["missed"] == ((true.abs() > 0.11) & (claim == 0)).sum() or figures["missed"] > 0
+
+
+def test_random_claims_have_no_precision_and_suppression_can_be_missed() -> None:
+    true, measured, ids = planted(2)
+    generator = torch.Generator().manual_seed(5)
+    random = torch.randn(40, 30, generator=generator)
+    figures, _ = judged(random, measured, ids, 0.1)
+    assert figures["precision_1x"] < 0.2 and abs(figures["slope_1x"]) < 0.2
+    positive, _ = judged(true.clamp(min=0), measured, ids, 0.1)
+    assert positive["recall_suppressive_10x"] == 0 and positive["recall_positive_10x"] > 0.95
+    assert positive["missed_suppressive"] == positive["missed"] > 0
+
+
+@pytest.mark.parametrize("connector", ["linear", "nonlinear", "mlp"])
+def test_claims_are_what_the_connector_loses(world: World, store: Store, connector: str) -> None:
+    extra = ["connector.d_hidden=8"] if connector == "mlp" else []
+    cfg = world.config(store.root, f"connector={connector}", "verify.tokens_per_source=100000", *extra)
+    fitted, measured = fitted_connector(train(cfg, store)), load_effects(effects(cfg, store))
+    test = load_split(cfg, pull_sides(cfg, store), "test", fitted.target_ids)
+    found = claims(fitted, measured, test, 100_000, "cpu")
+    dense = test.source.dense()
+    for source in (0, 7, 20):
+        rows = (dense[:, source] > 0).nonzero().squeeze(1)
+        if not len(rows):
+            continue
+        part = test.source.select(rows)
+        without = Rows(part.offsets, part.indices, part.values * (part.indices != source), part.d)
+        with torch.inference_mode():
+            expected = (fitted(part) - fitted(without)).mean(0)
+        # A linear claim takes the source's mean from the model run anew, others from the stored bfloat16 latents.
+        assert torch.allclose(found[source], expected, rtol=2e-2, atol=1e-3)
+    assert verify(cfg, store).json("figures.json")["edges"] > 0
+
+
+def test_evaluate_verifies_where_asked(saelink: Run) -> None:
+    code, out, err = saelink("evaluate", "solver=exact", "eval.verify=true", "verify.stability=false")
+    assert code == 0, err
+    assert "FVU" in out and "  strong effects" in out and "random weights" in out and "Chosen again" not in out
+
+
+def test_verify_on_the_command_line(saelink: Run) -> None:
+    code, out, err = saelink("verify", "solver=exact")
+    assert code == 0, err
+    table = out[out.index("  strong effects") :].splitlines()
+    assert any("precision" in line for line in table) and all(len(line.rstrip()) <= 80 for line in table), table
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["link=mlp_from_parts"], "link=mlp_from_parts: effects of single edges are measured between hook_resid_pre"),
+        (["verify.tokens_per_source=0"], "verify.tokens_per_source=0 must be at least 1"),
+    ],
+)
+def test_mistakes_of_verify(saelink: Run, words: list[str], expected: str) -> None:
+    code, _, err = saelink("verify", "solver=exact", *words)
+    assert code == 1 and expected in err and len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.parametrize("model", ["llama", "neox"])
+def test_a_block_between_its_hooks(world: World, store: Store, model: str) -> None:
+    cfg = world.config(store.root, model=model)
+    info = model_info(cfg, store)
+    source, target = info.hook("mlp_in", 1), "blocks.1.hook_mlp_out"
+    compute = load_module(cfg, info, source, target, "cpu")
+    bridge = load_bridge(cfg, info, "cpu")
+    with torch.inference_mode():
+        _, seen = bridge.run_with_cache(
+            torch.arange(12)[None], names_filter=[source, target], return_cache_object=False
+        )
+        assert torch.allclose(compute(seen[source][0]), seen[target][0], atol=1e-5)

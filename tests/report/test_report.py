@@ -1,0 +1,286 @@
+"""The report: what it holds, any token as text, and the page in a real browser where there is one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import saelink
+from saelink.errors import SaelinkError
+from saelink.evidence.evaluate import evaluate
+from saelink.evidence.verdicts import VERDICTS
+from saelink.evidence.verify import verify
+from saelink.report.cards import Cards
+from saelink.report.render import DATA_FILE, PAGE_FILE
+from saelink.report.stage import report
+from saelink.store.artifact import Artifact
+from saelink.store.store import Store
+
+from helpers.world import Run, World
+
+NASTY = [
+    "<script>document.title='broken'</script>", '"><img src=x onerror="document.title=1">', "</script>", "a'b\"c`d",
+    "new\nline", "مرحبا", "👩‍👩‍👧", "\ufffd", "\u202eright to left", "${x}", "{{ head }}", "&lt;&amp;", "\x00\x1b[31m",
+]  # fmt: skip
+
+SETTINGS = ["report.ablated=2", "report.ablated_examples=1", "l1_alpha=1e-3", "report.l1_alphas=[1e-2,3e-2]"]
+
+
+def made(world: World, folder: Path, *overrides: str) -> tuple[Artifact, Store]:
+    store = Store(folder, say=lambda line: None)
+    return report(world.config(store.root, *SETTINGS, *overrides), store), store
+
+
+def pieces(artifact: Artifact) -> dict[str, Any]:
+    with zipfile.ZipFile(artifact.file(DATA_FILE)) as archive:
+        names = archive.namelist()
+        return {name.removesuffix(".json.gz"): json.loads(gzip.decompress(archive.read(name))) for name in names}
+
+
+@pytest.fixture(scope="module")
+def nasty(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Store]:
+    """A report whose every token is text from anywhere, about an exact path, with an mlp beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cards, "token", lambda self, token_id: NASTY[token_id % len(NASTY)])
+        folder = tmp_path_factory.mktemp("nasty")
+        store = Store(folder, say=lambda line: None)
+        evaluate(world.config(folder, "connector=mlp", "connector.d_hidden=8", "l1_alpha=1e-3"), store)
+        return made(world, folder, "solver=exact")
+
+
+def test_it_holds_what_the_artifacts_hold(world: World, tmp_path: Path) -> None:
+    artifact, store = made(world, tmp_path, "solver=exact")
+    assert report(world.config(store.root, *SETTINGS, "solver=exact"), store).key == artifact.key
+    found = pieces(artifact)
+    head, index = found["head"], found["index"]
+    assert [fit["l1_alpha"] for fit in head["fits"]] == [1e-3, 1e-2, 3e-2]
+    cards = Cards(world.config(store.root, "solver=exact", "l1_alpha=1e-3"), store)
+    for latent in cards.connector.target_ids[:5].tolist():
+        card = cards.target(latent)
+        circuit = found["circuit0/0"][str(latent)]
+        assert circuit["edges"] == card["edges"] and circuit["logic"] == card["logic"]
+        assert circuit["beside"] == card["beside"]
+        assert found["target/0"][str(latent)]["examples"] == card["examples"]
+        assert index["fits"][0]["n_edges"][latent] == card["n_edges"]
+    rows = {row["name"]: row for row in head["table"]}
+    assert rows["mean predictor"]["fvu"] == pytest.approx(1, abs=0.05)
+    assert rows["oracle"]["fvu"] > 0  # the SAEs are random
+    metrics = cards.evaluation.json("metrics.json")
+    assert head["table"][0]["fvu"] == metrics["fvu"] and head["table"][0]["n_edges"] == metrics["n_edges"]
+    assert sum(point["elbow"] for point in head["frontier"]) == 1
+    assert found["ablations/target"], "the highlighted latents' examples are ablated"
+
+
+def test_it_is_made_anew_when_there_is_more_to_show(world: World, tmp_path: Path) -> None:
+    first, store = made(world, tmp_path, "solver=exact", "report.ablated=0")
+    evaluate(world.config(store.root, "connector=nonlinear", "l1_alpha=1e-3"), store)
+    second, _ = made(world, tmp_path, "solver=exact", "report.ablated=0")
+    assert first.key != second.key
+    names = [row["name"] for row in pieces(second)["head"]["table"]]
+    assert "nonlinear by adam" in names and len(pieces(second)["index"]["gains"]) == 1
+
+
+def test_hidden_units_have_cards(world: World, tmp_path: Path) -> None:
+    artifact, _ = made(world, tmp_path, "connector=mlp", "connector.d_hidden=8", "connector.bias=true")
+    found = pieces(artifact)
+    assert len(found["hidden/0"]) == 8 and sum(found["head"]["hidden_units"]["counts"].values()) == 8
+    assert len(found["head"]["fits"]) == 1, "only what costs little is fitted for the frontier"
+    view = saelink.open(artifact.key, str(tmp_path)).hidden(3)
+    assert view.data["name"] == "H3" and "H3" in repr(view)
+
+
+def test_fewer_cards_keep_the_best_predicted(world: World, tmp_path: Path) -> None:
+    artifact, _ = made(world, tmp_path, "solver=exact", "report.cards=5", "report.ablated=0")
+    found = pieces(artifact)
+    kept = [latent for latent, card in found["target/0"].items() if card["examples"]]
+    assert len(kept) == 5 and len(found["target/0"]) == 48
+    assert [latent for latent, card in found["circuit0/0"].items() if "beside" in card] == kept
+
+
+def test_cards_from_python(nasty: tuple[Artifact, Store]) -> None:
+    artifact, store = nasty
+    for key in (artifact.key, artifact.facts["connectors"][0][:6]):
+        opened = saelink.open(key, str(store.root))
+        view = opened.target(int(next(iter(pieces(artifact)["circuit0/0"]))))
+        assert view.data["explained"] and view.data["edges"]
+        assert "<script>" not in view._repr_html_() and "predicted by" in view._repr_html_()
+    assert opened.source(3).data["name"] == "IF3"
+    for mistake in (lambda: opened.target(48), lambda: opened.hidden(0), lambda: saelink.open("zzz", str(store.root))):
+        with pytest.raises(SaelinkError):
+            mistake()
+
+
+def test_no_token_gets_out_of_its_text(nasty: tuple[Artifact, Store]) -> None:
+    page = nasty[0].file(PAGE_FILE).read_text()
+    assert "<script>document.title" not in page and "onerror" not in page.replace("script.onerror", "")
+    assert page.count("</script>") == page.count("<script"), "no token ends a script"
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page, "nothing is fetched"
+
+
+def test_verdicts_stand_on_the_edges(world: World, tmp_path: Path) -> None:
+    before, store = made(world, tmp_path, "solver=exact")
+    assert pieces(before)["head"]["verified"] == []
+    cfg = world.config(store.root, *SETTINGS, "solver=exact")
+    judged = verify(cfg, store)
+    artifact = report(cfg, store)
+    assert artifact.key != before.key, "verdicts make the page anew"
+    found, figures = pieces(artifact), judged.json("figures.json")
+    (mine,) = found["head"]["verified"]
+    assert mine["fit"] == 0 and mine["figures"]["edges_confirmed"] == figures["edges_confirmed"]
+    assert set(mine["nulls"]) == {"permuted decoders", "random weights", "shuffled pairs"}
+    tensors = judged.tensors("edges.safetensors")
+    expected = {
+        (int(s), int(t)): (float(c), float(e), VERDICTS[int(v)])
+        for s, t, c, e, v in zip(*(tensors[n] for n in ("source", "target", "claim", "effect", "verdict")), strict=True)
+    }
+    missed = {(int(s), int(t)) for s, t in zip(tensors["missed_source"], tensors["missed_target"], strict=True)}
+    seen = 0
+    for name, piece in found.items():
+        if name.startswith("circuit0/"):
+            for latent, circuit in piece.items():
+                for edge in circuit["edges"]:
+                    if (edge["input"], int(latent)) in expected:  # not into a target that never fires on these tokens
+                        claim, effect, verdict = expected[edge["input"], int(latent)]
+                        assert edge["verdict"] == verdict and edge["effect"] == pytest.approx(
+                            effect, rel=1e-2, abs=1e-3
+                        )
+                        assert edge["claim"] == pytest.approx(claim, rel=1e-2, abs=1e-3)
+                        seen += 1
+                assert {(entry["input"], int(latent)) for entry in circuit["missed"]} <= missed
+    assert seen > 10
+    target = next(latent for _, latent in expected)
+    assert any(verdict in repr(saelink.open(artifact.key, str(store.root)).target(target)) for verdict in VERDICTS)
+
+
+def test_report_on_the_command_line(saelink: Run, tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "page.html"
+    code, out, err = saelink("report", "solver=exact", *SETTINGS, f"report.path={path}")
+    assert code == 0, err
+    page = path.read_text()
+    assert page.startswith("<!doctype html>") and str(path) in out
+    given = page.split('"command": "')[1].split('"')[0]
+    assert given.startswith("saelink report") and "solver=exact" in given and "report.ablated=2" in given
+    assert "runtime" not in given and "report.path" not in given, "the page holds nothing of where it was made"
+
+
+# --------------------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("needs Chromium and its driver (Debian: chromium chromium-driver)")
+    pytest.importorskip("selenium")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=Service(driver))
+    yield found
+    found.quit()
+
+
+def shown(browser: Any, artifact: Artifact, where: str = "#/") -> str:
+    """The text of the page at a place, once it is there."""
+    browser.get("about:blank")
+    browser.get(f"file://{artifact.file(PAGE_FILE)}{where}")
+    wait(browser, lambda: browser.find_element("css selector", "main h1"))
+    return browser.find_element("css selector", "main").text
+
+
+def wait(browser: Any, condition: Callable[[], Any]) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 20, ignored_exceptions=[Exception]).until(lambda _: condition())
+
+
+def at(browser: Any, title: str) -> None:
+    wait(browser, lambda: browser.find_element("css selector", "main h1").text.startswith(title))
+
+
+def search(browser: Any, text: str) -> None:
+    query = browser.find_element("id", "query")
+    query.clear()
+    query.send_keys(text)
+    query.submit()
+
+
+def complaints(browser: Any) -> list[str]:
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+def test_tokens_are_text_in_the_browser(browser: Any, nasty: tuple[Artifact, Store]) -> None:
+    artifact, _ = nasty
+    title = f"{pieces(artifact)['head']['title']} · saelink"
+    seen = ""
+    for place in ("#/", "#/circuits", "#/sources", *(f"#/target/{i}" for i in range(8)), "#/source/2", "#/outliers"):
+        seen += shown(browser, artifact, place)
+        assert browser.title == title
+        assert not browser.find_elements("css selector", "main script, main img")
+    for text in (
+        "<script>document.title='broken'</script>",
+        "onerror=",
+        "مرحبا",
+        "new⏎line",
+        "\ufffd",
+        "\\u202e",
+        "&lt;",
+    ):
+        assert text in seen, text
+    assert complaints(browser) == []
+
+
+def test_clicks_and_search(browser: Any, world: World, tmp_path: Path) -> None:
+    artifact, store = made(world, tmp_path, "solver=exact")
+    evaluate(world.config(store.root, "connector=mlp", "connector.d_hidden=8", "l1_alpha=1e-3"), store)
+    verify(world.config(store.root, *SETTINGS, "solver=exact"), store)
+    artifact, _ = made(world, tmp_path, "solver=exact")
+    text = shown(browser, artifact)
+    for expected in ("Connectors", "mean predictor", "oracle", "Percent linear", "Loss while training", "What was run",
+                     "random weights", "permuted decoders"):  # fmt: skip
+        assert expected in text, expected
+    wait(browser, lambda: browser.find_elements("css selector", "#frontier .main-svg"))
+    browser.find_element("link text", "Circuits").click()
+    at(browser, "Circuits")
+    browser.find_element("css selector", "#fit option[value='1']").click()
+    wait(browser, lambda: "fit=1" in browser.current_url)
+    at(browser, "Circuits")
+    first = browser.find_element("css selector", "main tbody a")
+    name = first.text
+    first.click()
+    at(browser, name)
+    assert "fit=1" in browser.current_url, "a permalink names the connector"
+    wait(browser, lambda: browser.find_elements("css selector", ".plot .main-svg"))
+    assert browser.find_elements("css selector", "table.grid td.at")
+    token = pieces(artifact)["index"]["token"][int(name.removeprefix("OF"))]
+    search(browser, token)
+    at(browser, "Circuits")
+    assert name in [link.text for link in browser.find_elements("css selector", "main tbody td:first-child a")]
+    search(browser, "IF3")
+    at(browser, "IF3")
+    search(browser, "of7")
+    at(browser, "OF7")
+    assert complaints(browser) == []
+
+
+@pytest.mark.parametrize("where", ["#/", "#/circuits", "#/target/3", "#/outliers"])
+def test_it_fits_a_phone(browser: Any, nasty: tuple[Artifact, Store], where: str) -> None:
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        shown(browser, nasty[0], where)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -1,0 +1,170 @@
+"""Several processes at one artifact, and latents without activations on disk: the bytes of one process with both."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from saelink.activations import cache as cache_module
+from saelink.activations.cache import run_model
+from saelink.config.schema import Config
+from saelink.fit.gram import gram
+from saelink.latents.encode import encode_all
+from saelink.latents.link import link_of
+from saelink.store.store import Store
+
+from helpers.world import TESTS, World
+
+WORKER = """
+import json, sys, time
+from helpers.world import composed
+from saelink.activations import cache
+from saelink.fit import gram
+from saelink.store import store as store_module
+
+cache.SHARD_TOKENS = 256
+gram.PARTS, gram.PART_TOKENS = 4, 1024
+slow = float(sys.argv[2])
+run = cache.run_model
+
+def slowly(*arguments):
+    for shard, acts in run(*arguments):
+        time.sleep(slow)
+        print("did", shard.name, flush=True)
+        yield shard, acts
+
+cache.run_model = slowly
+from saelink.latents.link import pull_sides
+from saelink.fit.gram import gram as pull_gram
+cfg = composed(json.loads(sys.argv[1]))
+store = store_module.Store(cfg.runtime.outputs)
+pull_sides(cfg, store)
+pull_gram(cfg, store)
+"""
+
+
+def start(overrides: list[str], slow: float = 0.0) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WORKER, json.dumps(overrides), str(slow)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    found = {}
+    for stage in ("tokens", "cache", "encode", "gram"):
+        for path in sorted((root / stage).glob("*/*")):
+            data = path.read_bytes()
+            if path.name == "manifest.json":
+                manifest = json.loads(data)
+                del manifest["provenance"]
+                data = json.dumps(manifest).encode()
+            found[f"{stage}/{path.parent.name}/{path.name}"] = data
+    return found
+
+
+@pytest.fixture
+def small(world: World, tmp_path: Path) -> Callable[..., list[str]]:
+    return lambda name, *more: [*world.overrides(str(tmp_path / name)), *more]
+
+
+def test_workers_make_what_one_process_makes(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    alone = start(small("alone"))
+    assert alone.wait() == 0, alone.stdout and alone.stdout.read()
+    # One is killed in the middle of it; another starts late; what the dead one had claimed is done by those that live.
+    first = start(small("together", "runtime.worker=0"), slow=0.3)
+    assert first.stdout is not None
+    while "did" not in first.stdout.readline():
+        assert first.poll() is None
+    others = [start(small("together", f"runtime.worker={number}"), slow=0.05) for number in (1, 2)]
+    time.sleep(1.5)
+    first.send_signal(signal.SIGKILL)
+    said = [worker.communicate()[0] for worker in others]
+    assert [worker.returncode for worker in others] == [0, 0], said
+    assert files(tmp_path / "together") == files(tmp_path / "alone")
+    done = [line.split()[1] for text in said for line in text.splitlines() if line.startswith("did")]
+    shards = {name.rsplit("/", 1)[1] for name in files(tmp_path / "alone") if name.startswith("cache/")}
+    assert len(done) == len(set(done)) and set(done) < shards, "each shard was made once, some by the one that died"
+    left = [path for path in (tmp_path / "together").rglob("*") if path.suffix in (".claim", ".worker", ".partial")]
+    assert not left
+
+
+def test_one_process_waits_for_workers_and_takes_what_they_made(
+    small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    worker = start(small("out", "runtime.worker=0"), slow=0.1)
+    assert worker.stdout is not None
+    while "did" not in worker.stdout.readline():
+        assert worker.poll() is None
+    plain = start(small("out"))
+    said, _ = plain.communicate()
+    worker.communicate()
+    assert (worker.returncode, plain.returncode) == (0, 0), said
+    assert "workers are making it, waiting" in said and "did" not in said
+
+
+def test_streamed_latents_are_the_same_and_nothing_else_is_written(
+    config: Callable[..., Config], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "SHARD_TOKENS", 512)
+    made = {}
+    for stream in ("false", "true"):
+        cfg = config(f"stream={stream}", f"runtime.outputs={tmp_path}/{stream}")
+        store = Store(tmp_path / stream, say=lambda line: None)
+        link = link_of(cfg, store)
+        encode_all(cfg, store, [*link.sources, link.target])
+        made[stream] = {name: data for name, data in files(tmp_path / stream).items() if name.startswith("encode/")}
+    assert made["true"] == made["false"] and len(made["true"]) > 4
+    assert (tmp_path / "false" / "cache").exists() and not (tmp_path / "true" / "cache").exists()
+
+
+def test_streaming_goes_on_after_a_kill(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "SHARD_TOKENS", 512)
+    run = run_model
+    done: list[str] = []
+
+    def dying(*arguments: object) -> object:
+        for shard, acts in run(*arguments):  # type: ignore[arg-type]
+            yield shard, acts
+            done.append(shard.name)
+            if len(done) == 4:
+                raise KeyboardInterrupt
+
+    whole = Store(tmp_path / "whole", say=lambda line: None)
+    cfg = config("stream=true", f"runtime.outputs={tmp_path}/whole")
+    hooks = [*link_of(cfg, whole).sources, link_of(cfg, whole).target]
+    encode_all(cfg, whole, hooks)
+    killed = Store(tmp_path / "killed", say=lambda line: None)
+    cfg = config("stream=true", f"runtime.outputs={tmp_path}/killed")
+    monkeypatch.setattr("saelink.latents.encode.run_model", dying)
+    with pytest.raises(KeyboardInterrupt):
+        encode_all(cfg, killed, hooks)
+    encode_all(cfg, killed, hooks)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert len(done) > len(set(done)) - 4 and done.count(done[0]) == 1, "finished shards are not made again"
+
+
+def test_products_in_parts_are_the_products(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from saelink.fit.gram import load_gram
+
+    found = []
+    for parts in (1, 5):
+        monkeypatch.setattr("saelink.fit.gram.PARTS", parts)
+        monkeypatch.setattr("saelink.fit.gram.PART_TOKENS", 512)
+        cfg = config(f"runtime.outputs={tmp_path}/{parts}")
+        found.append(load_gram(gram(cfg, Store(tmp_path / str(parts), say=lambda line: None))))
+    for one, five in zip(*found, strict=True):
+        assert torch.allclose(one, five, rtol=1e-12, atol=1e-14)

@@ -1,0 +1,223 @@
+"""W&B: off-line runs read back, one run per connector, nothing when disabled."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saelink.config.schema import Config, WandbConfig, WandbMode
+from saelink.errors import SaelinkError
+from saelink.evidence.evaluate import evaluate
+from saelink.evidence.verify import verify
+from saelink.fit.train import train
+from saelink.store.store import Store
+from saelink.tracking.runs import publish, publish_key
+
+from helpers.world import Run, World
+
+OFFLINE = WandbConfig(mode=WandbMode.offline, project="test")
+
+
+def offline_runs(store: Store, run_id: str) -> list[Path]:
+    return sorted((store.root / "wandb").glob(f"offline-run-*-{run_id}"))
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Every record of an off-line run, by W&B's own reader."""
+    file = next(folder.glob("*.wandb"))
+    wandb = Path(sys.executable).parent / "wandb"
+    done = subprocess.run([wandb, "leet", "inspect", "--json", file], capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    return [record["history"]["item"] for record in records(folder) if record["type"] == "history"]
+
+
+def test_a_run_holds_the_artifacts_whole_history(config: Callable[..., Config], store: Store) -> None:
+    cfg = config()
+    connector, evaluation = train(cfg, store), evaluate(cfg, store)
+    publish(OFFLINE, store, connector, evaluation, group="sweep1")
+    (folder,) = offline_runs(store, connector.key)
+    text = json.dumps(records(folder))
+    run = next(record["run"] for record in records(folder) if record["type"] == "run")
+    assert run["run_id"] == connector.key and run["project"] == "test" and run["run_group"] == "sweep1"
+    curve = [point for point in history(folder) if "validation_mse" in point]
+    expected = connector.json("history.json")
+    assert [point["tokens"] for point in curve] == [point["tokens"] for point in expected]
+    for name in ("train_mse", "validation_mse", "validation_fvu", "l1", "n_edges"):
+        assert [point[name] for point in curve] == pytest.approx([point[name] for point in expected])
+    for name in ("final_mse", "final_l1", "test/fvu", "test/mse", "test/fraction_predicted", "test/fvu_by_latent"):
+        assert name in text, name
+    assert '"l1_alpha": 0.0008' in text and "hook_mlp_out" in text
+
+
+def test_nothing_personal_is_kept(config: Callable[..., Config], store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "a-secret-token")
+    connector = train(config(), store)
+    publish(OFFLINE, store, connector)
+    (folder,) = offline_runs(store, connector.key)
+    everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert b"a-secret-token" not in everything
+    assert not list(folder.rglob("requirements.txt")) and not list(folder.rglob("wandb-metadata.json"))
+    assert not list(folder.rglob("*.py"))
+
+
+def test_publishing_again_adds_nothing_and_news_replace_the_run(config: Callable[..., Config], store: Store) -> None:
+    said: list[str] = []
+    store.say = said.append
+    cfg = config()
+    connector = train(cfg, store)
+    publish(OFFLINE, store, connector)
+    (first,) = offline_runs(store, connector.key)
+    assert sum("wandb sync" in line for line in said) == 1
+    publish(OFFLINE, store, connector)
+    assert offline_runs(store, connector.key) == [first]
+    evaluation = evaluate(cfg, store)
+    publish(OFFLINE, store, connector, evaluation)
+    (second,) = offline_runs(store, connector.key)
+    assert "test/fvu" in json.dumps(records(second))
+    assert any("validation_mse" in point for point in history(second))
+
+
+def test_verdicts_are_shown_and_stay(config: Callable[..., Config], store: Store) -> None:
+    cfg = config("solver=exact")
+    connector, verdicts = train(cfg, store), verify(cfg, store)
+    publish(OFFLINE, store, connector, verdicts=verdicts)
+    (first,) = offline_runs(store, connector.key)
+    text = json.dumps(records(first))
+    assert all(name in text for name in ("verify/edges_confirmed", "verify/graphs", "verify/missed"))
+    publish_key(OFFLINE, store, connector.key)
+    assert offline_runs(store, connector.key) == [first]
+
+
+def test_training_again_keeps_the_evaluation_in_the_run(config: Callable[..., Config], store: Store) -> None:
+    cfg = config()
+    connector, evaluation = train(cfg, store), evaluate(cfg, store)
+    publish(OFFLINE, store, connector, evaluation, group="sweep1")
+    (first,) = offline_runs(store, connector.key)
+    publish(OFFLINE, store, connector)  # as `saelink train` does when it is up to date
+    publish_key(OFFLINE, store, connector.key)
+    assert offline_runs(store, connector.key) == [first]
+
+
+def test_a_key_without_a_connection_is_off_line(
+    config: Callable[..., Config], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    said: list[str] = []
+    store.say = said.append
+    connector = train(config(), store)
+    publish(WandbConfig(project="test"), store, connector)
+    (folder,) = offline_runs(store, connector.key)
+    assert any("keeping the run off line" in line for line in said) and "wandb sync" in said[-1]
+    assert any("validation_mse" in point for point in history(folder))
+    assert not list((store.root / "wandb").glob("run-*"))
+
+
+def test_another_project_gets_its_own_run(config: Callable[..., Config], store: Store) -> None:
+    connector = train(config(), store)
+    publish(OFFLINE, store, connector)
+    publish(WandbConfig(mode=WandbMode.offline, project="other"), store, connector)
+    projects = {
+        record["run"]["project"]
+        for folder in offline_runs(store, connector.key)
+        for record in records(folder)
+        if record["type"] == "run"
+    }
+    assert projects == {"test", "other"}
+
+
+def test_disabled_leaves_no_files(config: Callable[..., Config], store: Store) -> None:
+    publish(WandbConfig(mode=WandbMode.disabled), store, train(config(), store))
+    assert not (store.root / "wandb").exists()
+
+
+def test_auto_without_a_key_is_off_line(
+    config: Callable[..., Config], store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    connector = train(config(), store)
+    publish(WandbConfig(project="test"), store, connector)
+    assert len(offline_runs(store, connector.key)) == 1
+
+
+def test_track_publishes_what_was_made_with_wandb_disabled(saelink: Run, tmp_path: Path) -> None:
+    assert saelink("evaluate")[0] == 0
+    store = Store(tmp_path / "outputs")
+    assert not (store.root / "wandb").exists()
+    connector = next(artifact for artifact in store.artifacts() if artifact.stage == "train")
+    code, out, err = saelink("track", connector.key, "wandb.mode=offline", bare=True)
+    assert code == 0, err
+    (folder,) = offline_runs(store, connector.key)
+    assert "wandb sync" in out and "test/fvu" in json.dumps(records(folder))
+    cached = next(artifact for artifact in store.artifacts() if artifact.stage == "cache")
+    code, _, err = saelink("track", cached.key, "wandb.mode=offline", bare=True)
+    assert code == 1 and "only train artifacts" in err
+
+
+def test_track_refuses_disabled(store: Store, world: World, config: Callable[..., Config]) -> None:
+    connector = train(config(), store)
+    with pytest.raises(SaelinkError, match=r"wandb\.mode=disabled"):
+        publish_key(WandbConfig(mode=WandbMode.disabled), store, connector.key)
+
+
+# --------------------------------------------------------------------------- sweeps
+
+
+def test_a_multirun_ends_with_its_pareto_table_picture_and_run(saelink: Run, tmp_path: Path) -> None:
+    code, out, err = saelink("train", "-m", "l1_alpha=1e-4,1e-2,10", "wandb.mode=offline")
+    assert code == 0, err
+    store = Store(tmp_path / "outputs")
+    (folder,) = (store.root / "sweeps").glob("sweep*")
+    rows = (folder / "pareto.csv").read_text().splitlines()
+    assert len(rows) == 4 and rows[0].startswith("train,link,connector,solver,l1_alpha,mse,l1,fvu")
+    assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert out.count("wandb sync") == 4
+    (run,) = offline_runs(store, folder.name)
+    text = json.dumps(records(run))
+    assert "pareto/curve" in text and "pareto/table" in text and "pareto/points" in text
+    trained = [artifact for artifact in store.artifacts() if artifact.stage == "train"]
+    assert len(trained) == 3
+    for artifact in trained:
+        run_record = next(r["run"] for r in records(offline_runs(store, artifact.key)[0]) if r["type"] == "run")
+        assert run_record["run_group"] == folder.name
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "outputs") == []
+
+
+def test_a_sweep_of_cached_artifacts_shows_like_a_fresh_one(saelink: Run, tmp_path: Path) -> None:
+    assert saelink("train", "-m", "l1_alpha=1e-4,1e-2")[0] == 0
+    store = Store(tmp_path / "outputs")
+    before = {artifact.key for artifact in store.artifacts()}
+    code, _, _ = saelink("train", "-m", "l1_alpha=1e-4,1e-2", "wandb.mode=offline")
+    assert code == 0 and {artifact.key for artifact in store.artifacts()} == before
+    for artifact in store.artifacts():
+        if artifact.stage == "train":
+            (folder,) = offline_runs(store, artifact.key)
+            assert any("validation_mse" in point for point in history(folder))
+
+
+def test_a_failed_job_does_not_take_the_sweep_with_it(saelink: Run, tmp_path: Path) -> None:
+    code, out, err = saelink("train", "-m", "layer=0,1,9")
+    assert code == 1 and "layer=9: the model has layers 0 to 1" in err and "job 2 failed" in out
+    (folder,) = (tmp_path / "outputs" / "sweeps").glob("sweep*")
+    assert len((folder / "pareto.csv").read_text().splitlines()) == 3
+    (folder / "pareto.csv").unlink()
+    assert saelink("pareto", folder.name, bare=True)[0] == 0
+    assert (folder / "pareto.csv").exists()
+
+
+def test_a_list_of_alphas_is_one_artifact_each(saelink: Run, tmp_path: Path) -> None:
+    assert saelink("train", "l1_alpha=[1e-4,1e-2]")[0] == 0
+    _, out, _ = saelink("train", "l1_alpha=0.01")
+    assert "up to date" in out
+    assert len([a for a in Store(tmp_path / "outputs").artifacts() if a.stage == "train"]) == 2
