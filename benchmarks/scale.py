@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scale.md: bytes and hours of a billion tokens, from rates measured and rates assumed.
+"""The arithmetic of docs/guides/scale.md: bytes and hours of a billion tokens, from rates measured and rates assumed.
 
     python -m benchmarks.scale
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.work import Row
-from saelink.activations.tokens import pull_tokens
+from saelink.activations.tokens import TokensStage
 from saelink.api import configure
 from saelink.latents.link import link_of
 from saelink.store.store import Store
@@ -28,9 +28,9 @@ def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         for workers in (1, 2):  # text and model are there before any clock runs
             job = configure(*_settings(name, workers))
-            store = Store(job.runtime.outputs, say=lambda line: None)
+            store = Store(job.runtime.outputs)
             link_of(job, store)
-            pull_tokens(job, store)
+            TokensStage(job, store).pull()
         yield _row(name, "cache", "cache", [])
         yield _row(name, "encode straight from the model", "encode", ["stream=true"])
 

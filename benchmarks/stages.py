@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.work import Row, gemm_floor, in_turn
+from saelink.progress import Observer
 from saelink.saes.sae import SAE
 
 D_IN, D_SAE, K, BATCH = 576, 2304, 32, 4096
@@ -58,7 +59,7 @@ def examples(tokens: int = 2**20, d: int = D_SAE, k: int = K) -> Row:
     spent = []
     for _ in range(4):  # the first compiles
         started = time.perf_counter()
-        collect_examples(cfg, stream, artifact, draft)
+        collect_examples(cfg, Observer(), stream, artifact, draft, "hook")
         spent.append(time.perf_counter() - started)
     both = 2 * sorted(spent[1:])[1]
     return Row(

@@ -1,4 +1,4 @@
-"""The README's table of speeds, from benchmarks/cpu.json.
+"""The table of speeds in docs/results/speed.md, from benchmarks/cpu.json.
 
 python -m benchmarks.table
 """

@@ -1,6 +1,7 @@
 """saelink: how one set of SAE latents computes the next.
 
-The stages as functions are `configure` and what stands beside it in `__all__`; docs/python.md shows them at work.
+The stages as functions are `configure` and what stands beside it in `__all__`; docs/guides/python.md shows them at
+work.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     )
     from saelink.connectors.exported import ExportedConnector
     from saelink.errors import SaelinkError
+    from saelink.progress import Observer
     from saelink.report.notebook import Opened
 
 from saelink._version import __version__ as __version__
 
 __all__ = [
+    "Observer",
     "SaelinkError",
     "cache_acts",
     "configure",

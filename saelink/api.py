@@ -1,23 +1,24 @@
 """The stages as functions for scripts and notebooks; `saelink.<name>` is where to call them from.
 
-Each takes the configuration of one job and pulls its artifact from cfg.runtime.outputs: what exists is found, what is
-missing is made. `say` takes the one-line messages.
+Each takes the configuration of one job and gives its artifact in cfg.runtime.outputs: what exists is found, what is
+missing is made. `observer` is told how it goes; without one it is printed, `saelink.Observer()` keeps quiet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from saelink.compose import register
 from saelink.config.check import check, single
 from saelink.config.files import conf_dir
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
+from saelink.job import Job
+from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
-
-Say = Callable[[str], None]
+from saelink.terminal.progress import TerminalObserver
 
 
 def configure(*overrides: str) -> Config:
@@ -50,67 +51,64 @@ def configure(*overrides: str) -> Config:
     return cfg
 
 
-def cache_acts(cfg: Config, say: Say = print) -> dict[str, Artifact]:
+def cache_acts(cfg: Config, observer: Observer | None = None) -> dict[str, Artifact[Any]]:
     """By hook of the link the model's activations: shards of [sequences, context_size, d_model] in bfloat16."""
-    from saelink.activations.cache import cache
-    from saelink.latents.link import link_of
+    from saelink.activations.cache import cache_hooks
 
-    store = _store(cfg, say)
-    link = link_of(cfg, store)
-    return cache(cfg, store, [*link.sources, link.target])
+    job = _job(cfg, observer)
+    return {**cache_hooks(job.cfg, job.store, [*job.link.sources, job.link.target])}
 
 
-def encode_latents(cfg: Config, say: Say = print) -> dict[str, Artifact]:
+def encode_latents(cfg: Config, observer: Observer | None = None) -> dict[str, Artifact[Any]]:
     """By hook of the link its SAE's latents on all tokens, in sparse rows."""
-    from saelink.latents.encode import encode_all
-    from saelink.latents.link import link_of
+    from saelink.latents.encode import encode_hooks
 
-    store = _store(cfg, say)
-    link = link_of(cfg, store)
-    return encode_all(cfg, store, [*link.sources, link.target])
+    job = _job(cfg, observer)
+    return {**encode_hooks(job.cfg, job.store, [*job.link.sources, job.link.target])}
 
 
-def fit_connector(cfg: Config, say: Say = print) -> Artifact:
+def fit_connector(cfg: Config, observer: Observer | None = None) -> Artifact[Any]:
     """A fitted connector; its facts have the figures on validation documents. cfg.l1_alpha is one number."""
-    from saelink.fit.train import train
+    from saelink.fit.train import TrainStage
 
-    return train(single(cfg), _store(cfg, say))
+    return TrainStage(_job(single(cfg), observer)).pull()
 
 
-def evaluate_connector(cfg: Config, say: Say = print) -> Artifact:
+def evaluate_connector(cfg: Config, observer: Observer | None = None) -> Artifact[Any]:
     """The connector's figures on test documents: `metrics.json`, `latents.safetensors`, `circuits.txt`."""
-    from saelink.evidence.evaluate import evaluate
+    from saelink.evidence.evaluate import EvaluateStage
 
-    return evaluate(single(cfg), _store(cfg, say))
+    return EvaluateStage(_job(single(cfg), observer)).pull()
 
 
-def verify_edges(cfg: Config, say: Say = print) -> Artifact:
+def verify_edges(cfg: Config, observer: Observer | None = None) -> Artifact[Any]:
     """The verdict of ablating every source latent in the model on each of the connector's edges."""
-    from saelink.evidence.verify import verify
+    from saelink.evidence.verify import VerifyStage
 
-    return verify(single(cfg), _store(cfg, say))
+    return VerifyStage(_job(single(cfg), observer)).pull()
 
 
-def make_report(cfg: Config, say: Say = print) -> Artifact:
+def make_report(cfg: Config, observer: Observer | None = None) -> Artifact[Any]:
     """The HTML page of the connectors at all penalties of cfg.l1_alpha; its file is report.html."""
-    from saelink.report.stage import report
+    from saelink.report.stage import ReportStage
 
-    return report(cfg, _store(cfg, say), "saelink.make_report(...)")
+    return ReportStage(_job(cfg, observer), "saelink.make_report(...)").pull()
 
 
-def export_connector(cfg: Config, say: Say = print) -> Artifact:
+def export_connector(cfg: Config, observer: Observer | None = None) -> Artifact[Any]:
     """The connector's folder for others: what `load_connector` reads, its card, its edges as tables and graphs."""
-    from saelink.share.export import export
+    from saelink.share.export import ExportStage
 
-    return export(single(cfg), _store(cfg, say))
+    return ExportStage(_job(single(cfg), observer)).pull()
 
 
-def prompt_graph(cfg: Config, prompt: str, say: Say = print) -> Artifact:
+def prompt_graph(cfg: Config, prompt: str, observer: Observer | None = None) -> Artifact[Any]:
     """A prompt's attribution graph, the file `<facts["slug"]>.json`."""
-    from saelink.share.graph.stage import graph
+    from saelink.share.graph.stage import GraphStage
 
-    return graph(replace(single(cfg), graph=replace(cfg.graph, prompt=prompt)), _store(cfg, say))
+    asked = replace(single(cfg), graph=replace(cfg.graph, prompt=prompt))
+    return GraphStage(_job(asked, observer)).pull()
 
 
-def _store(cfg: Config, say: Say) -> Store:
-    return Store(cfg.runtime.outputs, say=say)
+def _job(cfg: Config, observer: Observer | None) -> Job:
+    return Job(cfg, Store(cfg.runtime.outputs, observer or TerminalObserver()))

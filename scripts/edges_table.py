@@ -1,4 +1,4 @@
-"""Puts the tables of benchmarks/edges.json into the README, where it has `<!-- edges: layer 1 -->`.
+"""Puts the tables of benchmarks/edges.json into docs/results/edges.md, where it has `<!-- edges: layer 1 -->`.
 
 python scripts/edges_table.py
 """
@@ -56,7 +56,7 @@ def table(layer: str, found: dict[str, Any]) -> str:
 
 def main() -> None:
     result = json.loads((ROOT / "benchmarks" / "edges.json").read_text())
-    path = ROOT / "README.md"
+    path = ROOT / "docs" / "results" / "edges.md"
     text = path.read_text()
     for layer, found in result.items():
         mark = f"<!-- edges: {layer} -->"

@@ -24,7 +24,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-LABELS = {"token", "tokens", "source_token", "target_token", "top_token", "on_top_token", "clerp", "texts", "lines"}
+LABELS = {
+    "command",
+    "token",
+    "tokens",
+    "source_token",
+    "target_token",
+    "top_token",
+    "on_top_token",
+    "clerp",
+    "texts",
+    "lines",
+}
 """Fields of tables that say what a latent is called, or that quote text."""
 
 SKIPPED = {"manifest.json", "report.html", "README.md", "circuits.txt", "text.txt", "graph-metadata.json"}
@@ -32,7 +43,7 @@ SKIPPED = {"manifest.json", "report.html", "README.md", "circuits.txt", "text.tx
 
 SMALL: list[list[str]] = [
     ["run", "l1_alpha=[1e-3,1e-2]", "solver=exact", "eval.ce=true"],
-    ["verify", "solver=exact", "l1_alpha=1e-3", "verify.consequences=2", "experiment.outlier_shares.massive=0"],
+    ["verify", "solver=exact", "l1_alpha=1e-3", "verify.consequences=2", "outliers.shares.massive=0"],
     ["report", "solver=exact", "l1_alpha=1e-3", "eval.ce=true", "report.l1_alphas=[1e-2]"],
     ["export", "solver=exact", "l1_alpha=1e-3"],
     ["graph", "the old king sat on", "solver=exact", "l1_alpha=1e-3"],
@@ -142,7 +153,8 @@ def make_small(folder: Path) -> Path:
     os.environ["OMP_NUM_THREADS"] = "1"
     folder.mkdir(parents=True)
     outputs = folder / "outputs"
-    base = [*World(folder / "world").overrides(outputs), "runtime.threads=1"]
+    names = ["model.name=small", "data.name=text", "sae.name=random"]
+    base = [*World(folder / "world").overrides(outputs), *names, "runtime.threads=1"]
     # without the solver of the small world, which takes settings that not every solver has
     solver = [override for override in base if override.startswith("solver")]
     plain = [override for override in base if not override.startswith("solver")]

@@ -1,6 +1,6 @@
 """A page of Markdown tables from the CSV files that an experiment run left in its sweep's folder.
 
-python scripts/tables.py outputs/sweeps/sweep0123abcd "Title" > docs/quick.md
+python scripts/tables.py outputs/sweeps/sweep0123abcd "Title" > docs/results/quick.md
 """
 
 from __future__ import annotations

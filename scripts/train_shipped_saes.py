@@ -13,15 +13,16 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from saelink.activations.cache import cache
+from saelink.activations.cache import cache_hooks
 from saelink.compose import register
 from saelink.config.files import conf_dir
 from saelink.config.schema import Config
-from saelink.latents.encode import encode
+from saelink.latents.encode import EncodeStage
 from saelink.saes.formats.saelens import CONFIG_FILE, WEIGHTS_FILE
-from saelink.saes.training import train_sae
+from saelink.saes.training import SAEStage
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
+from saelink.terminal.progress import TerminalObserver
 
 HOOKS = [f"blocks.{layer}.{hook}" for layer in (1, 3) for hook in ("hook_resid_mid", "hook_mlp_out")]
 
@@ -51,8 +52,8 @@ def main() -> None:
         raw = compose("config", ["sae=smollm2", "data.max_tokens=null", *sys.argv[1:], "sae.path=null"])
     cfg = OmegaConf.to_object(raw)
     assert isinstance(cfg, Config)
-    store = Store(cfg.runtime.outputs, say=lambda line: print(line, flush=True))
-    acts = cache(cfg, store, HOOKS)
+    store = Store(cfg.runtime.outputs, observer=TerminalObserver())
+    acts = cache_hooks(cfg, store, HOOKS)
     card = CARD.format(
         d_sae=cfg.sae.d_sae,
         k=cfg.sae.k,
@@ -63,11 +64,11 @@ def main() -> None:
     )
     FOLDER.mkdir(parents=True, exist_ok=True)
     for hook in HOOKS:
-        sae: Artifact = train_sae(cfg, store, hook)
+        sae: Artifact = SAEStage(cfg, store, hook).pull()
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             (FOLDER / hook).mkdir(exist_ok=True)
             shutil.copyfile(sae.file(name), FOLDER / hook / name)
-        facts = encode(cfg, store, hook).facts
+        facts = EncodeStage(cfg, store, hook).pull().facts
         card += (
             f"| {hook} | {sae.facts['training_tokens']:,} | {facts['fvu']:.3f} | {facts['fvu_typical']:.3f} "
             f"| {facts['typical']:.1%} | {facts['l0']:.1f} | {facts['dead']} |\n"

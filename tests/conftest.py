@@ -4,26 +4,45 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
-
-from helpers.world import Run, World, with_solver
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: threads of several workers wait for each other's cores
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+if not torch.cuda.is_available():  # the GPU kernels on the CPU, where Triton is installed; it reads this at its import
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from saelink.cli.app import main
 from saelink.config.schema import Config
 from saelink.store.store import Store
 
 from helpers.hub import Hub, write_learned_dicts
-from helpers.world import D_MODEL
+from helpers.world import D_MODEL, Run, World, with_solver
+
+# New examples each run, none under a time limit; a failure prints the blob that repeats it (@reproduce_failure).
+# `pytest --hypothesis-profile=thorough` looks longer.
+quick = settings(
+    max_examples=30, deadline=None, derandomize=False, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("quick", quick)
+settings.register_profile("thorough", quick, max_examples=1000)
+settings.load_profile("quick")
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    """With a failure, the order in which it happened."""
+    seed = config.getoption("randomly_seed", None)
+    if exitstatus and seed is not None:
+        terminalreporter.write_line(f"this order again: make test SEED={seed}, or pytest --randomly-seed={seed}")
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "outputs", say=lambda line: None)
+    return Store(tmp_path / "outputs")
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from saelink.activations.cache import act_shards, cache
-from saelink.activations.norms import norms
-from saelink.activations.tokens import pull_tokens, split_by_hash
+from saelink.activations.cache import act_shards, cache_hooks
+from saelink.activations.norms import NormsStage
+from saelink.activations.tokens import TokensStage, split_by_hash
 from saelink.config.schema import Config, Device, WandbMode
-from saelink.evidence.evaluate import evaluate, evaluate_plan
-from saelink.fit.train import train, train_plan
-from saelink.latents.encode import encode
+from saelink.evidence.evaluate import EvaluateStage
+from saelink.fit.train import TrainStage
+from saelink.job import Job
+from saelink.latents.encode import EncodeStage
 from saelink.latents.link import link_of, load_split, pull_sides
 from saelink.latents.split import latent_shards
 from saelink.model.describe import model_info
@@ -35,12 +36,12 @@ Compose = Callable[..., Config]
 @pytest.mark.parametrize("connector", ["linear", "mlp"])
 def test_the_whole_chain(config: Compose, store: Store, model: str, connector: str) -> None:
     cfg = config(f"connector={connector}", "l1_alpha=0", model=model)
-    evaluation = evaluate(cfg, store)
+    evaluation = EvaluateStage(Job(cfg, store)).pull()
     figures = evaluation.json("metrics.json")
     assert 0 < figures["fvu"] < 1, "worse than predicting the mean of the test documents"
     assert figures["n_tokens"] > 100
     assert len(evaluation.json("circuits.json")) == 3
-    assert evaluate(cfg, store).key == evaluation.key
+    assert EvaluateStage(Job(cfg, store)).pull().key == evaluation.key
     assert not list(store.root.rglob("*.partial")) and not list(store.root.rglob("*.lock"))
 
 
@@ -61,9 +62,13 @@ def test_the_other_links(config: Compose, store: Store) -> None:
 @pytest.mark.parametrize("link", ["attn", "block"])
 def test_the_chain_through_other_links(config: Compose, store: Store, model: str, link: str) -> None:
     cfg = config(f"link={link}", "solver=exact", model=model)
-    figures = evaluate(cfg, store).json("metrics.json")
+    figures = EvaluateStage(Job(cfg, store)).pull().json("metrics.json")
     assert 0 < figures["fvu"] < 1
-    names = [term["unit"] for circuit in evaluate(cfg, store).json("circuits.json") for term in circuit["terms"]]
+    names = [
+        term["unit"]
+        for circuit in EvaluateStage(Job(cfg, store)).pull().json("circuits.json")
+        for term in circuit["terms"]
+    ]
     assert names and all(name.startswith("IF") for name in names)
     assert any("." in name for name in names) == (link == "block"), "with several sources a latent says which"
 
@@ -74,13 +79,13 @@ def test_the_chain_through_other_links(config: Compose, store: Store, model: str
 def test_ids_survive_masks_and_subsets(config: Compose, store: Store) -> None:
     """A latent has the same weights and errors whether or not others are explained beside it."""
     everything, rates = config("solver=exact", "l1_alpha=1e-2"), None
-    whole, evaluation = train(everything, store), evaluate(everything, store)
+    whole, evaluation = TrainStage(Job(everything, store)).pull(), EvaluateStage(Job(everything, store)).pull()
     sides = pull_sides(everything, store)
     tokens = load_split(everything, sides, "train")
     rates = torch.bincount(tokens.target.indices, minlength=tokens.target.d).double() / len(tokens)
     limit = rates.quantile(0.4).item()
     some = config("solver=exact", "l1_alpha=1e-2", f"targets.min_rate={limit}")
-    part, measured = train(some, store), evaluate(some, store)
+    part, measured = TrainStage(Job(some, store)).pull(), EvaluateStage(Job(some, store)).pull()
     ids = part.tensors("connector.safetensors")["target_ids"]
     assert torch.equal(ids, (rates > limit).nonzero().squeeze(1)) and 0 < len(ids) < tokens.target.d
     W, V = whole.tensors("connector.safetensors"), part.tensors("connector.safetensors")
@@ -94,9 +99,9 @@ def test_ids_survive_masks_and_subsets(config: Compose, store: Store) -> None:
 
 
 def test_a_fit_can_start_from_another(config: Compose, store: Store) -> None:
-    mlp = train(config("connector=mlp", "connector.d_hidden=8"), store)
+    mlp = TrainStage(Job(config("connector=mlp", "connector.d_hidden=8"), store)).pull()
     settings = ["connector=two_nonlinear", "connector.d_hidden=8", "solver.tokens=256", "solver.lr=1e-9"]
-    warm = train(config(*settings, f"connector.init={mlp.key}"), store)
+    warm = TrainStage(Job(config(*settings, f"connector.init={mlp.key}"), store)).pull()
     assert torch.allclose(
         warm.tensors("connector.safetensors")["W1"], mlp.tensors("connector.safetensors")["W1"], atol=1e-6
     )
@@ -104,18 +109,18 @@ def test_a_fit_can_start_from_another(config: Compose, store: Store) -> None:
 
 def test_stages_that_no_seed_changes_ignore_it(config: Compose, store: Store) -> None:
     assert (
-        train_plan(config("solver=exact", "seed=1"), store).key
-        == train_plan(config("solver=exact", "seed=2"), store).key
+        TrainStage(Job(config("solver=exact", "seed=1"), store)).key
+        == TrainStage(Job(config("solver=exact", "seed=2"), store)).key
     )
 
 
 @pytest.mark.parametrize("layers", ["[0,1]", "[1]"])
 def test_norms_are_those_of_the_cached_acts(config: Compose, store: Store, layers: str) -> None:
     cfg = config("normalise=post", f"normalise_layers={layers}")
-    table = norms(cfg, store).json("norms.json")
+    table = NormsStage(cfg, store).pull().json("norms.json")
     assert {row["layer"] for row in table} == {0, 1} and len(table) == 10
     for layer in range(2):
-        acts = cache(cfg, store, [f"blocks.{layer}.hook_mlp_out"])[f"blocks.{layer}.hook_mlp_out"]
+        acts = cache_hooks(cfg, store, [f"blocks.{layer}.hook_mlp_out"])[f"blocks.{layer}.hook_mlp_out"]
         mean = sum(acts.facts["mean_norm"][1:]) / len(acts.facts["mean_norm"][1:])
         (row,) = [row for row in table if row["layer"] == layer and row["hook"] == "hook_mlp_out"]
         assert row["mean_norm"] == pytest.approx(mean, rel=1e-2)
@@ -128,8 +133,8 @@ def test_cached_activations_are_those_of_the_plain_model(config: Compose, store:
 
     cfg = config("layer=1", model=model)
     hooks = ["blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out", *link_of(cfg, store).sources]
-    acts = cache(cfg, store, hooks)
-    ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].long()
+    acts = cache_hooks(cfg, store, hooks)
+    ids = TokensStage(cfg, store).pull().tensors("test.safetensors")["ids"].long()
     plain: Any = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32, attn_implementation="eager")
     block = plain.model.layers[1] if model == "llama" else plain.gpt_neox.layers[1]
     norm = block.post_attention_layernorm
@@ -152,7 +157,7 @@ def test_cached_activations_are_those_of_the_plain_model(config: Compose, store:
 def test_latents_are_the_saes_encoding(config: Compose, store: Store, world: World) -> None:
     cfg = config()
     hook = "blocks.1.hook_mlp_out"
-    latents, acts = encode(cfg, store, hook), cache(cfg, store, [hook])[hook]
+    latents, acts = EncodeStage(cfg, store, hook).pull(), cache_hooks(cfg, store, [hook])[hook]
     sae = read_sae(world.folder / "saes" / hook, "sae.path")
     for (_, rows, norm), (_, shard) in zip(latent_shards(latents, ["test"]), act_shards(acts, ["test"]), strict=True):
         x = shard.reshape(-1, sae.d_in).float()
@@ -167,7 +172,7 @@ def test_documents_keep_their_split_and_never_share_a_sequence(config: Compose, 
     cfg = config()
     texts = [json.loads(line)["text"] for line in world.text.read_text().splitlines()]
     tokenizer = load_tokenizer(cfg.model)
-    packed = pull_tokens(cfg, store)
+    packed = TokensStage(cfg, store).pull()
     for split in ("train", "validation", "test"):
         tensors = packed.tensors(f"{split}.safetensors")
         ids, documents = tensors["ids"].flatten(), tensors["document"].flatten()
@@ -183,17 +188,17 @@ def test_documents_keep_their_split_and_never_share_a_sequence(config: Compose, 
 
 
 def test_runtime_and_wandb_never_change_a_key(config: Compose, store: Store) -> None:
-    plain = evaluate_plan(config(), store).key
+    plain = EvaluateStage(Job(config(), store)).key
     changed = config("runtime.threads=1", "runtime.forward_tokens=64", "wandb.project=x", "wandb.entity=y")
     changed.runtime = replace(changed.runtime, device=Device.cpu, sweep="s")
     changed.wandb.mode = WandbMode.offline
-    assert evaluate_plan(changed, store).key == plain
+    assert EvaluateStage(Job(changed, store)).key == plain
 
 
 def test_equal_numbers_give_equal_keys(config: Compose, store: Store) -> None:
-    assert train_plan(config("l1_alpha=1e-3"), store).key == train_plan(config("l1_alpha=0.001"), store).key
-    assert train_plan(config("l1_alpha=10"), store).key == train_plan(config("l1_alpha=10.0"), store).key
-    assert train_plan(config("l1_alpha=1e-3"), store).key != train_plan(config("l1_alpha=1e-4"), store).key
+    assert TrainStage(Job(config("l1_alpha=1e-3"), store)).key == TrainStage(Job(config("l1_alpha=0.001"), store)).key
+    assert TrainStage(Job(config("l1_alpha=10"), store)).key == TrainStage(Job(config("l1_alpha=10.0"), store)).key
+    assert TrainStage(Job(config("l1_alpha=1e-3"), store)).key != TrainStage(Job(config("l1_alpha=1e-4"), store)).key
 
 
 RECIPE = [
@@ -205,20 +210,20 @@ RECIPE = [
 
 @pytest.mark.parametrize("override", RECIPE)
 def test_what_changes_the_numbers_changes_the_key(config: Compose, store: Store, override: str) -> None:
-    assert train_plan(config(override), store).key != train_plan(config(), store).key
+    assert TrainStage(Job(config(override), store)).key != TrainStage(Job(config(), store)).key
 
 
 def test_changing_the_connector_reruns_only_train_and_evaluate(config: Compose, store: Store) -> None:
-    evaluate(config(), store)
+    EvaluateStage(Job(config(), store)).pull()
     before = {artifact.key for artifact in store.artifacts()}
-    evaluate(config("connector=mlp"), store)
+    EvaluateStage(Job(config("connector=mlp"), store)).pull()
     made = [artifact.stage for artifact in store.artifacts() if artifact.key not in before]
     assert sorted(made) == ["evaluate", "train"]
 
 
 def test_a_second_layer_reuses_the_tokens(config: Compose, store: Store) -> None:
-    cache(config(), store, ["blocks.1.hook_mlp_out"])
-    cache(config(), store, ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"])
+    cache_hooks(config(), store, ["blocks.1.hook_mlp_out"])
+    cache_hooks(config(), store, ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"])
     stages = [artifact.stage for artifact in store.artifacts()]
     assert sorted(stages) == ["cache", "cache", "model", "tokens"]
 
@@ -237,8 +242,8 @@ def test_an_interrupted_cache_goes_on_and_gives_the_same_bytes(
 
     monkeypatch.setattr("saelink.activations.cache.SHARD_TOKENS", 1024)
     hook = "blocks.1.hook_mlp_out"
-    undisturbed = Store(tmp_path / "other", say=lambda line: None)
-    expected = cache(world.config(undisturbed.root), undisturbed, [hook])[hook]
+    undisturbed = Store(tmp_path / "other")
+    expected = cache_hooks(world.config(undisturbed.root), undisturbed, [hook])[hook]
     assert len(expected.files) > 4
 
     saved: list[str] = []
@@ -250,11 +255,11 @@ def test_an_interrupted_cache_goes_on_and_gives_the_same_bytes(
         saved.append(name)
         real(draft, name, tensors)  # type: ignore[arg-type]
 
-    pull_tokens(config(), store)
+    TokensStage(config(), store).pull()
     with monkeypatch.context() as patch:
         patch.setattr(Draft, "save_tensors", dies_at_the_third)
         with pytest.raises(KeyboardInterrupt):
-            cache(config(), store, [hook])
+            cache_hooks(config(), store, [hook])
     partial = next(store.root.glob("cache/*.partial"))
     (partial / ".leftover.tmp").write_bytes(b"half a shard")  # as a killed process leaves it
     second = partial / saved[1]
@@ -265,15 +270,18 @@ def test_an_interrupted_cache_goes_on_and_gives_the_same_bytes(
     monkeypatch.setattr(
         Draft, "save_tensors", lambda draft, name, tensors: (again.append(name), real(draft, name, tensors))
     )
-    artifact = cache(config(), store, [hook])[hook]
+    artifact = cache_hooks(config(), store, [hook])[hook]
     assert saved[0] not in again and saved[1] in again
     assert (artifact.path / saved[0]).stat().st_mtime_ns == kept
     assert file_bytes(artifact.path) == file_bytes(expected.path)
 
 
 def test_training_is_deterministic(config: Compose, store: Store, tmp_path: Path, world: World) -> None:
-    other = Store(tmp_path / "other", say=lambda line: None)
-    first, second = evaluate(config(), store), evaluate(world.config(other.root), other)
+    other = Store(tmp_path / "other")
+    first, second = (
+        EvaluateStage(Job(config(), store)).pull(),
+        EvaluateStage(Job(world.config(other.root), other)).pull(),
+    )
     assert first.key == second.key
     assert file_bytes(first.path) == file_bytes(second.path)
     one, two = store.get(first.manifest["inputs"]["connector"]), other.get(second.manifest["inputs"]["connector"])
@@ -289,13 +297,13 @@ def test_a_text_that_memory_cannot_hold_is_fitted_from_its_shards(
     monkeypatch.setattr("saelink.activations.cache.SHARD_TOKENS", 256)
     found: dict[str, list[Artifact]] = {"exact": [], "adam": []}
     for place in ("in memory", "in pieces", "in pieces again"):
-        store = Store(tmp_path / place, say=lambda line: None)
+        store = Store(tmp_path / place)
         if place != "in memory":
             monkeypatch.setattr(Split, "IN_MEMORY", 0)
             monkeypatch.setattr(Split, "POOL", 2)
         for solver, settings in (("exact", ["l1_alpha=1e-3"]), ("adam", ["solver.tokens=50_000", "solver.lr=1e-2"])):
             cfg = world.config(store.root, f"solver={solver}", *settings)
-            found[solver].append(train(cfg, store))
+            found[solver].append(TrainStage(Job(cfg, store)).pull())
     weights = {name: [fit.tensors("connector.safetensors")["W"] for fit in fits] for name, fits in found.items()}
     assert torch.allclose(weights["exact"][0], weights["exact"][1], atol=1e-6)
     assert not torch.equal(weights["adam"][0], weights["adam"][1]), "another order of the tokens"
@@ -306,12 +314,14 @@ def test_a_text_that_memory_cannot_hold_is_fitted_from_its_shards(
 
 def test_normalise_post_compares_the_layers(config: Compose, store: Store) -> None:
     cfg = config("normalise=post", "normalise_layers=[0,1]")
-    artifact = train(cfg, store)
+    artifact = TrainStage(Job(cfg, store)).pull()
     mlp_out = {
-        row["layer"]: row["mean_norm"] for row in norms(cfg, store).json("norms.json") if row["hook"] == "hook_mlp_out"
+        row["layer"]: row["mean_norm"]
+        for row in NormsStage(cfg, store).pull().json("norms.json")
+        if row["hook"] == "hook_mlp_out"
     }
     assert artifact.facts["c"] == pytest.approx((mlp_out[1] / min(mlp_out.values())) ** 2, rel=1e-12)
-    alone = train(config("normalise=post", "normalise_layers=[0]"), store)
+    alone = TrainStage(Job(config("normalise=post", "normalise_layers=[0]"), store)).pull()
     assert alone.facts["c"] == pytest.approx((mlp_out[1] / mlp_out[0]) ** 2, rel=1e-12)
     assert alone.key != artifact.key
 
@@ -335,7 +345,7 @@ def test_penalties_as_one_path(saelink: Run, config: Compose, store: Store) -> N
     assert starts == ["random", fits[1e-5].key, "random", fits[100].key]
     assert [fits[alpha].recipe["solver"]["tokens"] for alpha in sorted(fits)] == [32768, 4096, 32768, 4096]
     assert fits[1000].facts["n_edges"] == 0
-    alone = train(config(*(word for word in base if "path" not in word), "l1_alpha=1e-5"), store)
+    alone = TrainStage(Job(config(*(word for word in base if "path" not in word), "l1_alpha=1e-5"), store)).pull()
     assert alone.key == fits[1e-5].key, "the first is an ordinary fit"
     code, _, err = saelink("train", *base, "l1_alpha=1e-3")
     assert code == 1 and "solver.path_tokens=4096 needs several penalties in one job" in err
@@ -343,8 +353,8 @@ def test_penalties_as_one_path(saelink: Run, config: Compose, store: Store) -> N
 
 def test_a_fit_that_nothing_can_move_any_more_ends(config: Compose, store: Store) -> None:
     settings = ["connector=mlp", "connector.d_hidden=8", "solver=proximal", "solver.tokens=300000", "l1_alpha=1000.0"]
-    fit = train(config(*settings), store)
+    fit = TrainStage(Job(config(*settings), store)).pull()
     assert fit.facts["n_edges"] == 0 and fit.facts["tokens"] < 300_000
     assert fit.facts["objective"] == pytest.approx(fit.facts["zero_objective"], rel=1e-6)
-    with_bias = train(config(*settings, "connector.bias=true"), store)
+    with_bias = TrainStage(Job(config(*settings, "connector.bias=true"), store)).pull()
     assert with_bias.facts["tokens"] > 290_000, "its bias still moves"

@@ -75,7 +75,7 @@ def test_local_files_of_every_kind(world: World, tmp_path: Path, name: str) -> N
 POST = [
     "model.path=models/tiny", "data.path=data/tiny", "sae.hub=models/saes", "layer=1", "normalise_layers=[0,1]",
     "data.context_size=16", "data.max_tokens=null", "solver.tokens=8192", "solver.batch_tokens=256",
-    "experiment.d_hidden=12", "experiment.bootstrap=20", "eval.ce_tokens=256", "eval.bootstrap=20",
+    "experiment.d_hidden=12", "experiment.percent_linear.bootstrap=20", "eval.ce_tokens=256", "eval.bootstrap=20",
     "runtime.forward_tokens=512", "wandb.mode=disabled", "sae.check=false",
 ]  # fmt: skip
 
@@ -161,7 +161,7 @@ from saelink.saes.choice import sae_choice
 from saelink.saes.load import pull_sae
 from saelink.store.store import Store
 
-store = Store("outputs", say=lambda line: None)
+store = Store("outputs")
 for line in sys.stdin:
     hook, overrides = json.loads(line)
     cfg = composed(overrides)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from saelink.activations.cache import act_shards, cache
-from saelink.activations.tokens import pull_tokens
-from saelink.interventions.effects import effects, load_effects
-from saelink.latents.encode import encode
+from saelink.activations.cache import act_shards, cache_hooks
+from saelink.activations.tokens import TokensStage
+from saelink.interventions.effects import EffectsStage, load_effects
+from saelink.job import Job
+from saelink.latents.encode import EncodeStage
 from saelink.latents.link import load_split, pull_sides
 from saelink.model.describe import model_info
 from saelink.model.load import load_bridge, load_tokenizer
@@ -39,9 +40,9 @@ def test_the_bridge_is_the_plain_model(outputs: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     cfg = composed([*SLICE, f"runtime.outputs={outputs}"])
-    store = Store(outputs, say=lambda line: None)
-    acts = cache(cfg, store, HOOKS)
-    ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"][:8].long()
+    store = Store(outputs)
+    acts = cache_hooks(cfg, store, HOOKS)
+    ids = TokensStage(cfg, store).pull().tensors("test.safetensors")["ids"][:8].long()
     folder = model_info(cfg, store).artifact.path
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     seen: dict[str, torch.Tensor] = {}
@@ -62,8 +63,8 @@ def test_the_bridge_is_the_plain_model(outputs: Path) -> None:
 
 def test_separator_and_documents(outputs: Path) -> None:
     cfg = composed([*SLICE, f"runtime.outputs={outputs}"])
-    store = Store(outputs, say=lambda line: None)
-    packed = pull_tokens(cfg, store)
+    store = Store(outputs)
+    packed = TokensStage(cfg, store).pull()
     assert packed.facts["separator_id"] == 0
     tensors = packed.tensors("train.safetensors")
     ids, documents = tensors["ids"].flatten(), tensors["document"].flatten()
@@ -77,7 +78,7 @@ def test_separator_and_documents(outputs: Path) -> None:
 def test_the_shipped_saes_are_as_good_as_their_card_says(outputs: Path, hook: str) -> None:
     layer = hook.split(".")[1]
     cfg = composed([*SLICE, f"layer={layer}", f"runtime.outputs={outputs}"])
-    facts = encode(cfg, Store(outputs, say=lambda line: None), hook).facts
+    facts = EncodeStage(cfg, Store(outputs), hook).pull().facts
     line = next(line for line in (SAES / "README.md").read_text().splitlines() if line.startswith(f"| {hook} "))
     published = float(line.split("|")[3])
     assert facts["fvu"] == pytest.approx(published, rel=0.15), "the slice's test documents are only some of the card's"
@@ -105,14 +106,14 @@ def test_the_chain_on_a_slice(saelink: Run, outputs: Path) -> None:
 def test_effects_of_200_random_edges_are_those_of_one_ablation_at_a_time(outputs: Path) -> None:
     """The whole model (as far as the target hook), one token of one source taken out at a time."""
     cfg = composed([*SLICE, f"runtime.outputs={outputs}"])
-    store = Store(outputs, say=lambda line: None)
-    found = load_effects(effects(cfg, store))
+    store = Store(outputs)
+    found = load_effects(EffectsStage(Job(cfg, store)).pull())
     info, sides = model_info(cfg, store), pull_sides(cfg, store)
     source_hook, target_hook = HOOKS[:2]
     source_sae, target_sae = read_sae(SAES / source_hook, "sae.path"), read_sae(SAES / target_hook, "sae.path")
     assert target_sae.k is not None
     counted = load_split(cfg, sides, "test").row
-    ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].long()
+    ids = TokensStage(cfg, store).pull().tensors("test.safetensors")["ids"].long()
     bridge = load_bridge(cfg, info, "cpu")
     seen: dict[str, list[torch.Tensor]] = {source_hook: [], target_hook: []}
     with torch.inference_mode():

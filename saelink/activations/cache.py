@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
-from saelink.activations.tokens import SPLITS, pull_tokens, tokens_plan
+import torch
+
+from saelink.activations.tokens import SPLITS, TokensFacts, TokensStage
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.model.describe import model_info
@@ -21,14 +23,8 @@ from saelink.runtime import device_of
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Claim, Draft
 from saelink.store.files import gigabytes
-from saelink.store.recipe import Plan
+from saelink.store.stage import Stage
 from saelink.store.store import Store
-
-if TYPE_CHECKING:
-    import torch
-
-
-VERSION = 3
 
 SHARD_TOKENS = 32_768
 
@@ -52,37 +48,76 @@ def shards_of(sequences: dict[str, int], context_size: int, splits: Iterable[str
     ]
 
 
-def cache_plan(cfg: Config, store: Store, hook_name: str) -> Plan:
-    """Plan of one hook's activations; `hook_name` is a full name such as blocks.3.hook_mlp_out."""
-    info = model_info(cfg, store)
-    recipe = {"hook_name": hook_name, "model_dtype": cfg.model.dtype.name, "dtype": "bfloat16"}
-    inputs = {"model": info.artifact.key, "tokens": tokens_plan(cfg, info).key}
-    return Plan("cache", VERSION, recipe, inputs, f"{cfg.model.label} {hook_name}")
-
-
-Look = Callable[[str, "torch.Tensor"], None]
+Look = Callable[[str, torch.Tensor], None]
 """Is shown the first acts [n, width] of a hook as soon as there are some; raises what makes going on pointless."""
 
 
-def cache(cfg: Config, store: Store, hook_names: Iterable[str], look: Look | None = None) -> dict[str, Artifact]:
-    """Pull the activations at `hook_names`.
+class CacheFacts(TypedDict):
+    width: int
+    context_size: int
+    sequences: dict[str, int]
+    """By split."""
+    mean_norm: list[float]
+    """By position the mean l2 norm on the training split,"""
+    median_norm: float
+    """and the median over all of them."""
+
+
+class CacheStage(Stage[CacheFacts]):
+    """One hook's activations; `hook_name` is a full name such as blocks.3.hook_mlp_out.
 
     Files `<split>-<number>.safetensors` with `acts` [sequences, context_size, width] in bfloat16 (its rounding
-    adds about 1e-6 to an FVU). Facts: `mean_norm`, for each position the mean l2 norm on the training split. A hook
-    with several heads is taken as wide as all of them together.
+    adds about 1e-6 to an FVU). A hook with several heads is taken as wide as all of them together.
     """
-    plans = {hook: cache_plan(cfg, store, hook) for hook in dict.fromkeys(hook_names)}
-    missing = [plan for plan in plans.values() if store.up_to_date(plan) is None]
+
+    name = "cache"
+    version = 3
+
+    def __init__(self, cfg: Config, store: Store, hook_name: str):
+        self.cfg, self.store, self.hook_name = cfg, store, hook_name
+
+    @property
+    def device(self) -> str:
+        return device_of(self.cfg)
+
+    def recipe(self) -> dict[str, Any]:
+        return {"hook_name": self.hook_name, "model_dtype": self.cfg.model.dtype.name, "dtype": "bfloat16"}
+
+    def inputs(self) -> dict[str, str]:
+        tokens = TokensStage(self.cfg, self.store)
+        return {"model": model_info(self.cfg, self.store).artifact.key, "tokens": tokens.key}
+
+    def about(self) -> str:
+        return f"{self.cfg.model.label} {self.hook_name}"
+
+    def make(self, draft: Draft) -> CacheFacts:
+        tokens = TokensStage(self.cfg, self.store).pull()
+        _write(self.cfg, self.store, tokens, [draft], None)
+        return _facts(tokens, draft)
+
+    def pull(self) -> Artifact[CacheFacts]:
+        """The activations, shard by shard where an earlier try or another worker left off."""
+        return cache_hooks(self.cfg, self.store, [self.hook_name])[self.hook_name]
+
+
+def cache_hooks(
+    cfg: Config, store: Store, hook_names: Iterable[str], look: Look | None = None
+) -> dict[str, Artifact[CacheFacts]]:
+    """The activations at several hooks: one forward pass fills all that are missing, see CacheStage."""
+    stages = {hook: CacheStage(cfg, store, hook) for hook in dict.fromkeys(hook_names)}
+    missing = [stage.plan for stage in stages.values() if store.up_to_date(stage.plan) is None]
     if missing:
-        token_ids = pull_tokens(cfg, store)
+        tokens = TokensStage(cfg, store).pull()
         with store.drafts(missing, resumable=True, shared=cfg.runtime.worker is not None) as drafts:
             if drafts:
-                _write(cfg, store, token_ids, drafts, look)
-    found = {hook: store.find(plan) for hook, plan in plans.items()}
+                _write(cfg, store, tokens, drafts, look)
+            for draft in drafts:
+                store.finish(draft, partial(_facts, tokens, draft), device_of(cfg))
+    found = {hook: stage.find() for hook, stage in stages.items()}
     return {hook: artifact for hook, artifact in found.items() if artifact is not None}
 
 
-def _write(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft], look: Look | None) -> None:
+def _write(cfg: Config, store: Store, token_ids: Artifact[TokensFacts], drafts: list[Draft], look: Look | None) -> None:
     """Fill all drafts shard by shard; shards that an earlier try finished are kept."""
     info = model_info(cfg, store)
     by_hook = {draft.plan.recipe["hook_name"]: draft for draft in drafts}
@@ -92,7 +127,7 @@ def _write(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft], 
     size = sum((shard.last - shard.first) * context * info.d_model * 2 for shard, _ in wanted)
     total = sum(token_ids.facts["tokens"].values())
     what = f"cache: {', '.join(by_hook)} of {total:,} tokens"
-    store.say(f"{what}, {gigabytes(size)} to write")
+    store.observer.say(f"{what}, {gigabytes(size)} to write")
     store.need_space(what, size)
     unfinished = {shard.name for shard, _ in wanted}
     done = sum((shard.last - shard.first) * context for shard in shards.values() if shard.name not in unfinished)
@@ -110,7 +145,7 @@ def _write(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft], 
         claims.pop(shard.name).release()
 
     saving: Future[None] | None = None
-    with Progress("cache", total, done=done) as bar, ThreadPoolExecutor(1) as writer:
+    with store.observer.progress("cache", total, done=done) as bar, ThreadPoolExecutor(1) as writer:
         for shard, acts in run_model(cfg, store, token_ids, list(by_hook), todo(), bar):
             if look is not None:
                 for hook, tensor in acts.items():
@@ -122,16 +157,17 @@ def _write(cfg: Config, store: Store, token_ids: Artifact, drafts: list[Draft], 
             saving = writer.submit(save, shard, acts)
         if saving is not None:
             saving.result()
-    for draft in drafts:
-        store.finish(draft, partial(_facts, token_ids, draft), device_of(cfg))
 
 
 def run_model(
-    cfg: Config, store: Store, token_ids: Artifact, hooks: list[str], shards: Iterable[Shard], bar: Progress
+    cfg: Config,
+    store: Store,
+    token_ids: Artifact[TokensFacts],
+    hooks: list[str],
+    shards: Iterable[Shard],
+    bar: Progress,
 ) -> Iterator[tuple[Shard, dict[str, torch.Tensor]]]:
     """Each of the shards with the model's acts at all hooks, [sequences, context_size, width] in bfloat16."""
-    import torch
-
     info = model_info(cfg, store)
     device = device_of(cfg)
     forward: Any = None
@@ -166,9 +202,7 @@ def run_model(
         yield shard, acts
 
 
-def _facts(token_ids: Artifact, draft: Draft) -> dict[str, Any]:
-    import torch
-
+def _facts(token_ids: Artifact[TokensFacts], draft: Draft) -> CacheFacts:
     context = token_ids.facts["context_size"]
     shards = shards_of(token_ids.facts["sequences"], context, ["train"])
     norms, width = [], 0
@@ -184,13 +218,18 @@ def _facts(token_ids: Artifact, draft: Draft) -> dict[str, Any]:
     }
 
 
-def norm_facts(norms: torch.Tensor) -> dict[str, Any]:
+class NormFacts(TypedDict):
+    mean_norm: list[float]
+    median_norm: float
+
+
+def norm_facts(norms: torch.Tensor) -> NormFacts:
     """Of the l2 norms [sequences, context_size] of all training acts: the mean by position, and the median."""
     return {"mean_norm": norms.double().mean(0).tolist(), "median_norm": norms.median().item()}
 
 
 def act_shards(
-    artifact: Artifact, splits: Iterable[str] = SPLITS, skip: Container[str] = ()
+    artifact: Artifact[CacheFacts], splits: Iterable[str] = SPLITS, skip: Container[str] = ()
 ) -> Iterator[tuple[Shard, torch.Tensor]]:
     """Each shard whose file is not in `skip`, with its acts [sequences, context_size, width] in bfloat16."""
     for shard in shards_of(artifact.facts["sequences"], artifact.facts["context_size"], splits):
@@ -199,7 +238,7 @@ def act_shards(
 
 
 def shuffled_rows(
-    artifact: Artifact,
+    artifact: Artifact[CacheFacts],
     *,
     batch: int,
     total: int,
@@ -215,8 +254,6 @@ def shuffled_rows(
     Shards are read in a new order each pass, `shards_in_memory` of them at a time are mixed row by row, so memory
     does not grow with the number of tokens. What does not fill a last batch goes into the next group.
     """
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
     shards = shards_of(artifact.facts["sequences"], artifact.facts["context_size"], ["train"])
     width = artifact.facts["width"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ def _rows(cfg: DataConfig) -> Iterable[Any]:
         return json.loads(_wheel_file(cfg).read_bytes()).values()
     import datasets
 
+    # It logs what it can't read and raises too; the error is told once, by `documents`.
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
     if cfg.source is DataSource.hub:
         commit = text_identity(cfg)["commit"]  # not the branch, which may move on meanwhile
         return datasets.load_dataset(cfg.path, cfg.subset, split=cfg.split, revision=commit, streaming=cfg.streaming)

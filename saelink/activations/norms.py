@@ -6,21 +6,19 @@ It runs the model over the first training sequences and keeps nothing but the no
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
-from saelink.activations.tokens import pull_tokens, tokens_plan
+import torch
+
+from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.model.describe import model_info
 from saelink.model.load import load_bridge
-from saelink.progress import Progress
 from saelink.runtime import device_of
-from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
+from saelink.store.stage import Stage
 from saelink.store.store import Store
-
-VERSION = 1
 
 HOOKS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
 
@@ -33,72 +31,79 @@ def _hooks(cfg: Config) -> list[str]:
     return list(dict.fromkeys([*HOOKS, cfg.link.target]))
 
 
-def norms_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of the norms of all layers."""
-    info = model_info(cfg, store)
-    recipe = {
-        "hooks": _hooks(cfg),
-        "tokens": NORM_TOKENS,
-        "drop_positions": cfg.data.drop_positions,
-        "model_dtype": cfg.model.dtype.name,
-    }
-    inputs = {"model": info.artifact.key, "tokens": tokens_plan(cfg, info).key}
-    return Plan("norms", VERSION, recipe, inputs, f"{cfg.model.label}, all layers")
+class NormsFacts(TypedDict):
+    tokens: int
+    """Training tokens that were run."""
 
 
-def norms(cfg: Config, store: Store) -> Artifact:
-    """Pull the norms.
+class NormsStage(Stage[NormsFacts]):
+    """Norms of all layers.
 
     File `norms.json`: for every layer and hook of the block that the model has, and the link's target, the mean and
     the median l2 norm over the positions that count of the first 16,384 training tokens.
     """
-    plan = norms_plan(cfg, store)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
-    token_ids = pull_tokens(cfg, store)
-    return store.build(plan, lambda draft: _norms(cfg, store, token_ids, draft), device_of(cfg))
 
+    name = "norms"
+    version = 1
 
-def _norms(cfg: Config, store: Store, token_ids: Artifact, draft: Draft) -> dict[str, Any]:
-    import torch
+    def __init__(self, cfg: Config, store: Store):
+        self.cfg, self.store = cfg, store
+        self._model = model_info(cfg, store)
 
-    info = model_info(cfg, store)
-    device = device_of(cfg)
-    bridge = load_bridge(cfg, info, device)
-    hooks = [f"blocks.{layer}.{name}" for layer in range(info.n_layers) for name in _hooks(cfg)]
-    hooks = [hook for hook in hooks if hook in info.hooks]
-    context = token_ids.facts["context_size"]
-    ids = token_ids.tensors("train.safetensors")["ids"][: max(NORM_TOKENS // context, 1)].long()
-    rows = max(cfg.runtime.forward_tokens // context, 1)
-    drop = cfg.data.drop_positions
-    seen: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
+    @property
+    def device(self) -> str:
+        return device_of(self.cfg)
 
-    def keeper(name: str) -> Any:  # by our name: some of the model's hooks go by several
-        def keep(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
-            seen[name].append(acts[:, drop:].flatten(2).float().norm(dim=-1).flatten().cpu())
-            return acts
-
-        return keep
-
-    with Progress("norms", ids.numel()) as bar, torch.inference_mode():
-        for batch in ids.split(rows):
-            bridge.run_with_hooks(
-                batch.to(device), fwd_hooks=[(hook, keeper(hook)) for hook in hooks], stop_at_layer=info.n_layers
-            )
-            bar.advance(batch.numel())
-    table = [
-        {
-            "layer": int(hook.split(".")[1]),
-            "hook": hook.split(".", 2)[2],
-            "mean_norm": torch.cat(parts).double().mean().item(),
-            "median_norm": torch.cat(parts).median().item(),
+    def recipe(self) -> dict[str, Any]:
+        return {
+            "hooks": _hooks(self.cfg),
+            "tokens": NORM_TOKENS,
+            "drop_positions": self.cfg.data.drop_positions,
+            "model_dtype": self.cfg.model.dtype.name,
         }
-        for hook, parts in seen.items()
-        if parts
-    ]
-    draft.save_json("norms.json", table)
-    return {"tokens": ids.numel()}
+
+    def inputs(self) -> dict[str, str]:
+        return {"model": self._model.artifact.key, "tokens": TokensStage(self.cfg, self.store).key}
+
+    def about(self) -> str:
+        return f"{self.cfg.model.label}, all layers"
+
+    def make(self, draft: Draft) -> NormsFacts:
+        tokens, info, device = TokensStage(self.cfg, self.store).pull(), self._model, self.device
+        bridge = load_bridge(self.cfg, info, device)
+        hooks = [f"blocks.{layer}.{name}" for layer in range(info.n_layers) for name in _hooks(self.cfg)]
+        hooks = [hook for hook in hooks if hook in info.hooks]
+        context = tokens.facts["context_size"]
+        ids = tokens.tensors("train.safetensors")["ids"][: max(NORM_TOKENS // context, 1)].long()
+        rows = max(self.cfg.runtime.forward_tokens // context, 1)
+        drop = self.cfg.data.drop_positions
+        seen: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
+
+        def keeper(name: str) -> Any:  # by our name: some of the model's hooks go by several
+            def keep(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+                seen[name].append(acts[:, drop:].flatten(2).float().norm(dim=-1).flatten().cpu())
+                return acts
+
+            return keep
+
+        with self.store.observer.progress("norms", ids.numel()) as bar, torch.inference_mode():
+            for batch in ids.split(rows):
+                bridge.run_with_hooks(
+                    batch.to(device), fwd_hooks=[(hook, keeper(hook)) for hook in hooks], stop_at_layer=info.n_layers
+                )
+                bar.advance(batch.numel())
+        table = [
+            {
+                "layer": int(hook.split(".")[1]),
+                "hook": hook.split(".", 2)[2],
+                "mean_norm": torch.cat(parts).double().mean().item(),
+                "median_norm": torch.cat(parts).median().item(),
+            }
+            for hook, parts in seen.items()
+            if parts
+        ]
+        draft.save_json("norms.json", table)
+        return {"tokens": ids.numel()}
 
 
 def c_post(cfg: Config, store: Store, hook_name: str) -> float:
@@ -107,7 +112,11 @@ def c_post(cfg: Config, store: Store, hook_name: str) -> float:
     Raises SaelinkError for a layer that the model lacks.
     """
     _, layer, name = hook_name.split(".", 2)
-    by_layer = {row["layer"]: row["mean_norm"] for row in norms(cfg, store).json("norms.json") if row["hook"] == name}
+    by_layer = {
+        row["layer"]: row["mean_norm"]
+        for row in NormsStage(cfg, store).pull().json("norms.json")
+        if row["hook"] == name
+    }
     if not cfg.normalise_layers or not set(cfg.normalise_layers) <= set(by_layer):
         raise SaelinkError(
             f"normalise_layers={cfg.normalise_layers}: name at least one layer whose {name} is compared, such as "

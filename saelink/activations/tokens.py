@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
+import torch
 
 from saelink.activations.documents import documents, text_identity
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.model.describe import model_info
-from saelink.model.info import ModelInfo
 from saelink.model.load import load_tokenizer
-from saelink.progress import Progress
-from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
+from saelink.store.stage import Stage
 from saelink.store.store import Store
-
-VERSION = 1
 
 SPLITS = ("train", "validation", "test")
 
@@ -37,32 +33,119 @@ def split_by_hash(text: str) -> str:
     return "train" if bucket < 80 else "validation" if bucket < 90 else "test"
 
 
-def tokens_plan(cfg: Config, info: ModelInfo) -> Plan:
-    """Plan of the packed tokens. Raises SaelinkError for a context that is longer than the model's."""
-    if info.context_size is not None and cfg.data.context_size > info.context_size:
-        raise SaelinkError(
-            f"data.context_size={cfg.data.context_size}: the model {cfg.model.name} takes at most {info.context_size}"
-        )
-    recipe: dict[str, Any] = {
-        "text": text_identity(cfg.data),
-        "context_size": cfg.data.context_size,
-        "max_tokens": cfg.data.max_tokens,
-        "separator": cfg.model.separator,
-    }
-    if cfg.data.prepend_bos:
-        recipe["prepend_bos"] = True
-    return Plan("tokens", VERSION, recipe, {"model": info.artifact.key}, cfg.data.label)
+class TokensFacts(TypedDict):
+    """What is known of the packed tokens; each dict is by split."""
+
+    sequences: dict[str, int]
+    documents: dict[str, int]
+    tokens: dict[str, int]
+    context_size: int
+    separator_id: int
 
 
-def pull_tokens(cfg: Config, store: Store) -> Artifact:
-    """Pull the packed tokens.
+class TokensStage(Stage[TokensFacts]):
+    """The packed tokens of a model's tokenizer.
 
     Files `<split>.safetensors` with `ids` and `document`, both [sequences, context_size] int32; a document's
     number counts the non-empty documents in reading order. A token's position is its column.
     """
-    info = model_info(cfg, store)
-    plan = tokens_plan(cfg, info)
-    return store.up_to_date(plan) or store.build(plan, lambda draft: _tokenise(cfg, info, draft))
+
+    name = "tokens"
+    version = 1
+
+    def __init__(self, cfg: Config, store: Store):
+        """Raises SaelinkError for a context that is longer than the model's."""
+        self.cfg, self.store = cfg, store
+        self._model = model_info(cfg, store)
+        longest = self._model.context_size
+        if longest is not None and cfg.data.context_size > longest:
+            raise SaelinkError(
+                f"data.context_size={cfg.data.context_size}: the model {cfg.model.name} takes at most {longest}"
+            )
+
+    def recipe(self) -> dict[str, Any]:
+        recipe: dict[str, Any] = {
+            "text": text_identity(self.cfg.data),
+            "context_size": self.cfg.data.context_size,
+            "max_tokens": self.cfg.data.max_tokens,
+            "separator": self.cfg.model.separator,
+        }
+        return recipe | ({"prepend_bos": True} if self.cfg.data.prepend_bos else {})
+
+    def inputs(self) -> dict[str, str]:
+        return {"model": self._model.artifact.key}
+
+    def about(self) -> str:
+        return self.cfg.data.label
+
+    def make(self, draft: Draft) -> TokensFacts:
+        tokenizer = load_tokenizer(self.cfg.model, self._model.artifact)
+        separator = separator_id(tokenizer, self.cfg.model.separator)
+        bos = _bos_id(self.cfg, tokenizer)
+        read = self._read(tokenizer, separator)
+        n_tokens, n_documents = sum(map(len, itertools.chain(*read.ids.values()))), sum(read.n_documents.values())
+        path = self.cfg.data.path
+        if not n_tokens:
+            raise SaelinkError(f"data.path={path}: no document holds any text in column {self.cfg.data.text_column}")
+        context = self.cfg.data.context_size
+        room = context if bos is None else context - 1
+        sequences: dict[str, int] = {}
+        for split in SPLITS:
+            if sum(map(len, read.ids[split])) < room:
+                raise SaelinkError(
+                    f"data.path={path}: {n_tokens:,} tokens in {n_documents:,} documents leave less than one sequence "
+                    f"of {context} for the {split} split; use more text or a smaller data.context_size"
+                )
+            text, document = _packed(read.ids[split], room), _packed(read.owner[split], room)
+            if bos is not None:  # it counts to the document that follows it
+                text = torch.nn.functional.pad(text, (1, 0), value=bos)
+                document = torch.cat([document[:, :1], document], dim=1)
+            draft.save_tensors(f"{split}.safetensors", {"ids": text, "document": document})
+            sequences[split] = len(text)
+        return {
+            "sequences": sequences,
+            "documents": read.n_documents,
+            "tokens": {split: sequences[split] * context for split in SPLITS},
+            "context_size": context,
+            "separator_id": separator,
+        }
+
+    def _read(self, tokenizer: Any, separator: int) -> _Read:
+        """The documents' tokens by split, until data.max_tokens are reached."""
+        limit = self.cfg.data.max_tokens
+        read = _Read({split: [] for split in SPLITS}, {split: [] for split in SPLITS}, dict.fromkeys(SPLITS, 0))
+        n_tokens = 0
+        texts = documents(self.cfg.data)
+        with self.store.observer.progress("tokens", limit or 0) as bar:
+            while limit is None or n_tokens < limit:
+                batch = list(itertools.islice(texts, DOCUMENTS_PER_STEP))
+                if not batch:
+                    break
+                for text, piece in zip(batch, tokenizer(batch, add_special_tokens=False)["input_ids"], strict=True):
+                    if limit is not None and n_tokens >= limit:
+                        break
+                    split = split_by_hash(text)
+                    read.ids[split].append(np.asarray([*piece, separator], np.int32))
+                    read.owner[split].append(np.full(len(piece) + 1, sum(read.n_documents.values()), np.int32))
+                    read.n_documents[split] += 1
+                    n_tokens += len(piece) + 1
+                    bar.advance(len(piece) + 1)
+        return read
+
+
+class _Read(NamedTuple):
+    """What was read of each split."""
+
+    ids: dict[str, list[np.ndarray[Any, Any]]]
+    owner: dict[str, list[np.ndarray[Any, Any]]]
+    """The number of the document each token belongs to."""
+    n_documents: dict[str, int]
+
+
+def _packed(pieces: list[np.ndarray[Any, Any]], length: int) -> torch.Tensor:
+    """[sequences, length] the pieces behind one another; what does not fill a last sequence is left out."""
+    flat = np.concatenate(pieces)
+    return torch.from_numpy(flat[: len(flat) // length * length].reshape(-1, length))
 
 
 def separator_id(tokenizer: Any, separator: str | None) -> int:
@@ -82,60 +165,3 @@ def _bos_id(cfg: Config, tokenizer: Any) -> int | None:
     if cfg.data.prepend_bos and tokenizer.bos_token_id is None:
         raise SaelinkError("data.prepend_bos=true: the tokenizer has no begin-of-text token")
     return int(tokenizer.bos_token_id) if cfg.data.prepend_bos else None
-
-
-def _tokenise(cfg: Config, info: ModelInfo, draft: Draft) -> dict[str, Any]:
-    import torch
-
-    tokenizer = load_tokenizer(cfg.model, info.artifact)
-    separator = separator_id(tokenizer, cfg.model.separator)
-    limit = cfg.data.max_tokens
-    ids: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    owner: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    n_documents: dict[str, int] = dict.fromkeys(SPLITS, 0)
-    n_tokens = 0
-    texts = documents(cfg.data)
-    with Progress("tokens", limit or 0) as bar:
-        while limit is None or n_tokens < limit:
-            batch = list(itertools.islice(texts, DOCUMENTS_PER_STEP))
-            if not batch:
-                break
-            for text, piece in zip(batch, tokenizer(batch, add_special_tokens=False)["input_ids"], strict=True):
-                if limit is not None and n_tokens >= limit:
-                    break
-                split = split_by_hash(text)
-                ids[split].append(np.asarray([*piece, separator], np.int32))
-                owner[split].append(np.full(len(piece) + 1, sum(n_documents.values()), np.int32))
-                n_documents[split] += 1
-                n_tokens += len(piece) + 1
-                bar.advance(len(piece) + 1)
-    if not n_tokens:
-        raise SaelinkError(f"data.path={cfg.data.path}: no document holds any text in column {cfg.data.text_column}")
-    context = cfg.data.context_size
-    bos = _bos_id(cfg, tokenizer)
-    room = context if bos is None else context - 1
-    sequences = {}
-    for split in SPLITS:
-        length = sum(map(len, ids[split])) // room * room
-        if not length:
-            raise SaelinkError(
-                f"data.path={cfg.data.path}: {n_tokens:,} tokens in {sum(n_documents.values()):,} documents leave less "
-                f"than one sequence of {context} for the {split} split; use more text or a smaller data.context_size"
-            )
-
-        def packed(pieces: list[np.ndarray], length: int = length) -> torch.Tensor:
-            return torch.from_numpy(np.concatenate(pieces)[:length].reshape(-1, room))
-
-        text, document = packed(ids[split]), packed(owner[split])
-        if bos is not None:  # it counts to the document that follows it
-            text = torch.nn.functional.pad(text, (1, 0), value=bos)
-            document = torch.cat([document[:, :1], document], dim=1)
-        draft.save_tensors(f"{split}.safetensors", {"ids": text, "document": document})
-        sequences[split] = len(text)
-    return {
-        "sequences": sequences,
-        "documents": n_documents,
-        "tokens": {split: sequences[split] * context for split in SPLITS},
-        "context_size": context,
-        "separator_id": separator,
-    }

@@ -337,8 +337,25 @@ class VerifyConfig:
 
 
 @dataclass
+class OutliersConfig:
+    """Which latents count as outliers, wherever they are listed."""
+
+    shares: dict[str, float] = field(
+        default_factory=lambda: {"first_positions": 0.5, "first_delimiter": 0.5, "massive": 0.5}
+    )
+    """A latent is an outlier when positions 0-2, the sequences' first delimiters or massive acts carry at least this
+    share of its activation."""
+    weight_threshold: float = 0.1
+    """Weights from hidden units into it beyond this magnitude are counted."""
+
+
+@dataclass
 class ExperimentConfig:
-    """What `saelink run experiment=...` makes: tables and pictures over many fits. Settings by experiment."""
+    """What `saelink run experiment=...` makes: tables and pictures over many fits.
+
+    Settings that several experiments share; those of one alone are in its file in saelink/experiments, and are set by
+    experiment.<name>.<setting>.
+    """
 
     names: list[str] = field(default_factory=list)
     """The experiments of this job, in order; each is a file in saelink/experiments."""
@@ -350,56 +367,15 @@ class ExperimentConfig:
     """Training tokens of the stochastic fits without a penalty; null is solver.tokens."""
     sweep_tokens: int | None = None
     """Training tokens of each stochastic fit of a sweep; null is solver.tokens."""
-    l1_alphas: list[float] = field(default_factory=lambda: [1e-7, 1e-5, 1e-3, 0.1, 10.0, 100.0])
-    """pareto: the post's penalties."""
     l1_grid: list[float] = field(default_factory=lambda: [3e-4, 3e-3, 1e-2, 3e-2])
-    """pareto: further penalties between them."""
-    ce_at: list[str] = field(default_factory=lambda: ["elbow"])
-    """pareto: where cross-entropy is measured, `elbow` or `all`."""
-    refit_parts: bool = False
-    """pareto: also fit the mlp on the linear subset and on the rest alone, not only measure it there."""
+    """pareto, skip: penalties between the post's."""
     sparse_alpha: Any = 8e-4
-    """sparse_linear, closure, post: the penalty; `elbow` takes the one that pareto finds for the linear connector."""
-    sae_alphas: list[float] = field(
-        default_factory=lambda: [1e-5, 4e-5, 7e-5, 1e-4, 4e-4, 7e-4, 1e-3, 4e-3, 7e-3, 1e-2]
-    )
-    """sae_connector: the post's penalties."""
-    sae_bias_alphas: list[float] | None = None
-    """sae_connector: the penalties that are also tried with a hidden bias; null tries all."""
-    hidden_l1: str = "as_is"
-    """sae_connector: units of the hidden penalty, as_is or sqrt_c."""
-    hidden_sizes: list[int] = field(default_factory=lambda: [2**power for power in range(1, 14)])
-    """hidden_size: numbers of hidden units."""
-    linear_threshold: Any = 1e-3
-    """percent_linear: a latent is linear when its loss difference, divided by the normaliser, is at most this; `noise`
-    takes the level that noise_threshold finds for each normaliser."""
-    linear_by: str = "variance"
-    """percent_linear: the normaliser that decides the linear subset: post, energy or variance."""
-    bootstrap: int = 1000
-    """percent_linear: resamples of the test documents."""
-    noise_levels: list[float] = field(default_factory=lambda: [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
-    """noise_threshold: loss levels."""
-    noise_tokens: int = 16_384
-    """noise_threshold: test tokens it is measured on."""
-    noise_share: float = 0.01
-    """noise_threshold: the cost in cross-entropy that is allowed, as a share of the zero-ablation gap."""
-    outliers: int = 20
-    """outliers: latents listed, those with the largest loss differences."""
-    outlier_shares: dict[str, float] = field(
-        default_factory=lambda: {"first_positions": 0.5, "first_delimiter": 0.5, "massive": 0.5}
-    )
-    """outliers: a latent is flagged when positions 0-2, the sequences' first delimiters or massive acts carry at least
-    this share of its activation."""
+    """sparse_linear, closure, composed, post, skip: the penalty; `elbow` takes the one that pareto finds for the linear
+    connector."""
     kept_edges: list[int] = field(default_factory=lambda: [1000, 3000, 10_000, 30_000, 100_000])
     """edges_kept, several_layers: how many of a graph's edges are left in the prediction."""
     kept_tokens: int = 4096
     """edges_kept, several_layers: test tokens it is measured on."""
-    kept_layers: list[int] = field(default_factory=lambda: [1, 3])
-    """several_layers: the layers that are replaced at once."""
-    composed_layers: list[int] = field(default_factory=lambda: [1, 2, 3])
-    """composed: the blocks whose maps are put one behind the other, without a gap."""
-    weight_threshold: float = 0.1
-    """outliers: W2 weights beyond this magnitude are counted."""
 
 
 @dataclass
@@ -467,6 +443,7 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
+    outliers: OutliersConfig = field(default_factory=OutliersConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

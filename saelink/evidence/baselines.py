@@ -7,10 +7,8 @@ from collections.abc import Iterable
 import torch
 
 from saelink.activations.norms import c_post
-from saelink.config.schema import Config
-from saelink.latents.link import link_of
+from saelink.job import Job
 from saelink.latents.split import Tokens
-from saelink.store.store import Store
 
 
 def mean_predictor(training: Iterable[Tokens], test: Tokens) -> torch.Tensor:
@@ -38,11 +36,11 @@ def variance(tokens: Tokens) -> torch.Tensor:
 NORMALISERS = ("post", "energy", "variance")
 
 
-def normalisers(cfg: Config, store: Store, test: Tokens) -> dict[str, torch.Tensor]:
+def normalisers(job: Job, test: Tokens) -> dict[str, torch.Tensor]:
     """[d_target] what a latent's loss is divided by: c_L, the layer's energy, the latent's variance on test tokens."""
     energy = test.target.values.double().square().sum() / len(test)
     return {
-        "post": torch.full((test.target.d,), c_post(cfg, store, link_of(cfg, store).target), dtype=torch.float64),
+        "post": torch.full((test.target.d,), c_post(job.cfg, job.store, job.link.target), dtype=torch.float64),
         "energy": energy.expand(test.target.d),
         "variance": variance(test),
     }

@@ -6,24 +6,18 @@ from typing import Any
 
 import torch
 
-from saelink.activations.tokens import pull_tokens
-from saelink.config.schema import Config
 from saelink.connectors.base import Connector, StrongestEdges
 from saelink.evidence.names import top_tokens
-from saelink.latents.link import Sides
+from saelink.job import Job
 from saelink.latents.split import Tokens
-from saelink.model.describe import model_info
 from saelink.model.load import load_tokenizer
-from saelink.store.store import Store
 
 HIDDEN_SHOWN = 2
 """Hidden units that are spelt out under a circuit, for connectors that have them."""
 
 
 def circuits_of(
-    cfg: Config,
-    store: Store,
-    sides: Sides,
+    job: Job,
     connector: Connector,
     test: Tokens,
     fvu: torch.Tensor,
@@ -35,8 +29,9 @@ def circuits_of(
     `fvu`, `active` and `shares` (see linear_shares) are by column; what is printed are the SAEs' own numbers. With
     several sources their order stands before a latent's number: IF0.17 is latent 17 of the first source.
     """
-    tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
-    ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].flatten().long()[test.row]
+    sides = job.sides
+    tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
+    ids = job.tokens.tensors("test.safetensors")["ids"].flatten().long()[test.row]
     targets = connector.target_ids.tolist()
     of = {targets[column]: token for column, token in top_tokens(test.target, ids).items()}
     labels = {"OF": of, "IF": top_tokens(test.source, ids)}
@@ -57,19 +52,21 @@ def circuits_of(
         """`inputs` source latents are numbered first, hidden units behind them."""
         return [{"weight": weight, **term(i, inputs)} for i, weight in zip(edges.ids, edges.weights, strict=True)]
 
-    believed = (active >= cfg.eval.min_active) & ~fvu.isnan()
-    order = torch.where(believed, fvu, torch.inf).argsort(stable=True)[: min(cfg.eval.circuits, int(believed.sum()))]
+    believed = (active >= job.cfg.eval.min_active) & ~fvu.isnan()
+    order = torch.where(believed, fvu, torch.inf).argsort(stable=True)[
+        : min(job.cfg.eval.circuits, int(believed.sum()))
+    ]
     circuits = []
     for column in order.tolist():
         target = targets[column]
-        edges = connector.edges(target, cfg.eval.edges)
+        edges = connector.edges(target, job.cfg.eval.edges)
         circuit = {**unit("OF", target), "fvu": fvu[column].item(), "active": int(active[column])}
         circuit["terms"] = terms(edges, connector.direct)
         if shares is not None and not shares[column].isnan():
             circuit["linear"] = shares[column].item()
         if connector.n_hidden:
             units = [i - connector.direct for i in edges.ids if i >= connector.direct][:HIDDEN_SHOWN]
-            inner = {i: connector.hidden_edges(i, cfg.eval.edges) for i in units}
+            inner = {i: connector.hidden_edges(i, job.cfg.eval.edges) for i in units}
             circuit["hidden"] = [
                 {"unit": f"H{i}", "terms": terms(e, connector.d_source)} for i, e in inner.items() if e is not None
             ]

@@ -8,29 +8,23 @@ of the whole prediction, beside a step of the same length along another latent's
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
-from saelink.activations.tokens import pull_tokens
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.evidence.names import top_tokens
 from saelink.evidence.verdicts import VERDICTS, VERDICTS_FILE
-from saelink.evidence.verify import verify, verify_plan
+from saelink.evidence.verify import VerifyFacts, VerifyStage
 from saelink.interventions.block import Block, encoded_with_floor, open_block, read_held
-from saelink.latents.link import Sides, link_of, load_split, pull_sides
+from saelink.job import Job, JobStage
+from saelink.latents.link import Sides, load_split
 from saelink.latents.outliers import flagged
-from saelink.model.describe import model_info
 from saelink.model.load import load_bridge, load_tokenizer
-from saelink.progress import Progress
-from saelink.runtime import device_of
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
 from saelink.store.store import Store
-
-VERSION = 2
 
 CONSEQUENCES_FILE = "consequences.json"
 
@@ -49,45 +43,67 @@ class Item(NamedTuple):
     source: int | None
     target: int
 
-
-def consequences_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of what some edges and latents do to the next token."""
-    plan = verify_plan(cfg, store)
-    recipe = {
-        "most": cfg.verify.consequences,
-        "chosen": cfg.verify.chosen,
-        "outlier_shares": dict(sorted(cfg.experiment.outlier_shares.items())),
-        "tokens": cfg.verify.tokens,
-        "model_dtype": cfg.model.dtype.name,
-    }
-    return Plan("consequences", VERSION, recipe, {"verify": plan.key}, plan.about)
+    @property
+    def text(self) -> str:
+        """What it is, for a message."""
+        return f"target latent {self.target}" if self.source is None else f"edge {self.source}-{self.target}"
 
 
-def consequences(cfg: Config, store: Store) -> Artifact:
-    """Pull the consequences of the strongest confirmed edges, of their targets and of the outlier latents.
+class ConsequencesFacts(TypedDict):
+    items: int
+    silent: list[str]
+    """Edges and latents that are never active on the tokens looked at, and so not among the items."""
+
+
+class ConsequencesStage(JobStage[ConsequencesFacts]):
+    """The consequences of the strongest confirmed edges, of their targets and of the outlier latents.
 
     File `consequences.json`: a list with `kind`, `source`, `source_name`, `target`, their top tokens, `tokens`; in nats
     `logp`, the mean change of the actual next token's log-probability, `logp_error`, its standard error; `kl`, the mean
     divergence of the prediction from the clean one, and `kl_null`, that of an equal step along another latent.
     Raises SaelinkError for a verify.chosen that is no edge between these latents.
     """
-    judged = verify(cfg, store)
-    plan = consequences_plan(cfg, store)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
-    items = [*chosen_edges(cfg, store), *_strongest(cfg, judged), *_outliers(cfg, store)]
-    items += [Item("target", None, item.target) for item in items if item.kind == "edge"]
 
-    def make(draft: Draft) -> dict[str, Any]:
-        rows = _measured(cfg, store, list(dict.fromkeys(items)))
-        draft.save_json(CONSEQUENCES_FILE, rows)
-        return {"items": len(rows)}
+    name = "consequences"
+    version = 2
 
-    return store.build(plan, make, device_of(cfg))
+    def __init__(self, job: Job):
+        super().__init__(job)
+        self._verify = VerifyStage(job)
+
+    def recipe(self) -> dict[str, Any]:
+        cfg = self.job.cfg
+        return {
+            "most": cfg.verify.consequences,
+            "chosen": cfg.verify.chosen,
+            "outlier_shares": dict(sorted(cfg.outliers.shares.items())),
+            "tokens": cfg.verify.tokens,
+            "model_dtype": cfg.model.dtype.name,
+        }
+
+    def inputs(self) -> dict[str, str]:
+        return {"verify": self._verify.key}
+
+    def about(self) -> str:
+        return self._verify.about()
+
+    def check(self) -> None:
+        chosen_edges(self.job)
+
+    def make(self, draft: Draft) -> ConsequencesFacts:
+        job = self.job
+        items = [*chosen_edges(job), *_strongest(job.cfg, self._verify.pull()), *_outliers(job)]
+        items += [Item("target", None, item.target) for item in items if item.kind == "edge"]
+        items = list(dict.fromkeys(items))
+        rows = _measured(job, items)
+        draft.save_json(CONSEQUENCES_FILE, list(rows.values()))
+        silent = [item.text for item in items if item not in rows]
+        for text in silent:
+            job.observer.say(f"consequences: {text} left out, never active on the tokens looked at (verify.tokens)")
+        return {"items": len(rows), "silent": silent}
 
 
-def consequences_of(store: Store, verdicts: Artifact) -> Artifact | None:
+def consequences_of(store: Store, verdicts: Artifact[Any]) -> Artifact[ConsequencesFacts] | None:
     """The newest consequences that were measured beside these verdicts."""
     found = [
         a for a in store.artifacts() if a.stage == "consequences" and a.manifest["inputs"]["verify"] == verdicts.key
@@ -95,11 +111,11 @@ def consequences_of(store: Store, verdicts: Artifact) -> Artifact | None:
     return found[-1] if found else None
 
 
-def chosen_edges(cfg: Config, store: Store) -> list[Item]:
+def chosen_edges(job: Job) -> list[Item]:
     """The edges of verify.chosen. Raises SaelinkError for one that is none between these latents."""
-    sides = pull_sides(cfg, store)
+    sides = job.sides
     items = []
-    for text in cfg.verify.chosen:
+    for text in job.cfg.verify.chosen:
         source, dash, target = text.partition("-")
         if not dash or not target.isdigit() or int(target) >= sides.d_target:
             raise SaelinkError(
@@ -110,7 +126,7 @@ def chosen_edges(cfg: Config, store: Store) -> list[Item]:
     return items
 
 
-def _strongest(cfg: Config, judged: Artifact) -> list[Item]:
+def _strongest(cfg: Config, judged: Artifact[VerifyFacts]) -> list[Item]:
     """The confirmed edges with the largest effects, one a target and one a source."""
     tensors = judged.tensors(VERDICTS_FILE)
     confirmed = (tensors["verdict"] == VERDICTS.index("confirmed")).nonzero().flatten()
@@ -128,12 +144,12 @@ def _strongest(cfg: Config, judged: Artifact) -> list[Item]:
     return items
 
 
-def _outliers(cfg: Config, store: Store) -> list[Item]:
-    sides = pull_sides(cfg, store)
-    ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].long()
-    tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
-    found = flagged(sides.target, ids, tokenizer, cfg.experiment.outlier_shares)
-    return [Item("outlier", None, latent) for latent in found.latents[: cfg.verify.consequences]]
+def _outliers(job: Job) -> list[Item]:
+    sides = job.sides
+    ids = job.tokens.tensors("test.safetensors")["ids"].long()
+    tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
+    found = flagged(sides.target, ids, tokenizer, job.cfg.outliers.shares)
+    return [Item("outlier", None, latent) for latent in found.latents[: job.cfg.verify.consequences]]
 
 
 class _Step(NamedTuple):
@@ -145,60 +161,75 @@ class _Step(NamedTuple):
     amount: float
 
 
-def _measured(cfg: Config, store: Store, items: list[Item]) -> list[dict[str, Any]]:
-    sides, link, device = pull_sides(cfg, store), link_of(cfg, store), device_of(cfg)
-    block = open_block(cfg, store, sides, "test", device)
+def _measured(job: Job, items: list[Item]) -> dict[Item, dict[str, Any]]:
+    """What each item does to the next token; nothing of those that are active nowhere."""
+    block = open_block(job, "test")
     with torch.inference_mode():
         steps, factor = _steps(block, items)
-    ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].long()
-    test = load_split(cfg, sides, "test")
-    context = ids.shape[1]
+    ids = job.tokens.tensors("test.safetensors")["ids"].long()
+    test = load_split(job.cfg, job.sides, "test")
     places = test.row[: len(block.fold)].tolist()
+    runs = _Runs(job, block, ids, items, places, factor)
     # The last token of a sequence has no next one here.
-    steps = [step for step in steps if places[step.token] % context < context - 1]
-    steps.sort(key=lambda step: (places[step.token] % context, step.token))
-    W_dec = block.target_sae.W_dec
-    other = torch.randperm(len(W_dec), generator=torch.Generator().manual_seed(0)).tolist()
-    bridge = load_bridge(cfg, model_info(cfg, store), device)
+    steps = [step for step in steps if places[step.token] % runs.context < runs.context - 1]
+    steps.sort(key=lambda step: (places[step.token] % runs.context, step.token))
     found: dict[int, list[tuple[float, float, float]]] = {}
-    with Progress("consequences", len(steps), "ablations") as bar, torch.inference_mode():
-        size_of_pass = max(min(SEQUENCES, cfg.runtime.forward_tokens // context), 1)
+    with job.observer.progress("consequences", len(steps), "ablations") as bar, torch.inference_mode():
+        size_of_pass = max(min(SEQUENCES, job.cfg.runtime.forward_tokens // runs.context), 1)
         for first in range(0, len(steps), size_of_pass):
             part = steps[first : first + size_of_pass]
-            at = torch.tensor([places[step.token] % context for step in part], device=device)
-            text = torch.stack([ids[places[step.token] // context] for step in part])[:, : int(at.max()) + 1].to(device)
-            nexts = torch.tensor([int(ids[p // context, p % context + 1]) for p in (places[s.token] for s in part)])
-            size = torch.tensor([step.amount * factor[step.token] for step in part], device=device)
-            own = W_dec[[items[step.item].target for step in part]]
-            away = W_dec[[other[items[step.item].target] for step in part]]
-            away = away * (own.norm(dim=1) / away.norm(dim=1).clamp(min=1e-12))[:, None]
-
-            def logits(taken: torch.Tensor | None, at: torch.Tensor = at, text: torch.Tensor = text) -> torch.Tensor:
-                def remove(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
-                    assert taken is not None
-                    flat = acts.flatten(2).clone()
-                    flat[torch.arange(len(flat)), at] -= taken.to(flat.dtype)
-                    return flat.view(acts.shape)
-
-                hooks = [] if taken is None else [(link.target, remove)]
-                out = bridge.run_with_hooks(text, fwd_hooks=hooks)
-                return out[torch.arange(len(text)), at].float().log_softmax(1)
-
-            clean, ablated, null = logits(None), logits(size[:, None] * own), logits(size[:, None] * away)
-            change = (ablated - clean).gather(1, nexts.to(device)[:, None]).squeeze(1)
-            kl, kl_null = ((clean.exp() * (clean - others)).sum(1) for others in (ablated, null))
-            for step, *values in zip(part, change.tolist(), kl.tolist(), kl_null.tolist(), strict=True):
-                found.setdefault(step.item, []).append((values[0], values[1], values[2]))
+            for step, values in zip(part, runs.run(part), strict=True):
+                found.setdefault(step.item, []).append(values)
             bar.advance(len(part))
-    for number, item in enumerate(items):
-        if number not in found:
-            what = f"edge {item.source}-{item.target}" if item.kind == "edge" else f"target latent {item.target}"
-            store.say(f"consequences: {what} left out, never active on the tokens looked at (verify.tokens)")
     named = {"source": test.source, "target": test.target}
     tops = {side: top_tokens(rows, ids.flatten()[test.row]) for side, rows in named.items()}
-    tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
+    tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
     text_of = {side: {k: tokenizer.decode([v]) for k, v in top.items()} for side, top in tops.items()}
-    return [_row(item, found[number], text_of, sides) for number, item in enumerate(items) if number in found]
+    return {item: _row(item, found[number], text_of, job.sides) for number, item in enumerate(items) if number in found}
+
+
+class _Runs:
+    """The model run to its end, with something taken out at one token of each sequence."""
+
+    def __init__(
+        self, job: Job, block: Block, ids: torch.Tensor, items: list[Item], places: list[int], factor: list[float]
+    ):
+        self._job, self._ids, self._items, self._places, self._factor = job, ids, items, places, factor
+        self._W_dec = block.target_sae.W_dec
+        self._other = torch.randperm(len(self._W_dec), generator=torch.Generator().manual_seed(0)).tolist()
+        self._bridge = load_bridge(job.cfg, job.model, job.device)
+        self.context = ids.shape[1]
+
+    def run(self, part: list[_Step]) -> list[tuple[float, float, float]]:
+        """Of each step the change of the actual next token's log-probability, the divergence, and that of the null."""
+        device, ids, context = self._job.device, self._ids, self.context
+        places = [self._places[step.token] for step in part]
+        at = torch.tensor([place % context for place in places], device=device)
+        text = torch.stack([ids[place // context] for place in places])[:, : int(at.max()) + 1].to(device)
+        nexts = torch.tensor([int(ids[place // context, place % context + 1]) for place in places], device=device)
+        size = torch.tensor([step.amount * self._factor[step.token] for step in part], device=device)
+        own = self._W_dec[[self._items[step.item].target for step in part]]
+        away = self._W_dec[[self._other[self._items[step.item].target] for step in part]]
+        away = away * (own.norm(dim=1) / away.norm(dim=1).clamp(min=1e-12))[:, None]
+        clean = self._log_probabilities(text, at, None)
+        ablated = self._log_probabilities(text, at, size[:, None] * own)
+        null = self._log_probabilities(text, at, size[:, None] * away)
+        change = (ablated - clean).gather(1, nexts[:, None]).squeeze(1)
+        kl, kl_null = ((clean.exp() * (clean - others)).sum(1) for others in (ablated, null))
+        return list(zip(change.tolist(), kl.tolist(), kl_null.tolist(), strict=True))
+
+    def _log_probabilities(self, text: torch.Tensor, at: torch.Tensor, taken: torch.Tensor | None) -> torch.Tensor:
+        """[n, vocabulary] of what follows position at[r] of each text, with `taken` [n, width] gone there."""
+
+        def remove(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+            assert taken is not None
+            flat = acts.flatten(2).clone()
+            flat[torch.arange(len(flat)), at] -= taken.to(flat.dtype)
+            return flat.view(acts.shape)
+
+        hooks = [] if taken is None else [(self._job.link.target, remove)]
+        out = self._bridge.run_with_hooks(text, fwd_hooks=hooks)
+        return out[torch.arange(len(text)), at].float().log_softmax(1)
 
 
 def _row(

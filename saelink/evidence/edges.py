@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 
-from saelink.config.schema import Config
 from saelink.connectors.base import Connector
 from saelink.evidence.logic import MIN_TOKENS, Condition, Source, bits, read_logic, wilson
-from saelink.fit.train import fitted_connector, train, train_plan
+from saelink.fit.train import TrainStage, fitted_connector
+from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
-from saelink.latents.link import Sides, load_split, pull_sides
+from saelink.latents.link import load_split
 from saelink.latents.rows import Rows, sparse_linear
 from saelink.latents.split import Tokens
 from saelink.progress import Progress
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
-
-VERSION = 3
 
 EDGES_FILE = "edges.safetensors"
 
@@ -81,28 +77,65 @@ class EdgeTable(NamedTuple):
     """[n_edges] test tokens on which both ends are active."""
 
 
-def edges_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of a connector's edges."""
-    plan = train_plan(cfg, store)
-    return Plan("edges", VERSION, {}, {"connector": plan.key}, plan.about)
+class EdgesFacts(TypedDict):
+    n_edges: int
+    n_tokens: int
+    inputs: int
+    """What the output matrix reads: source latents, hidden units, or both."""
 
 
-def edges(cfg: Config, store: Store) -> Artifact:
-    """Pull what the edges of the configured connector do.
+class EdgesStage(JobStage[EdgesFacts]):
+    """What the edges of the configured connector do.
 
-    Files: `edges.safetensors`, the tensors of `Edges`; `targets.json`, for every explained latent what `_Target` finds:
-    logic, inputs at its silence, a scatter or clusters of its inputs. For a connector with hidden units also
+    Files: `edges.safetensors`, the tensors of `EdgeTable`; `targets.json`, for every explained latent what `_Target`
+    finds: logic, inputs at its silence, a scatter or clusters of its inputs. For a connector with hidden units also
     `hidden_edges.safetensors` and `hidden.json`: the same for the edges from source latents into every hidden unit.
     """
-    plan = edges_plan(cfg, store)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
-    connector = fitted_connector(train(cfg, store))
-    return store.build(plan, lambda draft: _edges(connector, pull_sides(cfg, store), cfg, draft))
+
+    name = "edges"
+    version = 3
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        self._train = TrainStage(job)
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    def recipe(self) -> dict[str, Any]:
+        return {}
+
+    def inputs(self) -> dict[str, str]:
+        return {"connector": self._train.key}
+
+    def about(self) -> str:
+        return self._train.about()
+
+    def make(self, draft: Draft) -> EdgesFacts:
+        job = self.job
+        connector = fitted_connector(self._train.pull())
+        test = load_split(job.cfg, job.sides, "test", connector.target_ids)
+        inputs = inputs_of(connector, test.source)
+        layers = connector.penalised()
+        bias = dict(connector.named_parameters())
+        total = connector.d_target + connector.n_hidden
+        with job.observer.progress("edges", total, "targets") as bar, torch.inference_mode():
+            matrix = _Matrix(connector.output_weight(), bias.get("b2", bias.get("b")), connector.relu_output)
+            found, targets = _read(matrix, connector.target_ids, inputs, test.target, test, bar)
+            draft.save_tensors(EDGES_FILE, found._asdict())
+            draft.save_bytes(TARGETS_FILE, json.dumps(targets, separators=(",", ":")).encode())
+            if connector.n_hidden:
+                matrix = _Matrix(layers[0][0].detach(), bias.get("b1"), True)
+                units_of = torch.arange(connector.n_hidden)
+                outputs = inputs.columns(connector.direct + units_of)
+                inner, units = _read(matrix, units_of, test.source, outputs, test, bar)
+                draft.save_tensors(HIDDEN_TENSORS_FILE, inner._asdict())
+                draft.save_bytes(HIDDEN_FILE, json.dumps(units, separators=(",", ":")).encode())
+        return {"n_edges": len(found.source), "n_tokens": len(test), "inputs": inputs.d}
 
 
-def load_edge_table(artifact: Artifact, name: str = EDGES_FILE) -> EdgeTable:
+def load_edge_table(artifact: Artifact[EdgesFacts], name: str = EDGES_FILE) -> EdgeTable:
     return EdgeTable(**artifact.tensors(name))
 
 
@@ -168,27 +201,6 @@ def _above_noise(rows: Rows) -> Rows:
     offsets = torch.zeros_like(rows.offsets)
     torch.cumsum(torch.bincount(rows.row_of[kept], minlength=len(rows)), 0, out=offsets[1:])
     return Rows(offsets, rows.indices[kept], rows.values[kept], rows.d)
-
-
-def _edges(connector: Connector, sides: Sides, cfg: Config, draft: Draft) -> dict[str, Any]:
-    test = load_split(cfg, sides, "test", connector.target_ids)
-    inputs = inputs_of(connector, test.source)
-    layers = connector.penalised()
-    bias = dict(connector.named_parameters())
-    total = connector.d_target + connector.n_hidden
-    with Progress("edges", total, "targets") as bar, torch.inference_mode():
-        matrix = _Matrix(connector.output_weight(), bias.get("b2", bias.get("b")), connector.relu_output)
-        found, targets = _read(matrix, connector.target_ids, inputs, test.target, test, bar)
-        draft.save_tensors(EDGES_FILE, found._asdict())
-        draft.save_bytes(TARGETS_FILE, json.dumps(targets, separators=(",", ":")).encode())
-        if connector.n_hidden:
-            matrix = _Matrix(layers[0][0].detach(), bias.get("b1"), True)
-            units_of = torch.arange(connector.n_hidden)
-            outputs = inputs.columns(connector.direct + units_of)
-            inner, units = _read(matrix, units_of, test.source, outputs, test, bar)
-            draft.save_tensors(HIDDEN_TENSORS_FILE, inner._asdict())
-            draft.save_bytes(HIDDEN_FILE, json.dumps(units, separators=(",", ":")).encode())
-    return {"n_edges": len(found.source), "n_tokens": len(test), "inputs": inputs.d}
 
 
 class _Matrix(NamedTuple):

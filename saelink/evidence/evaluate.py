@@ -2,124 +2,156 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
-from saelink.config.schema import Config
 from saelink.connectors.base import Connector
 from saelink.evidence.circuits import circuit_text, circuits_of
-from saelink.fit.train import fitted_connector, train, train_plan
-from saelink.interventions.cross_entropy import ce_baselines, ce_figures, ce_plan
+from saelink.fit.train import TrainStage, fitted_connector
+from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
 from saelink.interventions.splice import Splice, spliced_tokens
-from saelink.latents.link import Sides, load_split, pull_sides
+from saelink.job import Job, JobStage
+from saelink.latents.link import Sides, load_split
 from saelink.latents.metrics import ErrorSums, in_steps
 from saelink.latents.rows import sparse_linear
 from saelink.latents.split import Tokens
-from saelink.progress import Progress
-from saelink.runtime import device_of
-from saelink.store.artifact import Artifact
+from saelink.progress import Observer
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan, recipe_of
-from saelink.store.store import Store
-
-VERSION = 2
+from saelink.store.recipe import recipe_of
 
 PREDICTED = 0.5
 """A target latent counts as predicted when its FVU is below this."""
 
 
-def evaluate_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of a connector's evaluation."""
-    plan = train_plan(cfg, store)
-    settings = recipe_of(cfg.eval)
-    del settings["verify"]  # what comes after
-    if not cfg.eval.ce:
-        settings = {name: value for name, value in settings.items() if name not in ("ce_tokens", "bootstrap")}
-    inputs = {"connector": plan.key, **({"ce": ce_plan(cfg, store).key} if cfg.eval.ce else {})}
-    return Plan("evaluate", VERSION, {"eval": settings}, inputs, plan.about)
+class EvaluateFacts(TypedDict):
+    """What `metrics.json` holds too: figures on the test split, over all tokens that count."""
+
+    n_tokens: int
+    n_tokens_typical: int
+    mse: float
+    fvu: float
+    fvu_typical: float
+    """Without tokens of massive activations."""
+    fvu_median_latent: float
+    fraction_predicted: float
+    l1: float
+    n_edges: int
+    n_targets: int
+    n_targets_active: int
+    d_target: int
+    ce_loss_recovered: NotRequired[float]
+    """With eval.ce; beside it ce_clean, ce_connector and the like."""
+    hidden_l0: NotRequired[float]
+    dead_outputs: NotRequired[int]
 
 
-def evaluate(cfg: Config, store: Store) -> Artifact:
-    """Pull a connector's evaluation on the test split.
+class EvaluateStage(JobStage[EvaluateFacts]):
+    """A connector's evaluation on the test split.
 
     Files: `metrics.json`; `latents.safetensors` with, for every latent of the target SAE, `fvu`, `mse`, `variance`
     (nan where it is not explained; fvu also where it never varies) and `active` (test tokens), for a connector with a
     linear part beside hidden units also `linear`, see linear_shares; `circuits.json` and
-    `circuits.txt`; with eval.ce also `ce.json`, the cross-entropies of intervene.ce_figures.
+    `circuits.txt`; with eval.ce also `ce.json`, the cross-entropies of cross_entropy.ce_figures.
     """
-    plan = evaluate_plan(cfg, store)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
-    connector = train(cfg, store)
-    return store.build(plan, lambda draft: _evaluate(cfg, store, connector, draft), device_of(cfg))
+
+    name = "evaluate"
+    version = 2
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        self._train = TrainStage(job)
+
+    def recipe(self) -> dict[str, Any]:
+        settings = recipe_of(self.job.cfg.eval)
+        del settings["verify"]  # what comes after
+        if not self.job.cfg.eval.ce:
+            settings = {name: value for name, value in settings.items() if name not in ("ce_tokens", "bootstrap")}
+        return {"eval": settings}
+
+    def inputs(self) -> dict[str, str]:
+        ce = {"ce": BaselinesStage(self.job).key} if self.job.cfg.eval.ce else {}
+        return {"connector": self._train.key, **ce}
+
+    def about(self) -> str:
+        return self._train.about()
+
+    def make(self, draft: Draft) -> EvaluateFacts:
+        job, sides = self.job, self.job.sides
+        artifact = self._train.pull()
+        connector = fitted_connector(artifact, job.device)
+        ids = connector.target_ids.cpu()
+        test = load_split(job.cfg, sides, "test", ids)
+        sums, extra = measure_connector(connector, test, job.device, job.observer)
+        shares = linear_shares(connector, test, sums["all"], job.device)
+        figures = _figures(job, connector, sums, shares, sides.d_target) | extra
+        if job.cfg.normalise.name != "none":
+            figures["normalised_mse"] = figures["mse"] / artifact.facts["c"]
+        if job.cfg.eval.ce:
+            losses = _ce(job, connector, draft)
+            names = ("clean", "sae", "connector", "oracle", "mean", "zero")
+            figures |= {f"ce_{name}": losses[name]["ce"] for name in names}
+            figures["ce_loss_recovered"] = losses["connector"]["recovered"]
+            figures["ce_tokens"] = spliced_tokens(job, job.cfg.eval.ce_tokens).ids.numel()
+        draft.save_json("metrics.json", figures)
+        _save_latents(draft, sums["all"], shares, ids, sides.d_target)
+        by_latent, active = sums["all"].fvu_by_latent(), sums["all"].active
+        circuits = circuits_of(job, connector, test, by_latent, active, shares)
+        draft.save_json("circuits.json", circuits)
+        draft.save_bytes("circuits.txt", ("\n".join(map(circuit_text, circuits)) + "\n").encode())
+        return cast("EvaluateFacts", figures)
 
 
-def _evaluate(cfg: Config, store: Store, artifact: Artifact, draft: Draft) -> dict[str, Any]:
-    device = device_of(cfg)
-    sides = pull_sides(cfg, store)
-    connector = fitted_connector(artifact, device)
-    ids = connector.target_ids.cpu()
-    test = load_split(cfg, sides, "test", ids)
-    sums, extra = measure_connector(connector, test, device)
-    figures = {
-        "n_tokens": sums["all"].n,
+def _figures(
+    job: Job, connector: Connector, sums: dict[str, ErrorSums], shares: torch.Tensor | None, d_target: int
+) -> dict[str, Any]:
+    """What errors, edges and shares come to."""
+    everything = sums["all"]
+    by_latent = everything.fvu_by_latent()
+    varying = ~by_latent.isnan()
+    figures: dict[str, Any] = {
+        "n_tokens": everything.n,
         "n_tokens_typical": sums["typical"].n,
-        "mse": sums["all"].mse(),
-        "fvu": sums["all"].fvu(),
+        "mse": everything.mse(),
+        "fvu": everything.fvu(),
         "fvu_typical": sums["typical"].fvu(),
         "l1": connector.l1(),
         "n_edges": connector.n_edges(),
-        **{f"n_edges_above_{threshold:g}": connector.n_edges(threshold) for threshold in cfg.eval.edge_thresholds},
-        **extra,
+        **{f"n_edges_above_{threshold:g}": connector.n_edges(threshold) for threshold in job.cfg.eval.edge_thresholds},
+        "fvu_median_latent": by_latent[varying].median().item(),
+        "fraction_predicted": (by_latent[varying] < PREDICTED).double().mean().item(),
+        "n_targets": connector.d_target,
+        "n_targets_active": int(varying.sum()),
+        "d_target": d_target,
     }
-    by_latent = sums["all"].fvu_by_latent()
-    varying = ~by_latent.isnan()
-    shares = linear_shares(connector, test, sums["all"], device)
     if shares is not None:
         known = shares[~shares.isnan()]
         figures["linear_share_median"] = known.median().item() if len(known) else None
         figures["n_targets_linear"] = int((connector.output_weight()[connector.direct :] == 0).all(0).sum())
-    figures |= {
-        "fvu_median_latent": by_latent[varying].median().item(),
-        "fraction_predicted": (by_latent[varying] < PREDICTED).double().mean().item(),
-        "n_targets": len(ids),
-        "n_targets_active": int(varying.sum()),
-        "d_target": sides.d_target,
-    }
-    if cfg.normalise.name != "none":
-        figures["normalised_mse"] = figures["mse"] / artifact.facts["c"]
-    if cfg.eval.ce:
-        losses = _ce(cfg, store, sides, connector, draft)
-        figures |= {
-            f"ce_{name}": losses[name]["ce"] for name in ("clean", "sae", "connector", "oracle", "mean", "zero")
-        }
-        figures["ce_loss_recovered"] = losses["connector"]["recovered"]
-        figures["ce_tokens"] = spliced_tokens(cfg, store, sides, cfg.eval.ce_tokens).ids.numel()
-    draft.save_json("metrics.json", figures)
-    n = sums["all"].n
+    return figures
+
+
+def _save_latents(draft: Draft, sums: ErrorSums, shares: torch.Tensor | None, ids: torch.Tensor, d_target: int) -> None:
+    """The figures of every latent of the target SAE, explained or not."""
 
     def everywhere(values: torch.Tensor, elsewhere: float) -> torch.Tensor:
-        return torch.full((sides.d_target,), elsewhere, dtype=values.dtype).scatter(0, ids, values)
+        return torch.full((d_target,), elsewhere, dtype=values.dtype).scatter(0, ids, values)
 
     draft.save_tensors(
         "latents.safetensors",
         {
-            "fvu": everywhere(by_latent, torch.nan),
-            "mse": everywhere(sums["all"].squared_error / n, torch.nan),
-            "variance": everywhere(sums["all"].variation() / n, torch.nan),
-            "active": everywhere(sums["all"].active, 0),
+            "fvu": everywhere(sums.fvu_by_latent(), torch.nan),
+            "mse": everywhere(sums.squared_error / sums.n, torch.nan),
+            "variance": everywhere(sums.variation() / sums.n, torch.nan),
+            "active": everywhere(sums.active, 0),
             **({} if shares is None else {"linear": everywhere(shares, torch.nan)}),
         },
     )
-    circuits = circuits_of(cfg, store, sides, connector, test, by_latent, sums["all"].active, shares)
-    draft.save_json("circuits.json", circuits)
-    draft.save_bytes("circuits.txt", ("\n".join(map(circuit_text, circuits)) + "\n").encode())
-    return figures
 
 
-def measure_connector(connector: Connector, test: Tokens, device: str) -> tuple[dict[str, ErrorSums], dict[str, float]]:
+def measure_connector(
+    connector: Connector, test: Tokens, device: str, observer: Observer
+) -> tuple[dict[str, ErrorSums], dict[str, float]]:
     """Sums over `all` tokens that count and over the `typical` ones among them; figures of some connectors only.
 
     Those are hidden_l0 and hidden_l1, the mean number and the mean l1 norm of active hidden units per token, and
@@ -131,7 +163,7 @@ def measure_connector(connector: Connector, test: Tokens, device: str) -> tuple[
     sums = {"typical": ErrorSums(test.target.d), "massive": ErrorSums(test.target.d)}
     hidden_l0, hidden_l1, hidden_units = 0, 0.0, False
     predicted_once = torch.zeros(test.target.d, dtype=torch.bool, device=device)
-    with Progress("evaluate", len(test)) as bar, torch.inference_mode():
+    with observer.progress("evaluate", len(test)) as bar, torch.inference_mode():
         for name, part in parts.items():
             for source, target in zip(in_steps(part.source), in_steps(part.target), strict=True):
                 z, hidden = connector.maps(source.to(device))
@@ -180,24 +212,24 @@ def linear_shares(
     return torch.where(explained > 0, share, torch.nan)
 
 
-def _ce(cfg: Config, store: Store, sides: Sides, connector: Connector, draft: Draft) -> dict[str, dict[str, float]]:
+def _ce(job: Job, connector: Connector, draft: Draft) -> dict[str, dict[str, float]]:
     """Cross-entropy with the connector's prediction in place of the target acts, with and without the SAE's error.
 
     Target latents that the connector does not explain keep their true value.
     """
-    baselines = ce_baselines(cfg, store)
-    losses = baselines.tensors("losses.safetensors")
-    test = spliced_tokens(cfg, store, sides, cfg.eval.ce_tokens)
-    device = device_of(cfg)
+    sides = job.sides
+    losses = BaselinesStage(job).pull().tensors("losses.safetensors")
+    test = spliced_tokens(job, job.cfg.eval.ce_tokens)
+    device = job.device
     ids = connector.target_ids.cpu()
-    with Splice(cfg, store, sides, test, 2) as splice:
-        counted = load_split(cfg, sides, "test", ids)
+    with Splice(job, test, 2) as splice:
+        counted = load_split(job.cfg, sides, "test", ids)
         counted = counted.subset(counted.row < test.ids.numel())
         change = prediction_change(connector, counted, sides, test.ids.numel(), device)
         moved = splice.decode_change(change)
         losses["connector"] = splice.losses(splice.decode(splice.true_latents()) + moved)
         losses["connector_with_error"] = splice.losses_of_change(moved)
-    figures = ce_figures(losses, test.document, cfg.eval.bootstrap)
+    figures = ce_figures(losses, test.document, job.cfg.eval.bootstrap)
     draft.save_json("ce.json", figures)
     return figures
 

@@ -13,25 +13,28 @@ import numpy as np
 import torch
 
 from saelink.activations.cache import Shard, shards_of
-from saelink.activations.tokens import pull_tokens
-from saelink.config.schema import Config
 from saelink.connectors.base import Connector
-from saelink.evidence.edges import HIDDEN_FILE, edges, edges_plan, hidden_of
-from saelink.fit.train import fitted_connector, train
+from saelink.evidence.edges import HIDDEN_FILE, EdgesStage, hidden_of
+from saelink.fit.train import TrainStage, fitted_connector
+from saelink.job import Job, JobStage
 from saelink.latents.encode import TYPICAL_NORM_RATIO
-from saelink.latents.examples import Examples, Stream, collect_examples, examples_recipe, load_examples, text_of
-from saelink.latents.link import Sides, pull_sides
+from saelink.latents.examples import (
+    EXAMPLES_FILE,
+    Examples,
+    ExamplesFacts,
+    Stream,
+    collect_examples,
+    examples_recipe,
+    load_examples,
+    text_of,
+)
+from saelink.latents.link import Sides
 from saelink.latents.outliers import carried, outlier_places
 from saelink.latents.rows import Rows, unpack
 from saelink.latents.split import latent_shards
-from saelink.model.describe import model_info
 from saelink.model.load import load_tokenizer
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
-
-VERSION = 1
 
 HELD_OUT = ("validation", "test")
 
@@ -73,39 +76,47 @@ class HiddenUnit:
     """Share of its activation on each kind of outlier place."""
 
 
-def hidden_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of what a connector's hidden units fire on."""
-    plan = edges_plan(cfg, store)
-    recipe = {**examples_recipe(cfg), "outlier_shares": dict(sorted(cfg.experiment.outlier_shares.items()))}
-    return Plan("hidden", VERSION, recipe, {"edges": plan.key}, plan.about)
-
-
-def hidden(cfg: Config, store: Store) -> Artifact:
-    """Pull what the hidden units of the configured connector fire on.
+class HiddenUnitsStage(JobStage[ExamplesFacts]):
+    """What the hidden units of the configured connector fire on.
 
     Files: `examples.safetensors` as of the stage `examples`, by unit; `units.json`, the classed ones as `HiddenUnit`.
     """
-    plan = hidden_plan(cfg, store)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
-    said = edges(cfg, store)
-    connector = fitted_connector(train(cfg, store))
-    sides, tokens = pull_sides(cfg, store), pull_tokens(cfg, store)
 
-    def make(draft: Draft) -> dict[str, Any]:
-        stream = hidden_stream(connector, sides, 1.0)
-        stream = stream._replace(unit=_mean_active(stream, cfg.data.drop_positions))
-        facts = collect_examples(cfg, stream, tokens, draft)
-        found = Examples(**draft.tensors("examples.safetensors"))
-        units = _classed(cfg, store, stream, sides, tokens, found, facts["n_tokens"], said.json(HIDDEN_FILE))
+    name = "hidden"
+    version = 1
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        self._edges = EdgesStage(job)
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    def recipe(self) -> dict[str, Any]:
+        shares = dict(sorted(self.job.cfg.outliers.shares.items()))
+        return {**examples_recipe(self.job.cfg), "outlier_shares": shares}
+
+    def inputs(self) -> dict[str, str]:
+        return {"edges": self._edges.key}
+
+    def about(self) -> str:
+        return self._edges.about()
+
+    def make(self, draft: Draft) -> ExamplesFacts:
+        job = self.job
+        targets = self._edges.pull().json(HIDDEN_FILE)
+        connector = fitted_connector(TrainStage(job).pull())
+        stream = hidden_stream(connector, job.sides, 1.0)
+        stream = stream._replace(unit=_mean_active(stream, job.cfg.data.drop_positions))
+        facts = collect_examples(job.cfg, job.observer, stream, job.tokens, draft, "hidden units")
+        found = Examples(**draft.tensors(EXAMPLES_FILE))
+        units = _classed(job, stream, found, facts["n_tokens"], targets)
         draft.save_json("units.json", [asdict(unit) for unit in units])
-        return {**facts, "hook_name": "hidden units"}
-
-    return store.build(plan, make)
+        return facts
 
 
-def load_hidden(artifact: Artifact) -> tuple[Examples, list[HiddenUnit]]:
+def load_hidden(artifact: Artifact[ExamplesFacts]) -> tuple[Examples, list[HiddenUnit]]:
     return load_examples(artifact), [HiddenUnit(**unit) for unit in artifact.json("units.json")]
 
 
@@ -134,9 +145,10 @@ def _mean_active(stream: Stream, drop: int) -> float:
 
 
 def _classed(
-    cfg: Config, store: Store, stream: Stream, sides: Sides, tokens: Artifact, found: Examples, n_tokens: int,
-    said: list[dict[str, Any]],
-) -> list[HiddenUnit]:  # fmt: skip
+    job: Job, stream: Stream, found: Examples, n_tokens: int, targets: list[dict[str, Any]]
+) -> list[HiddenUnit]:
+    """The units with the largest activations; `targets` is what the stage `edges` finds of each unit."""
+    sides, tokens = job.sides, job.tokens
     test = Rows.stack([rows for shard, rows in stream.shards() if shard.split == "test"])
     norms = torch.stack(
         [
@@ -146,15 +158,15 @@ def _classed(
     )
     ids = tokens.tensors("test.safetensors")["ids"].long()
     massive = norms.amax(0) > TYPICAL_NORM_RATIO
-    tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
+    tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
     shares = carried(test, outlier_places(ids, massive, tokenizer))
-    limits = cfg.experiment.outlier_shares
+    limits = job.cfg.outliers.shares
     largest, text = found.top_value[:, 0], text_of(tokens)
     units = []
     for unit in largest.argsort(descending=True, stable=True)[:CLASSED].tolist():
         rate = int(found.histogram[unit].sum()) / n_tokens
         pure, pure_top = _purity(found, unit, text)
-        clusters = said[unit].get("clusters")
+        clusters = targets[unit].get("clusters")
         biggest = None
         if clusters is not None:
             biggest = max([cluster["tokens"] for cluster in clusters["clusters"]], default=0) / clusters["tokens"]

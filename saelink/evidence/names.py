@@ -6,20 +6,17 @@ from typing import NamedTuple
 
 import torch
 
-from saelink.activations.tokens import pull_tokens
-from saelink.config.schema import Config
-from saelink.latents.link import link_of, load_split, pull_sides
+from saelink.job import Job
+from saelink.latents.link import load_split
 from saelink.latents.rows import Rows
-from saelink.model.describe import model_info
 from saelink.model.load import load_tokenizer
 from saelink.saes.neuronpedia import neuronpedia_page
-from saelink.store.store import Store
 
 
-def pages_of(cfg: Config, store: Store) -> dict[str, str | None]:
+def pages_of(job: Job) -> dict[str, str | None]:
     """By hook of the link where Neuronpedia shows its latents, if it does."""
-    link = link_of(cfg, store)
-    return {hook: neuronpedia_page(cfg, store, hook) for hook in (*link.sources, link.target)}
+    link = job.link
+    return {hook: neuronpedia_page(job.cfg, job.store, hook) for hook in (*link.sources, link.target)}
 
 
 class Unit(NamedTuple):
@@ -41,12 +38,12 @@ class Unit(NamedTuple):
 class Names:
     """The units of both sides: number, hook, top token on test documents, page."""
 
-    def __init__(self, cfg: Config, store: Store):
-        self._pages, self._sides = pages_of(cfg, store), pull_sides(cfg, store)
-        test = load_split(cfg, self._sides, "test")
-        ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].flatten().long()[test.row]
+    def __init__(self, job: Job):
+        self._pages, self._sides = pages_of(job), job.sides
+        test = load_split(job.cfg, self._sides, "test")
+        ids = job.tokens.tensors("test.safetensors")["ids"].flatten().long()[test.row]
         self._tokens = {"source": top_tokens(test.source, ids), "target": top_tokens(test.target, ids)}
-        self._tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
+        self._tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
 
     def unit(self, kind: str, number: int) -> Unit:
         """`number` counts through the sources' latents, or is a target SAE's or a hidden unit's own."""

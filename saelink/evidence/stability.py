@@ -10,36 +10,30 @@ Samworth, "Variable selection with error control", J. R. Stat. Soc. B 75, 2013).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
-from saelink.activations.tokens import pull_tokens
 from saelink.config.schema import Config
 from saelink.connectors import CONNECTORS
 from saelink.connectors.linear import LinearConnector, LinearSettings
 from saelink.errors import SaelinkError
-from saelink.fit.gram import Gram, gram, gram_of, load_gram
+from saelink.fit.gram import Gram, GramStage, gram_of, load_gram
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.base import Problem
 from saelink.fit.solvers.exact import ExactSolver
 from saelink.fit.solvers.proximal import ProximalSolver
-from saelink.fit.train import fitted_connector, train, train_plan
+from saelink.fit.train import TrainStage, fitted_connector
 from saelink.fit.warm_start import STARTS
 from saelink.interventions.block import FOLDS
-from saelink.interventions.effects import effects, load_effects
+from saelink.interventions.effects import EffectsStage, load_effects
 from saelink.interventions.measure import Effects
-from saelink.latents.link import counted_split, pull_sides
+from saelink.job import Job, JobStage
+from saelink.latents.link import counted_split
 from saelink.latents.split import Split, Tokens
 from saelink.latents.targets import normaliser
-from saelink.progress import Progress
-from saelink.runtime import device_of
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
-
-VERSION = 2
 
 STABILITY_FILE = "edges.safetensors"
 
@@ -81,55 +75,71 @@ def fits_of(cfg: Config) -> int:
     return 2 * PAIRS * len(NEIGHBOURS) if solved(cfg) else 2 * TRAINED_PAIRS
 
 
-def stability_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of a connector's selection probabilities. Raises SaelinkError for one whose edges can't be chosen again."""
-    if not repeatable(cfg):
-        raise SaelinkError(
-            f"connector={cfg.connector.name} solver={cfg.solver.name} with l1_alpha={cfg.l1_alpha:g}: the stability of "
-            "edges is measured for linear and nonlinear by exact, causal or proximal (not from a warm start), with "
-            "l1_alpha above 0"
-        )
-    plan = train_plan(cfg, store)
-    return Plan("stability", VERSION, {}, {"connector": plan.key}, plan.about)
+class StabilityFacts(TypedDict):
+    fits: int
+    varied: str
+    """What the fits differ in besides documents."""
+    n_edges: int
+    stable: int
+    """Edges that are chosen in STABLE of the fits,"""
+    half: int
+    """and in half of them."""
+    mean: float
 
 
-def stability(cfg: Config, store: Store) -> Artifact:
-    """Pull the selection probability of every edge of the configured connector.
+class StabilityStage(JobStage[StabilityFacts]):
+    """The selection probability of every edge of the configured connector.
 
     File `edges.safetensors`: by edge `target`, `source` (the SAEs' own numbers, sources side by side) and `chosen`, in
-    how many of the fits.
+    how many of the fits. Raises SaelinkError for a connector whose edges can't be chosen again.
     """
-    plan = stability_plan(cfg, store)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
-    connector = fitted_connector(train(cfg, store))
-    fits = fits_of(cfg)
 
-    def make(draft: Draft) -> dict[str, Any]:
+    name = "stability"
+    version = 2
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        cfg = job.cfg
+        if not repeatable(cfg):
+            raise SaelinkError(
+                f"connector={cfg.connector.name} solver={cfg.solver.name} with l1_alpha={cfg.l1_alpha:g}: the stability"
+                " of edges is measured for linear and nonlinear by exact, causal or proximal (not from a warm start), "
+                "with l1_alpha above 0"
+            )
+        self._train = TrainStage(job)
+
+    def recipe(self) -> dict[str, Any]:
+        return {}
+
+    def inputs(self) -> dict[str, str]:
+        return {"connector": self._train.key}
+
+    def about(self) -> str:
+        return self._train.about()
+
+    def make(self, draft: Draft) -> StabilityFacts:
+        job = self.job
+        connector = fitted_connector(self._train.pull())
+        fits = fits_of(job.cfg)
         ids, W = connector.target_ids, connector.output_weight()
         source, column = W.nonzero(as_tuple=True)
         sign = W[source, column].sign().double()
         chosen = torch.zeros(len(source), dtype=torch.int64)
-        with Progress("stability", fits, "fits") as bar:
-            for other in _solved_again(cfg, store, ids) if solved(cfg) else _trained_again(cfg, store, ids):
+        with job.observer.progress("stability", fits, "fits") as bar:
+            for other in _solved_again(job, ids) if solved(job.cfg) else _trained_again(job, ids):
                 chosen += other[source, column].sign() == sign
                 bar.advance(1)
-        draft.save_tensors(
-            STABILITY_FILE, {"target": ids[column], "source": source.int(), "chosen": chosen.to(torch.uint8)}
-        )
+        tensors = {"target": ids[column], "source": source.int(), "chosen": chosen.to(torch.uint8)}
+        draft.save_tensors(STABILITY_FILE, tensors)
         share = chosen.double() / fits
-        edges = max(len(share), 1)
         return {
             "fits": fits,
-            "varied": "at neighbouring penalties" if solved(cfg) else "from other seeds",
+            "varied": "at neighbouring penalties" if solved(job.cfg) else "from other seeds",
             "n_edges": len(share),
             "stable": int((share >= STABLE).sum()),
             "half": int((share >= 0.5).sum()),
-            "mean": share.sum().item() / edges,
+            "mean": share.sum().item() / max(len(share), 1),
         }
-
-    return store.build(plan, make, device_of(cfg))
 
 
 class Documents(NamedTuple):
@@ -162,19 +172,19 @@ class Documents(NamedTuple):
         return chosen, chosen[torch.arange(self.n) % FOLDS]
 
 
-def _solved_again(cfg: Config, store: Store, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+def _solved_again(job: Job, ids: torch.Tensor) -> Iterator[torch.Tensor]:
     """The weights of every solution on a half."""
-    sides = pull_sides(cfg, store)
-    whole = counted_split(cfg, sides, "train")
+    sides = job.sides
+    whole = counted_split(job.cfg, sides, "train")
     training = whole.explain(ids)
-    document = pull_tokens(cfg, store).tensors("train.safetensors")["document"].flatten().long()
+    document = job.tokens.tensors("train.safetensors")["document"].flatten().long()
     documents = Documents.of(training, document)
-    everything = load_gram(gram(cfg, store, whole)).explain(ids)
-    solver = SOLVERS[cfg.solver.name](cfg.solver)
+    everything = load_gram(GramStage(job, whole).pull()).explain(ids)
+    solver = SOLVERS[job.cfg.solver.name](job.cfg.solver)
     assert isinstance(solver, ExactSolver)
-    measured = load_effects(effects(cfg, store, "train")).explain(ids) if solver.uses_effects else None
-    start = LinearConnector(LinearSettings(name="linear", bias=cfg.connector.bias), sides.d_source, ids)
-    c = normaliser(cfg, store, training)
+    measured = load_effects(EffectsStage(job, "train").pull()).explain(ids) if solver.uses_effects else None
+    start = LinearConnector(LinearSettings(name="linear", bias=job.cfg.connector.bias), sides.d_source, ids)
+    c = normaliser(job.cfg, job.store, training)
     for pair in range(PAIRS):
         generator = torch.Generator().manual_seed(pair)
         groups = torch.zeros(FOLDS, dtype=torch.bool)
@@ -184,9 +194,9 @@ def _solved_again(cfg: Config, store: Store, ids: torch.Tensor) -> Iterator[torc
             groups, first = documents.folds(generator)
         for number, products in enumerate(halves(training, documents, everything, first)):
             mine = None if measured is None else effects_of(measured, groups if number == 0 else ~groups)
-            name = f"half {pair} {number} of {train_plan(cfg, store).key}"
+            name = f"half {pair} {number} of {TrainStage(job).key}"
             problem = Problem(
-                train=training, validation=training, l1_alpha=float(cfg.l1_alpha), c=c, seed=0, device=device_of(cfg),
+                train=training, validation=training, l1_alpha=float(job.cfg.l1_alpha), c=c, seed=0, device=job.device,
                 gram=lambda products=products: products, gram_name=name,
                 effects=None if mine is None else lambda mine=mine: mine, effects_name=name,
             )  # fmt: skip
@@ -196,26 +206,26 @@ def _solved_again(cfg: Config, store: Store, ids: torch.Tensor) -> Iterator[torc
                 yield lasso.solve(lam, solver.config.tolerance, solver.config.max_sweeps)[0].cpu()
 
 
-def _trained_again(cfg: Config, store: Store, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+def _trained_again(job: Job, ids: torch.Tensor) -> Iterator[torch.Tensor]:
     """The weights of a training on every half, each from another seed."""
-    sides = pull_sides(cfg, store)
-    training = counted_split(cfg, sides, "train").explain(ids)
-    document = pull_tokens(cfg, store).tensors("train.safetensors")["document"].flatten().long()
+    sides = job.sides
+    training = counted_split(job.cfg, sides, "train").explain(ids)
+    document = job.tokens.tensors("train.safetensors")["document"].flatten().long()
     documents = Documents.of(training, document)
-    validation = counted_split(cfg, sides, "validation").explain(ids)
-    c = normaliser(cfg, store, training)
+    validation = counted_split(job.cfg, sides, "validation").explain(ids)
+    c = normaliser(job.cfg, job.store, training)
     for pair in range(TRAINED_PAIRS):
         first = documents.half(torch.Generator().manual_seed(pair))
         for number, chosen in enumerate((first, ~first)):
-            seed = cfg.seed + 1 + 2 * pair + number
-            connector = CONNECTORS[cfg.connector.name](cfg.connector, sides.d_source, ids)
+            seed = job.cfg.seed + 1 + 2 * pair + number
+            connector = CONNECTORS[job.cfg.connector.name](job.cfg.connector, sides.d_source, ids)
             connector.initialise(torch.Generator().manual_seed(seed))
             half = training.where(chosen[documents.of_row])
             problem = Problem(
-                train=half, validation=validation, l1_alpha=float(cfg.l1_alpha), c=c, seed=seed,
-                device=device_of(cfg), gram=lambda half=half: gram_of(half),
+                train=half, validation=validation, l1_alpha=float(job.cfg.l1_alpha), c=c, seed=seed,
+                device=job.device, gram=lambda half=half: gram_of(half),
             )  # fmt: skip
-            SOLVERS[cfg.solver.name](cfg.solver).solve(connector, problem, lambda tokens, note: None)
+            SOLVERS[job.cfg.solver.name](job.cfg.solver).solve(connector, problem, lambda tokens, note: None)
             yield connector.output_weight().cpu()
 
 
@@ -261,7 +271,7 @@ class Places:
 class Stability:
     """Selection probabilities by edge."""
 
-    def __init__(self, artifact: Artifact):
+    def __init__(self, artifact: Artifact[StabilityFacts]):
         self.facts = artifact.facts
         tensors = artifact.tensors(STABILITY_FILE)
         self._places, self._chosen = Places(tensors["source"], tensors["target"]), tensors["chosen"]
@@ -272,6 +282,6 @@ class Stability:
         return None if place is None else self._chosen[place].item() / self.facts["fits"]
 
 
-def repeated(cfg: Config, store: Store) -> Artifact | None:
+def repeated(job: Job) -> Artifact[StabilityFacts] | None:
     """The selection probabilities of the configured connector's edges where they have been found."""
-    return store.find(stability_plan(cfg, store)) if repeatable(cfg) else None
+    return StabilityStage(job).find() if repeatable(job.cfg) else None

@@ -8,25 +8,19 @@ measured again; and how many of the last tokens it needs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
-from saelink.activations.tokens import pull_tokens
-from saelink.config.schema import Config
-from saelink.latents.examples import WIDTH, WINDOW, Examples, examples, load_examples, text_of
-from saelink.model.describe import model_info
+from saelink.job import Job, JobStage
+from saelink.latents.encode import EncodeFacts
+from saelink.latents.examples import WIDTH, WINDOW, Examples, ExamplesStage, load_examples, text_of
 from saelink.model.forward import load_forward
 from saelink.model.load import load_bridge
 from saelink.progress import Progress
-from saelink.runtime import device_of
 from saelink.saes.load import pull_sae
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
-
-VERSION = 1
 
 ABLATIONS_FILE = "ablations.json"
 
@@ -43,66 +37,73 @@ SEQUENCES = 8
 """Sequences of one pass to the logits."""
 
 
-def ablations_plan(cfg: Config, store: Store, latents: Artifact, chosen: list[int]) -> Plan:
-    """Plan of the ablations of some latents of an encode artifact."""
-    info, tokens = model_info(cfg, store), pull_tokens(cfg, store)
-    recipe = {
-        "latents": sorted(chosen),
-        "examples": cfg.report.ablated_examples,
-        "drop_positions": cfg.data.drop_positions,
-        "model_dtype": cfg.model.dtype.name,
-    }
-    inputs = {"examples": examples(cfg, store, latents, tokens).key, "model": info.artifact.key}
-    return Plan("ablations", VERSION, recipe, inputs, latents.manifest["about"])
+class AblationsFacts(TypedDict):
+    hook_name: str
+    latents: int
+    examples: int
 
 
-def ablations(cfg: Config, store: Store, latents: Artifact, chosen: list[int]) -> Artifact:
-    """Pull the ablations of the latents `chosen`, at their report.ablated_examples strongest examples.
+class AblationsStage(JobStage[AblationsFacts]):
+    """The ablations of the latents `chosen` of an encode artifact, at their report.ablated_examples strongest examples.
 
     File `ablations.json`: by latent a list with, for each example, `place`; `tokens` [WIDTH], the change of each
     token's log-probability in nats (None outside the sequence); `context` [WIDTH], the activation without this token
     over that with all, None where none was left out; `kept`, the same with only so many last tokens (pairs);
     `needs`, the least number of them.
     """
-    plan = ablations_plan(cfg, store, latents, chosen)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
 
-    def make(draft: Draft) -> dict[str, Any]:
-        tokens = pull_tokens(cfg, store)
-        kept = load_examples(examples(cfg, store, latents, tokens))
-        jobs = _Jobs(cfg, store, latents, tokens, kept, sorted(chosen))
-        draft.save_json(ABLATIONS_FILE, jobs.run())
-        return {"hook_name": latents.facts["hook_name"], "latents": len(chosen), "examples": len(jobs.places)}
+    name = "ablations"
+    version = 1
 
-    return store.build(plan, make, device_of(cfg))
+    def __init__(self, job: Job, latents: Artifact[EncodeFacts], chosen: list[int]):
+        super().__init__(job)
+        self._latents, self._chosen = latents, sorted(chosen)
+        self._examples = ExamplesStage(job.cfg, job.store, latents, job.tokens)
+
+    def recipe(self) -> dict[str, Any]:
+        cfg = self.job.cfg
+        return {
+            "latents": self._chosen,
+            "examples": cfg.report.ablated_examples,
+            "drop_positions": cfg.data.drop_positions,
+            "model_dtype": cfg.model.dtype.name,
+        }
+
+    def inputs(self) -> dict[str, str]:
+        return {"examples": self._examples.key, "model": self.job.model.artifact.key}
+
+    def about(self) -> str:
+        return self._latents.manifest["about"]
+
+    def make(self, draft: Draft) -> AblationsFacts:
+        examples = load_examples(self._examples.pull())
+        runs = _Runs(self.job, self._latents, examples, self._chosen)
+        draft.save_json(ABLATIONS_FILE, runs.run())
+        hook = self._latents.facts["hook_name"]
+        return {"hook_name": hook, "latents": len(self._chosen), "examples": len(runs.places)}
 
 
-class _Jobs:
-    """All the examples of one call."""
+class _Runs:
+    """The model run on all the examples of one call."""
 
-    def __init__(
-        self, cfg: Config, store: Store, latents: Artifact, tokens: Artifact, kept: Examples, chosen: list[int]
-    ):
-        self.cfg, self.store, self.hook = cfg, store, latents.facts["hook_name"]
+    def __init__(self, job: Job, latents: Artifact[EncodeFacts], examples: Examples, chosen: list[int]):
+        self.job, self.hook = job, latents.facts["hook_name"]
         self.context = latents.facts["context_size"]
-        self.device = device_of(cfg)
-        self.separator = tokens.facts["separator_id"]
-        self.text = torch.from_numpy(text_of(tokens)).long()
-        self.sae = pull_sae(cfg, store, self.hook)
+        self.separator = job.tokens.facts["separator_id"]
+        self.text = torch.from_numpy(text_of(job.tokens)).long()
+        self.sae = pull_sae(job.cfg, job.store, self.hook)
         self.places = [
             (latent, place)
             for latent in chosen
-            for place in kept.top_place[latent, : cfg.report.ablated_examples].tolist()
+            for place in examples.top_place[latent, : job.cfg.report.ablated_examples].tolist()
             if place >= 0
         ]
 
     def run(self) -> dict[str, list[dict[str, Any]]]:
         found: dict[str, list[dict[str, Any]]] = {}
-        with Progress("ablations", len(self.places), "examples") as bar, torch.inference_mode():
+        with self.job.observer.progress("ablations", len(self.places), "examples") as bar, torch.inference_mode():
             changes = self._token_ablation(bar)
-            forward = load_forward(self.cfg, model_info(self.cfg, self.store), [self.hook], self.device)
+            forward = load_forward(self.job.cfg, self.job.model, [self.hook], self.job.device)
             for (latent, place), change in zip(self.places, changes, strict=True):
                 context = self._context_ablation(forward, latent, place)
                 found.setdefault(str(latent), []).append({"place": place, "tokens": change, **context})
@@ -115,18 +116,18 @@ class _Jobs:
         return self.text[begin : min(place + behind + 1, begin + self.context)]
 
     def _token_ablation(self, bar: Progress) -> list[list[float | None]]:
-        bridge = load_bridge(self.cfg, model_info(self.cfg, self.store), self.device)
+        bridge = load_bridge(self.job.cfg, self.job.model, self.job.device)
         changes: list[list[float | None]] = []
         for first in range(0, len(self.places), SEQUENCES):
             part = self.places[first : first + SEQUENCES]
-            ids = _padded([self._sequence(place, WINDOW) for _, place in part], self.separator).to(self.device)
-            of = torch.tensor([latent for latent, _ in part], device=self.device)
+            ids = _padded([self._sequence(place, WINDOW) for _, place in part], self.separator).to(self.job.device)
+            of = torch.tensor([latent for latent, _ in part], device=self.job.device)
 
             def remove(acts: torch.Tensor, hook: Any = None, of: torch.Tensor = of) -> torch.Tensor:
                 values = self._values(acts.flatten(2).flatten(0, 1), of.repeat_interleave(acts.shape[1])).view(
                     acts.shape[:2]
                 )
-                values[:, : self.cfg.data.drop_positions] = 0
+                values[:, : self.job.cfg.data.drop_positions] = 0
                 direction = self.sae.W_dec.to(acts.device)[of]
                 flat = acts.flatten(2)  # heads side by side
                 units = self.sae.units(flat.flatten(0, 1))
@@ -159,7 +160,7 @@ class _Jobs:
         texts = [whole, *(torch.cat([whole[:k], whole[k + 1 :]]) for k in deleted)]
         texts += [torch.cat([separator, whole[-m:]]) for m in kept]
         ends = torch.tensor([len(text) - 1 for text in texts])
-        acts = forward(_padded(texts, self.separator).to(self.device))[self.hook]
+        acts = forward(_padded(texts, self.separator).to(self.job.device))[self.hook]
         at_end = acts[torch.arange(len(texts)), ends.to(acts.device)].float()
         values = self._values(at_end, torch.full((len(texts),), latent, device=at_end.device)).cpu()
         base = max(values[0].item(), 1e-30)

@@ -7,32 +7,26 @@ activations, at the latents that the target SAE reads from them, and by what the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 
 from saelink.activations.cache import run_model, shards_of
-from saelink.activations.tokens import pull_tokens
 from saelink.config.schema import Config
+from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
-from saelink.evidence.evaluate import evaluate
-from saelink.fit.train import fitted_connector, train
-from saelink.interventions.cross_entropy import ce_baselines, ce_figures
+from saelink.evidence.evaluate import EvaluateStage
+from saelink.fit.train import TrainStage, fitted_connector
+from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
 from saelink.interventions.splice import Splice, spliced_tokens
-from saelink.latents.link import Sides, counted_split, link_of, pull_sides
+from saelink.job import Job, JobStage
+from saelink.latents.link import counted_split
 from saelink.latents.metrics import ErrorSums
-from saelink.model.describe import model_info
-from saelink.progress import Progress
-from saelink.runtime import device_of
+from saelink.latents.split import Tokens
 from saelink.saes.choice import SAEChoice, located
 from saelink.saes.load import load_choice, pull_sae
 from saelink.saes.sae import SAE
-from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
-
-VERSION = 1
 
 TRANSCODER_FILE = "transcoder.json"
 
@@ -47,54 +41,76 @@ def _choice(cfg: Config) -> SAEChoice:
     return found
 
 
-def _hook(cfg: Config, store: Store) -> str:
+def _hook(job: Job) -> str:
     """The hook the transcoder reads. Raises SaelinkError where the model lacks it or the link leaves it open."""
-    info, link = model_info(cfg, store), link_of(cfg, store)
-    if cfg.transcoder.hook is not None:
-        full = f"blocks.{cfg.layer}.{cfg.transcoder.hook}"
+    info, link = job.model, job.link
+    if job.cfg.transcoder.hook is not None:
+        full = f"blocks.{job.cfg.layer}.{job.cfg.transcoder.hook}"
         if full not in info.hooks:
-            return info.hook(cfg.transcoder.hook, cfg.layer)
+            return info.hook(job.cfg.transcoder.hook, job.cfg.layer)
         return full
     if len(link.sources) != 1:
         raise SaelinkError(
-            f"transcoder.hook=null: link={cfg.link.name} has {len(link.sources)} sources; name the hook it reads"
+            f"transcoder.hook=null: link={job.cfg.link.name} has {len(link.sources)} sources; name the hook it reads"
         )
     return link.sources[0]
 
 
-def transcoder_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of a comparison. Raises SaelinkError without transcoder.path."""
-    if cfg.transcoder.path is None:
-        raise SaelinkError("transcoder.path=null: give the folder of a transcoder, or hf://owner/repository/folder")
-    evaluation = evaluate(cfg, store)
-    choice, hook = _choice(cfg), _hook(cfg, store)
-    recipe = {"hook": hook, "ce": cfg.eval.ce, "sae_dtype": cfg.sae.dtype.name}
-    inputs = {"connector": train(cfg, store).key, "evaluation": evaluation.key, "transcoder": choice.key}
-    return Plan("transcoder", VERSION, recipe, inputs, f"{choice.about} beside {evaluation.manifest['about']}")
+class TranscoderFacts(TypedDict):
+    tokens: int
+    transcoder_fvu_acts: float
+    connector_fvu_acts: float
+    sae_fvu_acts: float
 
 
-def transcoder(cfg: Config, store: Store) -> Artifact:
-    """Pull the comparison of transcoder.path with the connector, on all test tokens that count.
+class TranscoderStage(JobStage[TranscoderFacts]):
+    """The comparison of transcoder.path with the connector, on all test tokens that count.
 
     File `transcoder.json`: for each of ROWS `fvu_acts` (of the target's activations), `fvu_latents` (of the target
     latents that the connector explains, as the target SAE reads them from those activations; for the connector its own
     prediction), `l0` (active latents per token: the transcoder's own, the connector's sources, the target SAE's),
-    and with eval.ce `ce` and `recovered` with its interval.
+    and with eval.ce `ce` and `recovered` with its interval. Raises SaelinkError without transcoder.path.
     """
-    plan = transcoder_plan(cfg, store)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
-    return store.build(plan, lambda draft: _compare(cfg, store, draft), device_of(cfg))
 
+    name = "transcoder"
+    version = 1
 
-def _load(cfg: Config, store: Store, width: int) -> SAE:
-    sae = load_choice(cfg, _choice(cfg))
-    if sae.d_out != width:
-        raise SaelinkError(
-            f"transcoder.path={cfg.transcoder.path}: it writes activations of {sae.d_out}, the target hook has {width}"
-        )
-    return sae
+    def __init__(self, job: Job):
+        super().__init__(job)
+        if job.cfg.transcoder.path is None:
+            raise SaelinkError("transcoder.path=null: give the folder of a transcoder, or hf://owner/repository/folder")
+        self._train, self._evaluate = TrainStage(job), EvaluateStage(job)
+        self._choice, self._hook = _choice(job.cfg), _hook(job)
+
+    def recipe(self) -> dict[str, Any]:
+        return {"hook": self._hook, "ce": self.job.cfg.eval.ce, "sae_dtype": self.job.cfg.sae.dtype.name}
+
+    def inputs(self) -> dict[str, str]:
+        return {"connector": self._train.key, "evaluation": self._evaluate.key, "transcoder": self._choice.key}
+
+    def about(self) -> str:
+        return f"{self._choice.about} beside {self._evaluate.about()}"
+
+    def make(self, draft: Draft) -> TranscoderFacts:
+        job = self.job
+        self._evaluate.pull()
+        width = job.sides.target.facts["width"]
+        theirs = load_choice(job.cfg, self._choice)
+        if theirs.d_out != width:
+            raise SaelinkError(
+                f"transcoder.path={job.cfg.transcoder.path}: it writes activations of {theirs.d_out}, the target hook "
+                f"has {width}"
+            )
+        connector = fitted_connector(self._train.pull(), job.device)
+        comparison = _Comparison(job, connector, theirs.to(job.device, torch.float32), self._hook)
+        comparison.run()
+        table = comparison.table()
+        if job.cfg.eval.ce:
+            for name, figures in _ce(job, comparison.theirs, self._hook).items():
+                table[name] |= figures
+        draft.save_json(TRANSCODER_FILE, table)
+        acts = {f"{name}_fvu_acts": row["fvu_acts"] for name, row in table.items()}
+        return cast("TranscoderFacts", {"tokens": comparison.tokens, **acts})
 
 
 class _Acts:
@@ -115,88 +131,93 @@ class _Acts:
         return self.errors[name] / (self.energy - self.total.square().sum().item() / self.n)
 
 
-def _compare(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
-    sides, link, device = pull_sides(cfg, store), link_of(cfg, store), device_of(cfg)
-    hook = _hook(cfg, store)
-    token_ids = pull_tokens(cfg, store)
-    context = token_ids.facts["context_size"]
-    ours = fitted_connector(train(cfg, store), device)
-    ids = ours.target_ids.cpu()
-    target_sae = pull_sae(cfg, store, link.target).to(device, torch.float32)
-    theirs = _load(cfg, store, target_sae.d_in).to(device, torch.float32)
-    acts = _Acts(target_sae.d_in)
-    latents = {name: ErrorSums(len(ids)) for name in ROWS}
-    active, tokens = 0, 0
-    scale = sides.scales[-1]
-    pieces = iter(counted_split(cfg, sides, "test").explain(ids))
-    waiting = next(pieces, None)
-    shards = shards_of(token_ids.facts["sequences"], context, ["test"])
-    with Progress("transcoder", token_ids.facts["tokens"]["test"]) as bar, torch.inference_mode():
-        for shard, seen in run_model(cfg, store, token_ids, [hook, link.target], shards, bar):
-            low, high = shard.first * context, shard.last * context
-            while waiting is not None:
-                here = ((waiting.row >= low) & (waiting.row < high)).nonzero().squeeze(1)
-                for start in range(0, len(here), cfg.runtime.forward_tokens):
-                    part = waiting.select(here[start : start + cfg.runtime.forward_tokens])
-                    place = part.row - low
-                    x = seen[hook].flatten(0, 1)[place].float().to(device)
-                    true = seen[link.target].flatten(0, 1)[place].float().to(device)
-                    if theirs.d_in != x.shape[1]:
-                        raise SaelinkError(
-                            f"transcoder.path={cfg.transcoder.path}: it reads activations of {theirs.d_in}, {hook} has "
-                            f"{x.shape[1]}; transcoder.hook names another"
-                        )
-                    units = target_sae.units(true)
-                    codes, own = target_sae.encode(true), theirs.encode(x)
-                    predicted = ours(part.source.to(device))
-                    mixed = codes.clone()  # latents that are not explained keep their value, as in cross-entropy
-                    mixed[:, ids.to(device)] = predicted * scale
-                    made = {
-                        "transcoder": theirs.transcode(x),
-                        "connector": target_sae.decode(mixed, units),
-                        "sae": target_sae.decode(codes, units),
-                    }
-                    acts.add(true.cpu(), {name: tensor.cpu() for name, tensor in made.items()})
-                    read = {name: target_sae.encode(made[name])[:, ids.to(device)] / scale for name in ROWS[::2]}
-                    read["connector"] = predicted
-                    for name, tensor in read.items():
-                        latents[name].add(tensor.cpu(), part.target)
-                    active += int((own > 0).sum())
-                    tokens += len(part)
-                if waiting.row[-1] >= high:
-                    break
-                waiting = next(pieces, None)
-    l0 = {
-        "transcoder": active / tokens,
-        "connector": sum(side.facts["l0"] for side in sides.sources),
-        "sae": sides.target.facts["l0"],
-    }
-    table: dict[str, dict[str, float]] = {
-        name: {"fvu_acts": acts.fvu(name), "fvu_latents": latents[name].fvu(), "l0": l0[name]} for name in ROWS
-    }
-    if cfg.eval.ce:
-        for name, figures in _ce(cfg, store, sides, theirs, hook).items():
-            table[name] |= figures
-    draft.save_json(TRANSCODER_FILE, table)
-    return {"tokens": tokens, **{f"{name}_fvu_acts": row["fvu_acts"] for name, row in table.items()}}
+class _Comparison:
+    """Both on the same tokens, shard by shard of what the model gives at the two hooks."""
+
+    def __init__(self, job: Job, connector: Connector, theirs: SAE, hook: str):
+        self._job, self._connector, self.theirs, self._hook = job, connector, theirs, hook
+        self._ids = connector.target_ids.cpu()
+        self._target_sae = pull_sae(job.cfg, job.store, job.link.target).to(job.device, torch.float32)
+        self._acts = _Acts(self._target_sae.d_in)
+        self._latents = {name: ErrorSums(len(self._ids)) for name in ROWS}
+        self._active, self.tokens = 0, 0
+
+    def run(self) -> None:
+        """Add all test tokens that count."""
+        job, step = self._job, self._job.cfg.runtime.forward_tokens
+        context = job.tokens.facts["context_size"]
+        pieces = iter(counted_split(job.cfg, job.sides, "test").explain(self._ids))
+        waiting = next(pieces, None)
+        shards = shards_of(job.tokens.facts["sequences"], context, ["test"])
+        hooks = [self._hook, job.link.target]
+        with job.observer.progress("transcoder", job.tokens.facts["tokens"]["test"]) as bar, torch.inference_mode():
+            for shard, seen in run_model(job.cfg, job.store, job.tokens, hooks, shards, bar):
+                low, high = shard.first * context, shard.last * context
+                while waiting is not None:
+                    here = ((waiting.row >= low) & (waiting.row < high)).nonzero().squeeze(1)
+                    for start in range(0, len(here), step):
+                        part = waiting.select(here[start : start + step])
+                        x, true = (seen[hook].flatten(0, 1)[part.row - low].float().to(job.device) for hook in hooks)
+                        self._add(part, x, true)
+                    if waiting.row[-1] >= high:
+                        break
+                    waiting = next(pieces, None)
+
+    def _add(self, part: Tokens, x: torch.Tensor, true: torch.Tensor) -> None:
+        """Count some tokens: x [n, d_in] what the transcoder reads, true [n, width] the target's activations."""
+        sae, scale = self._target_sae, self._job.sides.scales[-1]
+        if self.theirs.d_in != x.shape[1]:
+            raise SaelinkError(
+                f"transcoder.path={self._job.cfg.transcoder.path}: it reads activations of {self.theirs.d_in}, "
+                f"{self._hook} has {x.shape[1]}; transcoder.hook names another"
+            )
+        ids, units = self._ids.to(x.device), sae.units(true)
+        codes, own = sae.encode(true), self.theirs.encode(x)
+        predicted = self._connector(part.source.to(str(x.device)))
+        mixed = codes.clone()  # latents that are not explained keep their value, as in cross-entropy
+        mixed[:, ids] = predicted * scale
+        made = {
+            "transcoder": self.theirs.transcode(x),
+            "connector": sae.decode(mixed, units),
+            "sae": sae.decode(codes, units),
+        }
+        self._acts.add(true.cpu(), {name: tensor.cpu() for name, tensor in made.items()})
+        read = {name: sae.encode(made[name])[:, ids] / scale for name in ROWS[::2]} | {"connector": predicted}
+        for name, tensor in read.items():
+            self._latents[name].add(tensor.cpu(), part.target)
+        self._active += int((own > 0).sum())
+        self.tokens += len(part)
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """The figures of each of ROWS."""
+        sides = self._job.sides
+        l0 = {
+            "transcoder": self._active / self.tokens,
+            "connector": sum(side.facts["l0"] for side in sides.sources),
+            "sae": sides.target.facts["l0"],
+        }
+        return {
+            name: {"fvu_acts": self._acts.fvu(name), "fvu_latents": self._latents[name].fvu(), "l0": l0[name]}
+            for name in ROWS
+        }
 
 
-def _ce(cfg: Config, store: Store, sides: Sides, theirs: SAE, hook: str) -> dict[str, dict[str, float]]:
+def _ce(job: Job, theirs: SAE, hook: str) -> dict[str, dict[str, float]]:
     """Cross-entropy and its share recovered, of the transcoder's output in place of the target's activations."""
-    losses = ce_baselines(cfg, store).tensors("losses.safetensors")
-    test = spliced_tokens(cfg, store, sides, cfg.eval.ce_tokens)
-    token_ids = pull_tokens(cfg, store)
+    losses = BaselinesStage(job).pull().tensors("losses.safetensors")
+    test = spliced_tokens(job, job.cfg.eval.ce_tokens)
+    token_ids = job.tokens
     shards = shards_of(token_ids.facts["sequences"], test.ids.shape[1], ["test"])
     needed = [shard for shard in shards if shard.first < len(test.ids)]
     out = []
-    with Progress("transcoder", test.ids.numel()) as bar:
-        for _, seen in run_model(cfg, store, token_ids, [hook], needed, bar):
+    with job.observer.progress("transcoder", test.ids.numel()) as bar:
+        for _, seen in run_model(job.cfg, job.store, token_ids, [hook], needed, bar):
             rows = seen[hook].flatten(0, 1).float().to(theirs.W_enc.device)
-            made = [theirs.transcode(part).cpu() for part in rows.split(cfg.runtime.forward_tokens)]
+            made = [theirs.transcode(part).cpu() for part in rows.split(job.cfg.runtime.forward_tokens)]
             out.append(torch.cat(made).view(*seen[hook].shape[:2], theirs.d_out))
-    with Splice(cfg, store, sides, test, 1) as splice:
+    with Splice(job, test, 1) as splice:
         losses["transcoder"] = splice.losses(torch.cat(out)[: len(test.ids)])
-    figures = ce_figures(losses, test.document, cfg.eval.bootstrap)
-    figures["connector"] = evaluate(cfg, store).json("ce.json")["connector"]
+    figures = ce_figures(losses, test.document, job.cfg.eval.bootstrap)
+    figures["connector"] = EvaluateStage(job).pull().json("ce.json")["connector"]
     shown = ("ce", "recovered", "recovered_low", "recovered_high")
     return {name: {key: figures[name][key] for key in shown} for name in ROWS}

@@ -12,7 +12,7 @@ from saelink.interventions.block import FOLDS
 from saelink.interventions.measure import Effects, choose_ablations
 from saelink.latents.rows import Rows
 from saelink.latents.split import Tokens
-from saelink.progress import Progress
+from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 
 FIGURES_FILE = "figures.json"
@@ -48,7 +48,7 @@ QUANTILES = (10, 50, 90)
 class Verdicts:
     """The verdicts of a `verify` artifact, by edge."""
 
-    def __init__(self, artifact: Artifact):
+    def __init__(self, artifact: Artifact[Any]):
         self.figures, self.nulls = artifact.json(FIGURES_FILE), artifact.json(NULLS_FILE)
         tensors = artifact.tensors(VERDICTS_FILE)
         self._places = Places(tensors["source"], tensors["target"])
@@ -77,14 +77,16 @@ def shuffled(measured: Effects) -> Effects:
     return measured._replace(**kept)
 
 
-def claims(connector: Connector, measured: Effects, test: Tokens, most: int, device: str) -> torch.Tensor:
+def claims(
+    connector: Connector, measured: Effects, test: Tokens, most: int, device: str, observer: Observer
+) -> torch.Tensor:
     """[d_source, d_target of the connector] what its predictions lose on average without each source."""
     if len(connector.penalised()) == 1 and not connector.relu_output:
         return connector.output_weight() * measured.source_mean[:, None]
     chosen = choose_ablations(test.source, torch.zeros(len(test), dtype=torch.int64), most)
     sums = torch.zeros(test.source.d, connector.d_target)
     connector = connector.to(device)
-    with Progress("claims", len(chosen.token), "ablations") as bar, torch.inference_mode():
+    with observer.progress("claims", len(chosen.token), "ablations") as bar, torch.inference_mode():
         for first in range(0, len(chosen.token), 2048):
             part = slice(first, first + 2048)
             rows, source = test.source.select(chosen.token[part]), chosen.source[part]
@@ -108,43 +110,71 @@ def judged(
     unit = measured.target_mean[target_ids]
     alive = unit > 0
     ids, unit = target_ids[alive], unit[alive]
+    width = len(ids)
     claim = claimed[:, alive] / unit
     effect = measured.mean[:, ids] / unit
-    consistent = measured.consistent()[:, ids] & (measured.tokens.sum(0) >= MIN_ABLATED)[:, None]
+    enough = measured.tokens.sum(0) >= MIN_ABLATED
+    consistent = measured.consistent()[:, ids] & enough[:, None]
     is_strong = (effect.abs() >= strong) & consistent
     place = claim.flatten().nonzero().squeeze(1)
     place = place[claim.flatten()[place].abs().sort(descending=True, stable=True).indices]
-    c, e = claim.flatten()[place], effect.flatten()[place]
-    ratio = e / c
-    verdict = torch.full((len(place),), VERDICTS.index("weaker"))
-    verdict[ratio >= CONFIRMED] = VERDICTS.index("confirmed")
-    verdict[ratio <= -NO_EFFECT] = VERDICTS.index("opposite")
-    verdict[ratio.abs() < NO_EFFECT] = VERDICTS.index("no effect")
-    verdict[~consistent.flatten()[place] & (ratio.abs() >= NO_EFFECT)] = VERDICTS.index("unclear")
-    enough = measured.tokens.sum(0) >= MIN_ABLATED
-    verdict[~enough[place // len(ids)]] = VERDICTS.index("unclear")
-    verdict[c.abs() < FAINT_CLAIM] = VERDICTS.index("faint")
+    verdict = _verdicts(claim.flatten()[place], effect.flatten()[place], consistent.flatten()[place])
+    verdict[~enough[place // width] & (claim.flatten()[place].abs() >= FAINT_CLAIM)] = VERDICTS.index("unclear")
     missed = (is_strong & (claim.abs() < FAINT_CLAIM)).flatten().nonzero().squeeze(1)
     missed = missed[effect.flatten()[missed].abs().sort(descending=True, stable=True).indices]
-    width = len(ids)
     tensors = {
         "target": ids[place % width],
         "source": (place // width).int(),
-        "claim": c,
-        "effect": e,
+        "claim": claim.flatten()[place],
+        "effect": effect.flatten()[place],
         "verdict": verdict.to(torch.uint8),
         "missed_target": ids[missed % width],
         "missed_source": (missed // width).int(),
         "missed_effect": effect.flatten()[missed],
     }
     d_source = int(enough.sum())
-    top = strongest = place[enough[place // width]][: max(TOPS) * d_source]
-    candidates = torch.cat([top, (effect.abs() >= strong / 2).flatten().nonzero().squeeze(1)]).unique()
+    strongest = place[enough[place // width]][: max(TOPS) * d_source]
+    by_source = is_strong.sum(1).sort(descending=True).values
+    counts = torch.bincount(verdict, minlength=len(VERDICTS))
+    return {
+        "edges": len(place),
+        "strong": int(is_strong.sum()),
+        "strong_suppressive": int((is_strong & (effect < 0)).sum()),
+        "missed": len(missed),
+        "missed_suppressive": int((effect.flatten()[missed] < 0).sum()),
+        "strong_in_first_tenth_of_sources": (
+            by_source[: len(claim) // 10].sum().item() / max(by_source.sum().item(), 1)
+        ),
+        **{f"edges_{word.replace(' ', '_')}": int(count) for word, count in zip(VERDICTS, counts, strict=True)},
+        **_with_intervals(measured, claim, effect, strongest, ids, unit, d_source, strong),
+        **_one_by_one(claim, effect, is_strong, strongest),
+    }, tensors
+
+
+def _verdicts(claim: torch.Tensor, effect: torch.Tensor, consistent: torch.Tensor) -> torch.Tensor:
+    """[n] places in VERDICTS of claims [n] beside effects [n]; `consistent` [n] as in Effects."""
+    ratio = effect / claim
+    verdict = torch.full((len(claim),), VERDICTS.index("weaker"))
+    verdict[ratio >= CONFIRMED] = VERDICTS.index("confirmed")
+    verdict[ratio <= -NO_EFFECT] = VERDICTS.index("opposite")
+    verdict[ratio.abs() < NO_EFFECT] = VERDICTS.index("no effect")
+    verdict[~consistent & (ratio.abs() >= NO_EFFECT)] = VERDICTS.index("unclear")
+    verdict[claim.abs() < FAINT_CLAIM] = VERDICTS.index("faint")
+    return verdict
+
+
+def _with_intervals(
+    measured: Effects, claim: torch.Tensor, effect: torch.Tensor, strongest: torch.Tensor, ids: torch.Tensor,
+    unit: torch.Tensor, d_source: int, strong: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The figures of the strongest claims, each with its interval over resampled groups of documents."""
+    width = len(ids)
+    candidates = torch.cat([strongest, (effect.abs() >= strong / 2).flatten().nonzero().squeeze(1)]).unique()
     # By fold, only where it matters: the claims at the top and what is nearly strong.
     source, target = candidates // width, ids[candidates % width]
     folds = measured.folds[:, source, target].double() / unit[candidates % width]
     tokens = measured.tokens[:, source].double()
-    where = torch.searchsorted(candidates, top)
+    where = torch.searchsorted(candidates, strongest)
     claim_at = claim.flatten()[candidates].double()
     figures = _figures(folds, tokens, claim_at, where, d_source, strong, torch.ones(FOLDS, dtype=torch.float64))
     generator = torch.Generator().manual_seed(0)
@@ -163,6 +193,15 @@ def judged(
         if not name.startswith(("slope", "rank")):  # shares end at 0 and 1
             low, high = max(low, 0.0), min(high, 1.0)
         result[f"{name}_low"], result[f"{name}_high"] = (low, high) if known else (None, None)
+    return result
+
+
+def _one_by_one(
+    claim: torch.Tensor, effect: torch.Tensor, is_strong: torch.Tensor, strongest: torch.Tensor
+) -> dict[str, Any]:
+    """Quantiles of recall and precision target by target and source by source."""
+    width = claim.shape[1]
+    result: dict[str, Any] = {}
     hits = strongest[is_strong.flatten()[strongest] & (effect.flatten()[strongest] * claim.flatten()[strongest] > 0)]
     for name, of, n in (("target", lambda at: at % width, width), ("source", lambda at: at // width, len(claim))):
         among = is_strong.sum(0 if name == "target" else 1)
@@ -171,20 +210,7 @@ def judged(
             share = (right[counted > 0] / counted[counted > 0]).double()
             result |= {f"{word}_{max(TOPS)}x_by_{name}_{q}": _quantile(share, q / 100) for q in QUANTILES}
             result[f"{word}_{max(TOPS)}x_by_{name}_n"] = len(share)
-    by_source = is_strong.sum(1).sort(descending=True).values
-    counts = torch.bincount(verdict, minlength=len(VERDICTS))
-    return {
-        "edges": len(place),
-        "strong": int(is_strong.sum()),
-        "strong_suppressive": int((is_strong & (effect < 0)).sum()),
-        "missed": len(missed),
-        "missed_suppressive": int((effect.flatten()[missed] < 0).sum()),
-        "strong_in_first_tenth_of_sources": (
-            by_source[: len(claim) // 10].sum().item() / max(by_source.sum().item(), 1)
-        ),
-        **{f"edges_{word.replace(' ', '_')}": int(count) for word, count in zip(VERDICTS, counts, strict=True)},
-        **result,
-    }, tensors
+    return result
 
 
 def _quantile(share: torch.Tensor, q: float) -> float | None:

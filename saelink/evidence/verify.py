@@ -6,64 +6,78 @@ tokens where j is active. For a linear map that is w_ij times j's mean activatio
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict, cast
 
-from saelink.config.schema import Config
 from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, VERDICTS_FILE, claims, judged, shuffled
-from saelink.fit.train import fitted_connector, train, train_plan
-from saelink.interventions.effects import check_measurable, effects, effects_plan, load_effects, measurable, nulls_of
-from saelink.latents.link import load_split, pull_sides
-from saelink.runtime import device_of
+from saelink.fit.train import TrainStage, fitted_connector
+from saelink.interventions.effects import EffectsStage, check_measurable, load_effects, measurable, nulls_of
+from saelink.job import Job, JobStage
+from saelink.latents.link import load_split
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
-
-VERSION = 4
 
 
-def verify_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of a connector's verdicts. Raises SaelinkError for a link whose effects can't be measured."""
-    check_measurable(cfg)
-    plan = train_plan(cfg, store)
-    recipe = {"strong": cfg.verify.strong}
-    inputs = {"connector": plan.key, "effects": effects_plan(cfg, store).key}
-    inputs |= {null: effects_plan(cfg, store, null=null).key for null in nulls_of(cfg)}
-    return Plan("verify", VERSION, recipe, inputs, plan.about)
+class VerifyFacts(TypedDict):
+    """What `figures.json` holds too; every figure of verdicts.judged, with _low and _high where it has an interval."""
+
+    edges: int
+    strong: int
+    strong_suppressive: int
+    missed: int
+    missed_suppressive: int
+    edges_confirmed: int
+    precision_1x: float | None
+    recall_10x: float | None
+    slope_1x: float | None
 
 
-def verify(cfg: Config, store: Store) -> Artifact:
-    """Pull the verdicts on the edges of the configured connector.
+class VerifyStage(JobStage[VerifyFacts]):
+    """The verdicts on the edges of the configured connector.
 
     Files: `figures.json`; `nulls.json`, the same figures against effects that the edges should not agree with, those
     of effects.NULLS and "shuffled pairs", every source with the effects of another; `edges.safetensors` with, by
     claimed edge, `target`, `source`, `claim`, `effect` and `verdict` (a place in VERDICTS), and `missed_target`,
     `missed_source`, `missed_effect` for strong effects it lacks.
-    Claims and effects are in units of the target's mean active value.
+    Claims and effects are in units of the target's mean active value. Raises SaelinkError for a link whose effects
+    can't be measured.
     """
-    plan = verify_plan(cfg, store)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
-    measured = load_effects(effects(cfg, store))
-    connector = fitted_connector(train(cfg, store))
-    sides = pull_sides(cfg, store)
-    nulls = {null: effects(cfg, store, null=null) for null in nulls_of(cfg)}
 
-    def make(draft: Draft) -> dict[str, Any]:
-        ids, strong = connector.target_ids, cfg.verify.strong  # on the CPU; `claims` moves the connector
-        test = load_split(cfg, sides, "test", ids)
-        claimed = claims(connector, measured, test, cfg.verify.tokens_per_source, device_of(cfg))
-        figures, tensors = judged(claimed, measured, ids, strong)
+    name = "verify"
+    version = 4
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        check_measurable(job.cfg)
+        self._train = TrainStage(job)
+
+    def recipe(self) -> dict[str, Any]:
+        return {"strong": self.job.cfg.verify.strong}
+
+    def inputs(self) -> dict[str, str]:
+        nulls = {null: EffectsStage(self.job, null=null).key for null in nulls_of(self.job.cfg)}
+        return {"connector": self._train.key, "effects": EffectsStage(self.job).key, **nulls}
+
+    def about(self) -> str:
+        return self._train.about()
+
+    def make(self, draft: Draft) -> VerifyFacts:
+        job, settings = self.job, self.job.cfg.verify
+        measured = load_effects(EffectsStage(job).pull())
+        connector = fitted_connector(self._train.pull())
+        nulls = {null: EffectsStage(job, null=null).pull() for null in nulls_of(job.cfg)}
+        ids = connector.target_ids  # on the CPU; `claims` moves the connector
+        test = load_split(job.cfg, job.sides, "test", ids)
+        claimed = claims(connector, measured, test, settings.tokens_per_source, job.device, job.observer)
+        figures, tensors = judged(claimed, measured, ids, settings.strong)
         draft.save_json(FIGURES_FILE, figures)
-        found = {name: judged(claimed, load_effects(null), ids, strong)[0] for name, null in nulls.items()}
-        draft.save_json(NULLS_FILE, found | {"shuffled pairs": judged(claimed, shuffled(measured), ids, strong)[0]})
+        against = {name: load_effects(null) for name, null in nulls.items()} | {"shuffled pairs": shuffled(measured)}
+        draft.save_json(
+            NULLS_FILE, {name: judged(claimed, null, ids, settings.strong)[0] for name, null in against.items()}
+        )
         draft.save_tensors(VERDICTS_FILE, tensors)
-        return figures
-
-    return store.build(plan, make, device_of(cfg))
+        return cast("VerifyFacts", figures)
 
 
-def verified(cfg: Config, store: Store) -> Artifact | None:
+def verified(job: Job) -> Artifact[VerifyFacts] | None:
     """The verdicts on the configured connector where they have been made."""
-    return store.find(verify_plan(cfg, store)) if measurable(cfg) else None
+    return VerifyStage(job).find() if measurable(job.cfg) else None

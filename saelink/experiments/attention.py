@@ -14,3 +14,7 @@ class AttentionExperiment(PercentLinearExperiment):
 
     def configured(self, cfg: Config) -> Config:
         return replace(cfg, link=link_named("attn"))
+
+    @property
+    def owner(self) -> str:
+        return "percent_linear"

@@ -5,30 +5,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NotRequired, TypedDict, cast
 
 import torch
 
 from saelink.config.schema import Config
-from saelink.evidence.evaluate import evaluate, evaluate_plan
+from saelink.errors import SaelinkError
+from saelink.evidence.evaluate import EvaluateStage
 from saelink.experiments.tables import PICTURE_FILE, ROWS_FILE, TABLE_FILE, TEXT_FILE, Row, finite, picture, table_csv
-from saelink.fit.train import train, train_plan
-from saelink.latents.encode import encode_plan
-from saelink.latents.link import link_of
-from saelink.runtime import device_of
+from saelink.fit.train import TrainStage
+from saelink.job import Job, JobStage
+from saelink.latents.encode import EncodeStage
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.recipe import Plan, recipe_of
-from saelink.store.store import Store
 
 
 class Done:
     """A fit that an experiment asked for: its connector and its evaluation."""
 
-    def __init__(self, cfg: Config, store: Store):
-        self.cfg = cfg
-        self.connector: Artifact = train(cfg, store)
-        self.evaluation: Artifact = evaluate(cfg, store)
+    def __init__(self, job: Job):
+        self.cfg = job.cfg
+        self.connector = TrainStage(job).pull()
+        self.evaluation = EvaluateStage(job).pull()
         self.metrics: dict[str, Any] = self.evaluation.json("metrics.json")
 
     def latents(self) -> dict[str, torch.Tensor]:
@@ -54,13 +53,20 @@ class Result:
     """What other experiments ask for."""
 
 
+@dataclass
+class NoSettings:
+    """Settings of an experiment that has none of its own."""
+
+
 class Experiment(ABC):
-    """One experiment at one layer. It has no state; `cfg.experiment` holds its settings."""
+    """One experiment at one layer. It has no state; `cfg.experiment` holds its settings, those it owns by its name."""
 
     title: ClassVar[str]
     """What it shows, in a line."""
+    Settings: ClassVar[type[Any]] = NoSettings
+    """The dataclass of the settings that it owns."""
     settings: ClassVar[tuple[str, ...]] = ()
-    """The fields of ExperimentConfig that its result depends on beyond its fits."""
+    """The settings, its own and shared ones, that its result depends on beyond its fits."""
     version: ClassVar[int] = 1
     by_layer: ClassVar[bool] = True
     """Whether each layer has a result of its own."""
@@ -71,6 +77,23 @@ class Experiment(ABC):
     def name(self) -> str:
         return type(self).__module__.rsplit(".", 1)[1]
 
+    @property
+    def owner(self) -> str:
+        """The name by which its own settings are set: experiment.<owner>.<setting>."""
+        return self.name
+
+    def own(self, cfg: Config) -> Any:
+        """The settings that it owns."""
+        return getattr(cfg.experiment, self.owner)
+
+    def check(self, settings: Any) -> None:
+        """Raise SaelinkError for a setting of its own that is out of range."""
+        return
+
+    def mistake(self, settings: Any, name: str, way_out: str) -> SaelinkError:
+        """The line that a wrong value of an own setting gets."""
+        return SaelinkError(f"experiment.{self.owner}.{name}={getattr(settings, name)}: {way_out}")
+
     def configured(self, cfg: Config) -> Config:
         """The configuration it works with; an experiment about another link says so here."""
         return cfg
@@ -80,15 +103,15 @@ class Experiment(ABC):
         return [self.configured(cfg)]
 
     @abstractmethod
-    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+    def fits(self, job: Job) -> dict[str, Config]:
         """The connectors it compares, by label. Nothing is computed for this."""
 
     def starts_from(self) -> list[Experiment]:
         """The experiments whose results it uses; they run first."""
         return []
 
-    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        """What else it uses, by role."""
+    def needs(self, job: Job) -> dict[str, str]:
+        """The keys of what else it uses, by role."""
         return {}
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
@@ -96,60 +119,90 @@ class Experiment(ABC):
         return {}
 
     @abstractmethod
-    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+    def make(self, job: Job, done: dict[str, Done]) -> Result:
         """The result, from the fits."""
 
-    def plan(self, cfg: Config, store: Store) -> Plan:
-        """Plan of the result: known before anything is fitted."""
-        cfg = self.configured(cfg)
-        recipe: dict[str, Any] = {"name": self.name, "version": self.version}
-        recipe |= {name: recipe_of(getattr(cfg.experiment, name)) for name in self.settings}
-        recipe |= recipe_of(self.recipe(cfg))
-        fits = self.fits(cfg, store)
-        key_of = evaluate_plan if self.by_evaluation else train_plan
-        inputs = {f"fit {label}": key_of(fit, store).key for label, fit in fits.items()}
-        inputs |= {f"need {role}": plan.key for role, plan in self.needs(cfg, store).items()}
-        inputs |= {f"from {other.name}": other.plan(cfg, store).key for other in self.starts_from()}
-        about = f"{cfg.model.label}, {self.name}"
-        if self.by_layer:
-            recipe["layer"] = cfg.layer
-            about = f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}, {self.name}"
-        for job in self.jobs(cfg):
-            link = link_of(job, store)
-            inputs |= {f"latents {hook}": encode_plan(job, store, hook).key for hook in [*link.sources, link.target]}
-        return Plan("experiment", 1, recipe, inputs, about)
+    def plan(self, job: Job) -> Plan:
+        """What names the result: known before anything is fitted."""
+        return ExperimentStage(job, self).plan
 
-    def run(self, cfg: Config, store: Store) -> Artifact:
-        """Pull the result: `table.csv`, `table.json`, `picture.png`, `text.txt` and what else `make` gives."""
-        cfg = self.configured(cfg)
+    def run(self, job: Job) -> Artifact[ExperimentFacts]:
+        """The result, found or made; those it starts from first."""
         for other in self.starts_from():
-            other.run(cfg, store)
-        plan = self.plan(cfg, store)  # only now: it may depend on what the others found
-        found = store.up_to_date(plan)
-        if found is not None:
-            return found
+            other.run(job.at(self.configured(job.cfg)))
+        return ExperimentStage(job, self).pull()  # only now: its plan may depend on what the others found
+
+
+class ExperimentFacts(TypedDict):
+    """What every result says of itself, and below what single experiments add."""
+
+    name: str
+    title: str
+    layer: int | None
+    link: str
+    levels: NotRequired[dict[str, float | None]]
+    """noise_threshold: by normaliser the largest level that is cheap enough."""
+    elbows: NotRequired[dict[str, float]]
+    """pareto: by connector the penalty at its elbow."""
+    areas: NotRequired[dict[str, float]]
+    """edges_kept, several_layers: by graph the mean share recovered over log k."""
+    n_linear: NotRequired[int]
+    """percent_linear: target latents in the linear subset,"""
+    n_targets: NotRequired[int]
+    """and in both parts."""
+
+
+class ExperimentStage(JobStage[ExperimentFacts]):
+    """An experiment's result: `table.csv`, `table.json`, `picture.png`, `text.txt` and what else `make` gives."""
+
+    name = "experiment"
+    version = 1
+
+    def __init__(self, job: Job, experiment: Experiment):
+        super().__init__(job.at(experiment.configured(job.cfg)))
+        self._experiment = experiment
+
+    def recipe(self) -> dict[str, Any]:
+        cfg, experiment = self.job.cfg, self._experiment
+        own = experiment.own(cfg)
+        recipe: dict[str, Any] = {"name": experiment.name, "version": experiment.version}
+        for name in experiment.settings:
+            recipe[name] = recipe_of(getattr(own if hasattr(own, name) else cfg.experiment, name))
+        recipe |= recipe_of(experiment.recipe(cfg))
+        return recipe | ({"layer": cfg.layer} if experiment.by_layer else {})
+
+    def inputs(self) -> dict[str, str]:
+        job, experiment = self.job, self._experiment
+        fits = {label: job.at(cfg) for label, cfg in experiment.fits(job).items()}
+        key_of = EvaluateStage if experiment.by_evaluation else TrainStage
+        inputs = {f"fit {label}": key_of(fit).key for label, fit in fits.items()}
+        inputs |= {f"need {role}": key for role, key in experiment.needs(job).items()}
+        inputs |= {f"from {other.name}": other.plan(job).key for other in experiment.starts_from()}
+        for each in map(job.at, experiment.jobs(job.cfg)):
+            hooks = [*each.link.sources, each.link.target]
+            inputs |= {f"latents {hook}": EncodeStage(each.cfg, each.store, hook).key for hook in hooks}
+        return inputs
+
+    def about(self) -> str:
+        where = self.job.about if self._experiment.by_layer else self.job.cfg.model.label
+        return f"{where}, {self._experiment.name}"
+
+    def make(self, draft: Draft) -> ExperimentFacts:
+        job, experiment = self.job, self._experiment
         done = {}
-        for number, (label, fit) in enumerate(fits := self.fits(cfg, store).items(), 1):
-            store.say(f"{self.name}: fit {number} of {len(fits)}, {label}")
-            done[label] = Done(fit, store)
-
-        def build(draft: Draft) -> dict[str, Any]:
-            result = self.make(cfg, store, done)
-            draft.save_bytes(TABLE_FILE, table_csv(result.rows))
-            columns = list(result.rows[0])
-            cells = [[finite(row[column]) for column in columns] for row in result.rows]
-            draft.save_json(ROWS_FILE, {"columns": columns, "rows": cells, "shown": result.shown or columns})
-            draft.save_bytes(TEXT_FILE, (result.text + "\n").encode())
-            if result.draw is not None:
-                draft.save_bytes(PICTURE_FILE, picture(result.draw))
-            for name, tensors in result.tensors.items():
-                draft.save_tensors(name, tensors)
-            return {
-                "name": self.name,
-                "title": self.title,
-                "layer": cfg.layer if self.by_layer else None,
-                "link": cfg.link.name,
-                **result.facts,
-            }
-
-        return store.build(plan, build, device_of(cfg))
+        for number, (label, fit) in enumerate(fits := experiment.fits(job).items(), 1):
+            job.observer.say(f"{experiment.name}: fit {number} of {len(fits)}, {label}")
+            done[label] = Done(job.at(fit))
+        result = experiment.make(job, done)
+        draft.save_bytes(TABLE_FILE, table_csv(result.rows))
+        columns = list(result.rows[0])
+        cells = [[finite(row[column]) for column in columns] for row in result.rows]
+        draft.save_json(ROWS_FILE, {"columns": columns, "rows": cells, "shown": result.shown or columns})
+        draft.save_bytes(TEXT_FILE, (result.text + "\n").encode())
+        if result.draw is not None:
+            draft.save_bytes(PICTURE_FILE, picture(result.draw))
+        for name, tensors in result.tensors.items():
+            draft.save_tensors(name, tensors)
+        facts = {"name": experiment.name, "title": experiment.title, "link": job.cfg.link.name}
+        layer = job.cfg.layer if experiment.by_layer else None
+        return cast("ExperimentFacts", {**facts, "layer": layer, **result.facts})

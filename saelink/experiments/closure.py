@@ -15,14 +15,14 @@ from saelink.config.schema import Config
 from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.fits import fit, link_named
 from saelink.experiments.tables import Row
-from saelink.fit.gram import GRAM_VERSION, Gram, gram, load_gram
+from saelink.fit.gram import GRAM_VERSION, Gram, GramStage, load_gram
 from saelink.fit.lasso.coordinate import LASSO_VERSION, Lasso
 from saelink.fit.train import fitted_connector
-from saelink.latents.link import load_split, pull_sides
+from saelink.job import Job
+from saelink.latents.link import load_split
 from saelink.latents.metrics import ErrorSums, in_steps
 from saelink.latents.rows import sparse_linear
 from saelink.latents.split import Tokens
-from saelink.store.store import Store
 
 
 class ClosureExperiment(Experiment):
@@ -31,8 +31,8 @@ class ClosureExperiment(Experiment):
     def configured(self, cfg: Config) -> Config:
         return replace(cfg, link=link_named("block"))
 
-    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        return {"lasso": fit(cfg, "linear", "exact", l1_alpha=self.alpha(cfg))}
+    def fits(self, job: Job) -> dict[str, Config]:
+        return {"lasso": fit(job.cfg, "linear", "exact", l1_alpha=self.alpha(job.cfg))}
 
     def alpha(self, cfg: Config) -> float:
         """experiment.sparse_alpha; the elbow of another link says nothing here, so for `elbow` it is the post's."""
@@ -41,12 +41,12 @@ class ClosureExperiment(Experiment):
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {"gram": GRAM_VERSION, "lasso": LASSO_VERSION}
 
-    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        sides = pull_sides(cfg, store)
+    def make(self, job: Job, done: dict[str, Done]) -> Result:
+        sides = job.sides
         connector = fitted_connector(done["lasso"].connector)
         ids = connector.target_ids
-        test = load_split(cfg, sides, "test", ids)
-        products = load_gram(gram(cfg, store)).explain(ids)
+        test = load_split(job.cfg, sides, "test", ids)
+        products = load_gram(GramStage(job).pull()).explain(ids)
         names = [source.facts["hook_name"].split(".", 2)[2] for source in sides.sources]
         names[0] = "hook_resid_pre" if names[0] == "hook_resid_post" else names[0]
         sizes = [source.facts["d_sae"] for source in sides.sources]
@@ -59,9 +59,9 @@ class ClosureExperiment(Experiment):
         for chosen in subsets:
             kept = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen])
             sums = _least_squares(products, kept, test)
-            rows.append(self._row(cfg, "least squares", " + ".join(names[i] for i in chosen), sums, None))
+            rows.append(self._row(job.cfg, "least squares", " + ".join(names[i] for i in chosen), sums, None))
         found = done["lasso"].metrics
-        row = dict.fromkeys(rows[0]) | {"layer": cfg.layer, "solver": f"lasso {self.alpha(cfg):g}"}
+        row = dict.fromkeys(rows[0]) | {"layer": job.cfg.layer, "solver": f"lasso {self.alpha(job.cfg):g}"}
         rows.append(
             row
             | {"sources": " + ".join(names), "mse": found["mse"], "fvu": found["fvu"]}
@@ -81,8 +81,8 @@ class ClosureExperiment(Experiment):
             left.set(xlabel="FVU, test documents", title="least squares from")
             right.boxplot([count.tolist() for count in by_source], showfliers=False)
             right.set_xticks(range(1, len(names) + 1), [name.removeprefix("hook_") for name in names], fontsize=8)
-            right.set(ylabel="edges into a target latent", title=f"lasso at {self.alpha(cfg):g}")
-            figure.suptitle(f"Block link, layer {cfg.layer}", fontsize=10)
+            right.set(ylabel="edges into a target latent", title=f"lasso at {self.alpha(job.cfg):g}")
+            figure.suptitle(f"Block link, layer {job.cfg.layer}", fontsize=10)
 
         return Result(rows, draw=draw, text="\n".join(lines))
 

@@ -8,7 +8,7 @@ fitted again.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,10 @@ from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.fits import fit, link_named
 from saelink.experiments.tables import Row, paragraph
 from saelink.fit.train import fitted_connector
+from saelink.job import Job
 from saelink.latents.link import load_split, pull_sides
 from saelink.latents.metrics import ErrorSums
 from saelink.latents.rows import Rows, sparse_linear
-from saelink.store.store import Store
 
 PARTS = ("resid_pre", "attn_out", "mlp_out")
 
@@ -38,34 +38,45 @@ WAYS: dict[str, tuple[str, ...]] = {
 """Which parts each way of composing reads; the last leaves out the residual latents in front of the first block."""
 
 
+@dataclass
+class ComposedSettings:
+    """Settings of the experiment composed."""
+
+    composed_layers: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """The blocks whose maps are put one behind the other, without a gap."""
+
+
 class ComposedExperiment(Experiment):
+    Settings = ComposedSettings
     title = "Residual latents from the composed maps of several blocks, by part"
     settings = ("composed_layers",)
     by_evaluation = False
     by_layer = False
 
     def configured(self, cfg: Config) -> Config:
-        return replace(cfg, link=link_named("block"), layer=min(cfg.experiment.composed_layers, default=cfg.layer))
+        return replace(cfg, link=link_named("block"), layer=min(self.own(cfg).composed_layers, default=cfg.layer))
 
     def jobs(self, cfg: Config) -> list[Config]:
-        return [replace(self.configured(cfg), layer=layer) for layer in cfg.experiment.composed_layers]
+        return [replace(self.configured(cfg), layer=layer) for layer in self.own(cfg).composed_layers]
 
-    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        layers = cfg.experiment.composed_layers
+    def fits(self, job: Job) -> dict[str, Config]:
+        layers = self.own(job.cfg).composed_layers
         if len(layers) < 2 or layers != list(range(layers[0], layers[0] + len(layers))):
             raise SaelinkError(
-                f"experiment.composed_layers={layers}: give at least two layers that follow one another, such as "
-                "[1,2,3]"
+                f"experiment.composed.composed_layers={layers}: give at least two layers that follow "
+                "one another, such as [1,2,3]"
             )
-        alpha = 8e-4 if cfg.experiment.sparse_alpha == "elbow" else float(cfg.experiment.sparse_alpha)
-        return {f"layer {layer}": fit(replace(cfg, layer=layer), "linear", "exact", l1_alpha=alpha) for layer in layers}
+        alpha = 8e-4 if job.cfg.experiment.sparse_alpha == "elbow" else float(job.cfg.experiment.sparse_alpha)
+        return {
+            f"layer {layer}": fit(replace(job.cfg, layer=layer), "linear", "exact", l1_alpha=alpha) for layer in layers
+        }
 
-    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        layers = cfg.experiment.composed_layers
+    def make(self, job: Job, done: dict[str, Done]) -> Result:
+        layers = self.own(job.cfg).composed_layers
         maps, sources, targets = [], [], []
         for layer, result in zip(layers, done.values(), strict=True):
-            here = replace(cfg, layer=layer)
-            sides = pull_sides(here, store)
+            here = replace(job.cfg, layer=layer)
+            sides = pull_sides(here, job.store)
             connector = fitted_connector(result.connector)
             test = load_split(here, sides, "test")
             sizes = [side.facts["d_sae"] for side in sides.sources]

@@ -21,13 +21,12 @@ from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.fits import fit
 from saelink.experiments.tables import Row, paragraph
 from saelink.fit.train import fitted_connector
-from saelink.interventions.cross_entropy import ce_baselines, ce_figures, ce_plan
-from saelink.interventions.effects import effects, effects_plan, load_effects
+from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
+from saelink.interventions.effects import EffectsStage, load_effects
 from saelink.interventions.splice import Splice, spliced_tokens
-from saelink.latents.link import load_split, pull_sides
+from saelink.job import Job
+from saelink.latents.link import load_split
 from saelink.store.artifact import Artifact
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
 
 MEASURED = "measured effects"
 
@@ -37,40 +36,40 @@ class EdgesKeptExperiment(Experiment):
     settings = ("kept_edges", "kept_tokens")
     by_evaluation = False
 
-    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        check_sizes(cfg)
+    def fits(self, job: Job) -> dict[str, Config]:
+        check_sizes(job.cfg)
         return {
-            "lasso at 8e-4": fit(cfg, "linear", "exact", l1_alpha=8e-4),
-            "lasso at 3e-3": fit(cfg, "linear", "exact", l1_alpha=3e-3),
-            "causal": fit(cfg, "linear", "causal", l1_alpha=2e-3),
-            "causal nonlinear": fit(cfg, "nonlinear", "causal", l1_alpha=2e-3, bias=True),
+            "lasso at 8e-4": fit(job.cfg, "linear", "exact", l1_alpha=8e-4),
+            "lasso at 3e-3": fit(job.cfg, "linear", "exact", l1_alpha=3e-3),
+            "causal": fit(job.cfg, "linear", "causal", l1_alpha=2e-3),
+            "causal nonlinear": fit(job.cfg, "nonlinear", "causal", l1_alpha=2e-3, bias=True),
         }
 
-    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        return {"ce": ce_plan(cfg, store), "effects": effects_plan(cfg, store, "train")}
+    def needs(self, job: Job) -> dict[str, str]:
+        return {"ce": BaselinesStage(job).key, "effects": EffectsStage(job, "train").key}
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {"bootstrap": cfg.eval.bootstrap}
 
-    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        sizes = sorted(set(cfg.experiment.kept_edges))
-        sides = pull_sides(cfg, store)
-        baselines = ce_baselines(cfg, store).tensors("losses.safetensors")
-        test = spliced_tokens(cfg, store, sides, min(cfg.experiment.kept_tokens, cfg.eval.ce_tokens))
+    def make(self, job: Job, done: dict[str, Done]) -> Result:
+        sizes = sorted(set(job.cfg.experiment.kept_edges))
+        sides = job.sides
+        baselines = BaselinesStage(job).pull().tensors("losses.safetensors")
+        test = spliced_tokens(job, min(job.cfg.experiment.kept_tokens, job.cfg.eval.ce_tokens))
         losses = {name: baselines[name][: len(test.ids)] for name in ("clean", "sae", "oracle", "mean", "zero")}
-        graphs = ranked(cfg, store, {label: result.connector for label, result in done.items()})
+        graphs = ranked(job, {label: result.connector for label, result in done.items()})
         ids = graphs["causal"].connector.target_ids
-        counted = load_split(cfg, sides, "test", ids)
+        counted = load_split(job.cfg, sides, "test", ids)
         counted = counted.subset(counted.row < test.ids.numel())
         kept: dict[tuple[str, int], int] = {}
-        with Splice(cfg, store, sides, test, len(graphs) * len(sizes)) as splice:
+        with Splice(job, test, len(graphs) * len(sizes)) as splice:
             true = splice.decode(splice.true_latents())
             for label, graph in graphs.items():
                 for size in sizes:
                     kept[label, size] = graph.keep(size)
                     change = prediction_change(graph.connector, counted, sides, test.ids.numel(), "cpu")
                     losses[f"{label} {size}"] = splice.losses(true + splice.decode_change(change))
-        figures = ce_figures(losses, test.document, cfg.eval.bootstrap)
+        figures = ce_figures(losses, test.document, job.cfg.eval.bootstrap)
         rows: list[Row] = []
         areas: dict[str, float] = {}
         for label in graphs:
@@ -80,7 +79,7 @@ class EdgesKeptExperiment(Experiment):
                 entry = figures[f"{label} {size}"]
                 rows.append(
                     {
-                        "layer": cfg.layer,
+                        "layer": job.cfg.layer,
                         "edges of": label,
                         "k": size,
                         "n_edges": kept[label, size],
@@ -102,7 +101,7 @@ class EdgesKeptExperiment(Experiment):
             for name, style in (("sae", "--"), ("oracle", ":")):
                 axes.axhline(figures[name]["recovered"], color="black", lw=1, ls=style, label=name)
             axes.set(xscale="log", xlabel="edges kept", ylabel="cross-entropy recovered")
-            axes.set_title(f"The strongest edges alone, layer {cfg.layer}", fontsize=10)
+            axes.set_title(f"The strongest edges alone, layer {job.cfg.layer}", fontsize=10)
             axes.legend(fontsize=8)
 
         return Result(rows, draw=draw, text=text, facts={"areas": areas})
@@ -125,9 +124,9 @@ class Ranked:
         return int((self._weight != 0).sum())
 
 
-def ranked(cfg: Config, store: Store, connectors: dict[str, Artifact]) -> dict[str, Ranked]:
+def ranked(job: Job, connectors: dict[str, Artifact]) -> dict[str, Ranked]:
     """The connectors' graphs by label, and beside them that of the measured effects."""
-    sides, measured = pull_sides(cfg, store), load_effects(effects(cfg, store, "train"))
+    sides, measured = job.sides, load_effects(EffectsStage(job, "train").pull())
     graphs: dict[str, Connector] = {label: fitted_connector(artifact) for label, artifact in connectors.items()}
     ids = next(iter(graphs.values())).target_ids
     graphs[MEASURED] = LinearConnector(LinearSettings(name="linear"), sides.d_source, ids)

@@ -7,32 +7,51 @@ a loss level times a normaliser. The result is decoded, spliced in, and the mode
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from saelink.activations.norms import norms_plan
+from saelink.activations.norms import NormsStage
 from saelink.config.schema import Config
 from saelink.evidence.baselines import NORMALISERS, normalisers
 from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.tables import Row
-from saelink.interventions.cross_entropy import ce_baselines, ce_figures, ce_plan
+from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
 from saelink.interventions.splice import Splice, spliced_tokens
-from saelink.latents.link import counted_split, load_split, pull_sides
+from saelink.job import Job
+from saelink.latents.link import counted_split, load_split
 from saelink.latents.targets import targets_of
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
+
+
+@dataclass
+class NoiseThresholdSettings:
+    """Settings of the experiment noise_threshold."""
+
+    noise_levels: list[float] = field(default_factory=lambda: [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
+    """Loss levels."""
+    noise_tokens: int = 16_384
+    """Test tokens it is measured on."""
+    noise_share: float = 0.01
+    """The cost in cross-entropy that is allowed, as a share of the zero-ablation gap."""
 
 
 class NoiseThresholdExperiment(Experiment):
+    Settings = NoiseThresholdSettings
     title = "Cross-entropy against noise in the target latents"
     settings = ("noise_levels", "noise_tokens", "noise_share")
 
-    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+    def check(self, settings: NoiseThresholdSettings) -> None:
+        if not settings.noise_levels or any(level <= 0 for level in settings.noise_levels):
+            raise self.mistake(settings, "noise_levels", "give numbers above 0")
+        if settings.noise_tokens < 1:
+            raise self.mistake(settings, "noise_tokens", "must be at least 1")
+
+    def fits(self, job: Job) -> dict[str, Config]:
         return {}
 
-    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        return {"norms": norms_plan(cfg, store), "ce": ce_plan(cfg, store)}
+    def needs(self, job: Job) -> dict[str, str]:
+        return {"norms": NormsStage(job.cfg, job.store).key, "ce": BaselinesStage(job).key}
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {
@@ -44,21 +63,21 @@ class NoiseThresholdExperiment(Experiment):
             "targets": cfg.targets,
         }
 
-    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        levels = sorted(cfg.experiment.noise_levels)
-        sides = pull_sides(cfg, store)
-        limit = min(cfg.experiment.noise_tokens, cfg.eval.ce_tokens)
-        baselines = ce_baselines(cfg, store).tensors("losses.safetensors")
-        test = spliced_tokens(cfg, store, sides, limit)
+    def make(self, job: Job, done: dict[str, Done]) -> Result:
+        levels = sorted(self.own(job.cfg).noise_levels)
+        sides = job.sides
+        limit = min(self.own(job.cfg).noise_tokens, job.cfg.eval.ce_tokens)
+        baselines = BaselinesStage(job).pull().tensors("losses.safetensors")
+        test = spliced_tokens(job, limit)
         losses = {name: baselines[name][: len(test.ids)] for name in ("clean", "sae", "mean", "zero")}
-        ids = targets_of(cfg, store, counted_split(cfg, sides, "train"))
-        counted = load_split(cfg, sides, "test", ids)
-        scales = normalisers(cfg, store, counted)
+        ids = targets_of(job.cfg, job.store, counted_split(job.cfg, sides, "train"))
+        counted = load_split(job.cfg, sides, "test", ids)
+        scales = normalisers(job, counted)
         counted = counted.subset(counted.row < test.ids.numel())
         true = counted.target.dense()
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(true.shape, generator=generator)
-        with Splice(cfg, store, sides, test, len(NORMALISERS) * len(levels)) as splice:
+        with Splice(job, test, len(NORMALISERS) * len(levels)) as splice:
             unchanged = splice.decode(splice.true_latents())
             for name in NORMALISERS:
                 for level in levels:
@@ -66,7 +85,7 @@ class NoiseThresholdExperiment(Experiment):
                     change = torch.zeros(test.ids.numel(), sides.d_target)
                     change[counted.row[:, None], ids] = (torch.relu(true + noise * deviation) - true) * sides.scales[-1]
                     losses[f"{name} {level:g}"] = splice.losses(unchanged + splice.decode_change(change))
-        figures = ce_figures(losses, test.document, cfg.eval.bootstrap)
+        figures = ce_figures(losses, test.document, job.cfg.eval.bootstrap)
         gap = figures["zero"]["ce"] - figures["clean"]["ce"]
         rows: list[Row] = []
         found: dict[str, float | None] = {}
@@ -77,7 +96,7 @@ class NoiseThresholdExperiment(Experiment):
                 shares.append((entry["ce"] - figures["sae"]["ce"]) / gap)
                 rows.append(
                     {
-                        "layer": cfg.layer,
+                        "layer": job.cfg.layer,
                         "divided by": name,
                         "level": level,
                         "ce": entry["ce"],
@@ -86,13 +105,13 @@ class NoiseThresholdExperiment(Experiment):
                         "share_of_gap": shares[-1],
                     }
                 )
-            found[name] = largest_level(levels, shares, cfg.experiment.noise_share)
+            found[name] = largest_level(levels, shares, self.own(job.cfg).noise_share)
         said = ", ".join(f"{name} {'none' if level is None else f'{level:.2g}'}" for name, level in found.items())
         clean, rebuilt, zeroed = (figures[name]["ce"] for name in ("clean", "sae", "zero"))
         text = (
             f"  {test.ids.numel():,} test tokens. CE clean {clean:.3f}, SAE {rebuilt:.3f}, zero ablation {zeroed:.3f}; "
             "share_of_gap is (CE - CE of the SAE) / (zero - clean).\n"
-            f"  Largest level that costs less than {cfg.experiment.noise_share:.0%} of the gap: {said}"
+            f"  Largest level that costs less than {self.own(job.cfg).noise_share:.0%} of the gap: {said}"
             " (the largest tested where none costs more; none where the smallest does)."
         )
 
@@ -103,10 +122,10 @@ class NoiseThresholdExperiment(Experiment):
                 axes.plot([row["level"] for row in chosen], [row["ce"] for row in chosen], "o-", label=name)
             for name, style in (("sae", "--"), ("zero", ":")):
                 axes.axhline(figures[name]["ce"], color="black", lw=1, ls=style, label=name)
-            limit_ce = figures["sae"]["ce"] + cfg.experiment.noise_share * gap
-            axes.axhline(limit_ce, color="tab:red", lw=1, label=f"SAE + {cfg.experiment.noise_share:.0%} of the gap")
+            limit_ce = figures["sae"]["ce"] + self.own(job.cfg).noise_share * gap
+            axes.axhline(limit_ce, color="tab:red", lw=1, label=f"SAE + {self.own(job.cfg).noise_share:.0%} of the gap")
             axes.set(xscale="log", xlabel="noise variance / normaliser", ylabel="cross-entropy (nats)")
-            axes.set_title(f"Noise in the target latents, layer {cfg.layer}", fontsize=10)
+            axes.set_title(f"Noise in the target latents, layer {job.cfg.layer}", fontsize=10)
             axes.legend(fontsize=8)
 
         return Result(rows, draw=draw, text=text, facts={"levels": found})

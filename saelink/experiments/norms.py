@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from saelink.activations.norms import norms, norms_plan
+from saelink.activations.norms import NormsStage
 from saelink.config.schema import Config
 from saelink.experiments.base import Done, Experiment, Result
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
+from saelink.job import Job
 
 
 class NormsExperiment(Experiment):
@@ -18,14 +17,14 @@ class NormsExperiment(Experiment):
     def jobs(self, cfg: Config) -> list[Config]:
         return []  # activations alone
 
-    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+    def fits(self, job: Job) -> dict[str, Config]:
         return {}
 
-    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        return {"norms": norms_plan(cfg, store)}
+    def needs(self, job: Job) -> dict[str, str]:
+        return {"norms": NormsStage(job.cfg, job.store).key}
 
-    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        table = norms(cfg, store).json("norms.json")
+    def make(self, job: Job, done: dict[str, Done]) -> Result:
+        table = NormsStage(job.cfg, job.store).pull().json("norms.json")
         hooks = list(dict.fromkeys(row["hook"] for row in table))
         rows = []
         for layer in dict.fromkeys(row["layer"] for row in table):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from saelink.activations.tokens import pull_tokens
 from saelink.config.schema import Config
 from saelink.evidence.names import top_tokens
 from saelink.experiments.base import Done, Experiment, Result
@@ -14,14 +14,12 @@ from saelink.experiments.dense import dense_fit
 from saelink.experiments.percent_linear import PercentLinearExperiment
 from saelink.experiments.tables import Row
 from saelink.fit.train import fitted_connector
+from saelink.job import Job
 from saelink.latents.encode import TYPICAL_NORM_RATIO
-from saelink.latents.link import pull_sides
 from saelink.latents.outliers import FIRST_POSITIONS, carried, outlier_places
 from saelink.latents.rows import Rows
 from saelink.latents.split import latent_shards
-from saelink.model.describe import model_info
 from saelink.model.load import load_tokenizer
-from saelink.store.store import Store
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
@@ -29,37 +27,53 @@ MOST_WEIGHTS = 5
 """Latents whose large W2 weights are counted, those with the largest differences."""
 
 
+@dataclass
+class OutliersSettings:
+    """Settings of the experiment outliers."""
+
+    outliers: int = 20
+    """Latents listed, those with the largest loss differences."""
+
+
 class OutliersExperiment(Experiment):
+    Settings = OutliersSettings
     version = 2
     title = "Latents with the largest loss differences: where they fire, and the mlp's large weights into them"
-    settings = ("outliers", "outlier_shares", "weight_threshold")
+    settings = ("outliers",)
+
+    def recipe(self, cfg: Config) -> dict[str, Any]:
+        return {"outlier_shares": cfg.outliers.shares, "weight_threshold": cfg.outliers.weight_threshold}
+
+    def check(self, settings: OutliersSettings) -> None:
+        if settings.outliers < 1:
+            raise self.mistake(settings, "outliers", "must be at least 1")
 
     def starts_from(self) -> list[Experiment]:
         return [PercentLinearExperiment()]
 
-    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        return {"mlp": dense_fit(cfg, store, "mlp", seed=cfg.experiment.seeds[0])}
+    def fits(self, job: Job) -> dict[str, Config]:
+        return {"mlp": dense_fit(job, "mlp", seed=job.cfg.experiment.seeds[0])}
 
-    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        found = PercentLinearExperiment().run(cfg, store).tensors("linear.safetensors")
-        sides = pull_sides(cfg, store)
+    def make(self, job: Job, done: dict[str, Done]) -> Result:
+        found = PercentLinearExperiment().run(job).tensors("linear.safetensors")
+        sides = job.sides
         shards = list(latent_shards(sides.target, ["test"]))
         # All positions: an outlier may fire on just those that fitting leaves out.
         rows_of = Rows.stack([rows for _, rows, _ in shards]).scaled(1 / sides.scales[-1])
         massive = torch.cat([norm for _, _, norm in shards]) > TYPICAL_NORM_RATIO * sides.target.facts["median_norm"]
-        ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].long()
-        tokenizer = load_tokenizer(cfg.model, model_info(cfg, store).artifact)
+        ids = job.tokens.tensors("test.safetensors")["ids"].long()
+        tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
         places = outlier_places(ids, massive, tokenizer)
         shares = carried(rows_of, places)
         connector = fitted_connector(done["mlp"].connector)
         weights = connector.output_weight()
         difference = torch.where(found["difference"].isnan(), -torch.inf, found["difference"])
-        most = min(cfg.experiment.outliers, int(difference.isfinite().sum()))
+        most = min(self.own(job.cfg).outliers, int(difference.isfinite().sum()))
         largest = difference.argsort(descending=True)[:most]
         total = found["difference"].nan_to_num().clamp(min=0).sum()
         best = top_tokens(rows_of, ids.flatten())
         owner = rows_of.row_of
-        limits = cfg.experiment.outlier_shares
+        limits = job.cfg.outliers.shares
         rows: list[Row] = []
         for latent in largest.tolist():
             mine = rows_of.indices == latent
@@ -72,7 +86,7 @@ class OutliersExperiment(Experiment):
             quantiles = values.quantile(torch.tensor(QUANTILES).double()).tolist() if len(values) else [0.0] * 4
             rows.append(
                 {
-                    "layer": cfg.layer,
+                    "layer": job.cfg.layer,
                     "latent": f"OF{latent}",
                     "difference": difference[latent].item(),
                     "share_of_gap": (difference[latent] / total).item(),
@@ -83,11 +97,11 @@ class OutliersExperiment(Experiment):
                     "top_token": ascii(tokenizer.decode([token])) if token is not None else "",
                     "on_top_token": on_top,
                     "outlier": any(carries[name] >= limits[name] for name in places),
-                    "w2_above": int((column > cfg.experiment.weight_threshold).sum()),
-                    "w2_below": int((column < -cfg.experiment.weight_threshold).sum()),
+                    "w2_above": int((column > job.cfg.outliers.weight_threshold).sum()),
+                    "w2_below": int((column < -job.cfg.outliers.weight_threshold).sum()),
                 }
             )
-        limit = cfg.experiment.weight_threshold
+        limit = job.cfg.outliers.weight_threshold
         above, below = (weights > limit).sum(0).double(), (weights < -limit).sum(0).double()
         top_weights = ", ".join(f"{row['w2_above']}/{row['w2_below']}" for row in rows[:MOST_WEIGHTS])
         text = (
@@ -110,7 +124,7 @@ class OutliersExperiment(Experiment):
             left.set(xlabel="loss difference (red: outlier)")
             right.hist(above.tolist(), bins=range(0, int(above.max()) + 2, max(int(above.max()) // 40, 1)))
             right.set(xlabel=f"W2 weights above {limit:g} into a target latent", ylabel="target latents", yscale="log")
-            figure.suptitle(f"Outlier latents, layer {cfg.layer}", fontsize=10)
+            figure.suptitle(f"Outlier latents, layer {job.cfg.layer}", fontsize=10)
 
         shown = ["latent", "difference", "share_of_gap", "active", "q50", "q100", "first_positions", "massive"]
         return Result(rows, [*shown, "top_token", "outlier"], draw, text)

@@ -6,6 +6,7 @@ subset and the rest differ in how hard they are, every figure is also given on e
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from saelink.config.schema import Config
@@ -14,33 +15,54 @@ from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.fits import fit, with_ce
 from saelink.experiments.percent_linear import PercentLinearExperiment
 from saelink.experiments.tables import Row
-from saelink.fit.train import fitted_connector, train_plan
-from saelink.store.store import Store
+from saelink.fit.train import TrainStage, fitted_connector
+from saelink.job import Job
 
 SOLVED_BY = {"linear": "exact", "nonlinear": "proximal", "mlp": "proximal"}
 
 
+@dataclass
+class ParetoSettings:
+    """Settings of the experiment pareto."""
+
+    l1_alphas: list[float] = field(default_factory=lambda: [1e-7, 1e-5, 1e-3, 0.1, 10.0, 100.0])
+    """The post's penalties."""
+    ce_at: list[str] = field(default_factory=lambda: ["elbow"])
+    """Where cross-entropy is measured, `elbow` or `all`."""
+    refit_parts: bool = False
+    """Also fit the mlp on the linear subset and on the rest alone, not only measure it there."""
+
+
 class ParetoExperiment(Experiment):
+    Settings = ParetoSettings
     title = "Error against L1, edges and cross-entropy over penalties"
     settings = ("ce_at", "refit_parts")
 
+    def check(self, settings: ParetoSettings) -> None:
+        if not settings.l1_alphas:
+            raise self.mistake(settings, "l1_alphas", "give at least one")
+        if any(alpha < 0 for alpha in settings.l1_alphas):
+            raise self.mistake(settings, "l1_alphas", "penalties are numbers >= 0")
+        if set(settings.ce_at) - {"elbow", "all"}:
+            raise self.mistake(settings, "ce_at", "elbow or all, or [] for none")
+
     def alphas(self, cfg: Config) -> list[float]:
         """The post's penalties and the grid between them."""
-        return sorted({*cfg.experiment.l1_alphas, *cfg.experiment.l1_grid})
+        return sorted({*self.own(cfg).l1_alphas, *cfg.experiment.l1_grid})
 
-    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
+    def fits(self, job: Job) -> dict[str, Config]:
         fits: dict[str, Config] = {}
-        settings: dict[str, Any] = {"tokens": cfg.experiment.sweep_tokens, "seed": cfg.experiment.seeds[0]}
-        for alpha in self.alphas(cfg):
-            fits[f"linear {alpha:g}"] = exact = fit(cfg, "linear", "exact", l1_alpha=alpha)
-            start = train_plan(exact, store).key  # from a random start outputs die under the penalty
-            fits[f"nonlinear {alpha:g}"] = fit(cfg, "nonlinear", "proximal", l1_alpha=alpha, init=start, **settings)
-            fits[f"mlp {alpha:g}"] = fit(cfg, "mlp", "proximal", l1_alpha=alpha, **settings)
-        if cfg.experiment.refit_parts:
-            for part, subset in PercentLinearExperiment().parts(cfg, store).items():
-                for alpha in self.alphas(cfg):
+        settings: dict[str, Any] = {"tokens": job.cfg.experiment.sweep_tokens, "seed": job.cfg.experiment.seeds[0]}
+        for alpha in self.alphas(job.cfg):
+            fits[f"linear {alpha:g}"] = exact = fit(job.cfg, "linear", "exact", l1_alpha=alpha)
+            start = TrainStage(job.at(exact)).key  # from a random start outputs die under the penalty
+            fits[f"nonlinear {alpha:g}"] = fit(job.cfg, "nonlinear", "proximal", l1_alpha=alpha, init=start, **settings)
+            fits[f"mlp {alpha:g}"] = fit(job.cfg, "mlp", "proximal", l1_alpha=alpha, **settings)
+        if self.own(job.cfg).refit_parts:
+            for part, subset in PercentLinearExperiment().parts(job).items():
+                for alpha in self.alphas(job.cfg):
                     label = f"mlp {alpha:g} on {part.name}"
-                    fits[label] = fit(cfg, "mlp", "proximal", l1_alpha=alpha, subset=subset, **settings)
+                    fits[label] = fit(job.cfg, "mlp", "proximal", l1_alpha=alpha, subset=subset, **settings)
         return fits
 
     def starts_from(self) -> list[Experiment]:
@@ -49,8 +71,8 @@ class ParetoExperiment(Experiment):
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {"ce_tokens": cfg.eval.ce_tokens, "bootstrap": cfg.eval.bootstrap}
 
-    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        parts = PercentLinearExperiment().run(cfg, store).tensors("linear.safetensors")
+    def make(self, job: Job, done: dict[str, Done]) -> Result:
+        parts = PercentLinearExperiment().run(job).tensors("linear.safetensors")
         rows: list[Row] = []
         for label, result in done.items():
             connector = fitted_connector(result.connector)
@@ -66,7 +88,7 @@ class ParetoExperiment(Experiment):
                 l1 = edges.double().sum(0).mean().item()
                 rows.append(
                     {
-                        "layer": cfg.layer,
+                        "layer": job.cfg.layer,
                         "connector": result.cfg.connector.name,
                         "fitted on": label.split(" on ")[1] if refit else "all",
                         "targets": part,
@@ -84,7 +106,7 @@ class ParetoExperiment(Experiment):
                     }
                 )
         elbows = self._mark_elbows(rows, done)
-        self._measure_ce(cfg, store, done, rows)
+        self._measure_ce(job, done, rows)
         said = "; ".join(f"{name} at l1_alpha {row['l1_alpha']:g}, L1 {row['l1']:.3g}" for name, row in elbows.items())
         text = (
             "  L1 and edges of an mlp count both matrices, L1 as their mean. elbow: kneedle on (log L1, validation "
@@ -122,7 +144,7 @@ class ParetoExperiment(Experiment):
                 axes.grid(alpha=0.3)
             figure.axes[0].set_ylabel("MSE, test documents")
             figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=6, ncols=3, loc="outside lower center")
-            figure.suptitle(f"Error against sparsity, layer {cfg.layer}; rings are elbows", fontsize=10)
+            figure.suptitle(f"Error against sparsity, layer {job.cfg.layer}; rings are elbows", fontsize=10)
 
         shown = [name for name in rows[0] if name not in ("train", "n_targets", "mse", "ce_recovered")]
         elbow_alphas = {name: row["l1_alpha"] for name, row in elbows.items()}
@@ -144,12 +166,12 @@ class ParetoExperiment(Experiment):
                 elbows[connector] = chosen[place]
         return elbows
 
-    def _measure_ce(self, cfg: Config, store: Store, done: dict[str, Done], rows: list[Row]) -> None:
+    def _measure_ce(self, job: Job, done: dict[str, Done], rows: list[Row]) -> None:
         """Cross-entropy of the fits of `ce_at`, into the rows of all targets."""
         by_key = {result.connector.key: result for result in done.values()}
         for row in rows:
-            wanted = "all" in cfg.experiment.ce_at or ("elbow" in cfg.experiment.ce_at and row["elbow"])
+            wanted = "all" in self.own(job.cfg).ce_at or ("elbow" in self.own(job.cfg).ce_at and row["elbow"])
             if wanted and row["targets"] == row["fitted on"] == "all":
                 settings = by_key[row["train"]].cfg
-                measured = Done(with_ce(settings), store).metrics
+                measured = Done(job.at(with_ce(settings))).metrics
                 row["ce"], row["ce_recovered"] = measured["ce_connector"], measured["ce_loss_recovered"]

@@ -7,11 +7,14 @@ the layer's total energy or by the latent's own variance gives very different pe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from saelink.activations.norms import norms_plan
+from saelink.activations.norms import NormsStage
+from saelink.config.check import is_penalty
 from saelink.config.schema import Config, SubsetPart, TargetsConfig
 from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
@@ -23,11 +26,10 @@ from saelink.experiments.noise_threshold import NoiseThresholdExperiment
 from saelink.experiments.tables import Row, paragraph
 from saelink.fit.train import fitted_connector
 from saelink.interventions.splice import spliced_tokens
-from saelink.latents.link import Sides, load_split, pull_sides
+from saelink.job import Job
+from saelink.latents.link import Sides, load_split
 from saelink.latents.metrics import in_steps
 from saelink.latents.split import Tokens
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
 
 PAIRS = (("linear", "mlp"), ("exact linear", "mlp"), ("nonlinear", "two_nonlinear"))
 
@@ -44,102 +46,92 @@ def errors_by_document(connector: Connector, test: Tokens, document: torch.Tenso
     return errors
 
 
+@dataclass
+class PercentLinearSettings:
+    """Settings of the experiment percent_linear."""
+
+    linear_threshold: Any = 1e-3
+    """A latent is linear when its loss difference, divided by the normaliser, is at most this; `noise`
+    takes the level that noise_threshold finds for each normaliser."""
+    linear_by: str = "variance"
+    """The normaliser that decides the linear subset: post, energy or variance."""
+    bootstrap: int = 1000
+    """Resamples of the test documents."""
+
+
 class PercentLinearExperiment(Experiment):
+    Settings = PercentLinearSettings
     title = "Percentage of target latents that a linear map explains as well as an mlp"
     settings = ("linear_threshold", "linear_by", "bootstrap", "seeds")
     by_evaluation = False
 
+    def check(self, settings: PercentLinearSettings) -> None:
+        if settings.bootstrap < 1:
+            raise self.mistake(settings, "bootstrap", "must be at least 1")
+        if settings.linear_by not in NORMALISERS:
+            raise self.mistake(settings, "linear_by", "one of post, energy, variance")
+        if settings.linear_threshold != "noise" and not is_penalty(settings.linear_threshold):
+            raise self.mistake(settings, "linear_threshold", "give a number >= 0, or noise")
+
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {"normalise_layers": cfg.normalise_layers}
 
-    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        fits = {"exact linear": fit(cfg, "linear", "exact")}
-        for seed in cfg.experiment.seeds:
+    def fits(self, job: Job) -> dict[str, Config]:
+        fits = {"exact linear": fit(job.cfg, "linear", "exact")}
+        for seed in job.cfg.experiment.seeds:
             for kind in ("linear", "mlp", "nonlinear", "two_nonlinear"):
-                fits[f"{kind}, seed {seed}"] = dense_fit(cfg, store, kind, seed=seed)
+                fits[f"{kind}, seed {seed}"] = dense_fit(job, kind, seed=seed)
         return fits
 
-    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        needs = {"norms": norms_plan(cfg, store)}
-        if cfg.experiment.linear_threshold == "noise":
-            needs["noise"] = NoiseThresholdExperiment().plan(cfg, store)
+    def needs(self, job: Job) -> dict[str, str]:
+        needs = {"norms": NormsStage(job.cfg, job.store).key}
+        if self.own(job.cfg).linear_threshold == "noise":
+            needs["noise"] = NoiseThresholdExperiment().plan(job).key
         return needs
 
-    def parts(self, cfg: Config, store: Store) -> dict[SubsetPart, TargetsConfig]:
+    def parts(self, job: Job) -> dict[SubsetPart, TargetsConfig]:
         """The targets of its linear subset and of the rest; once it has run, only those that are not empty."""
-        plan = self.plan(cfg, store)
-        done = store.find(plan)
+        plan = self.plan(job)
+        done = job.store.find(plan)
         sizes = dict.fromkeys(SubsetPart, 1)
         if done is not None:
             linear = done.facts["n_linear"]
             sizes = {SubsetPart.linear: linear, SubsetPart.rest: done.facts["n_targets"] - linear}
-        return {part: TargetsConfig(cfg.targets.min_rate, plan.key, part) for part in SubsetPart if sizes[part]}
+        return {part: TargetsConfig(job.cfg.targets.min_rate, plan.key, part) for part in SubsetPart if sizes[part]}
 
-    def thresholds(self, cfg: Config, store: Store) -> dict[str, float]:
+    def thresholds(self, job: Job) -> dict[str, float]:
         """The threshold of each normaliser. Raises SaelinkError when the noise experiment finds none."""
-        chosen = cfg.experiment.linear_threshold
+        chosen = self.own(job.cfg).linear_threshold
         if chosen == "noise":
-            levels = NoiseThresholdExperiment().run(cfg, store).facts["levels"]
-            missing = [name for name in NORMALISERS if levels[name] is None]
+            found = NoiseThresholdExperiment().run(job).facts.get("levels", {})
+            levels = {name: level for name, level in found.items() if level is not None}
+            missing = [name for name in NORMALISERS if name not in levels]
             if missing:
                 raise SaelinkError(
-                    f"experiment.linear_threshold=noise: no level of experiment.noise_levels is cheap enough for "
+                    f"experiment.percent_linear.linear_threshold=noise: no level of "
+                    f"experiment.noise_threshold.noise_levels is cheap enough for "
                     f"{', '.join(missing)}; add smaller ones"
                 )
             return levels
         return dict.fromkeys(NORMALISERS, float(chosen))
 
-    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        thresholds = self.thresholds(cfg, store)
-        sides = pull_sides(cfg, store)
+    def make(self, job: Job, done: dict[str, Done]) -> Result:
+        thresholds = self.thresholds(job)
+        sides = job.sides
         ids = done["exact linear"].connector.tensors("connector.safetensors")["target_ids"]
-        test = load_split(cfg, sides, "test", ids)
-        owner = spliced_tokens(cfg, store, sides).document.flatten()[test.row]
+        test = load_split(job.cfg, sides, "test", ids)
+        owner = spliced_tokens(job).document.flatten()[test.row]
         owner, n = owner.unique(return_inverse=True)[1], len(owner.unique())
         size = torch.bincount(owner, minlength=n).double()
         connectors = {label: fitted_connector(result.connector) for label, result in done.items()}
         errors = {label: errors_by_document(connector, test, owner, n) for label, connector in connectors.items()}
-        scales = normalisers(cfg, store, test)
+        scales = normalisers(job, test)
         active = scales["variance"] > 0
-        seeds = cfg.experiment.seeds
-        generator = torch.Generator().manual_seed(0)
-        documents, seed_counts = [], []
-        for _ in range(cfg.experiment.bootstrap):
-            documents.append(torch.bincount(torch.randint(n, (n,), generator=generator), minlength=n))
-            chosen = torch.randint(len(seeds), (len(seeds),), generator=generator)
-            seed_counts.append(torch.bincount(chosen, minlength=len(seeds)))
-        weights, by_seed_weight = torch.stack(documents).double(), torch.stack(seed_counts).double() / len(seeds)
-        rows: list[Row] = []
-        for simple, rich in PAIRS:
-            by_seed = [
-                errors[simple if simple in errors else f"{simple}, seed {seed}"] - errors[f"{rich}, seed {seed}"]
-                for seed in seeds
-            ]
-            point = torch.stack([difference.sum(0) for difference in by_seed]).mean(0) / len(test)
-            resampled = torch.zeros(len(weights), len(ids), dtype=torch.float64)
-            for number, difference in enumerate(by_seed):
-                resampled += by_seed_weight[:, number, None] * (weights @ difference) / (weights @ size)[:, None]
-            for name in NORMALISERS:
-                limit = thresholds[name] * scales[name]
-                percent = 100 * (resampled[:, active] <= limit[active]).double().mean(1)
-                share = 100 * (point[active] <= limit[active]).double().mean().item()
-                error = 1.96 * percent.std().item() if len(percent) > 1 else 0.0
-                rows.append(
-                    {
-                        "layer": cfg.layer,
-                        "simple": simple,
-                        "rich": rich,
-                        "divided by": name,
-                        "threshold": thresholds[name],
-                        "percent": share,
-                        "low": max(share - error, 0.0),
-                        "high": min(share + error, 100.0),
-                        "resampled": percent.mean().item(),
-                    }
-                )
+        seeds = job.cfg.experiment.seeds
+        rows = self._rows(job, errors, scales, thresholds, size)
         decisive = torch.stack([errors["exact linear"] - errors[f"mlp, seed {seed}"] for seed in seeds])
         decisive = decisive.sum((0, 1)) / len(seeds) / len(test)
-        linear, rest = self._subset(cfg, store, sides, connectors, ids, thresholds)
+        linear, rest = self._subset(job, sides, connectors, ids, thresholds)
 
         def everywhere(values: torch.Tensor, elsewhere: Any) -> torch.Tensor:
             return torch.full((sides.d_target,), elsewhere, dtype=values.dtype).scatter(0, ids, values)
@@ -161,12 +153,12 @@ class PercentLinearExperiment(Experiment):
         repeated = f", mean of {len(seeds)} seeds" if len(seeds) > 1 else ""
         lines = [
             f"{int(active.sum()):,} target latents that vary on the {len(test):,} test tokens. low and high: 1.96 "
-            f"standard errors over {len(weights):,} resamples of {n:,} documents and {len(seeds)} seeds. resampled is "
-            "their mean: where it differs from percent, many latents lie near the threshold and resampling noise moves "
-            "them over it.",
+            f"standard errors over {self.own(job.cfg).bootstrap:,} resamples of {n:,} documents and {len(seeds)} "
+            "seeds. resampled is their mean: where it differs from percent, many latents lie near the threshold and "
+            "resampling noise moves them over it.",
             f"Largest differences (exact linear - mlp): {largest}; these five are {share:.0%} of the positive gap.",
             f"FVU{repeated}: {said}.",
-            f"Subset by {cfg.experiment.linear_by}, chosen on validation documents: {int(linear.sum()):,} linear, "
+            f"Subset by {self.own(job.cfg).linear_by}, chosen on validation documents: {int(linear.sum()):,} linear, "
             f"{int(rest.sum()):,} rest.",
         ]
         if means["mlp"] > means["exact linear"]:
@@ -175,32 +167,61 @@ class PercentLinearExperiment(Experiment):
                 "percentages against exact linear are too high."
             )
         text = "\n".join(paragraph(line) for line in lines)
-        scaled = {name: (decisive / scales[name])[active] for name in NORMALISERS}
-
-        def draw(figure: Any) -> None:
-            for axes, name in zip(figure.subplots(1, 3), NORMALISERS, strict=True):
-                values = scaled[name]
-                tiny = max(thresholds[name] / 100, 1e-12)
-                edges = _signed_edges(values, tiny)
-                axes.hist(values.tolist(), bins=edges, color="tab:blue")
-                axes.axvline(thresholds[name], color="tab:red", lw=1, label="threshold")
-                axes.set_xscale("symlog", linthresh=tiny)
-                for place, i in enumerate(top[:3].tolist()):
-                    at = (decisive[i] / scales[name][i]).item()
-                    axes.annotate(f"OF{ids[i]}", (at, 1.5 * 2.2**place), fontsize=7, ha="right")
-                axes.set(title=f"divided by {name}", xlabel="loss difference", yscale="log")
-                axes.tick_params(axis="x", labelsize=6, rotation=60)
-            figure.axes[0].set_ylabel("target latents")
-            figure.axes[0].legend(fontsize=7)
-            figure.suptitle(f"Loss of exact linear - loss of mlp, by target latent, layer {cfg.layer}", fontsize=10)
-
+        draw = _picture(job.cfg.layer, ids, decisive, scales, thresholds)
         facts = {"n_linear": int(linear.sum()), "n_targets": int(linear.sum() + rest.sum())}
         return Result(rows, draw=draw, text=text, tensors={"linear.safetensors": tensors}, facts=facts)
 
+    def _rows(
+        self, job: Job, errors: dict[str, torch.Tensor], scales: dict[str, torch.Tensor],
+        thresholds: dict[str, float], size: torch.Tensor,
+    ) -> list[Row]:  # fmt: skip
+        """The table, with intervals from resampled documents and seeds; `size` [documents] is how many tokens each has.
+
+        `errors` [documents, d_target] are by label of a fit.
+        """
+        n, d_target, n_tokens = len(size), len(scales["variance"]), int(size.sum())
+        active = scales["variance"] > 0
+        seeds = job.cfg.experiment.seeds
+        generator = torch.Generator().manual_seed(0)
+        documents, seed_counts = [], []
+        for _ in range(self.own(job.cfg).bootstrap):
+            documents.append(torch.bincount(torch.randint(n, (n,), generator=generator), minlength=n))
+            chosen = torch.randint(len(seeds), (len(seeds),), generator=generator)
+            seed_counts.append(torch.bincount(chosen, minlength=len(seeds)))
+        weights, by_seed_weight = torch.stack(documents).double(), torch.stack(seed_counts).double() / len(seeds)
+        rows: list[Row] = []
+        for simple, rich in PAIRS:
+            by_seed = [
+                errors[simple if simple in errors else f"{simple}, seed {seed}"] - errors[f"{rich}, seed {seed}"]
+                for seed in seeds
+            ]
+            point = torch.stack([difference.sum(0) for difference in by_seed]).mean(0) / n_tokens
+            resampled = torch.zeros(len(weights), d_target, dtype=torch.float64)
+            for number, difference in enumerate(by_seed):
+                resampled += by_seed_weight[:, number, None] * (weights @ difference) / (weights @ size)[:, None]
+            for name in NORMALISERS:
+                limit = thresholds[name] * scales[name]
+                percent = 100 * (resampled[:, active] <= limit[active]).double().mean(1)
+                share = 100 * (point[active] <= limit[active]).double().mean().item()
+                error = 1.96 * percent.std().item() if len(percent) > 1 else 0.0
+                rows.append(
+                    {
+                        "layer": job.cfg.layer,
+                        "simple": simple,
+                        "rich": rich,
+                        "divided by": name,
+                        "threshold": thresholds[name],
+                        "percent": share,
+                        "low": max(share - error, 0.0),
+                        "high": min(share + error, 100.0),
+                        "resampled": percent.mean().item(),
+                    }
+                )
+        return rows
+
     def _subset(
         self,
-        cfg: Config,
-        store: Store,
+        job: Job,
         sides: Sides,
         connectors: dict[str, Connector],
         ids: torch.Tensor,
@@ -210,7 +231,7 @@ class PercentLinearExperiment(Experiment):
 
         Not on test documents: what is later reported of a subset must not have chosen it.
         """
-        validation = load_split(cfg, sides, "validation", ids)
+        validation = load_split(job.cfg, sides, "validation", ids)
         nowhere = torch.zeros(len(validation), dtype=torch.int64)
         errors = {
             label: errors_by_document(connector, validation, nowhere, 1)[0] / len(validation)
@@ -218,11 +239,38 @@ class PercentLinearExperiment(Experiment):
             if label == "exact linear" or label.startswith("mlp")
         }
         mlp = torch.stack([error for label, error in errors.items() if label != "exact linear"]).mean(0)
-        scales = normalisers(cfg, store, validation)
-        name = cfg.experiment.linear_by
+        scales = normalisers(job, validation)
+        name = self.own(job.cfg).linear_by
         varies = scales["variance"] > 0
         linear = varies & (errors["exact linear"] - mlp <= thresholds[name] * scales[name])
         return linear, varies & ~linear
+
+
+def _picture(
+    layer: int, ids: torch.Tensor, decisive: torch.Tensor, scales: dict[str, torch.Tensor], thresholds: dict[str, float]
+) -> Callable[[Any], None]:
+    """Draws how the loss differences [d_target] are spread, by normaliser; the largest three have their names."""
+    active, top = scales["variance"] > 0, decisive.argsort(descending=True)[:3]
+    scaled = {name: (decisive / scales[name])[active] for name in NORMALISERS}
+
+    def draw(figure: Any) -> None:
+        for axes, name in zip(figure.subplots(1, 3), NORMALISERS, strict=True):
+            values = scaled[name]
+            tiny = max(thresholds[name] / 100, 1e-12)
+            edges = _signed_edges(values, tiny)
+            axes.hist(values.tolist(), bins=edges, color="tab:blue")
+            axes.axvline(thresholds[name], color="tab:red", lw=1, label="threshold")
+            axes.set_xscale("symlog", linthresh=tiny)
+            for place, i in enumerate(top.tolist()):
+                at = (decisive[i] / scales[name][i]).item()
+                axes.annotate(f"OF{ids[i]}", (at, 1.5 * 2.2**place), fontsize=7, ha="right")
+            axes.set(title=f"divided by {name}", xlabel="loss difference", yscale="log")
+            axes.tick_params(axis="x", labelsize=6, rotation=60)
+        figure.axes[0].set_ylabel("target latents")
+        figure.axes[0].legend(fontsize=7)
+        figure.suptitle(f"Loss of exact linear - loss of mlp, by target latent, layer {layer}", fontsize=10)
+
+    return draw
 
 
 def _signed_edges(values: torch.Tensor, tiny: float) -> list[float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from saelink.activations.norms import norms, norms_plan
+from saelink.activations.norms import NormsStage
 from saelink.config.schema import Config, SubsetPart
 from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.dense import dense_fit
@@ -17,8 +17,7 @@ from saelink.experiments.fits import fit, with_ce
 from saelink.experiments.percent_linear import PercentLinearExperiment
 from saelink.experiments.sparse_linear import sparse_alpha
 from saelink.experiments.tables import Row, rows_of
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
+from saelink.job import Job
 
 ORIGINAL: dict[str, list[float]] = {
     "norm of resid_pre": [7.156, 9.030, 13.163, 15.099, 16.408],
@@ -48,35 +47,35 @@ SAE_ALPHA = 4e-4
 class PostExperiment(Experiment):
     title = "Our figures beside the original post's"
 
-    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        seed, alpha = cfg.experiment.seeds[0], sparse_alpha(cfg, store)
+    def fits(self, job: Job) -> dict[str, Config]:
+        seed, alpha = job.cfg.experiment.seeds[0], sparse_alpha(job)
         fits = {
-            "exact linear": fit(cfg, "linear", "exact"),
-            "dense linear": dense_fit(cfg, store, "linear", seed=seed),
-            "dense mlp": with_ce(dense_fit(cfg, store, "mlp", seed=seed)),
-            "SAE connector": fit(cfg, "sae", l1_alpha=SAE_ALPHA, seed=seed),
+            "exact linear": fit(job.cfg, "linear", "exact"),
+            "dense linear": dense_fit(job, "linear", seed=seed),
+            "dense mlp": with_ce(dense_fit(job, "mlp", seed=seed)),
+            "SAE connector": fit(job.cfg, "sae", l1_alpha=SAE_ALPHA, seed=seed),
         }
-        for part, subset in PercentLinearExperiment().parts(cfg, store).items():
+        for part, subset in PercentLinearExperiment().parts(job).items():
             if part is SubsetPart.linear:
-                fits["sparse linear"] = fit(cfg, "linear", l1_alpha=alpha, seed=seed, subset=subset)
-                fits["sparse linear, exact"] = fit(cfg, "linear", "exact", l1_alpha=alpha, subset=subset)
+                fits["sparse linear"] = fit(job.cfg, "linear", l1_alpha=alpha, seed=seed, subset=subset)
+                fits["sparse linear, exact"] = fit(job.cfg, "linear", "exact", l1_alpha=alpha, subset=subset)
             else:
-                fits["sparse mlp"] = fit(cfg, "mlp", l1_alpha=alpha, seed=seed, subset=subset)
+                fits["sparse mlp"] = fit(job.cfg, "mlp", l1_alpha=alpha, seed=seed, subset=subset)
         return fits
 
     def starts_from(self) -> list[Experiment]:
         return [PercentLinearExperiment()]
 
-    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        return {"norms": norms_plan(cfg, store)}
+    def needs(self, job: Job) -> dict[str, str]:
+        return {"norms": NormsStage(job.cfg, job.store).key}
 
-    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+    def make(self, job: Job, done: dict[str, Done]) -> Result:
         ours: dict[str, float] = {}
-        for row in norms(cfg, store).json("norms.json"):
-            if row["layer"] == cfg.layer:
+        for row in NormsStage(job.cfg, job.store).pull().json("norms.json"):
+            if row["layer"] == job.cfg.layer:
                 ours[f"norm of {row['hook'].removeprefix('hook_')}"] = row["mean_norm"]
         ours["alive target latents"] = done["exact linear"].metrics["n_targets"]
-        for row in rows_of(PercentLinearExperiment().run(cfg, store)):
+        for row in rows_of(PercentLinearExperiment().run(job)):
             if row["rich"] == "mlp" and row["divided by"] == "post":
                 ours["percent linear" if row["simple"] == "linear" else "percent linear, exact"] = row["percent"]
         for label, result in done.items():
@@ -96,8 +95,10 @@ class PostExperiment(Experiment):
         for figure in [*ORIGINAL, *(name for name in ours if name not in ORIGINAL)]:
             theirs = ORIGINAL.get(figure)
             if figure in ours:
-                original = theirs[cfg.layer - 1] if theirs is not None and 1 <= cfg.layer <= len(theirs) else None
-                rows.append({"layer": cfg.layer, "figure": figure, "ours": ours[figure], "original": original})
+                original = (
+                    theirs[job.cfg.layer - 1] if theirs is not None and 1 <= job.cfg.layer <= len(theirs) else None
+                )
+                rows.append({"layer": job.cfg.layer, "figure": figure, "ours": ours[figure], "original": original})
 
         def draw(figure: Any) -> None:
             axes = figure.subplots()
@@ -105,7 +106,7 @@ class PostExperiment(Experiment):
             axes.barh([row["figure"] for row in both], [row["ours"] / row["original"] for row in both])
             axes.invert_yaxis()
             axes.axvline(1, color="black", lw=1)
-            axes.set(xlabel="ours / the original's", xscale="log", title=f"Layer {cfg.layer}")
+            axes.set(xlabel="ours / the original's", xscale="log", title=f"Layer {job.cfg.layer}")
             axes.tick_params(axis="y", labelsize=7)
 
         text = (

@@ -8,41 +8,38 @@ from collections.abc import Iterator
 import torch
 
 from saelink.config.schema import Config
-from saelink.connectors import CONNECTORS
 from saelink.errors import SaelinkError
 from saelink.experiments import EXPERIMENTS
-from saelink.experiments.base import Experiment
-from saelink.experiments.tables import TEXT_FILE, shown_rows, table_text
+from saelink.experiments.base import Experiment, ExperimentFacts
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.exact import ExactSolver
-from saelink.fit.train import train_plan
-from saelink.latents.encode import encode_all
-from saelink.latents.link import link_of
+from saelink.fit.train import TrainStage
+from saelink.job import Job
+from saelink.latents.encode import encode_hooks
 from saelink.runtime import device_of
 from saelink.saes.choice import sae_choice
 from saelink.store.artifact import Artifact
-from saelink.store.store import Store
 
 EXACT_SECONDS = 20.0
 """A lasso of a few thousand latents on both sides; least squares takes less."""
 
 
-def missing_fits(cfg: Config, store: Store) -> dict[str, Config]:
+def missing_fits(job: Job) -> dict[str, Config]:
     """The connectors of the job's experiments, and of those they start from, that are not fitted yet, by key."""
     found: dict[str, Config] = {}
 
     def collect(experiment: Experiment) -> None:
-        configured = experiment.configured(cfg)
-        if store.find(experiment.plan(cfg, store)) is None:
+        configured = experiment.configured(job.cfg)
+        if job.store.find(experiment.plan(job)) is None:
             for other in experiment.starts_from():
                 collect(other)
-            for fit in experiment.fits(configured, store).values():
-                plan = train_plan(fit, store)
-                if store.find(plan) is None:
-                    SOLVERS[fit.solver.name](fit.solver).check(CONNECTORS[fit.connector.name], fit.connector)
-                    found[plan.key] = fit
+            for fit in experiment.fits(job.at(configured)).values():
+                stage = TrainStage(job.at(fit))
+                if stage.find() is None:
+                    stage.check_settings()
+                    found[stage.key] = fit
 
-    for name in cfg.experiment.names:
+    for name in job.cfg.experiment.names:
         collect(EXPERIMENTS[name])
     return found
 
@@ -75,55 +72,47 @@ def estimate(cfg: Config, fits: list[Config]) -> float:
     return total
 
 
-def hooks_of(cfg: Config, store: Store) -> list[str]:
+def hooks_of(job: Job) -> list[str]:
     """The hooks of all links that the job's experiments look at."""
-    links = [link_of(job, store) for name in cfg.experiment.names for job in EXPERIMENTS[name].jobs(cfg)]
+    names = job.cfg.experiment.names
+    links = [job.at(cfg).link for name in names for cfg in EXPERIMENTS[name].jobs(job.cfg)]
     return list(dict.fromkeys(hook for link in links for hook in [*link.sources, link.target]))
 
 
-def missing_saes(cfg: Config, store: Store) -> list[str]:
+def missing_saes(job: Job) -> list[str]:
     """The hooks of the job's experiments whose SAE has to be trained first."""
-    choices = {hook: sae_choice(cfg, store, hook) for hook in hooks_of(cfg, store)}
+    choices = {hook: sae_choice(job.cfg, job.store, hook) for hook in hooks_of(job)}
     return [
         hook
         for hook, choice in choices.items()
-        if not choice.exists and not list(store.root.glob(f"sae/{choice.key}/manifest.json"))
+        if not choice.exists and not list(job.store.root.glob(f"sae/{choice.key}/manifest.json"))
     ]
 
 
-def run_experiments(cfg: Config, store: Store, layers: int = 1) -> Iterator[Artifact]:
-    """Run the job's experiments one after the other; print each table as it is done. `layers` is how many jobs."""
-    for name in cfg.experiment.names:
-        named(name)
-    fits = missing_fits(cfg, store)
-    saes = missing_saes(cfg, store)
-    minutes = estimate(cfg, list(fits.values())) / 60
-    line = f"{len(cfg.experiment.names)} experiments on layer {cfg.layer}: {len(fits)} connectors to fit"
+def run_experiments(job: Job, layers: int = 1) -> Iterator[Artifact[ExperimentFacts]]:
+    """The results of the job's experiments, each as it is done. `layers` is how many jobs there are."""
+    names = job.cfg.experiment.names
+    for name in names:
+        experiment = named(name)
+        experiment.check(experiment.own(job.cfg))
+    fits = missing_fits(job)
+    saes = missing_saes(job)
+    minutes = estimate(job.cfg, list(fits.values())) / 60
+    line = f"{len(names)} experiments on layer {job.cfg.layer}: {len(fits)} connectors to fit"
     line += f", about {max(minutes, 1):.0f} minutes for them" if fits else ""
     line += f"; {len(saes)} SAEs to train ({', '.join(saes)})" if saes else ""
-    store.say(line + (f"; {layers} layers in all" if layers > 1 else ""))
+    job.observer.say(line + (f"; {layers} layers in all" if layers > 1 else ""))
     started = time.monotonic()
     if fits:
-        encode_all(cfg, store, hooks_of(cfg, store))  # one forward pass for all of them
-    for number, name in enumerate(cfg.experiment.names, 1):
-        store.say(f"\n{number} of {len(cfg.experiment.names)}: {name}, {EXPERIMENTS[name].title}")
-        artifact = EXPERIMENTS[name].run(cfg, store)
-        show(store, artifact)
-        yield artifact
-        store.say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes since the start")
+        encode_hooks(job.cfg, job.store, hooks_of(job))  # one forward pass for all of them
+    for number, name in enumerate(names, 1):
+        job.observer.say(f"\n{number} of {len(names)}: {name}, {EXPERIMENTS[name].title}")
+        yield EXPERIMENTS[name].run(job)
+        job.observer.say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes since the start")
 
 
-def show(store: Store, artifact: Artifact) -> None:
-    """Print an experiment's table and what stands under it."""
-    store.say("")
-    store.say(table_text(shown_rows(artifact)))
-    store.say(artifact.file(TEXT_FILE).read_text().rstrip())
-    store.say(f"\n  {artifact.path}")
-
-
-def named(name: str) -> None:
-    """Raise SaelinkError when there is no experiment of this name."""
-    from saelink.experiments import EXPERIMENTS
-
+def named(name: str) -> Experiment:
+    """The experiment of this name. Raises SaelinkError when there is none."""
     if name not in EXPERIMENTS:
         raise SaelinkError(f"experiment.names: there is no experiment {name}; known: {', '.join(sorted(EXPERIMENTS))}")
+    return EXPERIMENTS[name]

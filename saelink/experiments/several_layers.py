@@ -6,7 +6,7 @@ writes through its target SAE. `saelink run experiment=edges_kept layer=1,3` has
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,60 +18,67 @@ from saelink.experiments.edges_kept import area, ce_columns, check_sizes, ranked
 from saelink.experiments.fits import fit
 from saelink.experiments.tables import Row, paragraph
 from saelink.interventions.cross_entropy import ce_figures
-from saelink.interventions.effects import effects_plan
+from saelink.interventions.effects import EffectsStage
 from saelink.interventions.layers import SeveralLayers
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
+from saelink.job import Job
 
 BASELINES = ("clean", "sae", "mean", "zero")
 
 
+@dataclass
+class SeveralLayersSettings:
+    """Settings of the experiment several_layers."""
+
+    kept_layers: list[int] = field(default_factory=lambda: [1, 3])
+    """The layers that are replaced at once."""
+
+
 class SeveralLayersExperiment(Experiment):
+    Settings = SeveralLayersSettings
     title = "Cross-entropy with several layers replaced at once by their strongest edges"
     settings = ("kept_edges", "kept_tokens", "kept_layers")
     by_evaluation = False
     by_layer = False
 
     def jobs(self, cfg: Config) -> list[Config]:
-        return [replace(cfg, layer=layer) for layer in sorted(set(cfg.experiment.kept_layers))]
+        return [replace(cfg, layer=layer) for layer in sorted(set(self.own(cfg).kept_layers))]
 
-    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        check_sizes(cfg)
-        layers = cfg.experiment.kept_layers
+    def fits(self, job: Job) -> dict[str, Config]:
+        check_sizes(job.cfg)
+        layers = self.own(job.cfg).kept_layers
         if len(set(layers)) < 2:
-            raise SaelinkError(f"experiment.kept_layers={layers}: give at least two layers")
+            raise SaelinkError(f"experiment.several_layers.kept_layers={layers}: give at least two layers")
         found: dict[str, Config] = {}
         for layer in sorted(set(layers)):
-            here = replace(cfg, layer=layer)
+            here = replace(job.cfg, layer=layer)
             found[f"lasso at 8e-4, layer {layer}"] = fit(here, "linear", "exact", l1_alpha=8e-4)
             found[f"causal, layer {layer}"] = fit(here, "linear", "causal", l1_alpha=2e-3)
             found[f"causal nonlinear, layer {layer}"] = fit(here, "nonlinear", "causal", l1_alpha=2e-3, bias=True)
         return found
 
-    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        return {f"effects {job.layer}": effects_plan(job, store, "train") for job in self.jobs(cfg)}
+    def needs(self, job: Job) -> dict[str, str]:
+        return {f"effects {cfg.layer}": EffectsStage(job.at(cfg), "train").key for cfg in self.jobs(job.cfg)}
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {"bootstrap": cfg.eval.bootstrap}
 
-    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        sizes, jobs = sorted(set(cfg.experiment.kept_edges)), self.jobs(cfg)
+    def make(self, job: Job, done: dict[str, Done]) -> Result:
+        sizes, jobs = sorted(set(job.cfg.experiment.kept_edges)), [job.at(cfg) for cfg in self.jobs(job.cfg)]
         graphs = [
             ranked(
-                job,
-                store,
+                each,
                 {
                     label.split(",")[0]: result.connector
                     for label, result in done.items()
-                    if result.cfg.layer == job.layer
+                    if result.cfg.layer == each.cfg.layer
                 },
             )
-            for job in jobs
+            for each in jobs
         ]
         labels = list(graphs[0])
         kept: dict[tuple[str, int], int] = {}
         passes = len(BASELINES) + len(labels) * len(sizes)
-        with SeveralLayers(jobs, store, cfg.experiment.kept_tokens, passes) as model, torch.inference_mode():
+        with SeveralLayers(jobs, job.cfg.experiment.kept_tokens, passes) as model, torch.inference_mode():
             losses = {
                 "clean": model.losses(),
                 "sae": model.losses([link.rebuilt for link in model.links]),
@@ -86,8 +93,8 @@ class SeveralLayersExperiment(Experiment):
                         [link.predicted(c) for link, c in zip(model.links, connectors, strict=True)]
                     )
             document = model.test.document
-        figures = ce_figures(losses, document, cfg.eval.bootstrap)
-        layers = " + ".join(str(job.layer) for job in jobs)
+        figures = ce_figures(losses, document, job.cfg.eval.bootstrap)
+        layers = " + ".join(str(each.cfg.layer) for each in jobs)
         rows: list[Row] = []
         for label in labels:
             for size in sizes:

@@ -15,7 +15,7 @@ from saelink.config.schema import Config
 from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.fits import fit
 from saelink.experiments.tables import Row, paragraph
-from saelink.store.store import Store
+from saelink.job import Job
 
 SOLVED_BY = {"linear": "exact", "mlp": "readout", "skip": "readout"}
 
@@ -28,17 +28,17 @@ class SkipExperiment(Experiment):
         sparse = cfg.experiment.sparse_alpha
         return sorted({*cfg.experiment.l1_grid, 8e-4 if sparse == "elbow" else float(sparse)})
 
-    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        settings: dict[str, Any] = {"tokens": cfg.experiment.tokens, "seed": cfg.experiment.seeds[0]}
+    def fits(self, job: Job) -> dict[str, Config]:
+        settings: dict[str, Any] = {"tokens": job.cfg.experiment.tokens, "seed": job.cfg.experiment.seeds[0]}
         return {
             f"{connector} {alpha:g}": fit(
-                cfg, connector, solver, l1_alpha=alpha, **(settings if solver == "readout" else {})
+                job.cfg, connector, solver, l1_alpha=alpha, **(settings if solver == "readout" else {})
             )
-            for alpha in self.alphas(cfg)
+            for alpha in self.alphas(job.cfg)
             for connector, solver in SOLVED_BY.items()
         }
 
-    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
+    def make(self, job: Job, done: dict[str, Done]) -> Result:
         rows: list[Row] = []
         shares: dict[float, torch.Tensor] = {}
         for result in done.values():
@@ -47,7 +47,7 @@ class SkipExperiment(Experiment):
                 shares[alpha] = latents["linear"][~latents["linear"].isnan()]
             rows.append(
                 {
-                    "layer": cfg.layer,
+                    "layer": job.cfg.layer,
                     "connector": result.cfg.connector.name,
                     "l1_alpha": alpha,
                     "mse": figures["mse"],
@@ -79,7 +79,9 @@ class SkipExperiment(Experiment):
                 right.plot(share.sort().values, torch.linspace(0, 1, len(share)), label=f"l1_alpha {alpha:g}")
             right.set(xlabel="linear share of what skip explains", ylabel="share of targets below")
             right.legend(fontsize=8)
-            figure.suptitle(f"A linear map and {cfg.experiment.d_hidden} hidden units, layer {cfg.layer}", fontsize=10)
+            figure.suptitle(
+                f"A linear map and {job.cfg.experiment.d_hidden} hidden units, layer {job.cfg.layer}", fontsize=10
+            )
 
         shown = [name for name in rows[0] if name != "mse"]
         return Result(rows, shown, draw, "\n".join(said))

@@ -11,16 +11,15 @@ from saelink.experiments.fits import fit
 from saelink.experiments.pareto import ParetoExperiment
 from saelink.experiments.percent_linear import PercentLinearExperiment
 from saelink.fit.train import fitted_connector
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
+from saelink.job import Job
 
 
-def sparse_alpha(cfg: Config, store: Store) -> float:
+def sparse_alpha(job: Job) -> float:
     """experiment.sparse_alpha; `elbow` is the one that pareto finds for the exact linear connector."""
-    chosen = cfg.experiment.sparse_alpha
+    chosen = job.cfg.experiment.sparse_alpha
     if chosen != "elbow":
         return float(chosen)
-    found = ParetoExperiment().run(cfg, store).facts["elbows"].get("linear")
+    found = ParetoExperiment().run(job).facts.get("elbows", {}).get("linear")
     if found is None:
         raise SaelinkError("experiment.sparse_alpha=elbow: pareto finds no elbow; give more penalties or a number")
     return found
@@ -29,33 +28,33 @@ def sparse_alpha(cfg: Config, store: Store) -> float:
 class SparseLinearExperiment(Experiment):
     title = "Sparse linear connectors of the linear latents, with weights refitted on their support"
 
-    def fits(self, cfg: Config, store: Store) -> dict[str, Config]:
-        alpha, tokens = sparse_alpha(cfg, store), cfg.experiment.sweep_tokens
+    def fits(self, job: Job) -> dict[str, Config]:
+        alpha, tokens = sparse_alpha(job), job.cfg.experiment.sweep_tokens
         fits = {}
-        for part, subset in PercentLinearExperiment().parts(cfg, store).items():
-            fits[f"linear, {part.name}"] = fit(cfg, "linear", "exact", l1_alpha=alpha, subset=subset)
+        for part, subset in PercentLinearExperiment().parts(job).items():
+            fits[f"linear, {part.name}"] = fit(job.cfg, "linear", "exact", l1_alpha=alpha, subset=subset)
             fits[f"linear debiased, {part.name}"] = fit(
-                cfg, "linear", "exact", l1_alpha=alpha, subset=subset, debias=True
+                job.cfg, "linear", "exact", l1_alpha=alpha, subset=subset, debias=True
             )
             fits[f"mlp, {part.name}"] = fit(
-                cfg,
+                job.cfg,
                 "mlp",
                 "proximal",
                 l1_alpha=alpha,
                 subset=subset,
                 tokens=tokens,
-                seed=cfg.experiment.seeds[0],
+                seed=job.cfg.experiment.seeds[0],
             )
         return fits
 
     def starts_from(self) -> list[Experiment]:
         return [PercentLinearExperiment()]
 
-    def needs(self, cfg: Config, store: Store) -> dict[str, Plan]:
-        return {"pareto": ParetoExperiment().plan(cfg, store)} if cfg.experiment.sparse_alpha == "elbow" else {}
+    def needs(self, job: Job) -> dict[str, str]:
+        return {"pareto": ParetoExperiment().plan(job).key} if job.cfg.experiment.sparse_alpha == "elbow" else {}
 
-    def make(self, cfg: Config, store: Store, done: dict[str, Done]) -> Result:
-        alpha = sparse_alpha(cfg, store)
+    def make(self, job: Job, done: dict[str, Done]) -> Result:
+        alpha = sparse_alpha(job)
         rows, edges_per_output = [], {}
         for label, result in done.items():
             connector = fitted_connector(result.connector)
@@ -64,7 +63,7 @@ class SparseLinearExperiment(Experiment):
             name, part = label.split(", ")
             rows.append(
                 {
-                    "layer": cfg.layer,
+                    "layer": job.cfg.layer,
                     "targets": part,
                     "connector": name,
                     "n_targets": result.metrics["n_targets"],
@@ -87,7 +86,7 @@ class SparseLinearExperiment(Experiment):
                 most = max(edges_per_output[label])
                 axes.hist(edges_per_output[label], bins=range(0, most + 2, max(most // 60, 1)), alpha=0.6, label=label)
             axes.set(xlabel="edges into a target latent", ylabel="target latents", yscale="log")
-            axes.set_title(f"Exact lasso at {alpha:g}, layer {cfg.layer}", fontsize=10)
+            axes.set_title(f"Exact lasso at {alpha:g}, layer {job.cfg.layer}", fontsize=10)
             axes.legend(fontsize=8)
 
         return Result(rows, draw=draw, text="\n".join(lines))

@@ -7,25 +7,22 @@ every choice of targets.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 
-from saelink.config.schema import Config
 from saelink.errors import SaelinkError
+from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
-from saelink.latents.link import Sides, counted_split, pull_sides
+from saelink.latents.link import counted_split
 from saelink.latents.rows import Rows
 from saelink.latents.split import Split, Tokens
-from saelink.progress import Progress
 from saelink.runtime import memory_available
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.files import gigabytes
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
 
 GRAM_VERSION = 1
 
@@ -148,15 +145,94 @@ def _pairs(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return rows.offsets, rows.indices, rows.values
 
 
-def gram_plan(cfg: Config, sides: Sides) -> Plan:
-    """Plan of a link's products."""
-    recipe = {
-        "latent_scale": cfg.latent_scale.name,
-        "drop_positions": cfg.data.drop_positions,
-        "max_norm_ratio": cfg.data.max_norm_ratio,
-    }
-    inputs = {f"source{i}": source.key for i, source in enumerate(sides.sources)} | {"target": sides.target.key}
-    return Plan("gram", GRAM_VERSION, recipe, inputs, f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}")
+class GramFacts(TypedDict):
+    n_tokens: int
+
+
+class GramStage(JobStage[GramFacts]):
+    """The products of all target latents of a link. File `gram.safetensors`: see `Gram`.
+
+    `training` is the training split if it is open already. Raises SaelinkError where they don't fit into memory.
+    """
+
+    name = "gram"
+    version = GRAM_VERSION
+
+    def __init__(self, job: Job, training: Split | None = None):
+        super().__init__(job)
+        self._training = training
+
+    def recipe(self) -> dict[str, Any]:
+        cfg = self.job.cfg
+        return {
+            "latent_scale": cfg.latent_scale.name,
+            "drop_positions": cfg.data.drop_positions,
+            "max_norm_ratio": cfg.data.max_norm_ratio,
+        }
+
+    def inputs(self) -> dict[str, str]:
+        return self.latents_inputs()
+
+    def about(self) -> str:
+        return self.job.about
+
+    def make(self, draft: Draft) -> GramFacts:
+        training = self._open()
+        return self._sum_up(draft, training, self._parts(training))()
+
+    def pull(self) -> Artifact[GramFacts]:
+        """The products, summed by all workers that are at it."""
+        job = self.job
+        found = self.store.up_to_date(self.plan)
+        if found is not None:
+            return found
+        training, sides = self._open(), job.sides
+        need_memory(sides.d_source, sides.d_target)
+        parts = self._parts(training)
+        size = 8 * sides.d_source * (sides.d_source + sides.d_target) * (1 if parts == 1 else parts + 1)
+        what = f"gram: {sides.d_source:,} x {sides.d_target:,} latents over {len(training):,} tokens"
+        job.observer.say(f"{what}, {gigabytes(size)} to write")
+        self.store.need_space(what, size)
+        with self.store.drafts([self.plan], resumable=True, shared=job.cfg.runtime.worker is not None) as drafts:
+            for draft in drafts:
+                return self.store.finish(draft, self._sum_up(draft, training, parts))
+        artifact = self.find()
+        assert artifact is not None
+        return artifact
+
+    def _open(self) -> Split:
+        if self._training is not None:
+            return self._training
+        return counted_split(self.job.cfg, self.job.sides, "train")
+
+    def _parts(self, training: Split) -> int:
+        return min(PARTS, max(len(training) // PART_TOKENS, 1))
+
+    def _sum_up(self, draft: Draft, training: Split, parts: int) -> Callable[[], GramFacts]:
+        """The parts' sums, each claimed and made by some worker; gives what adds them in their order."""
+        d_source, d_target = self.job.sides.d_source, self.job.sides.d_target
+        names = [f"part-{number:02d}.safetensors" for number in range(parts)]
+        alone: ProductSums | None = None
+        with self.job.observer.progress("gram", len(training)) as bar:
+            for name, claim in self.store.claims([draft], names):
+                mine = sums_of(training.part(names.index(name), parts), d_source, d_target, bar.advance)
+                if parts == 1 and not draft.shared:
+                    alone = mine  # nobody else asks for it: no need to write and read it
+                else:
+                    draft.save_tensors(name, mine.tensors())
+                claim.release()
+
+        def finish() -> GramFacts:
+            total = alone
+            if total is None:
+                total = ProductSums.zero(d_source, d_target)
+                for name in names:
+                    total = total.plus(draft.tensors(name))
+            draft.save_tensors(GRAM_FILE, total.means()._asdict())
+            draft.drop(names)
+            return {"n_tokens": len(training)}
+
+        return finish
 
 
 def need_memory(d_source: int, d_target: int, solver: str = "exact") -> None:
@@ -169,56 +245,6 @@ def need_memory(d_source: int, d_target: int, solver: str = "exact") -> None:
         )
 
 
-def gram(cfg: Config, store: Store, tokens: Split | None = None) -> Artifact:
-    """Pull the products of all target latents; `tokens` is the training split if it is open already."""
-    sides = pull_sides(cfg, store)
-    plan = gram_plan(cfg, sides)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
-
-    training = tokens if tokens is not None else counted_split(cfg, sides, "train")
-    need_memory(sides.d_source, sides.d_target)
-    parts = min(PARTS, max(len(training) // PART_TOKENS, 1))
-    size = 8 * sides.d_source * (sides.d_source + sides.d_target) * (1 if parts == 1 else parts + 1)
-    what = f"gram: {sides.d_source:,} x {sides.d_target:,} latents over {len(training):,} tokens"
-    store.say(f"{what}, {gigabytes(size)} to write")
-    store.need_space(what, size)
-    with store.drafts([plan], resumable=True, shared=cfg.runtime.worker is not None) as drafts:
-        for draft in drafts:
-            return _sum_up(store, draft, training, sides, parts)
-    artifact = store.find(plan)
-    assert artifact is not None
-    return artifact
-
-
-def _sum_up(store: Store, draft: Draft, training: Split, sides: Sides, parts: int) -> Artifact:
-    """The parts' sums, each claimed and made by some worker, then their sum in their order, whoever made them."""
-    d_source, d_target = sides.d_source, sides.d_target
-    names = [f"part-{number:02d}.safetensors" for number in range(parts)]
-    alone: ProductSums | None = None
-    with Progress("gram", len(training)) as bar:
-        for name, claim in store.claims([draft], names):
-            mine = sums_of(training.part(names.index(name), parts), d_source, d_target, bar.advance)
-            if parts == 1 and not draft.shared:
-                alone = mine  # nobody else asks for it: no need to write and read it
-            else:
-                draft.save_tensors(name, mine.tensors())
-            claim.release()
-
-    def finish() -> dict[str, Any]:
-        total = alone
-        if total is None:
-            total = ProductSums.zero(d_source, d_target)
-            for name in names:
-                total = total.plus(draft.tensors(name))
-        draft.save_tensors(GRAM_FILE, total.means()._asdict())
-        draft.drop(names)
-        return {"n_tokens": len(training)}
-
-    return store.finish(draft, finish)
-
-
-def load_gram(artifact: Artifact) -> Gram:
+def load_gram(artifact: Artifact[GramFacts]) -> Gram:
     """The products of a gram artifact."""
     return Gram(**artifact.tensors(GRAM_FILE))

@@ -3,162 +3,199 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
-from saelink.activations.norms import norms_plan
-from saelink.config.schema import Config, Normalise
+from saelink.activations.norms import NormsStage
+from saelink.config.schema import Normalise
 from saelink.connectors import CONNECTORS
 from saelink.connectors.base import Connector
 from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, connector_of
 from saelink.errors import SaelinkError
-from saelink.fit.gram import GRAM_VERSION, Gram, gram, gram_plan, load_gram
+from saelink.fit.gram import GRAM_VERSION, Gram, GramStage, load_gram
 from saelink.fit.lasso.coordinate import LASSO_VERSION
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.base import Problem, validation_point
 from saelink.fit.warm_start import STARTS, exported, names_exported, warm_start
-from saelink.interventions.effects import check_measurable, effects, effects_plan, load_changes, load_effects
+from saelink.interventions.effects import EffectsStage, check_measurable, load_changes, load_effects
 from saelink.interventions.measure import Changes
-from saelink.latents.encode import encode_plan
-from saelink.latents.link import Sides, counted_split, link_of, pull_sides
+from saelink.job import Job, JobStage
+from saelink.latents.link import counted_split
+from saelink.latents.split import Split
 from saelink.latents.targets import normaliser, subset_of, targets_of
-from saelink.progress import Progress
-from saelink.runtime import device_of
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.files import gigabytes
-from saelink.store.recipe import Plan, is_key, recipe_of
-from saelink.store.store import Store
-
-VERSION = 5
+from saelink.store.recipe import is_key, recipe_of
 
 HISTORY_FILE = "history.json"
 
 
-def train_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of the connector that `cfg` describes; cfg.l1_alpha is a single number here."""
-    if SOLVERS[cfg.solver.name].uses_effects:
-        check_measurable(cfg)
-    link = link_of(cfg, store)
-    recipe = {
-        "connector": recipe_of(cfg.connector),
-        "solver": recipe_of(cfg.solver),
-        "l1_alpha": float(cfg.l1_alpha),
-        "latent_scale": cfg.latent_scale.name,
-        "normalise": cfg.normalise.name,
-        "min_rate": cfg.targets.min_rate,
-        "drop_positions": cfg.data.drop_positions,
-        "max_norm_ratio": cfg.data.max_norm_ratio,
-    }
-    if names_exported(cfg.connector.init):
-        recipe["start"] = exported(cfg.connector.init).sha256
-        recipe["connector"] = {**recipe["connector"], "init": "exported"}  # what it holds counts, not where it lies
-    if SOLVERS[cfg.solver.name].seeded:
-        recipe["seed"] = cfg.seed
-    if SOLVERS[cfg.solver.name].uses_gram:
-        recipe |= {"gram": GRAM_VERSION, "lasso": LASSO_VERSION}
-    inputs = {f"source{i}": encode_plan(cfg, store, hook).key for i, hook in enumerate(link.sources)}
-    inputs["target"] = encode_plan(cfg, store, link.target).key
-    if SOLVERS[cfg.solver.name].uses_effects:
-        inputs["effects"] = effects_plan(cfg, store, "train").key
-    if cfg.normalise is Normalise.post:
-        recipe["normalise_layers"] = sorted(set(cfg.normalise_layers))
-        inputs["norms"] = norms_plan(cfg, store).key
-    if cfg.targets.subset is not None:
-        recipe["part"] = cfg.targets.part.name
-        inputs["subset"] = cfg.targets.subset
-    about = f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}, {cfg.connector.name}, l1_alpha {cfg.l1_alpha:g}"
-    return Plan("train", VERSION, recipe, inputs, about)
+class TrainFacts(TypedDict):
+    """What a fit came to, on the whole validation split whatever the solver; solvers add figures of their own."""
+
+    n_tokens: int
+    n_targets: int
+    c: float
+    scales: list[float]
+    tokens: int
+    """Training tokens seen,"""
+    train_mse: float
+    """and the error over the last of them."""
+    validation_mse: float
+    validation_fvu: float
+    l1: float
+    objective: float
+    zero_objective: float
+    n_edges: int
+    relative_gap: NotRequired[float]
+    """Of solvers with a certificate: the duality gap as a share of the objective."""
+    relative_gradient: NotRequired[float]
+    readout_gap: NotRequired[float]
 
 
-def train(cfg: Config, store: Store) -> Artifact:
-    """Pull a fitted connector.
+class TrainStage(JobStage[TrainFacts]):
+    """The connector that the job describes; cfg.l1_alpha is a single number here.
 
     Files: `connector.safetensors` (weights in scaled units, `target_ids`), `cfg.json` (what it maps, scales,
-    settings), `history.json` (the validation curve by tokens seen). Facts: c, scales, and what the curve shows,
-    measured at the end on the whole validation split whatever the solver.
+    settings), `history.json` (the validation curve by tokens seen). Raises SaelinkError for settings that don't go
+    together.
     """
-    connector = CONNECTORS[cfg.connector.name]
-    connector.check(cfg.connector)
-    SOLVERS[cfg.solver.name](cfg.solver).check(connector, cfg.connector)
-    if not (cfg.connector.init in STARTS or is_key(cfg.connector.init) or names_exported(cfg.connector.init)):
-        raise SaelinkError(
-            f"connector.init={cfg.connector.init}: give random, zero, the 12 digits of a train artifact's key, an "
-            "exported connector's folder or hf://owner/repository"
+
+    name = "train"
+    version = 5
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        self._solver = SOLVERS[job.cfg.solver.name](job.cfg.solver)
+        if self._solver.uses_effects:
+            check_measurable(job.cfg)
+
+    def recipe(self) -> dict[str, Any]:
+        cfg = self.job.cfg
+        recipe = {
+            "connector": recipe_of(cfg.connector),
+            "solver": recipe_of(cfg.solver),
+            "l1_alpha": float(cfg.l1_alpha),
+            "latent_scale": cfg.latent_scale.name,
+            "normalise": cfg.normalise.name,
+            "min_rate": cfg.targets.min_rate,
+            "drop_positions": cfg.data.drop_positions,
+            "max_norm_ratio": cfg.data.max_norm_ratio,
+        }
+        if names_exported(cfg.connector.init):
+            recipe["start"] = exported(cfg.connector.init).sha256
+            recipe["connector"] = {**recipe["connector"], "init": "exported"}  # what it holds counts, not its place
+        if self._solver.seeded:
+            recipe["seed"] = cfg.seed
+        if self._solver.uses_gram:
+            recipe |= {"gram": GRAM_VERSION, "lasso": LASSO_VERSION}
+        if cfg.normalise is Normalise.post:
+            recipe["normalise_layers"] = sorted(set(cfg.normalise_layers))
+        if cfg.targets.subset is not None:
+            recipe["part"] = cfg.targets.part.name
+        return recipe
+
+    def inputs(self) -> dict[str, str]:
+        job = self.job
+        inputs = self.latents_inputs()
+        if self._solver.uses_effects:
+            inputs["effects"] = EffectsStage(job, "train").key
+        if job.cfg.normalise is Normalise.post:
+            inputs["norms"] = NormsStage(job.cfg, job.store).key
+        if job.cfg.targets.subset is not None:
+            inputs["subset"] = job.cfg.targets.subset
+        return inputs
+
+    def about(self) -> str:
+        return f"{self.job.about}, {self.job.cfg.connector.name}, l1_alpha {self.job.cfg.l1_alpha:g}"
+
+    def check_settings(self) -> None:
+        """Raise SaelinkError for settings of connector and solver that don't go together."""
+        cfg = self.job.cfg
+        connector = CONNECTORS[cfg.connector.name]
+        connector.check(cfg.connector)
+        self._solver.check(connector, cfg.connector)
+
+    def check(self) -> None:
+        self.check_settings()
+        cfg, init = self.job.cfg, self.job.cfg.connector.init
+        if not (init in STARTS or is_key(init) or names_exported(init)):
+            raise SaelinkError(
+                f"connector.init={init}: give random, zero, the 12 digits of a train artifact's key, an exported "
+                "connector's folder or hf://owner/repository"
+            )
+        subset_of(cfg, self.store)
+
+    def make(self, draft: Draft) -> TrainFacts:
+        job, cfg, sides, solver = self.job, self.job.cfg, self.job.sides, self._solver
+        everything = counted_split(cfg, sides, "train")
+        target_ids = targets_of(cfg, job.store, everything)
+        problem = self._problem(everything, target_ids)
+        connector = CONNECTORS[cfg.connector.name](cfg.connector, sides.d_source, target_ids)
+        connector.initialise(torch.Generator().manual_seed(cfg.seed), warm_start(job, target_ids))
+        size = sum(parameter.numel() * 4 for parameter in connector.parameters())
+        n_tokens = len(problem.train)
+        total = solver.tokens(n_tokens)
+        what = f"train: {cfg.connector.name} {connector.d_source:,} -> {connector.d_target:,} latents"
+        what += f" by {cfg.solver.name}"
+        job.observer.say(f"{what}, {total:,} tokens ({total / n_tokens:.1f} passes), {gigabytes(size)} to write")
+        job.store.need_space(what, size)
+        with job.observer.progress("train", total) as bar:
+            fit = solver.solve(connector, problem, bar.advance)
+        seen, train_mse = int(fit.final["tokens"]), fit.final["train_mse"]
+        last = validation_point(connector, problem, problem.validation, seen, train_mse)
+        draft.save_tensors(WEIGHTS_FILE, connector.state_dict())
+        draft.save_json(CONFIG_FILE, self._config(problem.c))
+        draft.save_json(HISTORY_FILE, fit.history)
+        facts = {"n_tokens": n_tokens, "n_targets": connector.d_target, "c": problem.c, "scales": sides.scales}
+        return cast("TrainFacts", {**facts, **fit.final, **last})
+
+    def _problem(self, everything: Split, target_ids: torch.Tensor) -> Problem:
+        """What the solver is given: tokens, penalty, and products and effects where it asks for them."""
+        job, cfg = self.job, self.job.cfg
+        tokens = everything.explain(target_ids)
+
+        def products() -> Gram:
+            return load_gram(GramStage(job, everything).pull()).explain(target_ids)
+
+        def changes() -> Changes:
+            found = load_changes(EffectsStage(job, "train").pull())
+            return found._replace(rows=found.rows.columns(target_ids))
+
+        targets = hashlib.sha256(target_ids.numpy().tobytes()).hexdigest()
+        return Problem(
+            train=tokens,
+            validation=counted_split(cfg, job.sides, "validation").explain(target_ids),
+            l1_alpha=float(cfg.l1_alpha),
+            c=normaliser(cfg, job.store, tokens),
+            seed=cfg.seed,
+            device=job.device,
+            gram=products,
+            gram_name=f"{GramStage(job).key} {targets}",
+            effects=lambda: load_effects(EffectsStage(job, "train").pull()).explain(target_ids),
+            changes=changes,
+            effects_name=EffectsStage(job, "train").key if self._solver.uses_effects else "",
+            memory=job.memory,
         )
-    subset_of(cfg, store)
-    plan = train_plan(cfg, store)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
-    sides = pull_sides(cfg, store)
-    return store.build(plan, lambda draft: _train(cfg, store, sides, draft), device_of(cfg))
+
+    def _config(self, c: float) -> dict[str, Any]:
+        """What the connector maps, in which units, and how it was fitted."""
+        job, sides = self.job, self.job.sides
+        return {
+            "connector": recipe_of(job.cfg.connector),
+            "solver": recipe_of(job.cfg.solver),
+            "l1_alpha": float(job.cfg.l1_alpha),
+            "sources": [
+                {"hook_name": hook, "d": side.facts["d_sae"], "scale": scale}
+                for hook, side, scale in zip(job.link.sources, sides.sources, sides.scales, strict=False)
+            ],
+            "target": {"hook_name": job.link.target, "d": sides.target.facts["d_sae"], "scale": sides.scales[-1]},
+            "c": c,
+        }
 
 
-def _train(cfg: Config, store: Store, sides: Sides, draft: Draft) -> dict[str, Any]:
-    device = device_of(cfg)
-    everything = counted_split(cfg, sides, "train")
-    target_ids = targets_of(cfg, store, everything)
-    tokens = everything.explain(target_ids)
-    validation = counted_split(cfg, sides, "validation").explain(target_ids)
-    connector = CONNECTORS[cfg.connector.name](cfg.connector, sides.d_source, target_ids)
-    connector.initialise(torch.Generator().manual_seed(cfg.seed), warm_start(cfg, store, sides, target_ids))
-    size = sum(parameter.numel() * 4 for parameter in connector.parameters())
-    solver = SOLVERS[cfg.solver.name](cfg.solver)
-    total = solver.tokens(len(tokens))
-    what = f"train: {cfg.connector.name} {connector.d_source:,} -> {connector.d_target:,} latents by {cfg.solver.name}"
-    store.say(f"{what}, {total:,} tokens ({total / len(tokens):.1f} passes), {gigabytes(size)} to write")
-    store.need_space(what, size)
-
-    def products() -> Gram:
-        return load_gram(gram(cfg, store, everything)).explain(target_ids)
-
-    def changes() -> Changes:
-        found = load_changes(effects(cfg, store, "train"))
-        return found._replace(rows=found.rows.columns(target_ids))
-
-    problem = Problem(
-        train=tokens,
-        validation=validation,
-        l1_alpha=float(cfg.l1_alpha),
-        c=normaliser(cfg, store, tokens),
-        seed=cfg.seed,
-        device=device,
-        gram=products,
-        gram_name=f"{gram_plan(cfg, sides).key} {hashlib.sha256(target_ids.numpy().tobytes()).hexdigest()}",
-        effects=lambda: load_effects(effects(cfg, store, "train")).explain(target_ids),
-        changes=changes,
-        effects_name=effects_plan(cfg, store, "train").key if solver.uses_effects else "",
-    )
-    with Progress("train", total) as bar:
-        fit = solver.solve(connector, problem, bar.advance)
-    last = validation_point(connector, problem, validation, int(fit.final["tokens"]), fit.final["train_mse"])
-    draft.save_tensors(WEIGHTS_FILE, connector.state_dict())
-    link = link_of(cfg, store)
-    config = {
-        "connector": recipe_of(cfg.connector),
-        "solver": recipe_of(cfg.solver),
-        "l1_alpha": float(cfg.l1_alpha),
-        "sources": [
-            {"hook_name": hook, "d": side.facts["d_sae"], "scale": scale}
-            for hook, side, scale in zip(link.sources, sides.sources, sides.scales, strict=False)
-        ],
-        "target": {"hook_name": link.target, "d": sides.target.facts["d_sae"], "scale": sides.scales[-1]},
-        "c": problem.c,
-    }
-    draft.save_json(CONFIG_FILE, config)
-    draft.save_json(HISTORY_FILE, fit.history)
-    return {
-        "n_tokens": len(tokens),
-        "n_targets": connector.d_target,
-        "c": problem.c,
-        "scales": sides.scales,
-        **fit.final,
-        **last,
-    }
-
-
-def fitted_connector(artifact: Artifact, device: str = "cpu") -> Connector:
+def fitted_connector(artifact: Artifact[TrainFacts], device: str = "cpu") -> Connector:
     """The fitted connector of a train artifact, weights in scaled units."""
     return connector_of(artifact.json(CONFIG_FILE), artifact.tensors(WEIGHTS_FILE)).to(device)

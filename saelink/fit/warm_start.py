@@ -6,27 +6,26 @@ from pathlib import Path
 
 import torch
 
-from saelink.config.schema import Config
 from saelink.connectors.exported import ON_HUB, WEIGHTS_FILE, ExportedConnector, load_connector
 from saelink.errors import SaelinkError
-from saelink.latents.link import Sides, link_of
+from saelink.job import Job
 from saelink.store.recipe import is_key
-from saelink.store.store import Store
 
 STARTS = ("random", "zero")
 
 
-def warm_start(cfg: Config, store: Store, sides: Sides, target_ids: torch.Tensor) -> dict[str, torch.Tensor] | None:
+def warm_start(job: Job, target_ids: torch.Tensor) -> dict[str, torch.Tensor] | None:
     """The weights that connector.init names. Raises SaelinkError for another stage's key or other latents."""
-    key = cfg.connector.init
+    key = job.cfg.connector.init
     if key in STARTS:
         return None
     if names_exported(key):
-        return _exported_start(cfg, store, sides, target_ids)
+        return _exported_start(job, target_ids)
     try:
-        artifact = store.get(key)
+        artifact = job.store.get(key)
     except SaelinkError as error:
         raise SaelinkError(f"connector.init={key}: {error}; otherwise {' or '.join(STARTS)}") from None
+    sides = job.sides
     inputs = {f"source{i}": source.key for i, source in enumerate(sides.sources)} | {"target": sides.target.key}
     if artifact.stage != "train" or any(artifact.manifest["inputs"].get(role) != key for role, key in inputs.items()):
         raise SaelinkError(f"connector.init={key}: that is no connector between the same latents")
@@ -55,9 +54,9 @@ def exported(place: str) -> ExportedConnector:
     return _from_hubs[place]
 
 
-def _exported_start(cfg: Config, store: Store, sides: Sides, target_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+def _exported_start(job: Job, target_ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """The weights of an exported connector in the units of these latents. Raises SaelinkError for other hooks."""
-    place, link = cfg.connector.init, link_of(cfg, store)
+    place, link, sides = job.cfg.connector.init, job.link, job.sides
     start = exported(place)
     theirs = [(side["hook_name"], side["d"]) for side in [*start.config["sources"], start.config["target"]]]
     ours = [

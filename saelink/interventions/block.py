@@ -7,16 +7,14 @@ from typing import NamedTuple
 
 import torch
 
-from saelink.activations.tokens import pull_tokens
 from saelink.config.schema import Config, DType
-from saelink.latents.link import Sides, link_of, load_split
+from saelink.job import Job
+from saelink.latents.link import load_split
 from saelink.latents.rows import Rows
 from saelink.model.block import Attended, Chain, load_attended, load_module
-from saelink.model.describe import model_info
 from saelink.model.forward import load_forward
 from saelink.saes.load import pull_sae
 from saelink.saes.sae import SAE
-from saelink.store.store import Store
 
 FOLDS = 10
 """Groups of documents whose effects are kept apart, for intervals and for the two halves."""
@@ -26,6 +24,7 @@ STEP = 4096
 
 
 def most_tokens(cfg: Config, split: str) -> int:
+    """How many of a split's tokens are looked at."""
     return cfg.verify.tokens if split == "test" else cfg.verify.fit_tokens
 
 
@@ -73,25 +72,25 @@ class Block(NamedTuple):
         return self.computation.without(token, self.side[source], taken)
 
 
-def open_block(cfg: Config, store: Store, sides: Sides, split: str, device: str) -> Block:
+def open_block(job: Job, split: str) -> Block:
     """A link's computation with the activations of a split's first documents, from the model run anew."""
-    info, link = model_info(cfg, store), link_of(cfg, store)
-    source_saes = [pull_sae(cfg, store, hook).to(device, torch.float32) for hook in link.sources]
-    target_sae = pull_sae(cfg, store, link.target).to(device, torch.float32)
-    text = pull_tokens(cfg, store).tensors(f"{split}.safetensors")
+    info, link, device = job.model, job.link, job.device
+    source_saes = [pull_sae(job.cfg, job.store, hook).to(device, torch.float32) for hook in link.sources]
+    target_sae = pull_sae(job.cfg, job.store, link.target).to(device, torch.float32)
+    text = job.tokens.tensors(f"{split}.safetensors")
     context = text["ids"].shape[1]
-    counted = load_split(cfg, sides, split).row
-    n = max(min(most_tokens(cfg, split) // context, len(text["ids"])), 1)
+    counted = load_split(job.cfg, job.sides, split).row
+    n = max(min(most_tokens(job.cfg, split) // context, len(text["ids"])), 1)
     counted = counted[counted < n * context]
     ids = text["ids"][:n].long()
-    chained = cfg.link.sources in (["mlp_in"], ["hook_resid_mid"]) and cfg.link.target == "hook_mlp_out"
-    module = load_module(cfg, info, link.sources[0], link.target, device).float() if chained else None
+    chained = job.cfg.link.sources in (["mlp_in"], ["hook_resid_mid"]) and job.cfg.link.target == "hook_mlp_out"
+    module = load_module(job.cfg, info, link.sources[0], link.target, device).float() if chained else None
     hooks: list[str] = [*link.sources, *([] if chained else [link.target])]
     # Copies are run in float32; what they are compared with has to be, too.
-    exact = cfg if chained else replace(cfg, model=replace(cfg.model, dtype=DType.float32))
+    exact = job.cfg if chained else replace(job.cfg, model=replace(job.cfg.model, dtype=DType.float32))
     forward = load_forward(exact, info, hooks, device)
     with torch.inference_mode():
-        rows = max(cfg.runtime.forward_tokens // context, 1)
+        rows = max(job.cfg.runtime.forward_tokens // context, 1)
         parts = [forward(ids[i : i + rows].to(device)) for i in range(0, n, rows)]
         place = counted.to(device)
         acts = {hook: torch.cat([part[hook].float().flatten(0, 1) for part in parts])[place] for hook in hooks}
@@ -99,7 +98,9 @@ def open_block(cfg: Config, store: Store, sides: Sides, split: str, device: str)
     if module is not None:
         computation: Chain | Attended = Chain(module, x[0])
     else:
-        computation = load_attended(cfg, info, link.sources, link.target, ids, counted, x, acts[link.target], device)
+        computation = load_attended(
+            job.cfg, info, link.sources, link.target, ids, counted, x, acts[link.target], device
+        )
     document = text["document"].flatten().long()[counted]
     return Block(computation, source_saes, target_sae, x, document.unique(return_inverse=True)[1] % FOLDS)
 

@@ -2,66 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 
-from saelink.config.schema import Config
-from saelink.interventions.oracle import VERSION, about_link, link_inputs, oracle, oracle_plan, spliced_recipe
-from saelink.interventions.splice import Splice, mean_acts, spliced_tokens, test_latents
-from saelink.latents.link import pull_sides
+from saelink.interventions.oracle import OracleStage, spliced_recipe
+from saelink.interventions.splice import Splice, first_latents, mean_acts, spliced_tokens
+from saelink.job import JobStage
 from saelink.latents.rows import unpack
-from saelink.runtime import device_of
-from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
 
 BASELINES = ("clean", "sae", "oracle", "mean", "zero", "oracle_with_error")
 
 
-def ce_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of the losses that a connector's are compared with, on eval.ce_tokens test tokens."""
-    inputs = {**link_inputs(cfg, store), "oracle": oracle_plan(cfg, store).key}
-    return Plan(
-        "ce", VERSION, {**spliced_recipe(cfg), "tokens": cfg.eval.ce_tokens}, inputs, about_link(cfg) + ", baselines"
-    )
+class BaselinesFacts(TypedDict):
+    """Mean losses in nats, by what is in the target hook's place."""
+
+    tokens: int
+    clean: float
+    sae: float
+    oracle: float
+    mean: float
+    zero: float
+    oracle_with_error: float
 
 
-def ce_baselines(cfg: Config, store: Store) -> Artifact:
-    """Pull the next-token losses of everything a connector is compared with, on eval.ce_tokens test tokens.
+class BaselinesStage(JobStage[BaselinesFacts]):
+    """The next-token losses of everything a connector is compared with, on eval.ce_tokens test tokens.
 
     File `losses.safetensors`, each [sequences, context_size - 1] in nats: `clean`; at the target hook `sae` (its
     reconstruction), `oracle`, `mean` (the training mean of the acts) and `zero`; `oracle_with_error` has the SAE's
     own error added back.
     """
-    plan = ce_plan(cfg, store)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
-    sides = pull_sides(cfg, store)
-    made = oracle(cfg, store)
 
-    def make(draft: Draft) -> dict[str, Any]:
-        test = spliced_tokens(cfg, store, sides, cfg.eval.ce_tokens)
-        with Splice(cfg, store, sides, test, len(BASELINES)) as splice:
-            true = test_latents(sides.target, len(test.ids))
-            d_sae = sides.d_target
-            oracle_rows = unpack(made.tensors("latents.safetensors"), d_sae).select(torch.arange(test.ids.numel()))
+    name = "ce"
+    version = 1
+
+    def recipe(self) -> dict[str, Any]:
+        return {**spliced_recipe(self.job.cfg), "tokens": self.job.cfg.eval.ce_tokens}
+
+    def inputs(self) -> dict[str, str]:
+        model = self.job.model.artifact.key
+        return {**self.latents_inputs(), "model": model, "oracle": OracleStage(self.job).key}
+
+    def about(self) -> str:
+        return f"{self.job.about}, baselines"
+
+    def make(self, draft: Draft) -> BaselinesFacts:
+        job, sides = self.job, self.job.sides
+        oracle = OracleStage(job).pull().tensors("latents.safetensors")
+        test = spliced_tokens(job, job.cfg.eval.ce_tokens)
+        with Splice(job, test, len(BASELINES)) as splice:
+            true = first_latents(sides.target, len(test.ids))
+            oracle_rows = unpack(oracle, sides.d_target).select(torch.arange(test.ids.numel()))
             zero = torch.zeros(*test.ids.shape, splice.sae.d_in)
             losses = {
                 "clean": splice.losses(),
                 "sae": splice.losses(splice.decode(true)),
                 "oracle": splice.losses(splice.decode(oracle_rows)),
-                "mean": splice.losses(zero + mean_acts(cfg, store, splice.hook)),
+                "mean": splice.losses(zero + mean_acts(job, splice.hook)),
                 "zero": splice.losses(zero),
                 "oracle_with_error": splice.losses_of_change(splice.decode(oracle_rows) - splice.decode(true)),
             }
         assert set(losses) == set(BASELINES)
         draft.save_tensors("losses.safetensors", losses)
-        return {"tokens": test.ids.numel(), **{name: loss.double().mean().item() for name, loss in losses.items()}}
-
-    return store.build(plan, make, device_of(cfg))
+        means = {name: loss.double().mean().item() for name, loss in losses.items()}
+        return cast("BaselinesFacts", {"tokens": test.ids.numel(), **means})
 
 
 def ce_figures(losses: dict[str, torch.Tensor], document: torch.Tensor, resamples: int) -> dict[str, dict[str, float]]:

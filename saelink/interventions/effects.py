@@ -14,7 +14,7 @@ every single ablation is kept too.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -22,18 +22,11 @@ from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.interventions.block import FOLDS, most_tokens, open_block
 from saelink.interventions.measure import Changes, Effects, measure_effects
-from saelink.latents.encode import encode_plan
-from saelink.latents.link import Sides, link_of, pull_sides
+from saelink.job import Job, JobStage
 from saelink.latents.rows import pack, unpack
-from saelink.model.describe import model_info
 from saelink.model.probe import BLOCK_HOOKS
-from saelink.runtime import device_of
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
-
-VERSION = 2
 
 EFFECTS_FILE = "effects.safetensors"
 
@@ -68,85 +61,98 @@ def nulls_of(cfg: Config) -> tuple[str, ...]:
     return NULLS[:1] if adds_up else NULLS
 
 
-def effects_plan(cfg: Config, store: Store, split: str = "test", null: str | None = None) -> Plan:
-    """Plan of a link's effects on a split's documents, or of one of NULLS. Raises SaelinkError for another link."""
-    check_measurable(cfg)
-    link = link_of(cfg, store)
-    recipe = {
-        "split": split,
-        "null": null,
-        "tokens_per_source": _per_source(cfg, null),
-        "tokens": most_tokens(cfg, split),
-        "drop_positions": cfg.data.drop_positions,
-        "max_norm_ratio": cfg.data.max_norm_ratio,
-        "latent_scale": cfg.latent_scale.name,
-        "model_dtype": cfg.model.dtype.name,
-    }
-    inputs = {f"source{i}": encode_plan(cfg, store, hook).key for i, hook in enumerate(link.sources)}
-    inputs |= {"target": encode_plan(cfg, store, link.target).key, "model": model_info(cfg, store).artifact.key}
-    about = f"{cfg.model.label} layer {cfg.layer} {cfg.link.name}, {null or split}"
-    return Plan("effects", VERSION, recipe, inputs, about)
+class EffectsFacts(TypedDict):
+    n_tokens: int
+    """Tokens that were looked at."""
+    ablations: int
+    strong: int
+    """Strong effects, see verify.strong,"""
+    strong_negative: int
+    """and those among them that are below 0."""
 
 
-def _per_source(cfg: Config, null: str | None) -> int:
-    return cfg.verify.tokens_per_source if null is None else min(cfg.verify.tokens_per_source, NULL_TOKENS)
-
-
-def effects(cfg: Config, store: Store, split: str = "test", null: str | None = None) -> Artifact:
-    """Pull the effect of every source latent on every target latent, on test or train documents; or one of NULLS.
+class EffectsStage(JobStage[EffectsFacts]):
+    """The effect of every source latent on every target latent, on test or train documents; or one of NULLS.
 
     File `effects.safetensors`: see `Effects`; for train also `changes.safetensors`: see `Changes`. Raises SaelinkError
     for a link whose hooks are not modules' own inputs and outputs.
     """
-    for name in ("tokens_per_source", "tokens", "fit_tokens"):
-        if getattr(cfg.verify, name) < 1:
-            raise SaelinkError(f"verify.{name}={getattr(cfg.verify, name)} must be at least 1")
-    plan = effects_plan(cfg, store, split, null)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
-    sides = pull_sides(cfg, store)
-    return store.build(plan, lambda draft: _effects(cfg, store, sides, split, null, draft), device_of(cfg))
+
+    name = "effects"
+    version = 2
+
+    def __init__(self, job: Job, split: str = "test", null: str | None = None):
+        super().__init__(job)
+        check_measurable(job.cfg)
+        self.split, self.null = split, null
+
+    @property
+    def _per_source(self) -> int:
+        most = self.job.cfg.verify.tokens_per_source
+        return most if self.null is None else min(most, NULL_TOKENS)
+
+    def recipe(self) -> dict[str, Any]:
+        cfg = self.job.cfg
+        return {
+            "split": self.split,
+            "null": self.null,
+            "tokens_per_source": self._per_source,
+            "tokens": most_tokens(cfg, self.split),
+            "drop_positions": cfg.data.drop_positions,
+            "max_norm_ratio": cfg.data.max_norm_ratio,
+            "latent_scale": cfg.latent_scale.name,
+            "model_dtype": cfg.model.dtype.name,
+        }
+
+    def inputs(self) -> dict[str, str]:
+        return {**self.latents_inputs(), "model": self.job.model.artifact.key}
+
+    def about(self) -> str:
+        return f"{self.job.about}, {self.null or self.split}"
+
+    def check(self) -> None:
+        settings = self.job.cfg.verify
+        for name in ("tokens_per_source", "tokens", "fit_tokens"):
+            if getattr(settings, name) < 1:
+                raise SaelinkError(f"verify.{name}={getattr(settings, name)} must be at least 1")
+
+    def make(self, draft: Draft) -> EffectsFacts:
+        job, sides, link = self.job, self.job.sides, self.job.link
+        size = FOLDS * sides.d_source * sides.d_target
+        most = max(most_tokens(job.cfg, self.split), 1)
+        what = f"effects: {' + '.join(link.sources)} -> {link.target} on at most {most:,} {self.split} tokens"
+        job.observer.say(f"{what}, {6 * size / 1e9:.1f} GB of memory")
+        job.store.need_space("effects", 2 * size + 4 * size // FOLDS)
+        block = open_block(job, self.split)
+        directions: torch.Tensor | None = None
+        if self.null == "permuted decoders":
+            generator = torch.Generator().manual_seed(0)
+            directions = torch.cat([s.W_dec[torch.randperm(s.d_sae, generator=generator)] for s in block.source_saes])
+        elif self.null == "random weights":
+            block.computation.permute()
+        keep = self.split == "train"
+        with torch.inference_mode():
+            found, changes = measure_effects(block, self._per_source, job.observer, sides.scales, directions, keep)
+        draft.save_tensors(EFFECTS_FILE, found._asdict())
+        if changes is not None:
+            ablations = {"token": changes.token.int(), "source": changes.source.int(), "value": changes.value}
+            draft.save_tensors(CHANGES_FILE, pack(changes.rows) | ablations)
+        strong = found.mean.abs() >= job.cfg.verify.strong * found.target_mean
+        strong &= (found.target_mean > 0) & found.consistent()
+        return {
+            "n_tokens": len(block.fold),
+            "ablations": int(found.tokens.sum()),
+            "strong": int(strong.sum()),
+            "strong_negative": int((strong & (found.mean < 0)).sum()),
+        }
 
 
-def load_effects(artifact: Artifact) -> Effects:
+def load_effects(artifact: Artifact[EffectsFacts]) -> Effects:
     return Effects(**artifact.tensors(EFFECTS_FILE))
 
 
-def load_changes(artifact: Artifact) -> Changes:
+def load_changes(artifact: Artifact[EffectsFacts]) -> Changes:
     """The changes of every single ablation; only effects on training documents have them."""
     tensors = artifact.tensors(CHANGES_FILE)
     d_target = len(artifact.tensors(EFFECTS_FILE)["target_mean"])
     return Changes(unpack(tensors, d_target), tensors["token"].long(), tensors["source"].long(), tensors["value"])
-
-
-def _effects(
-    cfg: Config, store: Store, sides: Sides, split: str, null: str | None, draft: Draft
-) -> dict[str, Any]:  # fmt: skip
-    device = device_of(cfg)
-    link, size = link_of(cfg, store), FOLDS * sides.d_source * sides.d_target
-    most = max(most_tokens(cfg, split), 1)
-    what = f"effects: {' + '.join(link.sources)} -> {link.target} on at most {most:,} {split} tokens"
-    store.say(f"{what}, {6 * size / 1e9:.1f} GB of memory")
-    store.need_space("effects", 2 * size + 4 * size // FOLDS)
-    block = open_block(cfg, store, sides, split, device)
-    directions: torch.Tensor | None = None
-    if null == "permuted decoders":
-        generator = torch.Generator().manual_seed(0)
-        directions = torch.cat([s.W_dec[torch.randperm(s.d_sae, generator=generator)] for s in block.source_saes])
-    elif null == "random weights":
-        block.computation.permute()
-    with torch.inference_mode():
-        found, changes = measure_effects(block, _per_source(cfg, null), sides.scales, directions, split == "train")
-    draft.save_tensors(EFFECTS_FILE, found._asdict())
-    if changes is not None:
-        ablations = {"token": changes.token.int(), "source": changes.source.int(), "value": changes.value}
-        draft.save_tensors(CHANGES_FILE, pack(changes.rows) | ablations)
-    strong = found.mean.abs() >= cfg.verify.strong * found.target_mean
-    strong &= (found.target_mean > 0) & found.consistent()
-    return {
-        "n_tokens": len(block.fold),
-        "ablations": int(found.tokens.sum()),
-        "strong": int(strong.sum()),
-        "strong_negative": int((strong & (found.mean < 0)).sum()),
-    }

@@ -7,19 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from saelink.config.schema import Config
 from saelink.connectors.base import Connector
 from saelink.interventions.splice import Hook, mean_acts, next_token_losses, spliced_tokens
+from saelink.job import Job
 from saelink.latents.encode import encode_rows
-from saelink.latents.link import link_of, pull_sides
 from saelink.latents.rows import Rows
-from saelink.model.describe import model_info
 from saelink.model.load import load_bridge
-from saelink.progress import Progress
-from saelink.runtime import device_of
 from saelink.saes.load import pull_sae
 from saelink.saes.sae import SAE
-from saelink.store.store import Store
 
 Replacement = Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
 """What stands in a target hook's place, from what source hooks and target hook hold there, [n, width] each."""
@@ -73,20 +68,22 @@ class SeveralLayers:
     manager; `passes` is for the progress bar.
     """
 
-    def __init__(self, cfgs: list[Config], store: Store, tokens: int, passes: int):
-        """`cfgs` are the same job at several layers; `tokens` test tokens are run."""
-        self.device = device_of(cfgs[0])
+    def __init__(self, jobs: list[Job], tokens: int, passes: int):
+        """`jobs` are the same at several layers; `tokens` test tokens are run."""
+        first = jobs[0]
+        self.device = first.device
         self.links: list[LinkAt] = []
-        for cfg in cfgs:
-            sides, link = pull_sides(cfg, store), link_of(cfg, store)
-            self.test = spliced_tokens(cfg, store, sides, tokens)
-            saes = [pull_sae(cfg, store, hook).to(self.device, torch.float32) for hook in [*link.sources, link.target]]
-            mean = mean_acts(cfg, store, link.target)
+        for job in jobs:
+            sides, link = job.sides, job.link
+            self.test = spliced_tokens(job, tokens)
+            hooks = [*link.sources, link.target]
+            saes = [pull_sae(job.cfg, job.store, hook).to(self.device, torch.float32) for hook in hooks]
+            mean = mean_acts(job, link.target)
             self.links.append(
                 LinkAt(link.sources, link.target, saes[:-1], saes[-1], sides.scales, mean, self.test.counts)
             )
-        self._bridge = load_bridge(cfgs[0], model_info(cfgs[0], store), self.device)
-        self._bar = Progress("ce", passes * self.test.ids.numel())
+        self._bridge = load_bridge(first.cfg, first.model, self.device)
+        self._bar = first.observer.progress("ce", passes * self.test.ids.numel())
 
     def __enter__(self) -> SeveralLayers:
         self._bar.__enter__()

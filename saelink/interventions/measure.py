@@ -10,7 +10,7 @@ import torch
 from saelink.interventions.block import FOLDS, STEP, Block, encoded_with_floor, read_held
 from saelink.kernels import in_parts
 from saelink.latents.rows import Rows
-from saelink.progress import Progress
+from saelink.progress import Observer
 
 
 class Effects(NamedTuple):
@@ -82,8 +82,8 @@ def choose_ablations(rows: Rows, fold: torch.Tensor, most: int) -> Ablations:
 
 
 def measure_effects(
-    block: Block, most: int, scales: list[float] | None = None, directions: torch.Tensor | None = None,
-    keep: bool = False,
+    block: Block, most: int, observer: Observer, scales: list[float] | None = None,
+    directions: torch.Tensor | None = None, keep: bool = False,
 ) -> tuple[Effects, Changes | None]:  # fmt: skip
     """The effects of every source latent on every target latent of a block.
 
@@ -102,7 +102,7 @@ def measure_effects(
         by = torch.argsort(block.computation.groups[chosen.token], stable=True)
         chosen = Ablations(*(column[by] for column in chosen))
     kept: list[Rows] | None = [] if keep else None
-    sums = _ablate(block, directions, before, floor, chosen, kept)
+    sums = _ablate(block, directions, before, floor, chosen, kept, observer)
     counts = torch.bincount(chosen.fold * d_source + chosen.source, minlength=FOLDS * d_source).view(FOLDS, -1)
     total = counts.sum(0).clamp(min=1)
     folds = sums.view(FOLDS, d_source, target_sae.d_sae) / scales[-1]
@@ -126,7 +126,7 @@ def measure_effects(
 
 def _ablate(
     block: Block, directions: torch.Tensor | None, before: Rows, floor: torch.Tensor, chosen: Ablations,
-    kept: list[Rows] | None,
+    kept: list[Rows] | None, observer: Observer,
 ) -> torch.Tensor:  # fmt: skip
     """[FOLDS * d_source, d_target] sums of f(x) - f(x - a d), raw units; each of them is added to `kept` if given."""
     target_sae, device = block.target_sae, block.x[0].device
@@ -138,7 +138,7 @@ def _ablate(
     sums = torch.zeros(FOLDS * d_source, target_sae.d_sae)
     room = torch.empty(STEP, target_sae.d_sae, device=device)
     slot_of = chosen.fold * d_source + chosen.source
-    with Progress("effects", len(chosen.token), "ablations") as bar:
+    with observer.progress("effects", len(chosen.token), "ablations") as bar:
         for first in range(0, len(chosen.token), STEP):
             part = slice(first, first + STEP)
             token, source, slots = chosen.token[part], chosen.source[part], slot_of[part]

@@ -10,20 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from saelink.activations.cache import act_shards, cache, shards_of
-from saelink.activations.tokens import pull_tokens
-from saelink.config.schema import Config
-from saelink.latents.encode import stored_units
-from saelink.latents.link import Sides, link_of, load_split
+from saelink.activations.cache import CacheStage, act_shards, shards_of
+from saelink.job import Job
+from saelink.latents.encode import EncodeFacts, stored_units
+from saelink.latents.link import load_split
 from saelink.latents.rows import Rows, sparse_linear, unpack
-from saelink.model.describe import model_info
 from saelink.model.load import load_bridge
 from saelink.progress import Progress
-from saelink.runtime import device_of
 from saelink.saes.load import pull_sae
 from saelink.saes.sae import SAE, Units
 from saelink.store.artifact import Artifact
-from saelink.store.store import Store
 
 LOGITS_TOKENS = 2048
 """Tokens of one pass to the logits, which are as wide as the vocabulary."""
@@ -42,17 +38,17 @@ class SplicedTokens(NamedTuple):
     """[sequences, context_size] bool: where latents are explained."""
 
 
-def spliced_tokens(cfg: Config, store: Store, sides: Sides, limit: int | None = None) -> SplicedTokens:
+def spliced_tokens(job: Job, limit: int | None = None) -> SplicedTokens:
     """At most `limit` tokens of the test split, in whole sequences, at least one."""
-    tensors = pull_tokens(cfg, store).tensors("test.safetensors")
+    tensors = job.tokens.tensors("test.safetensors")
     ids, document = tensors["ids"].long(), tensors["document"].long()
     counts = torch.zeros(ids.numel(), dtype=torch.bool)
-    counts[load_split(cfg, sides, "test").row] = True
+    counts[load_split(job.cfg, job.sides, "test").row] = True
     n = len(ids) if limit is None else min(max(limit // ids.shape[1], 1), len(ids))
     return SplicedTokens(ids[:n], document[:n], counts.view(ids.shape)[:n])
 
 
-def test_latents(side: Artifact, n_sequences: int) -> Rows:
+def first_latents(side: Artifact[EncodeFacts], n_sequences: int) -> Rows:
     """All positions of the first test sequences, as the SAE gave them."""
     context = side.facts["context_size"]
     parts = [
@@ -62,7 +58,7 @@ def test_latents(side: Artifact, n_sequences: int) -> Rows:
     return Rows.stack(parts).select(torch.arange(n_sequences * context))
 
 
-def test_units(side: Artifact, n_sequences: int) -> Units | None:
+def first_units(side: Artifact[EncodeFacts], n_sequences: int) -> Units | None:
     """The units of all positions of the first test sequences, for an SAE that normalises what it reads."""
     context = side.facts["context_size"]
     parts = [stored_units(side.tensors(shard.name)) for shard in shards_of(side.facts["sequences"], context, ["test"])]
@@ -118,11 +114,11 @@ def next_token_losses(bridge: Any, ids: torch.Tensor, hooks: Callable[[slice], l
     return torch.cat(losses)
 
 
-def mean_acts(cfg: Config, store: Store, hook: str) -> torch.Tensor:
+def mean_acts(job: Job, hook: str) -> torch.Tensor:
     """[width] mean of a hook's acts over the training tokens, without the dropped positions."""
     total, n = torch.zeros(()), 0
-    for _, acts in act_shards(cache(cfg, store, [hook])[hook], ["train"]):
-        kept = acts[:, cfg.data.drop_positions :].flatten(0, 1).double()
+    for _, acts in act_shards(CacheStage(job.cfg, job.store, hook).pull(), ["train"]):
+        kept = acts[:, job.cfg.data.drop_positions :].flatten(0, 1).double()
         total, n = total + kept.sum(0), n + len(kept)
     return (total / n).float()
 
@@ -130,15 +126,15 @@ def mean_acts(cfg: Config, store: Store, hook: str) -> torch.Tensor:
 class Splice:
     """Runs the model with something else at the target hook. A context manager; `passes` is for the progress bar."""
 
-    def __init__(self, cfg: Config, store: Store, sides: Sides, test: SplicedTokens, passes: int):
-        self.hook = link_of(cfg, store).target
-        self.device = device_of(cfg)
+    def __init__(self, job: Job, test: SplicedTokens, passes: int):
+        self.hook = job.link.target
+        self.device = job.device
         self.test = test
-        self.sae = pull_sae(cfg, store, self.hook).to("cpu", torch.float32)
-        self.units = test_units(sides.target, len(test.ids))
-        self.sides = sides
-        self._bridge = load_bridge(cfg, model_info(cfg, store), self.device)
-        self._bar = Progress("ce", passes * test.ids.numel())
+        self.sae = pull_sae(job.cfg, job.store, self.hook).to("cpu", torch.float32)
+        self.units = first_units(job.sides.target, len(test.ids))
+        self.sides = job.sides
+        self._bridge = load_bridge(job.cfg, job.model, self.device)
+        self._bar = job.observer.progress("ce", passes * test.ids.numel())
 
     def __enter__(self) -> Splice:
         self._bar.__enter__()
@@ -177,4 +173,4 @@ class Splice:
 
     def true_latents(self) -> Rows:
         """The target latents of all positions, as the SAE gives them."""
-        return test_latents(self.sides.target, len(self.test.ids))
+        return first_latents(self.sides.target, len(self.test.ids))

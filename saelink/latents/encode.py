@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
-from saelink.activations.cache import Look, Shard, cache, cache_plan, norm_facts, run_model, shards_of
-from saelink.activations.tokens import pull_tokens
+from saelink.activations.cache import (
+    CacheFacts,
+    CacheStage,
+    Look,
+    NormFacts,
+    Shard,
+    cache_hooks,
+    norm_facts,
+    run_model,
+    shards_of,
+)
+from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
 from saelink.kernels import cuda
 from saelink.latents.rows import Rows, pack, sparse_linear, unpack
-from saelink.progress import Progress
+from saelink.progress import Observer, Progress
 from saelink.runtime import device_of, torch_dtype
 from saelink.saes.check import check_sae
 from saelink.saes.choice import sae_choice
@@ -24,9 +34,8 @@ from saelink.store.artifact import Artifact
 from saelink.store.draft import Claim, Draft
 from saelink.store.files import gigabytes
 from saelink.store.recipe import Plan
+from saelink.store.stage import Stage
 from saelink.store.store import Store
-
-VERSION = 2
 
 TYPICAL_NORM_RATIO = 3.0
 """Rows with more than this many median norms carry massive activations; figures are given with and without them."""
@@ -35,61 +44,111 @@ QUALITY_FROM_POSITION = 1
 """An SAE's own figures leave position 0 out, with its massive activations, whatever data.drop_positions does."""
 
 
-def encode_plan(cfg: Config, store: Store, hook_name: str) -> Plan:
-    """Plan of one hook's latents; `hook_name` is a full name."""
-    choice = sae_choice(cfg, store, hook_name)
-    recipe = {"hook_name": hook_name, "sae_dtype": cfg.sae.dtype.name}
-    inputs = {"acts": cache_plan(cfg, store, hook_name).key, "sae": choice.key}
-    return Plan("encode", VERSION, recipe, inputs, f"{cfg.model.label} {hook_name}, SAE {choice.about}")
+class EncodeFacts(TypedDict):
+    """What is known of a hook's latents; lists are by position, on the training split."""
+
+    hook_name: str
+    context_size: int
+    sequences: dict[str, int]
+    """By split."""
+    d_sae: int
+    width: int
+    mean_norm: list[float]
+    """Mean l2 norm of the acts,"""
+    median_norm: float
+    """and the median over all of them."""
+    active_sum: list[float]
+    """Sum and number of active values: the latent scale."""
+    active_count: list[float]
+    dead: int
+    """Latents that never fire on the training split."""
+    fvu: float
+    """The SAE's own quality on the test split,"""
+    fvu_typical: float
+    """without rows of massive activations,"""
+    typical: float
+    """and the share of the others."""
+    l0: float
 
 
-def encode(cfg: Config, store: Store, hook_name: str) -> Artifact:
-    """Pull the latents of one hook, all positions of all splits.
+class EncodeStage(Stage[EncodeFacts]):
+    """The latents of one hook (by its full name), all positions of all splits.
 
-    Files `<split>-<number>.safetensors`: `indices`, `values`, `lengths` (see latents.pack) and `norm`, the l2 norm
-    of each row's acts; for an SAE that normalises its input also `mean` and `scale` (see autoencoder.Units). Facts:
-    sums and counts of active values by position on the training split (the latent scale), norms, and the SAE's quality
-    on the test split: fvu, fvu_typical (without massive rows), l0, dead latents.
+    Files `<split>-<number>.safetensors`: `indices`, `values`, `lengths` (see rows.pack) and `norm`, the l2 norm
+    of each row's acts; for an SAE that normalises its input also `mean` and `scale` (see sae.Units).
     """
-    return encode_all(cfg, store, [hook_name])[hook_name]
+
+    name = "encode"
+    version = 2
+
+    def __init__(self, cfg: Config, store: Store, hook_name: str):
+        self.cfg, self.store, self.hook_name = cfg, store, hook_name
+        self._choice = sae_choice(cfg, store, hook_name)
+
+    @property
+    def device(self) -> str:
+        return device_of(self.cfg)
+
+    def recipe(self) -> dict[str, Any]:
+        return {"hook_name": self.hook_name, "sae_dtype": self.cfg.sae.dtype.name}
+
+    def inputs(self) -> dict[str, str]:
+        return {"acts": CacheStage(self.cfg, self.store, self.hook_name).key, "sae": self._choice.key}
+
+    def about(self) -> str:
+        return f"{self.cfg.model.label} {self.hook_name}, SAE {self._choice.about}"
+
+    def make(self, draft: Draft) -> EncodeFacts:
+        hook, look = self.hook_name, _Look(self.cfg, self.store)
+        acts = _Cached(cache_hooks(self.cfg, self.store, [hook], look))
+        saes = {hook: pull_sae(self.cfg, self.store, hook)}
+        _write(self.cfg, self.store, {hook: draft}, saes, look, acts)
+        return _facts(self.cfg, self.store.observer, acts, saes, {hook: draft})[hook]
+
+    def pull(self) -> Artifact[EncodeFacts]:
+        """The latents, shard by shard where an earlier try or another worker left off."""
+        return encode_hooks(self.cfg, self.store, [self.hook_name])[self.hook_name]
 
 
-def encode_all(cfg: Config, store: Store, hook_names: Iterable[str]) -> dict[str, Artifact]:
-    """Pull the latents of several hooks: one forward pass for all whose activations are missing.
+def encode_hooks(cfg: Config, store: Store, hook_names: Iterable[str]) -> dict[str, Artifact[EncodeFacts]]:
+    """The latents of several hooks: one forward pass for all whose activations are missing, see EncodeStage.
 
     With cfg.stream there are no activations in between; the latents are the same.
     """
-    plans = {hook: encode_plan(cfg, store, hook) for hook in dict.fromkeys(hook_names)}
-    missing = [hook for hook, plan in plans.items() if store.up_to_date(plan) is None]
+    stages = {hook: EncodeStage(cfg, store, hook) for hook in dict.fromkeys(hook_names)}
+    missing = [hook for hook, stage in stages.items() if store.up_to_date(stage.plan) is None]
     if missing:
-        checked: set[str] = set()
-
-        def look(hook: str, acts: torch.Tensor) -> None:
-            if hook in checked:
-                return
-            checked.add(hook)
-            if sae_choice(cfg, store, hook).exists:
-                check_sae(cfg, hook, pull_sae(cfg, store, hook), acts, TYPICAL_NORM_RATIO)
-
-        streamed = cfg.stream and not all(_cached(cfg, store, hook) for hook in missing)
-        if streamed:
-            _encode(cfg, store, plans, missing, look, _Streamed(cfg, store, missing))
+        look = _Look(cfg, store)
+        plans = {hook: stages[hook].plan for hook in missing}
+        cached = all(CacheStage(cfg, store, hook).find() is not None for hook in missing)
+        if cfg.stream and not cached:
+            _encode(cfg, store, plans, look, _Streamed(cfg, store, missing))
         else:
-            acts = cache(cfg, store, missing, look)
+            acts = cache_hooks(cfg, store, missing, look)
             for hook in missing:
-                _encode(cfg, store, plans, [hook], look, _Cached({hook: acts[hook]}))
-    found = {hook: store.find(plan) for hook, plan in plans.items()}
+                _encode(cfg, store, {hook: plans[hook]}, look, _Cached({hook: acts[hook]}))
+    found = {hook: stage.find() for hook, stage in stages.items()}
     return {hook: artifact for hook, artifact in found.items() if artifact is not None}
 
 
-def _cached(cfg: Config, store: Store, hook: str) -> bool:
-    return store.find(cache_plan(cfg, store, hook)) is not None
+class _Look:
+    """Sees to it that an SAE belongs to the first activations of its hook, once a hook."""
+
+    def __init__(self, cfg: Config, store: Store):
+        self._cfg, self._store = cfg, store
+        self._checked: set[str] = set()
+
+    def __call__(self, hook: str, acts: torch.Tensor) -> None:
+        if hook not in self._checked:
+            self._checked.add(hook)
+            if sae_choice(self._cfg, self._store, hook).exists:
+                check_sae(self._cfg, hook, pull_sae(self._cfg, self._store, hook), acts, TYPICAL_NORM_RATIO)
 
 
 class _Cached:
     """Activations from the disk."""
 
-    def __init__(self, artifacts: dict[str, Artifact]):
+    def __init__(self, artifacts: dict[str, Artifact[CacheFacts]]):
         self._artifacts = artifacts
         facts = next(iter(artifacts.values())).facts
         self.sequences, self.context_size = facts["sequences"], facts["context_size"]
@@ -105,30 +164,28 @@ class _Streamed:
 
     def __init__(self, cfg: Config, store: Store, hooks: list[str]):
         self._cfg, self._store, self._hooks = cfg, store, hooks
-        self._tokens = pull_tokens(cfg, store)
+        self._tokens = TokensStage(cfg, store).pull()
         self.sequences, self.context_size = self._tokens.facts["sequences"], self._tokens.facts["context_size"]
 
     def shards(self, shards: Iterable[Shard], bar: Progress) -> Iterator[tuple[Shard, dict[str, torch.Tensor]]]:
         yield from run_model(self._cfg, self._store, self._tokens, self._hooks, shards, bar)
 
 
-def _encode(
-    cfg: Config, store: Store, plans: dict[str, Plan], hooks: list[str], look: Look, acts: _Cached | _Streamed
-) -> None:
+def _encode(cfg: Config, store: Store, plans: dict[str, Plan], look: Look, acts: _Cached | _Streamed) -> None:
+    """Make the artifacts of these plans, by hook."""
     device = device_of(cfg)
-    saes = {hook: pull_sae(cfg, store, hook) for hook in hooks}
-    chosen = [plans[hook] for hook in hooks]
-    with store.drafts(chosen, resumable=True, shared=cfg.runtime.worker is not None) as drafts:
+    saes = {hook: pull_sae(cfg, store, hook) for hook in plans}
+    with store.drafts(list(plans.values()), resumable=True, shared=cfg.runtime.worker is not None) as drafts:
         if drafts:
             by_hook = {draft.plan.recipe["hook_name"]: draft for draft in drafts}
             _write(cfg, store, by_hook, saes, look, acts)
-            made: dict[str, dict[str, Any]] = {}
+            made: dict[str, EncodeFacts] = {}
 
-            def facts(hook: str) -> dict[str, Any]:
+            def facts(hook: str) -> EncodeFacts:
                 # All at once, for a streamed model's sake; beside other workers, who may finish one, one by one.
                 if hook not in made:
                     these = {hook: by_hook[hook]} if by_hook[hook].shared else by_hook
-                    made.update(_facts(cfg, acts, saes, these, device))
+                    made.update(_facts(cfg, store.observer, acts, saes, these))
                 return made[hook]
 
             for hook, draft in by_hook.items():
@@ -148,7 +205,7 @@ def _write(
         sae = saes[hook]
         mine = total * (sae.k or 64) * (4 if sae.d_sae <= 2**16 else 6)  # how many are active is known for TopK only
         what = f"encode: {hook} of {total:,} tokens with {sae.d_sae:,} latents"
-        store.say(f"{what}, about {gigabytes(mine)} to write")
+        store.observer.say(f"{what}, about {gigabytes(mine)} to write")
         size += mine
         store.need_space(what, size)
     unfinished = [shard for shard in shards.values() if any(shard.name not in draft for draft in drafts)]
@@ -170,7 +227,7 @@ def _write(
         claims.pop(name).release()
 
     saving: Future[None] | None = None
-    with Progress("encode", total, done=done) as bar, ThreadPoolExecutor(1) as writer:
+    with store.observer.progress("encode", total, done=done) as bar, ThreadPoolExecutor(1) as writer:
         for shard, found in acts.shards(todo(), bar):
             tensors = {}
             for hook, sae in ready.items():
@@ -203,25 +260,31 @@ def _encode_shard(sae: SAE, flat: torch.Tensor, room: torch.Tensor, step: int, d
 
 
 def _facts(
-    cfg: Config, acts: _Cached | _Streamed, saes: dict[str, SAE], drafts: dict[str, Draft], device: str
-) -> dict[str, dict[str, Any]]:
-    facts: dict[str, dict[str, Any]] = {}
+    cfg: Config, observer: Observer, acts: _Cached | _Streamed, saes: dict[str, SAE], drafts: dict[str, Draft]
+) -> dict[str, EncodeFacts]:
+    """By hook what its artifact's manifest says."""
+    device = device_of(cfg)
+    norms: dict[str, NormFacts] = {}
     for hook, draft in drafts.items():
         shards = shards_of(acts.sequences, acts.context_size, ["train"])
-        norms = torch.cat([draft.tensors(shard.name)["norm"] for shard in shards]).view(-1, acts.context_size)
-        facts[hook] = {
+        rows = torch.cat([draft.tensors(shard.name)["norm"] for shard in shards]).view(-1, acts.context_size)
+        norms[hook] = norm_facts(rows)
+    limits = {hook: TYPICAL_NORM_RATIO * norms[hook]["median_norm"] for hook in drafts}
+    ready = {hook: saes[hook].to(device, torch_dtype(cfg.sae.dtype)).to(device, torch.float32) for hook in drafts}
+    quality = _quality(observer, acts, ready, drafts, limits, device)
+    return {
+        hook: {
             "hook_name": hook,
             "context_size": acts.context_size,
             "sequences": acts.sequences,
             "d_sae": saes[hook].d_sae,
             "width": saes[hook].d_in,
-            **norm_facts(norms),
+            **norms[hook],
+            **_training_counts(acts, saes[hook].d_sae, draft),
+            **quality[hook],
         }
-        facts[hook] |= _training_counts(facts[hook], draft)
-    limits = {hook: TYPICAL_NORM_RATIO * facts[hook]["median_norm"] for hook in drafts}
-    ready = {hook: saes[hook].to(device, torch_dtype(cfg.sae.dtype)).to(device, torch.float32) for hook in drafts}
-    found = _quality(acts, ready, drafts, limits, device)
-    return {hook: facts[hook] | found[hook] for hook in drafts}
+        for hook, draft in drafts.items()
+    }
 
 
 def encode_rows(sae: SAE, batch: torch.Tensor, room: torch.Tensor | None = None) -> Rows:
@@ -232,13 +295,19 @@ def encode_rows(sae: SAE, batch: torch.Tensor, room: torch.Tensor | None = None)
     return Rows(offsets, latent, value.float(), sae.d_sae)
 
 
-def _training_counts(facts: dict[str, Any], draft: Draft) -> dict[str, Any]:
+class _Counts(TypedDict):
+    active_sum: list[float]
+    active_count: list[float]
+    dead: int
+
+
+def _training_counts(acts: _Cached | _Streamed, d_sae: int, draft: Draft) -> _Counts:
     """Sum and number of active values by position on the training split, from what was written."""
-    context, d_sae = facts["context_size"], facts["d_sae"]
+    context = acts.context_size
     sums = torch.zeros(context, dtype=torch.float64)
     counts = torch.zeros(context, dtype=torch.float64)
     fired = torch.zeros(d_sae, dtype=torch.int64)
-    for shard in shards_of(facts["sequences"], context, ["train"]):
+    for shard in shards_of(acts.sequences, context, ["train"]):
         rows = unpack(draft.tensors(shard.name), d_sae)
         position = rows.row_of % context
         sums += torch.bincount(position, rows.values.double(), minlength=context)
@@ -251,6 +320,13 @@ def _training_counts(facts: dict[str, Any], draft: Draft) -> dict[str, Any]:
     }
 
 
+class _Quality(TypedDict):
+    fvu: float
+    fvu_typical: float
+    typical: float
+    l0: float
+
+
 class _QualitySums:
     """What an SAE's FVU is made of: one row for all tokens, one for typical ones."""
 
@@ -261,7 +337,7 @@ class _QualitySums:
         """The sum of x."""
         self.active = 0
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> _Quality:
         n = self.sums[:, 0]
         fvu, fvu_typical = (self.sums[:, 1] / (self.sums[:, 2] - self.total.square().sum(1) / n)).tolist()
         typical = (n[1] / n[0]).item()
@@ -269,13 +345,18 @@ class _QualitySums:
 
 
 def _quality(
-    acts: _Cached | _Streamed, saes: dict[str, SAE], drafts: dict[str, Draft], limits: dict[str, float], device: str
-) -> dict[str, dict[str, float]]:
+    observer: Observer,
+    acts: _Cached | _Streamed,
+    saes: dict[str, SAE],
+    drafts: dict[str, Draft],
+    limits: dict[str, float],
+    device: str,
+) -> dict[str, _Quality]:
     """The SAEs on test documents, from QUALITY_FROM_POSITION on: FVU, FVU of rows within `limits`, L0."""
     context = acts.context_size
     shards = shards_of(acts.sequences, context, ["test"])
     sums = {hook: _QualitySums(sae.d_in) for hook, sae in saes.items()}
-    with Progress("quality", acts.sequences["test"] * context) as bar:
+    with observer.progress("quality", acts.sequences["test"] * context) as bar:
         for shard, found in acts.shards(shards, bar):
             for hook, sae in saes.items():
                 x = found[hook].reshape(-1, sae.d_in).float()

@@ -7,24 +7,23 @@ depends on the text alone, not on how it is cut into shards. Hidden units of a c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 
 from saelink.activations.cache import Shard
-from saelink.activations.tokens import SPLITS
+from saelink.activations.tokens import SPLITS, TokensFacts
 from saelink.config.schema import Config
 from saelink.kernels import in_parts
+from saelink.latents.encode import EncodeFacts
 from saelink.latents.rows import Rows
 from saelink.latents.split import latent_shards, scale_of
-from saelink.progress import Progress
+from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
+from saelink.store.stage import Stage
 from saelink.store.store import Store
-
-VERSION = 2
 
 EXAMPLES_FILE = "examples.safetensors"
 
@@ -113,7 +112,7 @@ class Stream(NamedTuple):
         return out
 
 
-def stream_of(latents: Artifact, drop: int) -> Stream:
+def stream_of(latents: Artifact[EncodeFacts], drop: int) -> Stream:
     """The latents of an encode artifact."""
     facts = latents.facts
 
@@ -124,15 +123,39 @@ def stream_of(latents: Artifact, drop: int) -> Stream:
     return Stream(facts["d_sae"], scale_of(latents, drop), facts["context_size"], facts["sequences"], shards)
 
 
-def examples_plan(cfg: Config, latents: Artifact, tokens: Artifact) -> Plan:
-    """Plan of the examples of one encode artifact."""
-    return Plan(
-        "examples",
-        VERSION,
-        examples_recipe(cfg),
-        {"latents": latents.key, "tokens": tokens.key},
-        latents.manifest["about"],
-    )
+class ExamplesFacts(TypedDict):
+    hook_name: str
+    unit: float
+    """The mean active value on training tokens."""
+    context_size: int
+    sequences: dict[str, int]
+    """By split."""
+    n_tokens: int
+    """Those that count."""
+
+
+class ExamplesStage(Stage[ExamplesFacts]):
+    """What a hook's latents fire on. File `examples.safetensors`: the tensors of `Examples`."""
+
+    name = "examples"
+    version = 2
+
+    def __init__(self, cfg: Config, store: Store, latents: Artifact[EncodeFacts], tokens: Artifact[TokensFacts]):
+        self.cfg, self.store, self._latents, self._tokens = cfg, store, latents, tokens
+
+    def recipe(self) -> dict[str, Any]:
+        return examples_recipe(self.cfg)
+
+    def inputs(self) -> dict[str, str]:
+        return {"latents": self._latents.key, "tokens": self._tokens.key}
+
+    def about(self) -> str:
+        return self._latents.manifest["about"]
+
+    def make(self, draft: Draft) -> ExamplesFacts:
+        stream = stream_of(self._latents, self.cfg.data.drop_positions)
+        hook = self._latents.facts["hook_name"]
+        return collect_examples(self.cfg, self.store.observer, stream, self._tokens, draft, hook)
 
 
 def examples_recipe(cfg: Config) -> dict[str, Any]:
@@ -145,29 +168,11 @@ def examples_recipe(cfg: Config) -> dict[str, Any]:
     }
 
 
-def examples(cfg: Config, store: Store, latents: Artifact, tokens: Artifact) -> Artifact:
-    """Pull the examples of a hook's latents.
-
-    Files: `examples.safetensors`, the tensors of `Examples`. Facts: `hook_name`; `unit`, the mean active value on
-    training tokens; `n_tokens` that count, `context_size`, `sequences` of each split.
-    """
-    plan = examples_plan(cfg, latents, tokens)
-    found = store.up_to_date(plan)
-    if found is not None:
-        return found
-
-    def make(draft: Draft) -> dict[str, Any]:
-        facts = collect_examples(cfg, stream_of(latents, cfg.data.drop_positions), tokens, draft)
-        return {**facts, "hook_name": latents.facts["hook_name"]}
-
-    return store.build(plan, make)
-
-
-def load_examples(artifact: Artifact) -> Examples:
+def load_examples(artifact: Artifact[Any]) -> Examples:
     return Examples(**artifact.tensors(EXAMPLES_FILE))
 
 
-def text_of(tokens: Artifact) -> np.ndarray[Any, Any]:
+def text_of(tokens: Artifact[TokensFacts]) -> np.ndarray[Any, Any]:
     """All splits' tokens laid end to end, int32: what a place is an index of."""
     splits = [tokens.tensors(f"{split}.safetensors")["ids"].flatten() for split in SPLITS]
     return torch.cat(splits).numpy()
@@ -205,8 +210,10 @@ def _pieces(stream: Stream, text: np.ndarray[Any, Any], drop: int) -> Iterator[_
         yield _Piece(start, begins, row_of[:n], values[:n], tokens, sums)
 
 
-def collect_examples(cfg: Config, stream: Stream, tokens: Artifact, draft: Draft) -> dict[str, Any]:
-    """Look at a stream and write what `Examples` says; its facts."""
+def collect_examples(
+    cfg: Config, observer: Observer, stream: Stream, tokens: Artifact[TokensFacts], draft: Draft, hook_name: str
+) -> ExamplesFacts:
+    """Look at a stream and write what `Examples` says; its facts, in which it is called `hook_name`."""
     from saelink.kernels.examples import collect, weigh
 
     d, context, drop, unit = stream.d, stream.context, cfg.data.drop_positions, stream.unit
@@ -222,7 +229,7 @@ def collect_examples(cfg: Config, stream: Stream, tokens: Artifact, draft: Draft
         places[name], values[name] = np.full(shape, -1), np.zeros(shape, np.float32)
     token, weight, sums = np.full((d, SLOTS), -1), np.zeros((d, SLOTS)), np.zeros(d)
     n_tokens = sum(stream.sequences[split] for split in stream.splits) * context
-    with Progress("examples", 2 * n_tokens) as bar:
+    with observer.progress("examples", 2 * n_tokens) as bar:
         for piece in _pieces(stream, text, drop):
             arguments = (
                 piece.begins, piece.row_of, piece.values, piece.tokens, piece.start, context, unit,
@@ -254,6 +261,7 @@ def collect_examples(cfg: Config, stream: Stream, tokens: Artifact, draft: Draft
     found = Examples(*map(torch.from_numpy, tables))
     draft.save_tensors(EXAMPLES_FILE, found._replace(around=found.around.bfloat16())._asdict())
     return {
+        "hook_name": hook_name,
         "unit": unit,
         "context_size": context,
         "sequences": stream.sequences,

@@ -8,7 +8,7 @@ import torch
 
 from saelink.config.schema import Config, LatentScale
 from saelink.errors import SaelinkError
-from saelink.latents.encode import TYPICAL_NORM_RATIO, encode_all
+from saelink.latents.encode import TYPICAL_NORM_RATIO, EncodeFacts, encode_hooks
 from saelink.latents.split import Split, Tokens, open_split, scale_of
 from saelink.model.describe import model_info
 from saelink.store.artifact import Artifact
@@ -32,8 +32,8 @@ def link_of(cfg: Config, store: Store, layer: int | None = None) -> Link:
 class Sides(NamedTuple):
     """The encode artifacts of a link and the scalars their latents are divided by."""
 
-    sources: list[Artifact]
-    target: Artifact
+    sources: list[Artifact[EncodeFacts]]
+    target: Artifact[EncodeFacts]
     scales: list[float]
     """One for each source, then the target's."""
 
@@ -76,7 +76,7 @@ def pull_sides(cfg: Config, store: Store) -> Sides:
     """Pull the latents on both sides of the link; one forward pass gives what is missing for all of them."""
     link = link_of(cfg, store)
     hooks = [*link.sources, link.target]
-    found = encode_all(cfg, store, hooks)
+    found = encode_hooks(cfg, store, hooks)
     sources, target = [found[hook] for hook in link.sources], found[link.target]
     if cfg.latent_scale is LatentScale.none:
         return Sides(sources, target, [1.0] * len(hooks))

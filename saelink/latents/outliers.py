@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from saelink.latents.encode import TYPICAL_NORM_RATIO
+from saelink.latents.encode import TYPICAL_NORM_RATIO, EncodeFacts
 from saelink.latents.rows import Rows
 from saelink.latents.split import latent_shards
 from saelink.store.artifact import Artifact
@@ -46,7 +46,7 @@ class Outliers(NamedTuple):
     """[d] on how many tokens."""
 
 
-def flagged(side: Artifact, ids: torch.Tensor, tokenizer: Any, limits: Mapping[str, float]) -> Outliers:
+def flagged(side: Artifact[EncodeFacts], ids: torch.Tensor, tokenizer: Any, limits: Mapping[str, float]) -> Outliers:
     """The latents of an encode artifact of whose activation such places carry at least the share in `limits`.
 
     `ids` [sequences, context_size] are the test split's tokens.

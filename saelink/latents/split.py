@@ -12,11 +12,12 @@ import torch
 
 from saelink.activations.cache import Shard, shards_of
 from saelink.errors import SaelinkError
+from saelink.latents.encode import EncodeFacts
 from saelink.latents.rows import Rows, unpack
 from saelink.store.artifact import Artifact
 
 
-def latent_shards(artifact: Artifact, splits: Iterable[str]) -> Iterator[tuple[Shard, Rows, torch.Tensor]]:
+def latent_shards(artifact: Artifact[EncodeFacts], splits: Iterable[str]) -> Iterator[tuple[Shard, Rows, torch.Tensor]]:
     """Each shard with its latents and the l2 norms [rows] of the acts they were encoded from."""
     facts = artifact.facts
     for shard in shards_of(facts["sequences"], facts["context_size"], splits):
@@ -63,7 +64,7 @@ class Tokens:
         return Tokens(source, target, torch.cat([part.row for part in parts]), torch.cat([p.typical for p in parts]))
 
 
-def scale_of(artifact: Artifact, drop_positions: int) -> float:
+def scale_of(artifact: Artifact[EncodeFacts], drop_positions: int) -> float:
     """Mean active value on the training split, without the dropped positions: latent_scale=mean_active."""
     total = sum(artifact.facts["active_sum"][drop_positions:])
     count = sum(artifact.facts["active_count"][drop_positions:])
@@ -227,8 +228,8 @@ class Split:
 
 
 def open_split(
-    sources: list[Artifact],
-    target: Artifact,
+    sources: list[Artifact[EncodeFacts]],
+    target: Artifact[EncodeFacts],
     split: str,
     *,
     scales: list[float],

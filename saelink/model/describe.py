@@ -52,7 +52,7 @@ def model_info(cfg: Config, store: Store) -> ModelInfo:
 def _describe(cfg: ModelConfig, draft: Draft, store: Store) -> dict[str, Any]:
     if cfg.file is not None:
         size = (model_folder(cfg) / cfg.file).stat().st_size
-        store.say(f"model {draft.plan.key}: unpacking {cfg.file} once (about {size * 7 / 1e9:.1f} GB)")
+        store.observer.say(f"model {draft.plan.key}: unpacking {cfg.file} once (about {size * 7 / 1e9:.1f} GB)")
         store.need_space(f"model: unpacking {cfg.file}", size * 7)
     tokenizer, hf_model = load_hf(replace(cfg, dtype=DType.float32))  # one key for all types: unpack without rounding
     if cfg.file is not None:

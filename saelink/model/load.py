@@ -20,13 +20,10 @@ from saelink.store.artifact import Artifact
 
 def _quiet() -> None:
     """Hugging Face's own progress bars and advice would run across ours."""
-    import datasets
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
 
 
 def load_tokenizer(cfg: ModelConfig, info: Artifact | None = None) -> Any:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from saelink.errors import SaelinkError
-from saelink.report.cards import Card
+from saelink.report.cards.cards import Card
 from saelink.report.render import DATA_FILE
+from saelink.report.stage import ReportFacts
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
 
@@ -43,7 +44,7 @@ class CardView:
 class Opened:
     """A report's cards from Python."""
 
-    def __init__(self, artifact: Artifact):
+    def __init__(self, artifact: Artifact[ReportFacts]):
         self.artifact = artifact
         self._archive = zipfile.ZipFile(artifact.file(DATA_FILE))
         self._head = self._piece("head")

@@ -14,7 +14,7 @@ from saelink.fetch import hub_commit, hub_errors
 from saelink.saes.formats import FOLDERS, identity, known_folders
 from saelink.saes.formats.saelens import modern
 from saelink.saes.hub import HubPlace, hub_file
-from saelink.saes.training import sae_plan
+from saelink.saes.training import SAEStage
 from saelink.store.store import Store
 
 
@@ -73,7 +73,7 @@ def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
         tried = f"{place}: no SAE for {hook_name}; its folder {hook_name} would hold {known_folders()}"
     if not settings.train_missing:
         raise SaelinkError((tried or f"sae.release: none is for {hook_name}") + "; sae.train_missing=true trains one")
-    return SAEChoice(sae_plan(cfg, store, hook_name).key, "trained")
+    return SAEChoice(SAEStage(cfg, store, hook_name).key, "trained")
 
 
 def at_layer(text: str, layer: int, l0: float | None = None) -> str:

@@ -11,7 +11,7 @@ from saelink.saes.formats.base import UnreadableError
 from saelink.saes.formats.saelens import from_state
 from saelink.saes.hub import download
 from saelink.saes.sae import SAE
-from saelink.saes.training import train_sae
+from saelink.saes.training import SAEStage
 from saelink.store.store import Store
 
 
@@ -25,7 +25,7 @@ def pull_sae(cfg: Config, store: Store, hook_name: str) -> SAE:
                 f"{choice.where}: that is a transcoder, which does not give back what it reads; see transcoder.path"
             )
         return sae
-    artifact = train_sae(cfg, store, hook_name)
+    artifact = SAEStage(cfg, store, hook_name).pull()
     for name in artifact.files:
         artifact.file(name)  # compared with the manifest before it is read
     return read_sae(artifact.path, "sae")

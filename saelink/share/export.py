@@ -5,38 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import json
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from saelink.config.schema import Config
 from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE
-from saelink.evidence.edges import HIDDEN_TENSORS_FILE, EdgeTable, edges, load_edge_table
-from saelink.evidence.evaluate import evaluate
+from saelink.evidence.edges import HIDDEN_TENSORS_FILE, EdgesStage, EdgeTable, load_edge_table
+from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage
 from saelink.evidence.names import Names, pages_of
-from saelink.fit.train import fitted_connector, train
+from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
+from saelink.job import Job, JobStage
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
-
-VERSION = 1
 
 
-def export_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of a connector's export."""
-    evaluation = evaluate(cfg, store)
-    inputs = {"connector": train(cfg, store).key, "evaluation": evaluation.key, "edges": edges(cfg, store).key}
-    recipe = {
-        "model": cfg.model.name,
-        "data": cfg.data.name,
-        "pages": pages_of(cfg, store),
-    }  # the card and the tables say them
-    return Plan("export", VERSION, recipe, inputs, evaluation.manifest["about"])
+class ExportFacts(TypedDict):
+    edges: int
 
 
-def export(cfg: Config, store: Store) -> Artifact:
-    """Pull a connector as others read it.
+class ExportStage(JobStage[ExportFacts]):
+    """A connector as others read it.
 
     Files: `connector.safetensors` and `cfg.json`, all that `load_connector` needs; `README.md`, its card with the test
     figures; `edges.csv` and `edges.parquet`, a row an edge: target, source, weight, the rise of the target's FVU on
@@ -44,24 +33,42 @@ def export(cfg: Config, store: Store) -> Artifact:
     `graph.graphml` and `graph.json` (node-link), the same as a graph. For a connector with hidden units the edges into
     hidden units are in a file of their own.
     """
-    plan = export_plan(cfg, store)
-    found = store.up_to_date(plan)
-    return found or store.build(plan, lambda draft: _export(cfg, store, draft))
 
+    name = "export"
+    version = 1
 
-def _export(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
-    connector, evaluation, found = train(cfg, store), evaluate(cfg, store), edges(cfg, store)
-    config = connector.json(CONFIG_FILE)
-    draft.save_json(CONFIG_FILE, config | {"format": "saelink", "model": cfg.model.name})
-    draft.save_tensors(WEIGHTS_FILE, connector.tensors(WEIGHTS_FILE))
-    names = Names(cfg, store)
-    fitted = fitted_connector(connector)
-    count = _write_edges(draft, "edges", load_edge_table(found), names, "target", fitted.direct)
-    if fitted.n_hidden:
-        inner = load_edge_table(found, HIDDEN_TENSORS_FILE)
-        count += _write_edges(draft, "hidden_edges", inner, names, "hidden", fitted.d_source)
-    draft.save_bytes("README.md", _card(cfg, connector, evaluation).encode())
-    return {"edges": count}
+    def __init__(self, job: Job):
+        super().__init__(job)
+        self._train, self._evaluate, self._edges = TrainStage(job), EvaluateStage(job), EdgesStage(job)
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    def recipe(self) -> dict[str, Any]:
+        cfg = self.job.cfg
+        return {"model": cfg.model.name, "data": cfg.data.name, "pages": pages_of(self.job)}  # the card has them
+
+    def inputs(self) -> dict[str, str]:
+        return {"connector": self._train.key, "evaluation": self._evaluate.key, "edges": self._edges.key}
+
+    def about(self) -> str:
+        return self._evaluate.about()
+
+    def make(self, draft: Draft) -> ExportFacts:
+        job = self.job
+        connector, evaluation, table = self._train.pull(), self._evaluate.pull(), self._edges.pull()
+        config = connector.json(CONFIG_FILE)
+        draft.save_json(CONFIG_FILE, config | {"format": "saelink", "model": job.cfg.model.name})
+        draft.save_tensors(WEIGHTS_FILE, connector.tensors(WEIGHTS_FILE))
+        names = Names(job)
+        fitted = fitted_connector(connector)
+        count = _write_edges(draft, "edges", load_edge_table(table), names, "target", fitted.direct)
+        if fitted.n_hidden:
+            inner = load_edge_table(table, HIDDEN_TENSORS_FILE)
+            count += _write_edges(draft, "hidden_edges", inner, names, "hidden", fitted.d_source)
+        draft.save_bytes("README.md", _card(job.cfg, connector, evaluation).encode())
+        return {"edges": count}
 
 
 COLUMNS: list[str] = [
@@ -120,7 +127,7 @@ def _plain(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _card(cfg: Config, connector: Artifact, evaluation: Artifact) -> str:
+def _card(cfg: Config, connector: Artifact[TrainFacts], evaluation: Artifact[EvaluateFacts]) -> str:
     """The model card: what it maps, how well on held-out documents, how to use it."""
     config, figures = connector.json(CONFIG_FILE), evaluation.json("metrics.json")
     sources = ", ".join(f"`{side['hook_name']}` ({side['d']:,} latents)" for side in config["sources"])

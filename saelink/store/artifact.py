@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from saelink.errors import SaelinkError
 from saelink.store.files import file_sha256
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 
+Facts = TypeVar("Facts", covariant=True)
+"""What its stage found out about it, see Stage."""
 
-class Artifact:
+
+class Artifact(Generic[Facts]):
     """A finished artifact. Every file is compared with the manifest before it is first used."""
 
     def __init__(self, path: Path):
@@ -38,9 +41,9 @@ class Artifact:
         return self.manifest["recipe"]
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """What the stage found out and wrote into the manifest (scalars, shapes, counts)."""
-        return self.manifest["facts"]
+        return cast("Facts", self.manifest["facts"])
 
     @property
     def files(self) -> list[str]:

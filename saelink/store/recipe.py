@@ -22,8 +22,8 @@ def recipe_of(value: Any) -> Any:
         return {field.name: recipe_of(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Enum):
         return value.name
-    if isinstance(value, Mapping):
-        return {str(name): recipe_of(item) for name, item in value.items()}
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {name: recipe_of(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [recipe_of(item) for item in value]
     assert value is None or isinstance(value, bool | int | float | str), f"{value!r} can't be part of a recipe"

@@ -16,15 +16,17 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from saelink.errors import SaelinkError
+from saelink.progress import Observer
 from saelink.store.artifact import MANIFEST, Artifact
 from saelink.store.draft import Claim, Draft
 from saelink.store.files import folder_bytes, gigabytes
+from saelink.store.locks import still_held
 from saelink.store.recipe import KEY_LENGTH, Plan
 
 POLL_SECONDS = 0.2
@@ -32,27 +34,27 @@ POLL_SECONDS = 0.2
 
 
 class Store:
-    """The folder that holds all artifacts; `say` prints its one-line messages."""
+    """The folder that holds all artifacts; `observer` is told what is found, made and waited for."""
 
-    def __init__(self, root: str | Path, say: Callable[[str], None] = print):
+    def __init__(self, root: str | Path, observer: Observer | None = None):
         self.root = Path(root)
-        self.say = say
+        self.observer = observer or Observer()
         self._said: set[str] = set()
 
     def folder(self, plan: Plan) -> Path:
         return self.root / plan.stage / plan.key
 
-    def find(self, plan: Plan) -> Artifact | None:
+    def find(self, plan: Plan) -> Artifact[Any] | None:
         """The finished artifact of this plan, or None. Raises SaelinkError when its manifest is damaged."""
         folder = self.folder(plan)
         return Artifact(folder) if folder.exists() else None
 
-    def up_to_date(self, plan: Plan) -> Artifact | None:
+    def up_to_date(self, plan: Plan) -> Artifact[Any] | None:
         """`find`, saying so in one line, once, when there is one."""
         artifact = self.find(plan)
         if artifact is not None and plan.key not in self._said:
             self._said.add(plan.key)
-            self.say(f"{plan.stage} {plan.key}: up to date ({plan.about})")
+            self.observer.say(f"{plan.stage} {plan.key}: up to date ({plan.about})")
         return artifact
 
     @contextmanager
@@ -68,7 +70,7 @@ class Store:
                     yield
                     return
             if not said:
-                self.say(f"{plan.stage} {plan.key}: workers are making it, waiting")
+                self.observer.say(f"{plan.stage} {plan.key}: workers are making it, waiting")
             said = True
             time.sleep(POLL_SECONDS)
 
@@ -82,7 +84,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:  # an OSError too, so it stands before it
-            self.say(f"{plan.stage} {plan.key}: another process is making it, waiting")
+            self.observer.say(f"{plan.stage} {plan.key}: another process is making it, waiting")
             lock.acquire()
         except OSError as error:
             raise SaelinkError(
@@ -115,23 +117,7 @@ class Store:
 
     def _workers(self, plan: Plan) -> list[Path]:
         """Locks of the running workers on a plan; those of dead ones are cleared away."""
-        return self._alive((self.root / plan.stage).glob(f".{plan.key}.*.worker"))
-
-    @staticmethod
-    def _alive(locks: Iterable[Path]) -> list[Path]:
-        from filelock import FileLock, Timeout
-
-        alive = []
-        for path in locks:
-            lock = FileLock(path)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                alive.append(path)
-                continue
-            path.unlink(missing_ok=True)
-            lock.release()
-        return alive
+        return still_held((self.root / plan.stage).glob(f".{plan.key}.*.worker"))
 
     @contextmanager
     def _shared_drafts(self, plans: list[Plan]) -> Iterator[list[Draft]]:
@@ -179,16 +165,16 @@ class Store:
             if not given:
                 time.sleep(POLL_SECONDS)
 
-    def commit(self, draft: Draft, facts: Mapping[str, Any], device: str = "cpu") -> Artifact:
+    def commit(self, draft: Draft, facts: Mapping[str, Any], device: str = "cpu") -> Artifact[Any]:
         """Finish a draft: manifest, rename, one line."""
         draft.commit(self.folder(draft.plan), facts, device)
         artifact = Artifact(self.folder(draft.plan))
         seconds = artifact.manifest["provenance"]["seconds"]
         self._said.add(artifact.key)
-        self.say(f"{draft.plan.stage} {draft.plan.key}: done in {seconds:.0f} s ({draft.plan.about})")
+        self.observer.say(f"{draft.plan.stage} {draft.plan.key}: done in {seconds:.0f} s ({draft.plan.about})")
         return artifact
 
-    def finish(self, draft: Draft, facts: Callable[[], Mapping[str, Any]], device: str = "cpu") -> Artifact:
+    def finish(self, draft: Draft, facts: Callable[[], Mapping[str, Any]], device: str = "cpu") -> Artifact[Any]:
         """`commit`, unless another worker on a shared draft was first; only that one computes the facts."""
         if not draft.shared:
             return self.commit(draft, facts(), device)
@@ -200,7 +186,7 @@ class Store:
             self._workers(draft.plan)  # clears away what dead ones left
             return self.commit(draft, facts(), device)
 
-    def build(self, plan: Plan, make: Callable[[Draft], Mapping[str, Any]], device: str = "cpu") -> Artifact:
+    def build(self, plan: Plan, make: Callable[[Draft], Mapping[str, Any]], device: str = "cpu") -> Artifact[Any]:
         """The artifact of `plan`: found, or made by `make`, which fills the draft and returns its facts."""
         with self.drafts([plan]) as drafts:
             for draft in drafts:
@@ -224,12 +210,12 @@ class Store:
 
     # ----------------------------------------------------------------------- looking after it
 
-    def artifacts(self) -> list[Artifact]:
+    def artifacts(self) -> list[Artifact[Any]]:
         """All finished artifacts, oldest first."""
         found = [Artifact(path.parent) for path in self.root.glob(f"*/*/{MANIFEST}") if path.parent.suffix == ""]
         return sorted(found, key=lambda artifact: ((artifact.path / MANIFEST).stat().st_mtime_ns, artifact.key))
 
-    def get(self, key: str) -> Artifact:
+    def get(self, key: str) -> Artifact[Any]:
         """The artifact whose key starts with `key`. Raises SaelinkError when none or several do."""
         folders = [folder for folder in self._folders(key) if folder.suffix == ""]
         if len(folders) != 1:
@@ -266,7 +252,7 @@ class Store:
             size = folder_bytes(folder)
             if self._delete(folder):
                 yield folder, size
-        self._alive(self.root.glob("*/.*.worker"))
+        still_held(self.root.glob("*/.*.worker"))
         for lock in self.root.glob("*/.*.lock"):
             if (lock.with_name(lock.stem[1:]) / MANIFEST).exists():  # whole: nobody takes its lock again
                 lock.unlink(missing_ok=True)
@@ -279,7 +265,7 @@ class Store:
         lock = FileLock(path, mode=0o644)
         try:
             with lock.acquire(timeout=0):
-                if self._alive(folder.parent.glob(f".{folder.stem}.*.worker")):
+                if still_held(folder.parent.glob(f".{folder.stem}.*.worker")):
                     return False
                 doomed = folder
                 if folder.suffix != ".removed":

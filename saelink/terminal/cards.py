@@ -11,8 +11,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def as_json(card: dict[str, Any]) -> str:
-    return json.dumps(card, ensure_ascii=False, indent=1)
+def print_card_json(card: dict[str, Any]) -> None:
+    """The card as JSON on standard output."""
+    print(json.dumps(card, ensure_ascii=False, indent=1))
+
+
+def print_new_card(card: dict[str, Any]) -> None:
+    """The card on standard output, in colour where it is a terminal."""
+    from rich.console import Console
+
+    print_card(card, Console(highlight=False))
 
 
 def print_card(card: dict[str, Any], console: Console) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from saelink.connectors.exported import CONFIG_FILE
-from saelink.evidence.transcoder import TRANSCODER_FILE
+from saelink.evidence.evaluate import EvaluateFacts
+from saelink.evidence.transcoder import TRANSCODER_FILE, TranscoderFacts
+from saelink.fit.train import TrainFacts
+from saelink.progress import Observer
 from saelink.store.artifact import Artifact
-from saelink.store.store import Store
 
 
-def print_evaluation(store: Store, connector: Artifact, evaluation: Artifact) -> None:
+def print_evaluation(observer: Observer, connector: Artifact[TrainFacts], evaluation: Artifact[EvaluateFacts]) -> None:
     """The table of figures and the circuits, from the artifacts alone."""
     figures = evaluation.json("metrics.json")
     config = connector.json(CONFIG_FILE)
@@ -55,15 +57,15 @@ def print_evaluation(store: Store, connector: Artifact, evaluation: Artifact) ->
         )
     if figures.get("dead_outputs"):
         rows.append(("dead", f"{figures['dead_outputs']:,} target latents are never predicted above 0"))
-    store.say("")
+    observer.say("")
     for name, text in rows:
-        store.say(f"  {name:12} {text}")
+        observer.say(f"  {name:12} {text}")
     if "ce.json" in evaluation.files:
-        _print_ce(store, evaluation.json("ce.json"), int(figures["ce_tokens"]))
-    store.say("\n  Best predicted target latents (OF) from source latents (IF), each with its top token:\n")
+        _print_ce(observer, evaluation.json("ce.json"), int(figures["ce_tokens"]))
+    observer.say("\n  Best predicted target latents (OF) from source latents (IF), each with its top token:\n")
     for line in evaluation.file("circuits.txt").read_text().splitlines():
-        store.say(f"  {line}")
-    store.say(f"\n  connector  {connector.path}\n  evaluation {evaluation.path}")
+        observer.say(f"  {line}")
+    observer.say(f"\n  connector  {connector.path}\n  evaluation {evaluation.path}")
 
 
 CE_NAMES = {
@@ -78,12 +80,12 @@ CE_NAMES = {
 }
 
 
-def _print_ce(store: Store, figures: dict[str, dict[str, float]], n_tokens: int) -> None:
-    store.say(f"\n  Cross-entropy at the target hook, {n_tokens:,} test tokens    CE    recovered (95%)")
+def _print_ce(observer: Observer, figures: dict[str, dict[str, float]], n_tokens: int) -> None:
+    observer.say(f"\n  Cross-entropy at the target hook, {n_tokens:,} test tokens    CE    recovered (95%)")
     for name, text in CE_NAMES.items():
         entry = figures[name]
         interval = f"{entry['recovered_low']:.3f} to {entry['recovered_high']:.3f}"
-        store.say(f"  {text:30} {entry['ce']:24.4f}    {entry['recovered']:.3f}  ({interval})")
+        observer.say(f"  {text:30} {entry['ce']:24.4f}    {entry['recovered']:.3f}  ({interval})")
 
 
 def _edges_text(figures: dict[str, Any]) -> str:
@@ -95,15 +97,15 @@ def _edges_text(figures: dict[str, Any]) -> str:
     return f"{figures['n_edges']:,} non-zero, {', '.join(above)}"
 
 
-def print_comparison(store: Store, comparison: Artifact) -> None:
+def print_comparison(observer: Observer, comparison: Artifact[TranscoderFacts]) -> None:
     """The comparison as a table."""
     table = comparison.json(TRANSCODER_FILE)
     names = {"transcoder": "transcoder", "connector": "this connector", "sae": "target SAE's reconstruction"}
     with_ce = "ce" in table["transcoder"]
-    store.say(
+    observer.say(
         "\n  Beside the transcoder              FVU of acts  of latents      l0"
         + ("      CE  recovered" if with_ce else "")
     )
     for name, row in table.items():
         line = f"  {names[name]:32} {row['fvu_acts']:12.3f} {row['fvu_latents']:11.3f} {row['l0']:7.1f}"
-        store.say(line + (f" {row['ce']:7.3f}  {row['recovered']:9.3f}" if with_ce else ""))
+        observer.say(line + (f" {row['ce']:7.3f}  {row['recovered']:9.3f}" if with_ce else ""))

@@ -225,7 +225,9 @@ def _run(
     path = _note_path(settings, store, run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, json_bytes({"content": content, "online": online, "folder": None if online else str(folder)}))
-    store.say(f"wandb: {run.url}" if online else f"wandb: off line; `wandb sync {os.path.relpath(folder)}` sends it")
+    store.observer.say(
+        f"wandb: {run.url}" if online else f"wandb: off line; `wandb sync {os.path.relpath(folder)}` sends it"
+    )
 
 
 def _start(
@@ -262,7 +264,7 @@ def _start(
         try:
             return wandb.init(mode="online", resume="allow", **options), True
         except Error as error:
-            store.say(f"wandb: {str(error).splitlines()[0]}; keeping the run off line")
+            store.observer.say(f"wandb: {str(error).splitlines()[0]}; keeping the run off line")
             wandb.teardown()  # its service still holds the id
             for half in _folder(store).glob(f"run-*-{run_id}"):
                 shutil.rmtree(half)

@@ -9,11 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
-
 from saelink.errors import SaelinkError
 from saelink.experiments.tables import PICTURE_FILE, rows_of, table_csv
+from saelink.fit.train import TrainFacts
 from saelink.store.artifact import Artifact
 from saelink.store.files import json_bytes, write_durably
 from saelink.store.store import Store
@@ -38,7 +36,7 @@ def sweep_folder(store: Store, sweep_id: str) -> Path:
     return store.root / "sweeps" / sweep_id
 
 
-def record(store: Store, sweep_id: str | None, connector: Artifact, overrides: str) -> None:
+def record(store: Store, sweep_id: str | None, connector: Artifact[TrainFacts], overrides: str) -> None:
     """Note that a job of this sweep, with these overrides, made or found this train artifact."""
     if sweep_id is not None:
         folder = sweep_folder(store, sweep_id) / "jobs"
@@ -46,7 +44,7 @@ def record(store: Store, sweep_id: str | None, connector: Artifact, overrides: s
         write_durably(folder / f"{connector.key}.json", json_bytes({"train": connector.key, "job": overrides}))
 
 
-def record_experiment(store: Store, sweep_id: str | None, result: Artifact) -> None:
+def record_experiment(store: Store, sweep_id: str | None, result: Artifact[Any]) -> None:
     """Note that a job of this sweep made or found this experiment's result."""
     if sweep_id is not None:
         folder = sweep_folder(store, sweep_id) / "experiments"
@@ -76,9 +74,9 @@ def gather_experiments(store: Store, sweep_id: str) -> list[str]:
     return written
 
 
-def record_failure(outputs: str, sweep_id: str, job: int, line: str) -> None:
+def record_failure(store: Store, sweep_id: str, job: int, line: str) -> None:
     """Note that a job ended with a user's error; jobs may run in other processes."""
-    folder = sweep_folder(Store(outputs), sweep_id) / "failed"
+    folder = sweep_folder(store, sweep_id) / "failed"
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / f"{job}.json", json_bytes({"job": job, "error": line}))
 
@@ -131,25 +129,12 @@ def points(store: Store, sweep_id: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["link"], row["connector"], row["l1_alpha"]))
 
 
-def pareto(store: Store, sweep_id: str) -> list[dict[str, Any]]:
-    """Write pareto.csv and pareto.png into the sweep's folder and print the table."""
+def write_pareto(store: Store, sweep_id: str) -> list[dict[str, Any]]:
+    """Write pareto.csv and pareto.png into the sweep's folder; the rows of `points`."""
     rows = points(store, sweep_id)
     folder = sweep_folder(store, sweep_id)
     write_durably(folder / "pareto.csv", table_csv([{name: row[name] for name in COLUMNS} for row in rows]))
     write_durably(folder / "pareto.png", _picture(rows))
-    store.say(f"\n{sweep_id}: {len(rows)} connectors, figures on validation documents")
-    for link in dict.fromkeys(row["link"] for row in rows):
-        store.say(f"\n  {link}")
-        store.say(f"  {'connector, solver':22} {'l1_alpha':>7} {'MSE':>7} {'FVU':>6} {'L1':>7} {'edges>.01':>9}  train")
-        for row in rows:
-            if row["link"] == link:
-                mark = "*" if row["pareto"] else " "
-                store.say(
-                    f"{mark} {row['connector'] + ' ' + row['solver']:22} {row['l1_alpha']:7g} {row['mse']:7.3g} "
-                    f"{row['fvu']:6.3f} {row['l1']:7.3g} {row['n_edges_above_0.01']:9,}  {row['train']}"
-                )
-    store.say("\n  * no other connector for the same targets has both a lower MSE and a lower L1")
-    store.say(f"  {folder / 'pareto.csv'}\n  {folder / 'pareto.png'}")
     return rows
 
 
@@ -181,36 +166,12 @@ def _picture(rows: list[dict[str, Any]]) -> bytes:
     return data.getvalue()
 
 
-class Finish(Callback):
-    """Hydra's callback around a multirun: a clean record at its start, table, picture and W&B run at its end."""
+def failures(store: Store, sweep_id: str) -> list[dict[str, Any]]:
+    """The jobs of a sweep that ended with a user's error: `job`, its number, and `error`, the line it got."""
+    paths = sorted((sweep_folder(store, sweep_id) / "failed").glob("*.json"))
+    return [json.loads(path.read_bytes()) for path in paths]
 
-    failed = 0
-    """Jobs of the last multirun that ended with an error."""
 
-    layers = 1
-    """Layers that this process's multirun goes over."""
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        given = [text.split("=", 1)[1] for text in config.hydra.overrides.task if text.startswith("layer=")]
-        swept = given[-1] if given else str((config.hydra.sweeper.get("params") or {}).get("layer", ""))
-        Finish.layers = len(swept.split(","))
-        shutil.rmtree(sweep_folder(Store(config.runtime.outputs), config.runtime.sweep), ignore_errors=True)
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        from saelink.tracking.runs import publish_sweep
-
-        store = Store(config.runtime.outputs, say=lambda line: print(line, flush=True))
-        sweep_id = config.runtime.sweep
-        folder = sweep_folder(store, sweep_id)
-        failures = [json.loads(path.read_bytes()) for path in sorted((folder / "failed").glob("*.json"))]
-        Finish.failed = len(failures)
-        for failure in failures:  # first, because Hydra swallows what a callback raises
-            store.say(f"job {failure['job']} failed: {failure['error']}")
-        if (folder / "experiments").is_dir():
-            store.say("\nTables and pictures of all layers:")
-            for path in gather_experiments(store, sweep_id):
-                store.say(f"  {path}")
-        if (folder / "jobs").is_dir():
-            rows = pareto(store, sweep_id)
-            settings: Any = OmegaConf.to_object(config.wandb)
-            publish_sweep(settings, store, sweep_id, rows)
+def begin(store: Store, sweep_id: str) -> None:
+    """A clean record: what an earlier run of the same sweep noted goes, its artifacts stay."""
+    shutil.rmtree(sweep_folder(store, sweep_id), ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import shutil
 import signal
@@ -76,18 +77,33 @@ MISTAKES = {
 
 EXPERIMENT_MISTAKES = {
     "unknown experiment": (["experiment=norms", "experiment.names=[nope]"], "experiment.names: there is no experiment"),
-    "normaliser": (["experiment=percent_linear", "experiment.linear_by=mean"], "experiment.linear_by=mean"),
-    "threshold": (["experiment=percent_linear", "experiment.linear_threshold=few"], "linear_threshold=few"),
-    "noise": (["experiment=noise_threshold", "experiment.noise_levels=[0]"], "experiment.noise_levels=[0"),
+    "normaliser": (
+        ["experiment=percent_linear", "experiment.percent_linear.linear_by=mean"],
+        "experiment.percent_linear.linear_by=mean",
+    ),
+    "threshold": (
+        ["experiment=percent_linear", "experiment.percent_linear.linear_threshold=few"],
+        "linear_threshold=few",
+    ),
+    "noise": (
+        ["experiment=noise_threshold", "experiment.noise_threshold.noise_levels=[0]"],
+        "noise_threshold.noise_levels=[0",
+    ),
     "seeds": (["experiment=dense", "experiment.seeds=[]"], "experiment.seeds=[]: give at least one"),
-    "penalties": (["experiment=pareto", "experiment.l1_alphas=[-1]"], "experiment.l1_alphas=[-1"),
-    "no penalty": (["experiment=sae_connector", "experiment.sae_alphas=[]"], "experiment.sae_alphas=[]"),
+    "penalties": (["experiment=pareto", "experiment.pareto.l1_alphas=[-1]"], "experiment.pareto.l1_alphas=[-1"),
+    "no penalty": (
+        ["experiment=sae_connector", "experiment.sae_connector.sae_alphas=[]"],
+        "sae_connector.sae_alphas=[]",
+    ),
     "sparse penalty": (["experiment=sparse_linear", "experiment.sparse_alpha=-1"], "experiment.sparse_alpha=-1"),
-    "resamples": (["experiment=percent_linear", "experiment.bootstrap=0"], "experiment.bootstrap=0"),
+    "resamples": (["experiment=percent_linear", "experiment.percent_linear.bootstrap=0"], "percent_linear.bootstrap=0"),
     "batch": (["experiment=dense", "solver.batch_tokens=0"], "solver.batch_tokens=0"),
     "what it chooses itself": (["experiment=dense", "l1_alpha=1"], "l1_alpha=1: an experiment chooses that itself"),
     "edges kept": (["experiment=edges_kept", "experiment.kept_edges=[0]"], "experiment.kept_edges=[0]: give numbers"),
-    "where cross-entropy is measured": (["experiment=pareto", "experiment.ce_at=[x]"], "experiment.ce_at=['x']"),
+    "where cross-entropy is measured": (
+        ["experiment=pareto", "experiment.pareto.ce_at=[x]"],
+        "experiment.pareto.ce_at=['x']",
+    ),
 }
 
 
@@ -124,10 +140,23 @@ def test_an_empty_data_set(saelink: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl", b""), ("a.parquet", b"PAR1"), ("a.jsonl", b'{"text": \n')])
-def test_a_broken_data_file(saelink: Run, tmp_path: Path, name: str, content: bytes, streaming: str) -> None:
+def test_a_broken_data_file(
+    saelink: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    content: bytes,
+    streaming: str,
+) -> None:
+    # datasets logs to the stderr that there was when it was imported, so what it logs is looked for here
+    logger = logging.getLogger("datasets")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    logger.setLevel(logging.WARNING)
     (tmp_path / name).write_bytes(content)
     code, _, err = saelink("train", f"data.path={tmp_path / name}", f"data.streaming={streaming}")
     assert code == 1 and f"data.path={tmp_path / name}" in err and len(err.strip().splitlines()) == 1, err
+    assert not [record for record in caplog.records if record.name.startswith("datasets")]
 
 
 @pytest.mark.parametrize("lacks", ["tokenizer", "weights"])
@@ -235,7 +264,7 @@ def test_a_bug_keeps_its_traceback(saelink: Run, monkeypatch: pytest.MonkeyPatch
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("saelink.fit.train.link_of", broken)
+    monkeypatch.setattr("saelink.fit.train.normaliser", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         saelink("train")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from saelink.cli.app import hydra_arguments
 from saelink.cli.completion import complete
+from saelink.cli.launch import hydra_arguments
 from saelink.config import schema
 from saelink.config.check import check
 from saelink.config.files import conf_dir

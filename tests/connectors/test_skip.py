@@ -17,9 +17,11 @@ from saelink.evidence.evaluate import linear_shares, measure_connector
 from saelink.experiments import EXPERIMENTS, tables
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.readout import features
-from saelink.fit.train import fitted_connector, train
+from saelink.fit.train import TrainStage, fitted_connector
+from saelink.job import Job
 from saelink.latents.rows import Rows
 from saelink.latents.split import Tokens
+from saelink.progress import Observer
 from saelink.store.store import Store
 
 from helpers.fits import make, problem, solve
@@ -52,7 +54,7 @@ def test_each_target_says_how_much_of_it_is_linear() -> None:
     source, target = computed()
     connector = fitted("skip", source, target, 3e-3, "readout")
     test = tokens(source, target)
-    sums = measure_connector(connector, test, "cpu")[0]["all"]
+    sums = measure_connector(connector, test, "cpu", Observer())[0]["all"]
     assert (sums.fvu_by_latent()[:4] < 0.05).all(), sums.fvu_by_latent()
     share = linear_shares(connector, test, sums, "cpu")
     assert share is not None
@@ -69,7 +71,7 @@ def test_it_beats_both_of_its_parts() -> None:
     error = {}
     for name, by in (("linear", "exact"), ("mlp", "readout"), ("skip", "readout")):
         connector = fitted(name, source, target, 3e-3, by)
-        error[name] = measure_connector(connector, tokens(source, target), "cpu")[0]["all"].fvu()
+        error[name] = measure_connector(connector, tokens(source, target), "cpu", Observer())[0]["all"].fvu()
     assert error["skip"] < 0.5 * error["linear"] and error["skip"] <= error["mlp"] + 1e-3, error
 
 
@@ -144,8 +146,8 @@ def test_what_readout_can_fit() -> None:
 def test_the_whole_chain_with_a_skip_connector(config: Callable[..., Config], store: Store) -> None:
     settings = ["connector=skip", "connector.d_hidden=6", "solver.tokens=4000", "solver.batch_tokens=100"]
     cfg = config(*settings, "solver=readout")
-    artifact = train(cfg, store)
-    assert artifact.facts["worst_gap"] <= 1e-4
+    artifact = TrainStage(Job(cfg, store)).pull()
+    assert artifact.facts.get("worst_gap", 1) <= 1e-4
     connector = fitted_connector(artifact)
     assert connector.n_hidden == 6 and connector.direct == connector.d_source
 
@@ -153,7 +155,7 @@ def test_the_whole_chain_with_a_skip_connector(config: Callable[..., Config], st
 def test_the_experiment_compares_the_three_at_each_penalty(config: Callable[..., Config], store: Store) -> None:
     settings = ["experiment.l1_grid=[1e-2]", "experiment.d_hidden=6", "experiment.tokens=2048"]
     cfg = config(*settings, "solver.tokens=2048")
-    result = EXPERIMENTS["skip"].run(cfg, store)
+    result = EXPERIMENTS["skip"].run(Job(cfg, store))
     rows = {(row["connector"], row["l1_alpha"]): row for row in tables.rows_of(result)}
     assert set(rows) == {(name, alpha) for name in ("linear", "mlp", "skip") for alpha in (8e-4, 1e-2)}
     assert all((row["linear_share"] is not None) == (name == "skip") for (name, _), row in rows.items())

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from saelink.activations.tokens import pull_tokens
+from saelink.activations.tokens import TokensStage
 from saelink.evidence import consequences as consequence
-from saelink.evidence.consequences import CONSEQUENCES_FILE, TOKENS, Item, _measured, consequences
+from saelink.evidence.consequences import CONSEQUENCES_FILE, TOKENS, ConsequencesStage, Item, _measured
+from saelink.job import Job
 from saelink.latents.link import load_split, pull_sides
 from saelink.model.describe import model_info
 from saelink.model.load import load_bridge
@@ -39,7 +40,7 @@ def test_a_step_is_what_the_whole_model_makes_of_it(
     source = int(torch.bincount(test.source.indices, minlength=48).argmax())
     bridge = load_bridge(cfg, info, "cpu")
     sae_in, sae_out = (pull_sae(cfg, store, hook) for hook in hooks)
-    ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].long()
+    ids = TokensStage(cfg, store).pull().tensors("test.safetensors")["ids"].long()
     changes: dict[str, list[float]] = {"edge": [], "target": []}
     divergences: dict[str, list[float]] = {"edge": [], "target": []}
 
@@ -82,9 +83,9 @@ def test_a_step_is_what_the_whole_model_makes_of_it(
                     divergences["edge"].append((clean.exp() * (clean - without)).sum().item())
     # The same first sequences alone, to compare every step.
     monkeypatch.setattr(cfg.verify, "tokens", 6 * 16)
-    found = {row["kind"]: row for row in _measured(
-        cfg, store, [Item("edge", source, target), Item("target", None, target)]
-    )}  # fmt: skip
+    found = {item.kind: row for item, row in _measured(
+        Job(cfg, store), [Item("edge", source, target), Item("target", None, target)]
+    ).items()}  # fmt: skip
     for kind, values in changes.items():
         assert found[kind]["tokens"] == len(values) > 5
         assert found[kind]["logp"] == pytest.approx(sum(values) / len(values), rel=2e-3, abs=2e-5)
@@ -93,9 +94,9 @@ def test_a_step_is_what_the_whole_model_makes_of_it(
 
 
 def test_edges_targets_and_outliers_are_measured(world: World, store: Store) -> None:
-    all_of_them = "experiment.outlier_shares.massive=0"
+    all_of_them = "outliers.shares.massive=0"
     cfg = world_config(world, store, "verify.consequences=2", "verify.chosen=[3-5]", all_of_them)
-    rows = consequences(cfg, store).json(CONSEQUENCES_FILE)
+    rows = ConsequencesStage(Job(cfg, store)).pull().json(CONSEQUENCES_FILE)
     kinds = [row["kind"] for row in rows]
     assert (
         kinds.count("edge") == 3

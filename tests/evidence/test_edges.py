@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from saelink.evidence.edges import TARGETS_FILE, EdgeTable, _Matrix, _read, edges, load_edge_table
-from saelink.evidence.evaluate import evaluate
-from saelink.fit.train import fitted_connector, train
+from saelink.evidence.edges import TARGETS_FILE, EdgesStage, EdgeTable, _Matrix, _read, load_edge_table
+from saelink.evidence.evaluate import EvaluateStage
+from saelink.fit.train import TrainStage, fitted_connector
+from saelink.job import Job
 from saelink.latents.link import load_split, pull_sides
 from saelink.latents.rows import Rows
 from saelink.latents.split import Tokens
@@ -28,7 +29,7 @@ def sparse(dense: torch.Tensor) -> Rows:
 def read(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, relu: bool = False) -> tuple[EdgeTable, list[Any]]:
     source, target = sparse(x), sparse(y)
     test = Tokens(source, target, torch.arange(len(x)), torch.ones(len(x), dtype=torch.bool))
-    with Progress("edges", y.shape[1]) as bar:
+    with Progress() as bar:
         return _read(_Matrix(weight, None, relu), torch.arange(y.shape[1]), source, target, test, bar)
 
 
@@ -134,9 +135,9 @@ def test_inputs_that_never_meet_make_clusters() -> None:
 def test_the_stage_reads_the_connector(world: World, store: Store, connector: str) -> None:
     extra = ["connector.d_hidden=8"] if connector == "mlp" else []
     cfg = world.config(store.root, f"connector={connector}", "connector.bias=true", "l1_alpha=1e-3", *extra)
-    artifact = edges(cfg, store)
-    assert edges(cfg, store).key == artifact.key
-    found, fitted = load_edge_table(artifact), fitted_connector(train(cfg, store))
+    artifact = EdgesStage(Job(cfg, store)).pull()
+    assert EdgesStage(Job(cfg, store)).pull().key == artifact.key
+    found, fitted = load_edge_table(artifact), fitted_connector(TrainStage(Job(cfg, store)).pull())
     weight = fitted.output_weight()
     assert len(found.source) == int((weight != 0).sum()) and torch.equal(found.target_ids, fitted.target_ids)
     assert len(artifact.json(TARGETS_FILE)) == fitted.d_target
@@ -145,7 +146,7 @@ def test_the_stage_reads_the_connector(world: World, store: Store, connector: st
     latent = int(found.target_ids[0])
     mine = slice(0, int(found.offsets[1]))
     strongest = int(found.weight[mine].abs().argmax())
-    before = evaluate(cfg, store).tensors("latents.safetensors")["fvu"][latent].item()
+    before = EvaluateStage(Job(cfg, store)).pull().tensors("latents.safetensors")["fvu"][latent].item()
     with torch.no_grad():
         fitted.penalised()[-1][0][int(found.source[strongest]), 0] = 0
         test = load_split(cfg, pull_sides(cfg, store), "test", fitted.target_ids)

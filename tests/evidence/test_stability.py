@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from saelink.activations.tokens import pull_tokens
+from saelink.activations.tokens import TokensStage
 from saelink.errors import SaelinkError
-from saelink.evidence.stability import STABLE, Documents, Places, Stability, effects_of, halves, stability
+from saelink.evidence.stability import STABLE, Documents, Places, Stability, StabilityStage, effects_of, halves
 from saelink.fit.gram import gram_of
 from saelink.fit.lasso.coordinate import Lasso
-from saelink.fit.train import fitted_connector, train
+from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.block import FOLDS, open_block
-from saelink.interventions.effects import effects, load_effects
+from saelink.interventions.effects import EffectsStage, load_effects
+from saelink.job import Job
 from saelink.latents.link import counted_split, load_split, pull_sides
 from saelink.latents.split import Split, Tokens
 from saelink.store.store import Store
@@ -87,11 +88,11 @@ def test_places() -> None:
 def test_in_the_chain(world: World, tmp_path: Path) -> None:
     found = []
     for folder in ("first", "again"):
-        store = Store(tmp_path / folder, say=lambda line: None)
+        store = Store(tmp_path / folder)
         cfg = world.config(store.root, "l1_alpha=1e-3", "solver=exact")
-        artifact = stability(cfg, store)
-        assert stability(cfg, store).key == artifact.key
-        W = fitted_connector(train(cfg, store)).output_weight()
+        artifact = StabilityStage(Job(cfg, store)).pull()
+        assert StabilityStage(Job(cfg, store)).pull().key == artifact.key
+        W = fitted_connector(TrainStage(Job(cfg, store)).pull()).output_weight()
         tensors = artifact.tensors("edges.safetensors")
         assert len(tensors["chosen"]) == int((W != 0).sum()) == artifact.facts["n_edges"] > 0
         assert int(tensors["chosen"].max()) <= 24 == artifact.facts["fits"]
@@ -103,11 +104,11 @@ def test_in_the_chain(world: World, tmp_path: Path) -> None:
 
 
 def test_what_is_no_lasso(world: World, tmp_path: Path, saelink: Run) -> None:
-    store = Store(tmp_path / "outputs", say=lambda line: None)
+    store = Store(tmp_path / "outputs")
     with pytest.raises(
         SaelinkError, match="connector=linear solver=exact with l1_alpha=0: the stability of edges is measured"
     ):
-        stability(world.config(store.root, "l1_alpha=0", "solver=exact"), store)
+        StabilityStage(Job(world.config(store.root, "l1_alpha=0", "solver=exact"), store)).pull()
     words = ["connector=mlp", "connector.d_hidden=4", "solver=adam", "verify.stability=true"]
     code, out, err = saelink("verify", *words)
     assert code == 1 and "connector=mlp solver=adam with l1_alpha=0.0008: the stability of edges is measured" in err
@@ -122,9 +123,9 @@ def test_causal_edges_are_solved_again_with_the_effects_of_the_same_documents(
     world: World, store: Store, kind: str
 ) -> None:
     cfg = world.config(store.root, f"connector={kind}", "solver=causal", "l1_alpha=1e-3", "solver.tokens=2048")
-    artifact = stability(cfg, store)
+    artifact = StabilityStage(Job(cfg, store)).pull()
     assert artifact.facts["fits"] == 24 and 0 < artifact.facts["stable"] <= artifact.facts["n_edges"]
-    measured = load_effects(effects(cfg, store, "train"))
+    measured = load_effects(EffectsStage(Job(cfg, store), "train").pull())
     groups = torch.arange(FOLDS) % 2 == 0
     one, other = effects_of(measured, groups), effects_of(measured, ~groups)
     n = [part.tokens.sum(0)[:, None] for part in (one, other)]
@@ -137,9 +138,9 @@ def test_the_groups_of_effects_are_groups_of_documents(world: World, store: Stor
     cfg = world.config(store.root)
     sides = pull_sides(cfg, store)
     training = counted_split(cfg, sides, "train")
-    document = pull_tokens(cfg, store).tensors("train.safetensors")["document"].flatten().long()
+    document = TokensStage(cfg, store).pull().tensors("train.safetensors")["document"].flatten().long()
     documents = Documents.of(training, document)
-    block = open_block(cfg, store, sides, "train", "cpu")
+    block = open_block(Job(cfg, store), "train")
     rows = load_split(cfg, sides, "train").row[: len(block.fold)]
     groups, first = documents.folds(torch.Generator().manual_seed(1))
     assert groups.sum() == FOLDS // 2 and documents.n > FOLDS
@@ -156,7 +157,7 @@ def test_two_documents_still_have_halves() -> None:
 
 def test_proximal_edges_are_trained_again_from_other_seeds(world: World, store: Store) -> None:
     cfg = world.config(store.root, "connector=nonlinear", "solver=proximal", "l1_alpha=1e-2", "solver.tokens=65536")
-    artifact = stability(cfg, store)
+    artifact = StabilityStage(Job(cfg, store)).pull()
     chosen = artifact.tensors("edges.safetensors")["chosen"]
     assert artifact.facts["fits"] == 4 and int(chosen.max()) <= 4
     assert 0 < artifact.facts["mean"] < 1, "on random latents some edges are chosen again and some are not"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saelink.activations.tokens import pull_tokens
+from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
-from saelink.evidence.token_ablation import ABLATIONS_FILE, DELETED, KEPT, ablations
-from saelink.latents.encode import encode
-from saelink.latents.examples import WIDTH, WINDOW, examples, load_examples, text_of
+from saelink.evidence.token_ablation import ABLATIONS_FILE, DELETED, KEPT, AblationsStage
+from saelink.job import Job
+from saelink.latents.encode import EncodeStage
+from saelink.latents.examples import WIDTH, WINDOW, ExamplesStage, load_examples, text_of
 from saelink.model.describe import model_info
 from saelink.model.load import load_bridge
 from saelink.saes.load import pull_sae
@@ -29,11 +30,11 @@ def value_at_end(cfg: Config, store: Store, ids: list[int], latent: int) -> floa
 
 def test_ablations_are_those_of_one_text_at_a_time(world: World, store: Store) -> None:
     cfg = world.config(store.root, "report.ablated_examples=2")
-    latents, text = encode(cfg, store, HOOK), pull_tokens(cfg, store)
-    kept = load_examples(examples(cfg, store, latents, text))
+    latents, text = EncodeStage(cfg, store, HOOK).pull(), TokensStage(cfg, store).pull()
+    kept = load_examples(ExamplesStage(cfg, store, latents, text).pull())
     chosen = [int(i) for i in kept.total.argsort(descending=True)[:3]]
-    artifact = ablations(cfg, store, latents, chosen)
-    assert ablations(cfg, store, latents, list(reversed(chosen))).key == artifact.key
+    artifact = AblationsStage(Job(cfg, store), latents, chosen).pull()
+    assert AblationsStage(Job(cfg, store), latents, list(reversed(chosen))).pull().key == artifact.key
     found = artifact.json(ABLATIONS_FILE)
     assert sorted(map(int, found)) == sorted(chosen)
     bridge, sae = load_bridge(cfg, model_info(cfg, store), "cpu"), pull_sae(cfg, store, HOOK)

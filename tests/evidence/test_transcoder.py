@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from saelink.activations.cache import act_shards, cache
+from saelink.activations.cache import act_shards, cache_hooks
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
-from saelink.evidence.transcoder import transcoder
+from saelink.evidence.transcoder import TranscoderStage
+from saelink.job import Job
 from saelink.latents.link import link_of, load_split, pull_sides
 from saelink.saes.load import pull_sae
 from saelink.store.store import Store
@@ -28,9 +29,9 @@ def test_figures_are_those_of_the_dense_computation(
 ) -> None:
     t = write_transcoder(tmp_path / "transcoder-1")
     cfg = config("connector=linear", "solver=exact", f"transcoder.path={tmp_path}/transcoder-LAYER", "eval.ce=true")
-    table = transcoder(cfg, store).json("transcoder.json")
+    table = TranscoderStage(Job(cfg, store)).pull().json("transcoder.json")
     link, sides = link_of(cfg, store), pull_sides(cfg, store)
-    acts = cache(cfg, store, [link.sources[0], link.target])
+    acts = cache_hooks(cfg, store, [link.sources[0], link.target])
     x, y = (
         torch.cat([shard.flatten(0, 1) for _, shard in act_shards(acts[hook], ["test"])]).double()
         for hook in (link.sources[0], link.target)
@@ -68,11 +69,13 @@ def test_what_is_no_transcoder_for_this_link_gets_one_line(
     write_transcoder(tmp_path / "narrow", d_in=7, skip=False)
     base = ["connector=linear", "solver=exact"]
     with pytest.raises(SaelinkError, match=r"it reads activations of 7, blocks\.1\.hook_resid_mid has 32"):
-        transcoder(config(*base, f"transcoder.path={tmp_path}/narrow"), store)
+        TranscoderStage(Job(config(*base, f"transcoder.path={tmp_path}/narrow"), store)).pull()
     with pytest.raises(SaelinkError, match=r"transcoder\.path: there is no .*nowhere"):
-        transcoder(config(*base, f"transcoder.path={tmp_path}/nowhere"), store)
+        TranscoderStage(Job(config(*base, f"transcoder.path={tmp_path}/nowhere"), store)).pull()
     with pytest.raises(SaelinkError, match=r"the model has no hook blocks\.1\.hook_what"):
-        transcoder(config(*base, f"transcoder.path={tmp_path}/narrow", "transcoder.hook=hook_what"), store)
+        TranscoderStage(
+            Job(config(*base, f"transcoder.path={tmp_path}/narrow", "transcoder.hook=hook_what"), store)
+        ).pull()
     write_transcoder(tmp_path / "saes" / "blocks.1.hook_mlp_out")
     with pytest.raises(SaelinkError, match="that is a transcoder, which does not give back what it reads"):
         pull_sae(config(f"sae.path={tmp_path}/saes"), store, "blocks.1.hook_mlp_out")

@@ -8,19 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from saelink.activations.tokens import pull_tokens
+from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
 from saelink.evidence.verdicts import VERDICTS, claims, judged
-from saelink.evidence.verify import verify
-from saelink.fit.train import fitted_connector, train
+from saelink.evidence.verify import VerifyStage
+from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.block import FOLDS
-from saelink.interventions.effects import effects, load_effects
+from saelink.interventions.effects import EffectsStage, load_effects
 from saelink.interventions.measure import Effects, add_differences, choose_ablations
+from saelink.job import Job
 from saelink.latents.link import link_of, load_split, pull_sides
 from saelink.latents.rows import Rows
 from saelink.model.block import load_module
 from saelink.model.describe import model_info
 from saelink.model.load import load_bridge
+from saelink.progress import Observer
 from saelink.saes.load import pull_sae
 from saelink.store.store import Store
 
@@ -36,7 +38,7 @@ def reference(cfg: Config, store: Store, source: int, targets: list[int]) -> tup
     while source >= saes[side].d_sae:
         source, side = source - saes[side].d_sae, side + 1
     hook, sae_in = sources[side], saes[side]
-    ids = pull_tokens(cfg, store).tensors("test.safetensors")["ids"].long()
+    ids = TokensStage(cfg, store).pull().tensors("test.safetensors")["ids"].long()
     total, n = torch.zeros(len(targets)), 0
 
     def read(acts: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
@@ -94,15 +96,15 @@ def reference(cfg: Config, store: Store, source: int, targets: list[int]) -> tup
 def test_effects_are_those_of_one_ablation_at_a_time(
     world: World, tmp_path: Path, model: str, architecture: str, link: str
 ) -> None:
-    store = Store(tmp_path / "outputs", say=lambda line: None)
+    store = Store(tmp_path / "outputs")
     overrides = ["verify.tokens_per_source=100000", f"link={link}"]
     if architecture != "topk":
         for seed, hook in enumerate(("blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out")):
             write_sae(tmp_path / "saes" / hook, seed=seed, architecture=architecture)
         overrides.append(f"sae.path={tmp_path / 'saes'}")
     cfg = world.config(store.root, *overrides, model=model)
-    artifact = effects(cfg, store)
-    assert effects(cfg, store).key == artifact.key
+    artifact = EffectsStage(Job(cfg, store)).pull()
+    assert EffectsStage(Job(cfg, store)).pull().key == artifact.key
     found = load_effects(artifact)
     sides = pull_sides(cfg, store)
     scale = sides.scales[-1]
@@ -122,8 +124,8 @@ def test_effects_are_those_of_one_ablation_at_a_time(
 
 
 def test_effects_of_a_model_in_bfloat16(world: World, store: Store) -> None:
-    half = load_effects(effects(world.config(store.root, "model.dtype=bfloat16"), store)).mean
-    full = load_effects(effects(world.config(store.root), store)).mean
+    half = load_effects(EffectsStage(Job(world.config(store.root, "model.dtype=bfloat16"), store)).pull()).mean
+    full = load_effects(EffectsStage(Job(world.config(store.root), store)).pull()).mean
     assert half.isfinite().all() and torch.corrcoef(torch.stack([half.flatten(), full.flatten()]))[0, 1] > 0.9
 
 
@@ -262,9 +264,12 @@ def test_random_claims_have_no_precision_and_suppression_can_be_missed() -> None
 def test_claims_are_what_the_connector_loses(world: World, store: Store, connector: str) -> None:
     extra = ["connector.d_hidden=8"] if connector == "mlp" else []
     cfg = world.config(store.root, f"connector={connector}", "verify.tokens_per_source=100000", *extra)
-    fitted, measured = fitted_connector(train(cfg, store)), load_effects(effects(cfg, store))
+    fitted, measured = (
+        fitted_connector(TrainStage(Job(cfg, store)).pull()),
+        load_effects(EffectsStage(Job(cfg, store)).pull()),
+    )
     test = load_split(cfg, pull_sides(cfg, store), "test", fitted.target_ids)
-    found = claims(fitted, measured, test, 100_000, "cpu")
+    found = claims(fitted, measured, test, 100_000, "cpu", Observer())
     dense = test.source.dense()
     for source in (0, 7, 20):
         rows = (dense[:, source] > 0).nonzero().squeeze(1)
@@ -276,7 +281,7 @@ def test_claims_are_what_the_connector_loses(world: World, store: Store, connect
             expected = (fitted(part) - fitted(without)).mean(0)
         # A linear claim takes the source's mean from the model run anew, others from the stored bfloat16 latents.
         assert torch.allclose(found[source], expected, rtol=2e-2, atol=1e-3)
-    assert verify(cfg, store).json("figures.json")["edges"] > 0
+    assert VerifyStage(Job(cfg, store)).pull().json("figures.json")["edges"] > 0
 
 
 def test_evaluate_verifies_where_asked(saelink: Run) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +16,15 @@ from saelink.evidence.verdicts import VERDICTS, judged, shuffled
 from saelink.fit.gram import Gram
 from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.solvers.causal import AblatedRows, gradients, joint, shares
-from saelink.fit.train import fitted_connector, train
+from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions import block as interventions
 from saelink.interventions.block import FOLDS
-from saelink.interventions.effects import effects, load_changes, load_effects
+from saelink.interventions.effects import EffectsStage, load_changes, load_effects
 from saelink.interventions.measure import Effects, measure_effects
+from saelink.job import Job
 from saelink.latents.link import load_split, pull_sides
 from saelink.model.block import Chain
+from saelink.progress import Observer
 from saelink.saes.sae import SAE
 from saelink.store.store import Store
 
@@ -161,7 +165,7 @@ def text(n: int = 6000) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def known() -> tuple[torch.Tensor, torch.Tensor, Effects]:
     x, fold = text()
-    measured, changes = measure_effects(opened(Block(), x, fold), 256, keep=True)
+    measured, changes = measure_effects(opened(Block(), x, fold), 256, Observer(), keep=True)
     assert changes is not None and len(changes.rows) == int(measured.tokens.sum())
     return x, fold, measured
 
@@ -205,12 +209,12 @@ def test_the_nulls_are_flat(known: tuple[torch.Tensor, torch.Tensor, Effects]) -
     true, _ = judged(claim, measured, torch.arange(8), 0.1)
     assert true["precision_1x"] == 1 and true["r2_1x"] > 0.99 and true["recall_10x"] == 1
     others = torch.eye(12).roll(5, 0)
-    permuted, _ = measure_effects(opened(Block(), x, fold), 256, directions=others)
+    permuted, _ = measure_effects(opened(Block(), x, fold), 256, Observer(), directions=others)
     block = Block()
     block.second.copy_(
         block.second.flatten()[torch.randperm(72, generator=torch.Generator().manual_seed(1))].view(9, 8)
     )
-    random, _ = measure_effects(opened(block, x, fold), 256)
+    random, _ = measure_effects(opened(block, x, fold), 256, Observer())
     for null in (permuted, random, shuffled(measured)):
         figures, _ = judged(claim, null, torch.arange(8), 0.1)
         assert figures["recall_10x"] <= 0.25 and (figures["precision_1x"] or 0) <= 0.25
@@ -226,14 +230,15 @@ def test_causal_in_the_chain(world: World, tmp_path: Path, connector: str) -> No
     words += ["solver.tokens=4096", "solver.batch_tokens=256"]
     found = []
     for folder in ("first", "again"):
-        store = Store(tmp_path / folder, say=lambda line: None)
-        artifact = train(world.config(store.root, *words), store)
+        store = Store(tmp_path / folder)
+        artifact = TrainStage(Job(world.config(store.root, *words), store)).pull()
         found.append(fitted_connector(artifact).output_weight())
         first = "" if connector == "linear" else "lasso_"
-        assert artifact.facts[f"{first}worst_gap"] <= 1e-4
+        facts: dict[str, Any] = {**artifact.facts}
+        assert facts[f"{first}worst_gap"] <= 1e-4
         if first:  # its own weights are no lasso's optimum
             assert "worst_gap" not in artifact.facts
-            assert artifact.facts["validation_mse"] < artifact.facts["lasso_validation_mse"]
+            assert facts["validation_mse"] < facts["lasso_validation_mse"]
         edges = int((found[-1] != 0).sum())
         assert artifact.facts["n_edges"] == edges and 0 < edges < found[-1].numel()
     assert torch.equal(*found)
@@ -242,8 +247,8 @@ def test_causal_in_the_chain(world: World, tmp_path: Path, connector: str) -> No
 def test_more_weight_on_effects_fits_them_better(world: World, store: Store) -> None:
     errors, mses = [], []
     for words in (["solver.effects=.1"], ["solver.effects=10"], ["solver.effects=10", "verify.tokens_per_source=3"]):
-        facts = train(world.config(store.root, "solver=causal", "l1_alpha=1e-3", *words), store).facts
-        errors.append(facts["effects_error"] / float(words[0].split("=")[1]))
+        facts = TrainStage(Job(world.config(store.root, "solver=causal", "l1_alpha=1e-3", *words), store)).pull().facts
+        errors.append(facts.get("effects_error", math.nan) / float(words[0].split("=")[1]))
         mses.append(facts["train_mse"])
     assert errors[1] < errors[0] and mses[1] > mses[0]
     assert errors[2] != errors[1], "other effects in the same process are another problem"
@@ -251,9 +256,9 @@ def test_more_weight_on_effects_fits_them_better(world: World, store: Store) -> 
 
 def test_changes_are_those_of_the_effects(world: World, store: Store) -> None:
     cfg = world.config(store.root)
-    artifact = effects(cfg, store, "train")
+    artifact = EffectsStage(Job(cfg, store), "train").pull()
     measured, changes = load_effects(artifact), load_changes(artifact)
-    assert "changes.safetensors" not in effects(cfg, store).files
+    assert "changes.safetensors" not in EffectsStage(Job(cfg, store)).pull().files
     n = torch.bincount(changes.source, minlength=len(measured.source_mean))
     assert torch.equal(n, measured.tokens.sum(0))
     total = torch.zeros_like(measured.mean).index_add_(0, changes.source, changes.rows.dense())

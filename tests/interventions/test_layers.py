@@ -11,14 +11,15 @@ import torch
 
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
-from saelink.evidence.evaluate import evaluate
+from saelink.evidence.evaluate import EvaluateStage
 from saelink.experiments import EXPERIMENTS
 from saelink.experiments.composed import WAYS
 from saelink.experiments.fits import link_named
 from saelink.experiments.tables import rows_of
-from saelink.fit.train import fitted_connector, train
-from saelink.interventions.cross_entropy import ce_baselines
+from saelink.fit.train import TrainStage, fitted_connector
+from saelink.interventions.cross_entropy import BaselinesStage
 from saelink.interventions.layers import SeveralLayers
+from saelink.job import Job
 from saelink.latents.link import link_of, load_split, pull_sides
 from saelink.model.describe import model_info
 from saelink.model.load import load_bridge
@@ -32,10 +33,10 @@ SMALL = ["eval.ce_tokens=256", "eval.bootstrap=50", "l1_alpha=1e-3", "solver=exa
 
 def test_one_layer_is_what_evaluate_splices(config: Compose, store: Store) -> None:
     cfg = config(*SMALL, "eval.ce=true")
-    connector = fitted_connector(train(cfg, store))
-    expected = evaluate(cfg, store).json("ce.json")
-    baselines = ce_baselines(cfg, store).tensors("losses.safetensors")
-    with SeveralLayers([cfg], store, 256, 5) as model, torch.inference_mode():
+    connector = fitted_connector(TrainStage(Job(cfg, store)).pull())
+    expected = EvaluateStage(Job(cfg, store)).pull().json("ce.json")
+    baselines = BaselinesStage(Job(cfg, store)).pull().tensors("losses.safetensors")
+    with SeveralLayers([Job(cfg, store)], 256, 5) as model, torch.inference_mode():
         link = model.links[0]
         assert torch.allclose(model.losses(), baselines["clean"], atol=1e-5)
         assert torch.allclose(model.losses([link.nothing]), baselines["zero"], atol=1e-5)
@@ -46,8 +47,8 @@ def test_one_layer_is_what_evaluate_splices(config: Compose, store: Store) -> No
 
 def test_a_later_layer_reads_what_earlier_ones_were_replaced_by(config: Compose, store: Store) -> None:
     first, second = config(*SMALL, "layer=0"), config(*SMALL, "layer=1")
-    connector = fitted_connector(train(second, store))
-    with SeveralLayers([first, second], store, 128, 2) as model, torch.inference_mode():
+    connector = fitted_connector(TrainStage(Job(second, store)).pull())
+    with SeveralLayers([Job(first, store), Job(second, store)], 128, 2) as model, torch.inference_mode():
         found = model.losses([model.links[0].nothing, model.links[1].predicted(connector)])
         alone = model.losses([model.links[0].nothing, lambda sources, target: target])
         test, link = model.test, model.links[1]
@@ -91,29 +92,35 @@ def test_a_later_layer_reads_what_earlier_ones_were_replaced_by(config: Compose,
 
 
 def test_the_table_of_several_layers(config: Compose, store: Store) -> None:
-    settings = ["experiment.kept_edges=[1,100000]", "experiment.kept_tokens=256", "experiment.kept_layers=[0,1]"]
+    settings = [
+        "experiment.kept_edges=[1,100000]",
+        "experiment.kept_tokens=256",
+        "experiment.several_layers.kept_layers=[0,1]",
+    ]
     cfg = config("eval.ce_tokens=256", "eval.bootstrap=50", "solver.tokens=2048", *settings)
-    artifact = EXPERIMENTS["several_layers"].run(cfg, store)
+    artifact = EXPERIMENTS["several_layers"].run(Job(cfg, store))
     rows = {(row["edges of"], row["k each"]): row for row in rows_of(artifact)}
     assert {label for label, _ in rows} == {"lasso at 8e-4", "causal", "causal nonlinear", "measured effects"}
     assert rows["causal", 1]["n_edges"] == 2, "one in each layer"
-    again = EXPERIMENTS["several_layers"].run(cfg, store)
+    again = EXPERIMENTS["several_layers"].run(Job(cfg, store))
     assert again.key == artifact.key
 
 
 def test_composed_maps_are_matrices_put_behind_one_another(config: Compose, store: Store) -> None:
-    cfg = config("experiment.composed_layers=[0,1]", "solver.tokens=2048")
+    cfg = config("experiment.composed.composed_layers=[0,2]", "solver.tokens=2048")
     with pytest.raises(SaelinkError, match=r"composed_layers=\[0, 2\]: give at least two layers that follow"):
-        EXPERIMENTS["composed"].run(replace(cfg, experiment=replace(cfg.experiment, composed_layers=[0, 2])), store)
+        EXPERIMENTS["composed"].run(Job(cfg, store))
     cfg = config(
-        "experiment.composed_layers=[0,1]", "solver.tokens=2048", "sae=train", "sae.d_sae=24", "sae.epochs=0.2"
+        "experiment.composed.composed_layers=[0,1]", "solver.tokens=2048", "sae=train", "sae.d_sae=24", "sae.epochs=0.2"
     )
-    artifact = EXPERIMENTS["composed"].run(cfg, store)
+    artifact = EXPERIMENTS["composed"].run(Job(cfg, store))
     rows = {(row["way"], row["to"]): row["fvu"] for row in rows_of(artifact)}
     assert len(rows) == len(WAYS) * 2
-    fits = EXPERIMENTS["composed"].fits(EXPERIMENTS["composed"].configured(cfg), store)
+    fits = EXPERIMENTS["composed"].fits(Job(EXPERIMENTS["composed"].configured(cfg), store))
     for layer, fit in enumerate(fits.values()):
-        assert rows["one block", layer] == pytest.approx(evaluate(fit, store).json("metrics.json")["fvu"], rel=1e-4)
+        assert rows["one block", layer] == pytest.approx(
+            EvaluateStage(Job(fit, store)).pull().json("metrics.json")["fvu"], rel=1e-4
+        )
     assert rows["composed", 0] == pytest.approx(rows["one block", 0], rel=1e-6)
     parts: list[list[torch.Tensor]] = []
     truth = torch.zeros(0)
@@ -122,7 +129,7 @@ def test_composed_maps_are_matrices_put_behind_one_another(config: Compose, stor
         here = replace(cfg, link=link_named("block"), layer=layer)
         test = load_split(here, pull_sides(here, store), "test")
         parts.append(list(test.source.dense().split(48, 1)))
-        connector = fitted_connector(train(fit, store))
+        connector = fitted_connector(TrainStage(Job(fit, store)).pull())
         whole = torch.zeros(144, 48)
         whole[:, connector.target_ids] = connector.output_weight()
         matrices.append(whole.split(48))

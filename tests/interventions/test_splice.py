@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from saelink.config.schema import Config
-from saelink.evidence.evaluate import evaluate
-from saelink.interventions.cross_entropy import ce_baselines, ce_figures
-from saelink.interventions.oracle import oracle
+from saelink.evidence.evaluate import EvaluateStage
+from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
+from saelink.interventions.oracle import OracleStage
 from saelink.interventions.splice import Splice, spliced_tokens
+from saelink.job import Job
 from saelink.latents.link import load_split, pull_sides
 from saelink.latents.rows import Rows
 from saelink.latents.split import latent_shards
@@ -42,8 +43,8 @@ def plain_losses(cfg: Config, ids: torch.Tensor, change: Callable[[torch.Tensor]
 @pytest.mark.parametrize("model", ["llama", "neox"])
 def test_losses_are_those_of_the_plain_model(config: Compose, store: Store, model: str) -> None:
     cfg = config("data.drop_positions=3", "eval.ce_tokens=320", model=model)
-    losses = ce_baselines(cfg, store).tensors("losses.safetensors")
-    test = spliced_tokens(cfg, store, pull_sides(cfg, store), 320)
+    losses = BaselinesStage(Job(cfg, store)).pull().tensors("losses.safetensors")
+    test = spliced_tokens(Job(cfg, store), 320)
     assert test.ids.shape == (20, 16) and losses["clean"].shape == (20, 15)
     assert torch.equal(test.counts, (torch.arange(16) >= 3).expand(20, 16))
 
@@ -57,14 +58,13 @@ def test_losses_are_those_of_the_plain_model(config: Compose, store: Store, mode
 
 def test_what_is_put_back_unchanged_changes_nothing(config: Compose, store: Store) -> None:
     cfg = config("eval.ce_tokens=320")
-    sides = pull_sides(cfg, store)
-    test = spliced_tokens(cfg, store, sides, 320)
-    with Splice(cfg, store, sides, test, 3) as splice:
+    test = spliced_tokens(Job(cfg, store), 320)
+    with Splice(Job(cfg, store), test, 3) as splice:
         clean = splice.losses()
         nothing = splice.losses_of_change(torch.zeros(*test.ids.shape, 32))
         rebuilt = splice.losses(splice.decode(splice.true_latents()))
     assert torch.equal(clean, nothing)
-    expected = ce_baselines(cfg, store).tensors("losses.safetensors")
+    expected = BaselinesStage(Job(cfg, store)).pull().tensors("losses.safetensors")
     assert torch.equal(rebuilt, expected["sae"]) and torch.equal(clean, expected["clean"])
 
 
@@ -74,8 +74,8 @@ def test_the_oracle_is_the_true_mlp_between_the_saes(config: Compose, store: Sto
 
     cfg = config(model=model)
     sides = pull_sides(cfg, store)
-    test = spliced_tokens(cfg, store, sides)
-    made = oracle(cfg, store)
+    test = spliced_tokens(Job(cfg, store))
+    made = OracleStage(Job(cfg, store)).pull()
     hooks = [side.facts["hook_name"] for side in (*sides.sources, sides.target)]
     folders = [hook if (world.folder / "saes" / hook).exists() else "blocks.1.hook_resid_pre" for hook in hooks]
     source_sae, target_sae = (read_sae(world.folder / "saes" / folder, "sae.path") for folder in folders)
@@ -99,7 +99,7 @@ def test_the_oracle_is_the_true_mlp_between_the_saes(config: Compose, store: Sto
 def test_a_perfect_connector_recovers_what_the_sae_does(config: Compose, store: Store, link: str) -> None:
     """A connector's losses are between nothing and everything, and the figures say so."""
     cfg = config("eval.ce=true", "eval.ce_tokens=320", "solver=exact", "l1_alpha=0", f"link={link}")
-    evaluation = evaluate(cfg, store)
+    evaluation = EvaluateStage(Job(cfg, store)).pull()
     figures = evaluation.json("ce.json")
     assert set(figures) == {
         "clean", "sae", "connector", "connector_with_error", "oracle", "oracle_with_error", "mean", "zero",
@@ -130,7 +130,7 @@ def test_unexplained_latents_keep_their_true_value(config: Compose, store: Store
     rates = torch.bincount(tokens.target.indices, minlength=tokens.target.d).double() / len(tokens)
     top = rates.sort().values[-2].item()
     base = ["eval.ce=true", "eval.ce_tokens=320", "solver=exact", "l1_alpha=10"]
-    one = evaluate(config(*base, f"targets.min_rate={top}"), store).json("ce.json")
-    everything = evaluate(config(*base), store).json("ce.json")
+    one = EvaluateStage(Job(config(*base, f"targets.min_rate={top}"), store)).pull().json("ce.json")
+    everything = EvaluateStage(Job(config(*base), store)).pull().json("ce.json")
     away = [abs(found["connector"]["ce"] - found["sae"]["ce"]) for found in (one, everything)]
     assert 0 < away[0] < away[1]

@@ -1,6 +1,6 @@
 """The Triton kernels against the torch operations they stand for, and a whole fit on the GPU against the CPU's.
 
-The kernels also run without a GPU, slowly: TRITON_INTERPRET=1 python -m pytest tests/test_cuda.py
+Without a GPU the kernels run in Triton's interpreter (tests/conftest.py turns it on), which Linux alone has.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from saelink.interventions.effects import effects, load_effects
+from saelink.interventions.effects import EffectsStage, load_effects
+from saelink.job import Job
 from saelink.kernels import cuda
 from saelink.store.store import Store
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.gpu
 interpreted = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 device = "cuda" if torch.cuda.is_available() else "cpu"
 needs_kernels = pytest.mark.skipif(
-    not (torch.cuda.is_available() or interpreted), reason="needs a CUDA GPU (or Triton's interpreter)"
+    not (torch.cuda.is_available() or interpreted), reason="needs Triton, which is there on Linux alone"
 )
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -140,8 +141,8 @@ def test_a_readout_on_the_gpu_is_as_good_as_the_cpus(name: str) -> None:
 def test_effects_on_the_gpu_are_the_cpus(world: World, tmp_path: Path, link: str) -> None:
     found = []
     for where in ("cpu", "cuda"):
-        store = Store(tmp_path / where, say=lambda line: None)
+        store = Store(tmp_path / where)
         cfg = world.config(store.root, f"link={link}", f"runtime.device={where}")
-        found.append(load_effects(effects(cfg, store)))
+        found.append(load_effects(EffectsStage(Job(cfg, store)).pull()))
     assert torch.equal(found[0].tokens, found[1].tokens)
     assert torch.allclose(found[0].mean, found[1].mean, atol=1e-4)

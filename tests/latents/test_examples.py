@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from saelink.activations.tokens import SPLITS, pull_tokens
-from saelink.latents.encode import encode
-from saelink.latents.examples import OCTAVES, SLOTS, Examples, examples, load_examples
+from saelink.activations.tokens import SPLITS, TokensStage
+from saelink.latents.encode import EncodeStage
+from saelink.latents.examples import OCTAVES, SLOTS, Examples, ExamplesFacts, ExamplesStage, load_examples
 from saelink.latents.split import latent_shards
 from saelink.store.store import Store
 
@@ -20,13 +20,13 @@ from helpers.world import World
 HOOK = "blocks.1.hook_mlp_out"
 
 
-def pulled(world: World, folder: Path) -> tuple[Examples, dict[str, Any], list[list[tuple[int, float, int]]]]:
+def pulled(world: World, folder: Path) -> tuple[Examples, ExamplesFacts, list[list[tuple[int, float, int]]]]:
     """The examples, their facts, and for every latent (place, value, token) of all activations that count."""
-    store = Store(folder, say=lambda line: None)
+    store = Store(folder)
     cfg = world.config(store.root, "report.top=5", "report.per_size=2", "report.random=4")
-    latents, text = encode(cfg, store, HOOK), pull_tokens(cfg, store)
-    artifact = examples(cfg, store, latents, text)
-    assert examples(cfg, store, latents, text).key == artifact.key
+    latents, text = EncodeStage(cfg, store, HOOK).pull(), TokensStage(cfg, store).pull()
+    artifact = ExamplesStage(cfg, store, latents, text).pull()
+    assert ExamplesStage(cfg, store, latents, text).pull().key == artifact.key
     ids = torch.cat([text.tensors(f"{split}.safetensors")["ids"].flatten().long() for split in SPLITS])
     everything: list[list[tuple[int, float, int]]] = [[] for _ in range(latents.facts["d_sae"])]
     context, row = latents.facts["context_size"], 0

@@ -11,8 +11,10 @@ import pytest
 
 from saelink.evidence.edges import inputs_of
 from saelink.evidence.hidden_units import CLASSES
+from saelink.job import Job
 from saelink.latents.link import load_split
-from saelink.report.cards import FAINT_PREDICTION, Cards
+from saelink.report.cards.beside import FAINT_PREDICTION
+from saelink.report.cards.cards import Cards
 from saelink.store.store import Store
 from saelink.terminal.cards import print_card
 
@@ -28,14 +30,14 @@ def rendered(card: dict[str, Any], width: int = 80) -> str:
 
 
 def test_a_card_says_what_the_artifacts_hold(world: World, store: Store) -> None:
-    cards = Cards(world.config(store.root, "solver=exact", "l1_alpha=1e-3"), store)
-    latent = int(cards.connector.target_ids[0])
+    cards = Cards(Job(world.config(store.root, "solver=exact", "l1_alpha=1e-3"), store))
+    latent = int(cards.wiring.connector.target_ids[0])
     target = cards.target(latent)
-    edges = cards.connector.edges(latent, 12)
+    edges = cards.wiring.connector.edges(latent, 12)
     assert [edge["weight"] for edge in target["edges"]] == pytest.approx(edges.weights, rel=1e-3)
     assert [edge["name"] for edge in target["edges"]] == [f"IF{i}" for i in edges.ids]
     assert target["fvu"] == pytest.approx(
-        cards.evaluation.tensors("latents.safetensors")["fvu"][latent].item(), rel=1e-3
+        cards.wiring.evaluation.tensors("latents.safetensors")["fvu"][latent].item(), rel=1e-3
     )
     assert sum(target["histogram"]) == target["active"] > 0
     assert sum(token["share"] for token in target["tokens"]) <= 1 + 1e-9
@@ -45,7 +47,7 @@ def test_a_card_says_what_the_artifacts_hold(world: World, store: Store) -> None
         assert len(example["tokens"]) == len(example["values"])
         assert example["position"] >= 1, "position 0 is dropped"
     source = cards.source(edges.ids[0])
-    weights = cards.connector.output_weight()[edges.ids[0]]
+    weights = cards.wiring.connector.output_weight()[edges.ids[0]]
     assert source["feeds"][0]["weight"] == pytest.approx(weights[weights.abs().argmax()].item(), rel=1e-3)
     for card in (target, source):
         text = rendered(card)
@@ -57,15 +59,15 @@ def test_what_stands_beside_an_example_is_the_connectors(world: World, store: St
     """The prediction and the inputs under a target's examples, against the connector run on the whole split."""
     extra = ["connector.d_hidden=8"] if connector == "mlp" else []
     cfg = world.config(store.root, f"connector={connector}", "l1_alpha=1e-3", *extra)
-    cards = Cards(cfg, store)
-    everything = load_split(cfg, cards.sides, "test", cards.connector.target_ids)
-    z = cards.connector(everything.source)
-    inputs = inputs_of(cards.connector, everything.source).dense()
+    cards = Cards(Job(cfg, store))
+    everything = load_split(cfg, cards.sides, "test", cards.wiring.connector.target_ids)
+    z = cards.wiring.connector(everything.source)
+    inputs = inputs_of(cards.wiring.connector, everything.source).dense()
     where = {int(row): n for n, row in enumerate(everything.row)}
     context, checked = cfg.data.context_size, 0
     first_test = sum(cards.sides.target.facts["sequences"][split] for split in ("train", "validation")) * context
-    for latent in cards.connector.target_ids[:6].tolist():
-        looked = cards.looked(cards.sides.target)
+    for latent in cards.wiring.connector.target_ids[:6].tolist():
+        looked = cards.firing.looked(cards.sides.target)
         places = [int(looked.places[latent, column]) for column in looked.shown(latent)]
         card = cards.target(latent)
         assert len(card["beside"]) == len(card["examples"]) == len(places)
@@ -74,7 +76,7 @@ def test_what_stands_beside_an_example_is_the_connectors(world: World, store: St
             if place < first_test:
                 continue
             n = where[place - first_test]
-            column = cards.connector.column(latent)
+            column = cards.wiring.connector.column(latent)
             unit = cards.sides.scales[-1] / looked.facts["unit"]
             predicted = z[n, column].item() * unit
             shown = predicted if abs(predicted) >= FAINT_PREDICTION else 0.0
@@ -90,8 +92,8 @@ def test_what_stands_beside_an_example_is_the_connectors(world: World, store: St
 
 
 def test_cards_of_hidden_units_and_of_several_sources(world: World, store: Store) -> None:
-    mlp = Cards(world.config(store.root, "connector=mlp", "connector.d_hidden=8"), store)
-    card = mlp.target(int(mlp.connector.target_ids[0]))
+    mlp = Cards(Job(world.config(store.root, "connector=mlp", "connector.d_hidden=8"), store))
+    card = mlp.target(int(mlp.wiring.connector.target_ids[0]))
     assert card["edges"][0]["name"].startswith("H") and card["edges"][0]["edges"][0]["name"].startswith("IF")
     assert all(fed["name"].startswith("H") for fed in mlp.source(0)["feeds"])
     unit = mlp.hidden_unit(card["edges"][0]["input"])
@@ -99,8 +101,8 @@ def test_cards_of_hidden_units_and_of_several_sources(world: World, store: Store
     assert unit["classed"]["kind"] in CLASSES
     rendered(unit)
     rendered(card)
-    block = Cards(world.config(store.root, "link=block", "solver=exact"), store)
-    assert block.source_name(block.source_number("1.5")) == "IF1.5"
+    block = Cards(Job(world.config(store.root, "link=block", "solver=exact"), store))
+    assert block.sides.source_name(block.source_number("1.5")) == "IF1.5"
     assert block.source(block.source_number("1.5"))["hook"] == "blocks.1.hook_attn_out"
 
 

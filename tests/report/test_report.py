@@ -14,12 +14,14 @@ import pytest
 
 import saelink
 from saelink.errors import SaelinkError
-from saelink.evidence.evaluate import evaluate
+from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.verdicts import VERDICTS
-from saelink.evidence.verify import verify
-from saelink.report.cards import Cards
+from saelink.evidence.verify import VerifyStage
+from saelink.job import Job
+from saelink.report.cards.cards import Cards
+from saelink.report.cards.firing import Firing
 from saelink.report.render import DATA_FILE, PAGE_FILE
-from saelink.report.stage import report
+from saelink.report.stage import ReportStage
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
 
@@ -34,8 +36,8 @@ SETTINGS = ["report.ablated=2", "report.ablated_examples=1", "l1_alpha=1e-3", "r
 
 
 def made(world: World, folder: Path, *overrides: str) -> tuple[Artifact, Store]:
-    store = Store(folder, say=lambda line: None)
-    return report(world.config(store.root, *SETTINGS, *overrides), store), store
+    store = Store(folder)
+    return ReportStage(Job(world.config(store.root, *SETTINGS, *overrides), store)).pull(), store
 
 
 def pieces(artifact: Artifact) -> dict[str, Any]:
@@ -48,21 +50,21 @@ def pieces(artifact: Artifact) -> dict[str, Any]:
 def nasty(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Store]:
     """A report whose every token is text from anywhere, about an exact path, with an mlp beside it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Cards, "token", lambda self, token_id: NASTY[token_id % len(NASTY)])
+        patch.setattr(Firing, "token", lambda self, token_id: NASTY[token_id % len(NASTY)])
         folder = tmp_path_factory.mktemp("nasty")
-        store = Store(folder, say=lambda line: None)
-        evaluate(world.config(folder, "connector=mlp", "connector.d_hidden=8", "l1_alpha=1e-3"), store)
+        store = Store(folder)
+        EvaluateStage(Job(world.config(folder, "connector=mlp", "connector.d_hidden=8", "l1_alpha=1e-3"), store)).pull()
         return made(world, folder, "solver=exact")
 
 
 def test_it_holds_what_the_artifacts_hold(world: World, tmp_path: Path) -> None:
     artifact, store = made(world, tmp_path, "solver=exact")
-    assert report(world.config(store.root, *SETTINGS, "solver=exact"), store).key == artifact.key
+    assert ReportStage(Job(world.config(store.root, *SETTINGS, "solver=exact"), store)).pull().key == artifact.key
     found = pieces(artifact)
     head, index = found["head"], found["index"]
     assert [fit["l1_alpha"] for fit in head["fits"]] == [1e-3, 1e-2, 3e-2]
-    cards = Cards(world.config(store.root, "solver=exact", "l1_alpha=1e-3"), store)
-    for latent in cards.connector.target_ids[:5].tolist():
+    cards = Cards(Job(world.config(store.root, "solver=exact", "l1_alpha=1e-3"), store))
+    for latent in cards.wiring.connector.target_ids[:5].tolist():
         card = cards.target(latent)
         circuit = found["circuit0/0"][str(latent)]
         assert circuit["edges"] == card["edges"] and circuit["logic"] == card["logic"]
@@ -72,7 +74,7 @@ def test_it_holds_what_the_artifacts_hold(world: World, tmp_path: Path) -> None:
     rows = {row["name"]: row for row in head["table"]}
     assert rows["mean predictor"]["fvu"] == pytest.approx(1, abs=0.05)
     assert rows["oracle"]["fvu"] > 0  # the SAEs are random
-    metrics = cards.evaluation.json("metrics.json")
+    metrics = cards.wiring.evaluation.json("metrics.json")
     assert head["table"][0]["fvu"] == metrics["fvu"] and head["table"][0]["n_edges"] == metrics["n_edges"]
     assert sum(point["elbow"] for point in head["frontier"]) == 1
     assert found["ablations/target"], "the highlighted latents' examples are ablated"
@@ -80,7 +82,7 @@ def test_it_holds_what_the_artifacts_hold(world: World, tmp_path: Path) -> None:
 
 def test_it_is_made_anew_when_there_is_more_to_show(world: World, tmp_path: Path) -> None:
     first, store = made(world, tmp_path, "solver=exact", "report.ablated=0")
-    evaluate(world.config(store.root, "connector=nonlinear", "l1_alpha=1e-3"), store)
+    EvaluateStage(Job(world.config(store.root, "connector=nonlinear", "l1_alpha=1e-3"), store)).pull()
     second, _ = made(world, tmp_path, "solver=exact", "report.ablated=0")
     assert first.key != second.key
     names = [row["name"] for row in pieces(second)["head"]["table"]]
@@ -128,8 +130,8 @@ def test_verdicts_stand_on_the_edges(world: World, tmp_path: Path) -> None:
     before, store = made(world, tmp_path, "solver=exact")
     assert pieces(before)["head"]["verified"] == []
     cfg = world.config(store.root, *SETTINGS, "solver=exact")
-    judged = verify(cfg, store)
-    artifact = report(cfg, store)
+    judged = VerifyStage(Job(cfg, store)).pull()
+    artifact = ReportStage(Job(cfg, store)).pull()
     assert artifact.key != before.key, "verdicts make the page anew"
     found, figures = pieces(artifact), judged.json("figures.json")
     (mine,) = found["head"]["verified"]
@@ -244,8 +246,8 @@ def test_tokens_are_text_in_the_browser(browser: Any, nasty: tuple[Artifact, Sto
 
 def test_clicks_and_search(browser: Any, world: World, tmp_path: Path) -> None:
     artifact, store = made(world, tmp_path, "solver=exact")
-    evaluate(world.config(store.root, "connector=mlp", "connector.d_hidden=8", "l1_alpha=1e-3"), store)
-    verify(world.config(store.root, *SETTINGS, "solver=exact"), store)
+    EvaluateStage(Job(world.config(store.root, "connector=mlp", "connector.d_hidden=8", "l1_alpha=1e-3"), store)).pull()
+    VerifyStage(Job(world.config(store.root, *SETTINGS, "solver=exact"), store)).pull()
     artifact, _ = made(world, tmp_path, "solver=exact")
     text = shown(browser, artifact)
     for expected in ("Connectors", "mean predictor", "oracle", "Percent linear", "Loss while training", "What was run",

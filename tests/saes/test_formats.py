@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from saelink.activations.cache import cache_hooks
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
+from saelink.latents.encode import EncodeStage
 from saelink.saes.check import check_sae
 from saelink.saes.choice import published, sae_choice
 from saelink.saes.formats import identity, read_sae
@@ -432,18 +434,18 @@ def test_published_sets_are_where_sae_lens_lists_them(name: str, store: Store, m
 
 def test_normalising_saes_go_through_the_chain(world: World, config: Callable[..., Config], store: Store) -> None:
     """Latents, stored units and quality of an SAE that normalises what it reads, against the dense computation."""
-    from saelink.activations.cache import act_shards, cache
-    from saelink.latents.encode import encode, stored_units
+    from saelink.activations.cache import act_shards
+    from saelink.latents.encode import stored_units
     from saelink.latents.rows import unpack
 
     saes = world.folder / "normalising"
     write_sae(saes / HOOK, normalize_activations="layer_norm", k=8)
     cfg = config(f"sae.path={saes}", "sae.check=false")
-    artifact = encode(cfg, store, HOOK)
+    artifact = EncodeStage(cfg, store, HOOK).pull()
     sae = read_sae(saes / HOOK, "sae.path")
     error = variance = 0.0
     xs = []
-    for shard, acts in act_shards(cache(cfg, store, [HOOK])[HOOK], ["test"]):
+    for shard, acts in act_shards(cache_hooks(cfg, store, [HOOK])[HOOK], ["test"]):
         x = acts.reshape(-1, 32).float()
         tensors = artifact.tensors(shard.name)
         rows, units = unpack(tensors, sae.d_sae), stored_units(tensors)

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from saelink.activations.cache import act_shards, cache, shuffled_rows
+from saelink.activations.cache import act_shards, cache_hooks, shuffled_rows
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
-from saelink.latents.encode import encode
+from saelink.latents.encode import EncodeStage
 from saelink.saes.choice import sae_choice
 from saelink.saes.formats import read_sae
 from saelink.saes.sae import SAE, active_entries
-from saelink.saes.training import train_sae
+from saelink.saes.training import SAEStage
 from saelink.store.store import Store
 
 from helpers.world import World, write_sae
@@ -104,9 +104,9 @@ def test_quality_figures_are_those_of_the_dense_computation(
     config: Callable[..., Config], store: Store, world: World
 ) -> None:
     cfg = config()
-    facts = encode(cfg, store, HOOK).facts
+    facts = EncodeStage(cfg, store, HOOK).pull().facts
     sae = read_sae(world.folder / "saes" / HOOK, "sae.path")
-    acts = cache(cfg, store, [HOOK])[HOOK]
+    acts = cache_hooks(cfg, store, [HOOK])[HOOK]
     x = torch.cat([shard[:, 1:].reshape(-1, 32) for _, shard in act_shards(acts, ["test"])]).float()
     latents = sae.encode(x)
     latents = latents.bfloat16().float()  # as they are stored
@@ -126,7 +126,7 @@ def test_quality_figures_are_those_of_the_dense_computation(
 
 def test_shuffled_rows_give_every_training_row_once_a_pass(config: Callable[..., Config], store: Store) -> None:
     cfg = config()
-    acts = cache(cfg, store, [HOOK])[HOOK]
+    acts = cache_hooks(cfg, store, [HOOK])[HOOK]
     rows = torch.cat([shard[:, 1:].reshape(-1, 32) for _, shard in act_shards(acts, ["train"])]).float()
     options: dict[str, Any] = {"batch": 7, "total": len(rows), "drop_positions": 1, "max_norm": None, "seed": 0}
     seen = torch.cat(list(shuffled_rows(acts, **options, shards_in_memory=1)))
@@ -146,13 +146,13 @@ def test_training_an_sae_is_deterministic_and_beats_its_start(
     pytest.importorskip("sae_lens")
     overrides = ["sae=train", "sae.path=null", "sae.d_sae=64", "sae.k=8", "sae.batch_tokens=128", "sae.epochs=10"]
     cfg = config(*overrides)
-    artifact = train_sae(cfg, store, HOOK)
+    artifact = SAEStage(cfg, store, HOOK).pull()
     assert json.loads(artifact.file("cfg.json").read_text())["architecture"] == "topk"
     sae: SAE = read_sae(artifact.path, "sae.path")
     assert (sae.d_in, sae.d_sae, sae.k) == (32, 64, 8)
-    assert encode(cfg, store, HOOK).facts["fvu"] < 0.5
-    other = Store(tmp_path / "other", say=lambda line: None)
-    twin = train_sae(world.config(other.root, *overrides), other, HOOK)
+    assert EncodeStage(cfg, store, HOOK).pull().facts["fvu"] < 0.5
+    other = Store(tmp_path / "other")
+    twin = SAEStage(world.config(other.root, *overrides), other, HOOK).pull()
     name = "sae_weights.safetensors"
     assert twin.key == artifact.key and twin.file(name).read_bytes() == artifact.file(name).read_bytes()
 

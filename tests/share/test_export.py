@@ -16,9 +16,10 @@ import torch
 import saelink
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
-from saelink.fit.train import fitted_connector, train
+from saelink.fit.train import TrainStage, fitted_connector
+from saelink.job import Job
 from saelink.latents.link import load_split, pull_sides
-from saelink.share.export import export
+from saelink.share.export import ExportStage
 from saelink.store.store import Store
 
 
@@ -29,10 +30,10 @@ def test_an_exported_folder_predicts_as_the_connector_does(
     config: Callable[..., Config], store: Store, kind: list[str]
 ) -> None:
     cfg = config(*kind, "+sae.neuronpedia.hook_mlp_out=tiny/LAYER-mlp")
-    folder = export(cfg, store).path
+    folder = ExportStage(Job(cfg, store)).pull().path
     loaded, sides = saelink.load_connector(folder), pull_sides(cfg, store)
     test = load_split(cfg, sides, "test")
-    ours = fitted_connector(train(cfg, store))
+    ours = fitted_connector(TrainStage(Job(cfg, store)).pull())
     raw = test.source.dense() * sides.scales[0]
     expected = ours(test.source) * sides.scales[-1]
     assert torch.allclose(loaded(raw), expected, rtol=1e-4, atol=1e-6)
@@ -61,19 +62,23 @@ def test_a_fit_starts_at_an_exported_connector_in_its_own_units(
     config: Callable[..., Config], store: Store, kind: list[str]
 ) -> None:
     given = config(*kind, "solver=adam")
-    folder = export(given, store).path
+    folder = ExportStage(Job(given, store)).pull().path
     still = config(*kind, "solver=adam", "solver.lr=1e-12", f"connector.init={folder}", "latent_scale=none")
-    artifact, exported, sides = train(still, store), saelink.load_connector(folder), pull_sides(still, store)
+    artifact, exported, sides = (
+        TrainStage(Job(still, store)).pull(),
+        saelink.load_connector(folder),
+        pull_sides(still, store),
+    )
     assert sides.scales == [1.0, 1.0] and exported.target_scale != 1.0
     rows = load_split(still, sides, "test").source
     assert torch.allclose(fitted_connector(artifact)(rows), exported(rows.dense()), rtol=1e-3, atol=1e-5)
     elsewhere = shutil.copytree(folder, store.root / "elsewhere")
     again = config(*kind, "solver=adam", "solver.lr=1e-12", f"connector.init={elsewhere}", "latent_scale=none")
-    assert train(again, store).key == artifact.key
+    assert TrainStage(Job(again, store)).pull().key == artifact.key
     with pytest.raises(SaelinkError, match=r"that connector is of blocks\.1.*; here it is blocks\.0"):
-        train(config(*kind, "layer=0", f"connector.init={folder}"), store)
+        TrainStage(Job(config(*kind, "layer=0", f"connector.init={folder}"), store)).pull()
     with pytest.raises(SaelinkError, match="no connector is there"):
-        train(config(*kind, f"connector.init={store.root}"), store)
+        TrainStage(Job(config(*kind, f"connector.init={store.root}"), store)).pull()
 
 
 def test_a_folder_without_a_connector_gets_one_line(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ import torch
 
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
+from saelink.fit.train import TrainStage, fitted_connector
+from saelink.job import Job
 from saelink.latents.link import link_of
 from saelink.model.describe import model_info
 from saelink.model.load import load_bridge
 from saelink.share.graph.prune import influences
-from saelink.share.graph.stage import graph
+from saelink.share.graph.stage import GraphStage
 from saelink.share.graph.trace import Node, Tracer
 from saelink.share.graph.write import INDEX_FILE, cantor
 from saelink.store.store import Store
@@ -33,7 +35,8 @@ KINDS = [
 def traced(config: Callable[..., Config], store: Store, kind: list[str], model: str) -> tuple[Config, Tracer]:
     cfg = config(*kind, model=model)
     cfg.graph.prompt = PROMPT
-    return cfg, Tracer(cfg, store)
+    job = Job(cfg, store)
+    return cfg, Tracer(job, fitted_connector(TrainStage(job).pull()))
 
 
 @pytest.mark.parametrize("model", ["llama", "neox"])
@@ -182,4 +185,4 @@ def test_a_prompt_that_can_not_be_used_gets_one_line(saelink: Run) -> None:
 
 def test_no_prompt_in_python(config: Callable[..., Config], store: Store) -> None:
     with pytest.raises(SaelinkError, match=r"graph\.prompt is missing"):
-        graph(config(), store)
+        GraphStage(Job(config(), store)).pull()

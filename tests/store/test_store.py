@@ -31,7 +31,7 @@ def fill(draft: Draft) -> dict[str, int]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "outputs", say=lambda line: None)
+    return Store(tmp_path / "outputs")
 
 
 def test_a_key_depends_on_all_that_counts_and_nothing_else() -> None:
@@ -124,7 +124,7 @@ def _slow_build(root: Path, started: Path, seconds: float) -> None:
         time.sleep(seconds)
         return facts
 
-    Store(root, say=lambda line: None).build(plan(), make)
+    Store(root).build(plan(), make)
 
 
 def test_two_processes_make_it_once(store: Store, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import pytest
 from saelink.activations import cache as cache_module
 from saelink.activations.cache import run_model
 from saelink.config.schema import Config
-from saelink.fit.gram import gram
-from saelink.latents.encode import encode_all
+from saelink.fit.gram import GramStage
+from saelink.job import Job
+from saelink.latents.encode import encode_hooks
 from saelink.latents.link import link_of
 from saelink.store.store import Store
 
@@ -43,11 +44,13 @@ def slowly(*arguments):
 
 cache.run_model = slowly
 from saelink.latents.link import pull_sides
-from saelink.fit.gram import gram as pull_gram
+from saelink.fit.gram import GramStage
+from saelink.job import Job
+from saelink.terminal.progress import TerminalObserver
 cfg = composed(json.loads(sys.argv[1]))
-store = store_module.Store(cfg.runtime.outputs)
+store = store_module.Store(cfg.runtime.outputs, TerminalObserver())
 pull_sides(cfg, store)
-pull_gram(cfg, store)
+GramStage(Job(cfg, store)).pull()
 """
 
 
@@ -117,9 +120,9 @@ def test_streamed_latents_are_the_same_and_nothing_else_is_written(
     made = {}
     for stream in ("false", "true"):
         cfg = config(f"stream={stream}", f"runtime.outputs={tmp_path}/{stream}")
-        store = Store(tmp_path / stream, say=lambda line: None)
+        store = Store(tmp_path / stream)
         link = link_of(cfg, store)
-        encode_all(cfg, store, [*link.sources, link.target])
+        encode_hooks(cfg, store, [*link.sources, link.target])
         made[stream] = {name: data for name, data in files(tmp_path / stream).items() if name.startswith("encode/")}
     assert made["true"] == made["false"] and len(made["true"]) > 4
     assert (tmp_path / "false" / "cache").exists() and not (tmp_path / "true" / "cache").exists()
@@ -139,16 +142,16 @@ def test_streaming_goes_on_after_a_kill(
             if len(done) == 4:
                 raise KeyboardInterrupt
 
-    whole = Store(tmp_path / "whole", say=lambda line: None)
+    whole = Store(tmp_path / "whole")
     cfg = config("stream=true", f"runtime.outputs={tmp_path}/whole")
     hooks = [*link_of(cfg, whole).sources, link_of(cfg, whole).target]
-    encode_all(cfg, whole, hooks)
-    killed = Store(tmp_path / "killed", say=lambda line: None)
+    encode_hooks(cfg, whole, hooks)
+    killed = Store(tmp_path / "killed")
     cfg = config("stream=true", f"runtime.outputs={tmp_path}/killed")
     monkeypatch.setattr("saelink.latents.encode.run_model", dying)
     with pytest.raises(KeyboardInterrupt):
-        encode_all(cfg, killed, hooks)
-    encode_all(cfg, killed, hooks)
+        encode_hooks(cfg, killed, hooks)
+    encode_hooks(cfg, killed, hooks)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     assert len(done) > len(set(done)) - 4 and done.count(done[0]) == 1, "finished shards are not made again"
 
@@ -165,6 +168,6 @@ def test_products_in_parts_are_the_products(
         monkeypatch.setattr("saelink.fit.gram.PARTS", parts)
         monkeypatch.setattr("saelink.fit.gram.PART_TOKENS", 512)
         cfg = config(f"runtime.outputs={tmp_path}/{parts}")
-        found.append(load_gram(gram(cfg, Store(tmp_path / str(parts), say=lambda line: None))))
+        found.append(load_gram(GramStage(Job(cfg, Store(tmp_path / str(parts)))).pull()))
     for one, five in zip(*found, strict=True):
         assert torch.allclose(one, five, rtol=1e-12, atol=1e-14)

@@ -13,12 +13,14 @@ import pytest
 
 from saelink.config.schema import Config, WandbConfig, WandbMode
 from saelink.errors import SaelinkError
-from saelink.evidence.evaluate import evaluate
-from saelink.evidence.verify import verify
-from saelink.fit.train import train
+from saelink.evidence.evaluate import EvaluateStage
+from saelink.evidence.verify import VerifyStage
+from saelink.fit.train import TrainStage
+from saelink.job import Job
 from saelink.store.store import Store
 from saelink.tracking.runs import publish, publish_key
 
+from helpers.observing import Lines
 from helpers.world import Run, World
 
 OFFLINE = WandbConfig(mode=WandbMode.offline, project="test")
@@ -42,7 +44,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_run_holds_the_artifacts_whole_history(config: Callable[..., Config], store: Store) -> None:
     cfg = config()
-    connector, evaluation = train(cfg, store), evaluate(cfg, store)
+    connector, evaluation = TrainStage(Job(cfg, store)).pull(), EvaluateStage(Job(cfg, store)).pull()
     publish(OFFLINE, store, connector, evaluation, group="sweep1")
     (folder,) = offline_runs(store, connector.key)
     text = json.dumps(records(folder))
@@ -60,7 +62,7 @@ def test_a_run_holds_the_artifacts_whole_history(config: Callable[..., Config], 
 
 def test_nothing_personal_is_kept(config: Callable[..., Config], store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "a-secret-token")
-    connector = train(config(), store)
+    connector = TrainStage(Job(config(), store)).pull()
     publish(OFFLINE, store, connector)
     (folder,) = offline_runs(store, connector.key)
     everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
@@ -70,16 +72,15 @@ def test_nothing_personal_is_kept(config: Callable[..., Config], store: Store, m
 
 
 def test_publishing_again_adds_nothing_and_news_replace_the_run(config: Callable[..., Config], store: Store) -> None:
-    said: list[str] = []
-    store.say = said.append
+    store.observer = lines = Lines()
     cfg = config()
-    connector = train(cfg, store)
+    connector = TrainStage(Job(cfg, store)).pull()
     publish(OFFLINE, store, connector)
     (first,) = offline_runs(store, connector.key)
-    assert sum("wandb sync" in line for line in said) == 1
+    assert sum("wandb sync" in line for line in lines.said) == 1
     publish(OFFLINE, store, connector)
     assert offline_runs(store, connector.key) == [first]
-    evaluation = evaluate(cfg, store)
+    evaluation = EvaluateStage(Job(cfg, store)).pull()
     publish(OFFLINE, store, connector, evaluation)
     (second,) = offline_runs(store, connector.key)
     assert "test/fvu" in json.dumps(records(second))
@@ -88,7 +89,7 @@ def test_publishing_again_adds_nothing_and_news_replace_the_run(config: Callable
 
 def test_verdicts_are_shown_and_stay(config: Callable[..., Config], store: Store) -> None:
     cfg = config("solver=exact")
-    connector, verdicts = train(cfg, store), verify(cfg, store)
+    connector, verdicts = TrainStage(Job(cfg, store)).pull(), VerifyStage(Job(cfg, store)).pull()
     publish(OFFLINE, store, connector, verdicts=verdicts)
     (first,) = offline_runs(store, connector.key)
     text = json.dumps(records(first))
@@ -99,7 +100,7 @@ def test_verdicts_are_shown_and_stay(config: Callable[..., Config], store: Store
 
 def test_training_again_keeps_the_evaluation_in_the_run(config: Callable[..., Config], store: Store) -> None:
     cfg = config()
-    connector, evaluation = train(cfg, store), evaluate(cfg, store)
+    connector, evaluation = TrainStage(Job(cfg, store)).pull(), EvaluateStage(Job(cfg, store)).pull()
     publish(OFFLINE, store, connector, evaluation, group="sweep1")
     (first,) = offline_runs(store, connector.key)
     publish(OFFLINE, store, connector)  # as `saelink train` does when it is up to date
@@ -112,18 +113,17 @@ def test_a_key_without_a_connection_is_off_line(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    said: list[str] = []
-    store.say = said.append
-    connector = train(config(), store)
+    store.observer = lines = Lines()
+    connector = TrainStage(Job(config(), store)).pull()
     publish(WandbConfig(project="test"), store, connector)
     (folder,) = offline_runs(store, connector.key)
-    assert any("keeping the run off line" in line for line in said) and "wandb sync" in said[-1]
+    assert any("keeping the run off line" in line for line in lines.said) and "wandb sync" in lines.said[-1]
     assert any("validation_mse" in point for point in history(folder))
     assert not list((store.root / "wandb").glob("run-*"))
 
 
 def test_another_project_gets_its_own_run(config: Callable[..., Config], store: Store) -> None:
-    connector = train(config(), store)
+    connector = TrainStage(Job(config(), store)).pull()
     publish(OFFLINE, store, connector)
     publish(WandbConfig(mode=WandbMode.offline, project="other"), store, connector)
     projects = {
@@ -136,7 +136,7 @@ def test_another_project_gets_its_own_run(config: Callable[..., Config], store: 
 
 
 def test_disabled_leaves_no_files(config: Callable[..., Config], store: Store) -> None:
-    publish(WandbConfig(mode=WandbMode.disabled), store, train(config(), store))
+    publish(WandbConfig(mode=WandbMode.disabled), store, TrainStage(Job(config(), store)).pull())
     assert not (store.root / "wandb").exists()
 
 
@@ -146,7 +146,7 @@ def test_auto_without_a_key_is_off_line(
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    connector = train(config(), store)
+    connector = TrainStage(Job(config(), store)).pull()
     publish(WandbConfig(project="test"), store, connector)
     assert len(offline_runs(store, connector.key)) == 1
 
@@ -166,7 +166,7 @@ def test_track_publishes_what_was_made_with_wandb_disabled(saelink: Run, tmp_pat
 
 
 def test_track_refuses_disabled(store: Store, world: World, config: Callable[..., Config]) -> None:
-    connector = train(config(), store)
+    connector = TrainStage(Job(config(), store)).pull()
     with pytest.raises(SaelinkError, match=r"wandb\.mode=disabled"):
         publish_key(WandbConfig(mode=WandbMode.disabled), store, connector.key)
 

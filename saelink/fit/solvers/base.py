@@ -14,6 +14,7 @@ from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
 from saelink.fit.gram import Gram
 from saelink.interventions.measure import Changes, Effects
+from saelink.job import Memory
 from saelink.latents.metrics import ErrorSums, in_steps
 from saelink.latents.split import Split, Tokens
 
@@ -43,6 +44,8 @@ class Problem(NamedTuple):
     """What each of these ablations changes."""
     effects_name: str = ""
     """What these effects are known by."""
+    memory: Memory | None = None
+    """Where a path of penalties is kept for the next problem."""
 
 
 class Fit(NamedTuple):

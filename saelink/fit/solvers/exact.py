@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -94,9 +94,6 @@ class ExactSolver(Solver):
         advance(n, f"validation FVU {point['validation_fvu']:.3f}, {note}")
         return Fit([point], point)
 
-    _last: ClassVar[tuple[tuple[Any, ...], Lasso, Gram] | None] = None
-    """The last problem: its next penalty down goes on where the one before ended, whatever command asks for it."""
-
     def products(self, connector: LinearConnector, problem: Problem) -> Gram:
         """What the squared error depends on."""
         products = problem.gram()
@@ -111,15 +108,16 @@ class ExactSolver(Solver):
         # max_sweeps too: it can cut short a knot, which later penalties start from.
         settings = (type(self).__module__, connector.b is not None, self.config.positive, self.config.max_sweeps)
         name = (problem.gram_name, *settings, *self.variant(problem))
-        last = ExactSolver._last
-        if last is not None and problem.gram_name and last[0] == name:
-            return last[1:]
-        products = self.products(connector, problem)
+        memory = problem.memory if problem.gram_name else None
+        known = None if memory is None else memory.recall(name)
+        if known is not None:
+            return known
         kind = Lasso if problem.device == "cpu" else DenseLasso
-        products = products.to(problem.device)
-        lasso = kind(products.xx, products.xy, products.yy, self.config.positive)
-        ExactSolver._last = (name, lasso, products)
-        return lasso, products
+        products = self.products(connector, problem).to(problem.device)
+        found = kind(products.xx, products.xy, products.yy, self.config.positive), products
+        if memory is not None:
+            memory.keep(name, found)
+        return found
 
 
 def squared_error(products: Gram, W: torch.Tensor) -> float:

@@ -18,99 +18,118 @@ probabilities. Unlike theirs these gradients go through attention patterns and n
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
-from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.evidence.names import pages_of
-from saelink.fit.train import train
-from saelink.runtime import device_of
+from saelink.fit.train import TrainStage, fitted_connector
+from saelink.job import Job, JobStage
 from saelink.share.graph.prune import influences, largest_share, without_logits
-from saelink.share.graph.trace import Tracer, prompt_ids
+from saelink.share.graph.trace import Node, Trace, Tracer, prompt_ids
 from saelink.share.graph.write import INDEX_FILE, GraphWriter
-from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.recipe import Plan
-from saelink.store.store import Store
-
-VERSION = 2
 
 
-def graph_plan(cfg: Config, store: Store) -> Plan:
-    """Plan of a prompt's graph."""
-    settings = cfg.graph
-    recipe = {
-        "prompt": settings.prompt,
-        "model": cfg.model.label,
-        "logits": settings.logits,
-        "shares": [settings.logit_share, settings.node_share, settings.edge_share],
-        "prepend_bos": cfg.data.prepend_bos,
-        "drop_positions": cfg.data.drop_positions,
-        "model_dtype": cfg.model.dtype.name,
-        "pages": pages_of(cfg, store),
-    }
-    inputs = {"connector": train(cfg, store).key}
-    return Plan("graph", VERSION, recipe, inputs, f"{cfg.model.label} layer {cfg.layer} {settings.prompt!r}")
+class GraphFacts(TypedDict):
+    slug: str
+    """The graph's name, and its file's."""
+    nodes: int
+    links: int
+    next: list[tuple[str, float]]
+    """The likeliest next tokens and their probabilities."""
+    lines: list[str]
+    """The strongest target latents and what each is made of, as text."""
 
 
-def graph(cfg: Config, store: Store) -> Artifact:
-    """Pull the graph of cfg.graph.prompt in the format that circuit-tracer's front end and Neuronpedia read.
+class GraphStage(JobStage[GraphFacts]):
+    """The graph of cfg.graph.prompt in the format that circuit-tracer's front end and Neuronpedia read.
 
     Files: `<slug>.json` with metadata, nodes and links; `graph-metadata.json`, the list that circuit-tracer's server
     wants beside it. The source latents are at `layer`, the target latents one above. Raises SaelinkError without a
     prompt, or with one that is too long.
     """
-    if not (cfg.graph.prompt or "").strip():
-        raise SaelinkError('graph.prompt is missing: saelink graph "The old king sat on"')
-    prompt_ids(cfg, store)  # too long a prompt is said before anything is fitted
-    plan = graph_plan(cfg, store)
-    found = store.up_to_date(plan)
-    return found or store.build(plan, lambda draft: _graph(cfg, store, draft), device_of(cfg))
 
+    name = "graph"
+    version = 2
 
-def _graph(cfg: Config, store: Store, draft: Draft) -> dict[str, Any]:
-    tracer = Tracer(cfg, store)
-    trace = tracer.trace()
-    influence, _ = influences(trace)
-    so_far = largest_share(without_logits(influence), 2.0)
-    kept = largest_share(without_logits(influence), cfg.graph.node_share)
-    led = {source for target in kept if target.kind == "target" for source in trace.links[target]}
-    kept = {node: share for node, share in kept.items() if node.kind not in ("source", "source_error") or node in led}
-    tracer.embed(trace, [node for node in kept if node.kind == "source"])
-    influence, shares = influences(trace)
-    nodes = [node for node in influence if node in kept or node.kind in ("token", "logit")]
-    edges = {
-        (source, target): share * influence[target]
-        for target in nodes
-        for source, share in shares.get(target, {}).items()
-        if source in kept or source.kind == "token"
-    }
-    edges_kept = largest_share(edges, cfg.graph.edge_share)
-    leading = {source for source, _ in edges_kept}
-    edges_kept = [edge for edge in edges_kept if edge[1].kind != "source" or edge[1] in leading]
-    joined = {node for edge in edges_kept for node in edge}
-    nodes = [node for node in nodes if node in joined or node.kind in ("token", "logit")]
-    # front ends hide what is above node_threshold: the shares written are those that chose the nodes, before the links
-    # from tokens to sources raised the tokens' own
-    so_far |= {node: min(share, cfg.graph.node_share) for node, share in kept.items()}
-    found = GraphWriter(cfg, store, tracer, trace, nodes, so_far)
-    links = [
-        {"source": found.ids[source], "target": found.ids[target], "weight": trace.links[target][source]}
-        for source, target in edges_kept
-    ]
-    metadata = found.metadata()
-    document = {
-        "metadata": metadata,
-        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
-        "nodes": [found.node(node) for node in nodes],
-        "links": links,
-    }
-    draft.save_json(f"{metadata['slug']}.json", document)
-    draft.save_json(INDEX_FILE, {"graphs": [metadata]})
-    return {
-        "slug": metadata["slug"],
-        "nodes": len(nodes),
-        "links": len(links),
-        "next": [[tracer.text(token), round(p, 4)] for token, p in trace.probabilities.items()],
-        "lines": found.lines(),
-    }
+    def __init__(self, job: Job):
+        super().__init__(job)
+        if not (job.cfg.graph.prompt or "").strip():
+            raise SaelinkError('graph.prompt is missing: saelink graph "The old king sat on"')
+        self._train = TrainStage(job)
+
+    def recipe(self) -> dict[str, Any]:
+        cfg, settings = self.job.cfg, self.job.cfg.graph
+        return {
+            "prompt": settings.prompt,
+            "model": cfg.model.label,
+            "logits": settings.logits,
+            "shares": [settings.logit_share, settings.node_share, settings.edge_share],
+            "prepend_bos": cfg.data.prepend_bos,
+            "drop_positions": cfg.data.drop_positions,
+            "model_dtype": cfg.model.dtype.name,
+            "pages": pages_of(self.job),
+        }
+
+    def inputs(self) -> dict[str, str]:
+        return {"connector": self._train.key}
+
+    def about(self) -> str:
+        return f"{self.job.cfg.model.label} layer {self.job.cfg.layer} {self.job.cfg.graph.prompt!r}"
+
+    def check(self) -> None:
+        prompt_ids(self.job)  # too long a prompt is said before anything is fitted
+
+    def make(self, draft: Draft) -> GraphFacts:
+        tracer = Tracer(self.job, fitted_connector(self._train.pull()))
+        trace = tracer.trace()
+        nodes, links, shares = self._pruned(tracer, trace)
+        writer = GraphWriter(self.job, self._train.key, tracer, trace, nodes, shares)
+        metadata = writer.metadata()
+        document = {
+            "metadata": metadata,
+            "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
+            "nodes": [writer.node(node) for node in nodes],
+            "links": [
+                {"source": writer.ids[source], "target": writer.ids[target], "weight": trace.links[target][source]}
+                for source, target in links
+            ],
+        }
+        draft.save_json(f"{metadata['slug']}.json", document)
+        draft.save_json(INDEX_FILE, {"graphs": [metadata]})
+        return {
+            "slug": metadata["slug"],
+            "nodes": len(nodes),
+            "links": len(links),
+            "next": [(tracer.text(token), round(p, 4)) for token, p in trace.probabilities.items()],
+            "lines": writer.lines(),
+        }
+
+    def _pruned(self, tracer: Tracer, trace: Trace) -> tuple[list[Node], list[tuple[Node, Node]], dict[Node, float]]:
+        """The nodes and links that are kept, and by node the share of all influence up to it."""
+        settings = self.job.cfg.graph
+        influence, _ = influences(trace)
+        so_far = largest_share(without_logits(influence), 2.0)
+        kept = largest_share(without_logits(influence), settings.node_share)
+        led = {source for target in kept if target.kind == "target" for source in trace.links[target]}
+        kept = {
+            node: share for node, share in kept.items() if node.kind not in ("source", "source_error") or node in led
+        }
+        tracer.embed(trace, [node for node in kept if node.kind == "source"])
+        influence, shares = influences(trace)
+        nodes = [node for node in influence if node in kept or node.kind in ("token", "logit")]
+        edges = {
+            (source, target): share * influence[target]
+            for target in nodes
+            for source, share in shares.get(target, {}).items()
+            if source in kept or source.kind == "token"
+        }
+        edges_kept = largest_share(edges, settings.edge_share)
+        leading = {source for source, _ in edges_kept}
+        links = [edge for edge in edges_kept if edge[1].kind != "source" or edge[1] in leading]
+        joined = {node for edge in links for node in edge}
+        nodes = [node for node in nodes if node in joined or node.kind in ("token", "logit")]
+        # front ends hide what is above node_threshold: the shares written are those that chose the nodes, before the
+        # links from tokens to sources raised the tokens' own
+        so_far |= {node: min(share, settings.node_share) for node, share in kept.items()}
+        return nodes, links, so_far

@@ -7,17 +7,13 @@ from typing import Any, NamedTuple
 import torch
 
 from saelink.activations.tokens import separator_id
-from saelink.config.schema import Config
+from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
-from saelink.fit.train import fitted_connector, train
-from saelink.latents.link import link_of, pull_sides
+from saelink.job import Job
 from saelink.latents.rows import Rows
-from saelink.model.describe import model_info
 from saelink.model.load import load_bridge, load_tokenizer
-from saelink.runtime import device_of
 from saelink.saes.load import pull_sae
 from saelink.saes.sae import SAE
-from saelink.store.store import Store
 
 EMBEDDING = "hook_embed"
 
@@ -45,13 +41,13 @@ class Trace(NamedTuple):
     """By target node the weights of what leads into it; tokens lead into source latents only after `embed`."""
 
 
-def prompt_ids(cfg: Config, store: Store) -> list[int]:
+def prompt_ids(job: Job) -> list[int]:
     """The prompt's tokens behind the one that begins every sequence. Raises SaelinkError when they are too many."""
-    info = model_info(cfg, store)
-    tokenizer = load_tokenizer(cfg.model, info.artifact)
-    prompt = tokenizer(cfg.graph.prompt, add_special_tokens=False)["input_ids"]
-    first = tokenizer.bos_token_id if cfg.data.prepend_bos else separator_id(tokenizer, cfg.model.separator)
-    most = min(cfg.data.context_size, info.context_size or cfg.data.context_size)
+    info = job.model
+    tokenizer = load_tokenizer(job.cfg.model, info.artifact)
+    prompt = tokenizer(job.cfg.graph.prompt, add_special_tokens=False)["input_ids"]
+    first = tokenizer.bos_token_id if job.cfg.data.prepend_bos else separator_id(tokenizer, job.cfg.model.separator)
+    most = min(job.cfg.data.context_size, info.context_size or job.cfg.data.context_size)
     if len(prompt) + 1 > most:
         raise SaelinkError(
             f"graph.prompt has {len(prompt)} tokens; with the one in front at most data.context_size={most} fit"
@@ -62,24 +58,24 @@ def prompt_ids(cfg: Config, store: Store) -> list[int]:
 class Tracer:
     """A prompt's forward pass, kept for gradients."""
 
-    def __init__(self, cfg: Config, store: Store):
-        self.cfg = cfg
-        info = model_info(cfg, store)
-        self._tokenizer = load_tokenizer(cfg.model, info.artifact)
-        self.sides, link = pull_sides(cfg, store), link_of(cfg, store)
-        self.device = device_of(cfg)
+    def __init__(self, job: Job, connector: Connector):
+        self.cfg = job.cfg
+        info = job.model
+        self._tokenizer = load_tokenizer(job.cfg.model, info.artifact)
+        self.sides, link = job.sides, job.link
+        self.device = job.device
         self.n_layers = info.n_layers
-        self.connector = fitted_connector(train(cfg, store))
+        self.connector = connector
         self._scale = torch.cat(
             [
                 torch.full((side.facts["d_sae"],), scale)
                 for side, scale in zip(self.sides.sources, self.sides.scales, strict=False)
             ]
         )
-        self._saes = [pull_sae(cfg, store, hook).to("cpu", torch.float32) for hook in link.sources]
-        self._target_sae = pull_sae(cfg, store, link.target).to("cpu", torch.float32)
-        self.ids = prompt_ids(cfg, store)
-        self._run(load_bridge(cfg, info, self.device), link.sources, link.target)
+        self._saes = [pull_sae(job.cfg, job.store, hook).to("cpu", torch.float32) for hook in link.sources]
+        self._target_sae = pull_sae(job.cfg, job.store, link.target).to("cpu", torch.float32)
+        self.ids = prompt_ids(job)
+        self._run(load_bridge(job.cfg, info, self.device), link.sources, link.target)
 
     def text(self, token: int) -> str:
         """A token as text, its blank in front kept."""

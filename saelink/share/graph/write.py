@@ -8,10 +8,8 @@ from typing import Any
 from saelink import __version__
 from saelink.config.schema import Config
 from saelink.evidence.names import Names, Unit, pages_of
-from saelink.fit.train import train
-from saelink.latents.link import link_of
+from saelink.job import Job
 from saelink.share.graph.trace import Node, Trace, Tracer
-from saelink.store.store import Store
 
 INDEX_FILE = "graph-metadata.json"
 """What circuit-tracer's server lists a folder of graphs by."""
@@ -33,13 +31,14 @@ class GraphWriter:
     """The nodes as the format wants them."""
 
     def __init__(
-        self, cfg: Config, store: Store, tracer: Tracer, trace: Trace, nodes: list[Node], so_far: dict[Node, float]
+        self, job: Job, connector: str, tracer: Tracer, trace: Trace, nodes: list[Node], so_far: dict[Node, float]
     ):
-        self._cfg, self._store, self._tracer, self._trace, self._nodes = cfg, store, tracer, trace, nodes
-        self._names = Names(cfg, store)
+        """`connector` is the key of its artifact."""
+        self._job, self._connector, self._tracer, self._trace, self._nodes = job, connector, tracer, trace, nodes
+        self._names = Names(job)
         self._so_far = so_far
         self._sizes = [side.facts["d_sae"] for side in tracer.sides.sources]
-        layer, above = str(cfg.layer), str(cfg.layer + 1)
+        layer, above = str(job.cfg.layer), str(job.cfg.layer + 1)
         last = str(tracer.n_layers + 1)
         self._layer = {
             "token": "E", "source": layer, "source_error": layer, "target": above, "target_error": above, "logit": last,
@@ -93,7 +92,7 @@ class GraphWriter:
         return name + (f' "{unit.token}"' if unit.token else "")
 
     def metadata(self) -> dict[str, Any]:
-        cfg, pages = self._cfg, pages_of(self._cfg, self._store)
+        cfg, pages, link = self._job.cfg, pages_of(self._job), self._job.link
         known = {page.split("/")[-2] for page in pages.values() if page}
         units: dict[str, Unit] = {
             self.ids[node]: self._names.unit(node.kind, node.number)
@@ -110,8 +109,8 @@ class GraphWriter:
             "schema_version": 1,
             "info": {"generator": {"name": "saelink", "version": __version__}},
             "saelink": {
-                "connector": train(cfg, self._store).key,
-                "link": {"sources": link_of(cfg, self._store).sources, "target": link_of(cfg, self._store).target},
+                "connector": self._connector,
+                "link": {"sources": link.sources, "target": link.target},
                 "pages": {name: unit.page for name, unit in units.items() if unit.page},
             },
         }

@@ -1,0 +1,191 @@
+"""From a command's words to Hydra, and from Hydra to jobs; users' mistakes become one line each."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import typer
+
+from saelink.cli.jobs import EACH_PENALTY, Command, run_all, run_report, swept
+from saelink.cli.outcome import OUTCOME
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from saelink.job import Job, Memory
+
+EXTRAS = {
+    "joblib": "joblib",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
+    "ray": "ray",
+    "optuna": "optuna",
+}
+"""Hydra's launchers and sweepers that are packages of their own, by the extra that brings them."""
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+OVERRIDE = re.compile(r"^[~+]{0,2}[A-Za-z_][\w@./:-]*=|^~")
+
+
+def hydra_arguments(arguments: list[str]) -> list[str]:
+    """Overrides first, then flags: argparse takes no positionals on both sides of a flag."""
+    overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
+    return overrides + [argument for argument in arguments if not OVERRIDE.match(argument)]
+
+
+def launch(name: str, arguments: list[str], command: Command) -> None:
+    """Run a command under Hydra: one job, or a multirun. Exits with 1 when a job failed."""
+    import hydra
+
+    from saelink.compose import register
+    from saelink.config.files import conf_dir
+    from saelink.job import Memory
+
+    register()
+    OUTCOME.begin()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main(), which prints them as lines
+    arguments = hydra_arguments(arguments)
+    if "hydra/launcher=ray_local" in arguments:  # read when Ray is imported: every port on loopback, no report home
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    sweeping = _sweeps(name, arguments)
+    words = " ".join([name, *sorted(arguments)])
+    sweep_id = "sweep" + hashlib.sha256(words.encode()).hexdigest()[:8]
+    argv = sys.argv
+    sys.argv = [f"saelink {name}", *([f"runtime.sweep={sweep_id}"] if sweeping else []), *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task(command, Memory()))()
+    finally:
+        sys.argv = argv
+    if OUTCOME.failed_here or OUTCOME.failed_elsewhere:  # jobs of a sweep may have run in other processes
+        raise typer.Exit(1)
+
+
+def _sweeps(name: str, arguments: list[str]) -> bool:
+    """Whether it is a multirun. Raises SaelinkError for flags and experiments where they don't belong."""
+    from saelink.errors import SaelinkError
+
+    experiment = any(argument.startswith("experiment=") for argument in arguments)  # its file says MULTIRUN
+    if experiment and name != "run":
+        raise SaelinkError(f"{name}: experiments are for `saelink run`, such as saelink run experiment=dense")
+    many = "-m" in arguments or "--multirun" in arguments
+    shows = [flag for flag in ("--cfg", "-c", "--info", "-i") if flag in arguments]
+    if shows and many:
+        raise SaelinkError(f"{name}: {shows[0]} shows the settings of one job; leave out -m and give single values")
+    return experiment or many
+
+
+def _task(command: Command, memory: Memory) -> Callable[[DictConfig], float | list[float] | None]:
+    """The function Hydra calls: one job, its errors as one line. Returns the job's objective to a sweeper.
+
+    Jobs of one process share `memory`: the path of a lasso goes on from one penalty to the next.
+    """
+
+    def task(raw: DictConfig) -> float | list[float] | None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        from saelink.store.store import Store
+        from saelink.tracking.sweep import record_failure
+
+        hydra = HydraConfig.get()
+        sweeping = hydra.mode == RunMode.MULTIRUN
+        try:
+            return _run(raw, command, memory, hydra.job.num if sweeping else None)
+        except KeyboardInterrupt:
+            print("\nsaelink: interrupted; the same command resumes from what is finished", file=sys.stderr)
+            raise SystemExit(130) from None
+        except Exception as error:
+            print(f"saelink: {one_line(error)}", file=sys.stderr, flush=True)
+            OUTCOME.failed_here += 1
+            if sweeping:
+                record_failure(Store(raw.runtime.outputs), raw.runtime.sweep, hydra.job.num, one_line(error))
+            return None
+
+    return task
+
+
+def _run(raw: DictConfig, command: Command, memory: Memory, number: int | None) -> float | list[float] | None:
+    """One job of Hydra's, the `number`th of a multirun: a job of ours for each penalty."""
+    from omegaconf import OmegaConf
+
+    from saelink.config.check import check
+    from saelink.config.schema import Config
+    from saelink.fit.penalties import penalties
+    from saelink.job import Job
+    from saelink.store.store import Store
+    from saelink.terminal.progress import TerminalObserver
+
+    observer = TerminalObserver()
+    if number is not None:
+        observer.say(f"\njob {number}: {swept()}")
+    cfg = OmegaConf.to_object(raw)
+    assert isinstance(cfg, Config)
+    if number is None:
+        cfg.runtime.sweep = None
+    check(cfg)
+    job = Job(cfg, Store(cfg.runtime.outputs, observer), memory)
+    if cfg.experiment.names or command not in EACH_PENALTY:
+        command(job)
+        return None
+    last = None
+    for each in penalties(job):
+        command(each)
+        if number is not None:
+            last = objective(each)
+    if command is run_all and number is None:
+        run_report(job)
+    return last
+
+
+def objective(job: Job) -> float | list[float]:
+    """What runtime.objective names of the job's connector: a number, or a list for several names."""
+    from saelink.errors import SaelinkError
+    from saelink.fit.train import TrainStage
+
+    connector = TrainStage(job).find()
+    assert connector is not None, "asked for before it was trained"
+    facts = {name: value for name, value in connector.facts.items() if isinstance(value, int | float)}
+    for name in job.cfg.runtime.objective:
+        if name not in facts:
+            raise SaelinkError(f"runtime.objective: there is no {name!r}; there are {', '.join(sorted(facts))}")
+    values = [float(facts[name]) for name in job.cfg.runtime.objective]
+    return values[0] if len(values) == 1 else values
+
+
+def one_line(error: Exception) -> str:
+    """The line that a user's mistake gets, or the error again when it is not one."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from saelink.errors import SaelinkError
+
+    if isinstance(error, SaelinkError):
+        return str(error)
+    if isinstance(error, OmegaConfBaseException):
+        return str(error).splitlines()[0]
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; nothing half-written stays. Make room or change runtime.outputs"
+    raise error
+
+
+def hydra_line(error: Exception) -> str:
+    """Hydra's own complaint in one line, with the way out where we know a better one."""
+    text = str(error)
+    if error.__cause__ is not None and str(error.__cause__) not in text:
+        text += f" ({error.__cause__})"
+    text = text.split("Config search path:")[0].split("See https://hydra.cc")[0]
+    for plugin, extra in EXTRAS.items():
+        if re.search(rf"hydra/(launcher|sweeper)/{plugin}\b", text):
+            text += f" (install it with `pip install 'saelink[{extra}]'`)"
+            break
+    if "Could not override 'solver." in text:
+        text = text.split("To append")[0] + "(connector=linear is solved exactly unless you say solver=adam)"
+    return " ".join(text.split())

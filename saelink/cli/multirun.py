@@ -1,0 +1,44 @@
+"""Hydra's callback around a multirun."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from saelink.cli.outcome import OUTCOME
+from saelink.store.store import Store
+from saelink.terminal.progress import TerminalObserver
+from saelink.tracking.sweep import begin, failures, gather_experiments, sweep_folder, write_pareto
+
+
+class Finish(Callback):
+    """A clean record at the start; table, picture and W&B run at the end."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        given = [text.split("=", 1)[1] for text in config.hydra.overrides.task if text.startswith("layer=")]
+        swept = given[-1] if given else str((config.hydra.sweeper.get("params") or {}).get("layer", ""))
+        OUTCOME.layers = len(swept.split(","))
+        begin(Store(config.runtime.outputs), config.runtime.sweep)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        from saelink.terminal.sweep import print_pareto
+        from saelink.tracking.runs import publish_sweep
+
+        observer = TerminalObserver()
+        store, sweep_id = Store(config.runtime.outputs, observer), config.runtime.sweep
+        folder = sweep_folder(store, sweep_id)
+        failed = failures(store, sweep_id)
+        OUTCOME.failed_elsewhere = len(failed)
+        for failure in failed:  # first, because Hydra swallows what a callback raises
+            observer.say(f"job {failure['job']} failed: {failure['error']}")
+        if (folder / "experiments").is_dir():
+            observer.say("\nTables and pictures of all layers:")
+            for path in gather_experiments(store, sweep_id):
+                observer.say(f"  {path}")
+        if (folder / "jobs").is_dir():
+            rows = write_pareto(store, sweep_id)
+            print_pareto(observer, sweep_id, rows, folder)
+            settings: Any = OmegaConf.to_object(config.wandb)
+            publish_sweep(settings, store, sweep_id, rows)

@@ -1,0 +1,102 @@
+"""One job: its configuration, the store it works in, and what is resolved from both once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from saelink.activations.tokens import TokensFacts, TokensStage
+from saelink.config.schema import Config
+from saelink.latents.encode import EncodeStage
+from saelink.latents.link import Link, Sides, link_of, pull_sides
+from saelink.model.describe import model_info
+from saelink.model.info import ModelInfo
+from saelink.progress import Observer
+from saelink.runtime import device_of
+from saelink.store.artifact import Artifact
+from saelink.store.stage import Facts, Stage
+from saelink.store.store import Store
+
+
+class Memory:
+    """What was computed last, for the next job that needs the same: the path of a lasso, whose smaller penalty starts
+    where the larger one ended. One entry; kept by whoever starts jobs, never by what computes."""
+
+    def __init__(self) -> None:
+        self._name: Any = None
+        self._value: Any = None
+
+    def recall(self, name: Any) -> Any:
+        """What was kept under this name, or None."""
+        return self._value if self._name == name else None
+
+    def keep(self, name: Any, value: Any) -> None:
+        """Remember this in the place of what was there."""
+        self._name, self._value = name, value
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage above the latents takes. Frozen: another configuration is another job, see `at`."""
+
+    cfg: Config
+    store: Store
+    memory: Memory = field(default_factory=Memory, compare=False)
+    """Shared by all jobs that are made from one another by `at`."""
+
+    @property
+    def observer(self) -> Observer:
+        """Who is told how the work goes."""
+        return self.store.observer
+
+    @cached_property
+    def model(self) -> ModelInfo:
+        """What is known of the model. Raises SaelinkError when it can't be found or read."""
+        return model_info(self.cfg, self.store)
+
+    @cached_property
+    def link(self) -> Link:
+        """The link's hooks. Raises SaelinkError for a layer or hook that the model lacks."""
+        return link_of(self.cfg, self.store)
+
+    @cached_property
+    def sides(self) -> Sides:
+        """The latents on both sides of the link, encoded first where they are missing."""
+        return pull_sides(self.cfg, self.store)
+
+    @cached_property
+    def tokens(self) -> Artifact[TokensFacts]:
+        """The packed tokens, made first where they are missing."""
+        return TokensStage(self.cfg, self.store).pull()
+
+    @property
+    def about(self) -> str:
+        """Model, layer and link in a few words."""
+        return f"{self.cfg.model.label} layer {self.cfg.layer} {self.cfg.link.name}"
+
+    @cached_property
+    def device(self) -> str:
+        """`cpu` or `cuda`. Raises SaelinkError for CUDA that isn't there."""
+        return device_of(self.cfg)
+
+    def at(self, cfg: Config) -> Job:
+        """The same store with another configuration."""
+        return self if cfg is self.cfg else Job(cfg, self.store, self.memory)
+
+
+class JobStage(Stage[Facts]):
+    """A stage that takes a whole job."""
+
+    def __init__(self, job: Job):
+        self.job, self.store = job, job.store
+
+    @property
+    def device(self) -> str:
+        return self.job.device
+
+    def latents_inputs(self) -> dict[str, str]:
+        """The keys of the latents on both sides of the link, by role."""
+        job = self.job
+        sources = {f"source{i}": EncodeStage(job.cfg, job.store, hook).key for i, hook in enumerate(job.link.sources)}
+        return {**sources, "target": EncodeStage(job.cfg, job.store, job.link.target).key}

@@ -1,0 +1,88 @@
+// Edges: as a formula, and as a table with what is known of each.
+
+import { column, figure, h, quoted, signed, table } from "./dom.js";
+import { count, percent, rise, share, sign, weight } from "./format.js";
+import { nameLink } from "./names.js";
+
+export const VERDICTS = {
+  confirmed: "ablating the source in the model has at least half the claimed effect",
+  weaker: "less than half of it",
+  "no effect": "less than a tenth of it",
+  opposite: "the other sign",
+  unclear: "the sign differs between halves of the documents, or the source is rare",
+  faint: "claims under 1% of the target's mean activation",
+};
+
+const verdictClass = (verdict) => (verdict ? "v-" + verdict.replace(" ", "-") : "");
+
+// The sum of [input, weight, verdict]; inputs below `direct` are sources, the others hidden units.
+export function formula(terms, more, direct, index) {
+  if (!terms || !terms.length) return h("span", { class: "dim" }, "no edge");
+  const term = ([input, value, verdict], i) => {
+    const source = input < direct;
+    const name = source ? index.source_name[input] : `H${input - direct}`;
+    const attributes = {
+      class: (value < 0 ? "minus " : "plus ") + verdictClass(verdict),
+      title: verdict ? `${verdict}: ${VERDICTS[verdict]}` : null,
+    };
+    return [
+      sign(value, i === 0),
+      h("span", attributes, weight(Math.abs(value))),
+      " ",
+      nameLink(name, input),
+      " ",
+      quoted(source ? index.source_token[input] : null),
+    ];
+  };
+  return h("span", {}, terms.map(term), more > 0 ? h("span", { class: "dim" }, ` … ${more} more`) : null);
+}
+
+export function edgeTable(edges, title) {
+  const verdict = (e) => h("span", { class: verdictClass(e.verdict), title: VERDICTS[e.verdict] }, e.verdict);
+  const columns = [
+    column(title, (e) => [nameLink(e.name, e.input), " ", quoted(e.token)]),
+    figure("weight", (e) => signed(e.weight, weight(e.weight))),
+    figure(
+      "FVU without it",
+      (e) => rise(e.rise),
+      "rise of the target's FVU on test documents when this edge alone is taken out; the rises don't add up",
+    ),
+  ];
+  if (edges.some((e) => e.verdict)) {
+    columns.push(
+      figure(
+        "claims",
+        (e) => share(e.claim),
+        "what the connector says the target loses where the source is active and is taken out, of the target's mean activation",
+      ),
+      figure("in the model", (e) => share(e.effect), "what it does lose when the source is ablated in the model"),
+      column("verdict", (e) => (e.verdict ? verdict(e) : "–")),
+    );
+  }
+  if (edges.some((e) => e.chosen !== undefined)) {
+    columns.push(
+      figure(
+        "chosen again",
+        (e) => percent(e.chosen),
+        "share of 24 fits on halves of the documents at neighbouring penalties in which the edge is there with its sign",
+      ),
+    );
+  }
+  if (edges.some((e) => e.both !== undefined)) columns.push(figure("both active", (e) => count(e.both), "test tokens"));
+  return table(columns, edges);
+}
+
+// Strong effects in the model that no edge stands for.
+export function missedTable(missed) {
+  return table(
+    [
+      column("source", (e) => [nameLink(e.name, e.input), " ", quoted(e.token)]),
+      figure(
+        "in the model",
+        (e) => signed(e.effect, share(e.effect)),
+        "what the target loses when the source is ablated where it is active, of the target's mean activation",
+      ),
+    ],
+    missed,
+  );
+}

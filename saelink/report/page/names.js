@@ -1,0 +1,33 @@
+// Names of latents as links: OF12 a target, H3 a hidden unit, IF7 a source, IF0.7 one of several hooks' sources.
+
+import { h, quoted } from "./dom.js";
+import { piece } from "./pieces.js";
+import { place } from "./route.js";
+
+let index = null;
+let numbers = new Map();
+
+// What is known of all latents, as columns; names with a point have their number from here.
+export async function readIndex() {
+  if (index === null) {
+    index = await piece("index");
+    numbers = new Map(index.source_name.map((name, i) => [name, i]));
+  }
+  return index;
+}
+
+// The number of a name: sources of several hooks are numbered through.
+export const numberOf = (name) => (name.includes(".") ? numbers.get(name) : Number(name.replace(/^[A-Z]+/, "")));
+
+export function nameLink(name, number) {
+  let kind = "source";
+  if (name.startsWith("OF")) kind = "target";
+  else if (name.startsWith("H")) kind = "hidden";
+  return h("a", { href: place(kind, number ?? numberOf(name)) }, name);
+}
+
+// A source with its token; any other latent by its name alone.
+export function named(name, number) {
+  const token = name.startsWith("IF") ? index?.source_token[number ?? numberOf(name)] : null;
+  return [nameLink(name, number), token ? [" ", quoted(token)] : null];
+}

@@ -1,0 +1,170 @@
+"""What the page's script reads, as types: cards, circuits, the head and the index.
+
+render.SCHEMA numbers it; a change here that the script must know of raises both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict
+
+
+class TokenShare(TypedDict):
+    """A token among those that carry most of a latent's activation."""
+
+    token: str
+    share: float
+    fires: int
+    occurs: int
+
+
+class Example(TypedDict):
+    """The text around a place, and what a latent is there."""
+
+    kind: str
+    """Why it was kept: top, size, random."""
+    split: str
+    document: int
+    position: int
+    value: float
+    at: int
+    """Which of `tokens` it is about."""
+    tokens: list[str]
+    values: list[float]
+    """In units: 1 is the SAE's mean active value."""
+
+
+class Quote(TypedDict):
+    """A piece of text and which of its tokens is meant."""
+
+    at: int
+    tokens: list[str]
+
+
+class Edge(TypedDict):
+    """An edge as a card shows it; claims and effects are shares of the target's mean active value."""
+
+    name: str
+    input: NotRequired[int]
+    weight: float
+    rise: float | None
+    """How much the target's FVU grows without it."""
+    both: NotRequired[int]
+    token: str | None
+    claim: NotRequired[float]
+    effect: NotRequired[float]
+    verdict: NotRequired[str]
+    chosen: NotRequired[float]
+    """Share of the fits on halves of the documents in which it is chosen again."""
+    edges: NotRequired[list[dict[str, Any]]]
+    """Of a hidden unit, what leads into it."""
+
+
+class Evidence(TypedDict):
+    """How often the target fires where a condition holds."""
+
+    on: list[str]
+    off: list[str]
+    tokens: int
+    fired: int
+    texts: list[Quote]
+
+
+class LogicOf(TypedDict):
+    word: str
+    inputs: list[str]
+    covered: float
+    evidence: list[Evidence]
+
+
+class Wired(TypedDict):
+    """What leads into a target or hidden unit, and what it computes from it."""
+
+    edges: list[Edge]
+    n_edges: int
+    fired: int
+    logic: LogicOf
+    silent: NotRequired[dict[str, Any]]
+    scatter: NotRequired[dict[str, Any]]
+    clusters: NotRequired[dict[str, Any]]
+
+
+class Circuit(Wired):
+    """Of an explained target latent."""
+
+    fvu: float | None
+    linear: NotRequired[float]
+    missed: NotRequired[list[dict[str, Any]]]
+    beside: NotRequired[list[dict[str, Any]]]
+
+
+class LatentCard(TypedDict):
+    """What a latent fires on, whatever it is wired to."""
+
+    name: str
+    hook: str
+    latent: int
+    page: NotRequired[str]
+    token: str | None
+    active: int
+    tokens_seen: int
+    unit: float
+    histogram: list[int]
+    quantiles: dict[str, float | None]
+    tokens: list[TokenShare]
+    examples: list[Example]
+
+
+class FitColumns(TypedDict):
+    """By latent of the target SAE, for the list of circuits; None where it is not explained."""
+
+    n_edges: list[int | None]
+    word: list[str | None]
+    formula: list[list[Any] | None]
+    """First terms: input, weight, verdict if any."""
+
+
+class Index(TypedDict):
+    """By target, in columns: what the list of circuits shows, searches and sorts by."""
+
+    token: list[str | None]
+    active: list[int]
+    outlier: list[int]
+    fits: list[dict[str, Any]]
+    """FitColumns and `fvu`, by connector."""
+    gains: list[dict[str, Any]]
+    source_token: list[str | None]
+    source_name: list[str]
+
+
+class Head(TypedDict):
+    """What stands on the first screen, and what the rest is found by."""
+
+    title: str
+    connector: str
+    model: str
+    data: str
+    layer: int
+    link: dict[str, Any]
+    tokens: dict[str, int]
+    documents: dict[str, int]
+    context: int
+    saes: list[dict[str, Any]]
+    command: str | None
+    fits: list[dict[str, Any]]
+    verified: list[dict[str, Any]]
+    verify: str | None
+    """The command that makes verdicts, where they can be made."""
+    has_hidden: bool
+    direct: int
+    d: dict[str, int]
+    piece: int
+    """Latents of one piece."""
+    cards: int
+    highlights: dict[str, list[dict[str, Any]]]
+    outliers: list[dict[str, Any]]
+    w2_median: dict[str, float] | None
+    hidden_units: dict[str, Any] | None
+    table: list[dict[str, Any]]
+    frontier: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
+    experiments: list[dict[str, Any]]

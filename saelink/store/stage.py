@@ -1,0 +1,73 @@
+"""What every stage is: what names its artifact, and how the artifact is made when it is missing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar, Generic, TypeVar
+
+from saelink.store.artifact import Artifact
+from saelink.store.draft import Draft
+from saelink.store.recipe import Plan
+from saelink.store.store import Store
+
+Facts = TypeVar("Facts", bound=Mapping[str, Any])
+"""What a stage finds out about its artifact: a TypedDict beside it."""
+
+
+class Stage(ABC, Generic[Facts]):
+    """One artifact that is found or made; `pull` gives it, `plan` only names it.
+
+    Nothing is computed for `recipe`, `inputs` and `about` beyond what names the artifact. Subclasses say in their
+    docstring which files the artifact has and what they raise.
+    """
+
+    name: ClassVar[str]
+    """The folder of its artifacts in the store, and the first part of what a key is made of."""
+    version: ClassVar[int]
+    """Raised when a change of code changes the numbers it writes."""
+
+    store: Store
+
+    @abstractmethod
+    def recipe(self) -> dict[str, Any]:
+        """Everything that changes the numbers; nothing that does not (device, paths, W&B)."""
+
+    @abstractmethod
+    def inputs(self) -> dict[str, str]:
+        """Role -> key of the artifacts this one is computed from."""
+
+    @abstractmethod
+    def about(self) -> str:
+        """What it is in a few words, for `saelink ls`; not part of the key."""
+
+    @abstractmethod
+    def make(self, draft: Draft) -> Facts:
+        """Compute it: fill the draft with its files and return its facts."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes, for the manifest."""
+        return "cpu"
+
+    def check(self) -> None:
+        """Raise SaelinkError for what can be known to fail before anything is computed."""
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What names the artifact."""
+        return Plan(self.name, self.version, self.recipe(), self.inputs(), self.about())
+
+    @property
+    def key(self) -> str:
+        return self.plan.key
+
+    def find(self) -> Artifact[Facts] | None:
+        """The finished artifact, or None; nothing is computed."""
+        return self.store.find(self.plan)
+
+    def pull(self) -> Artifact[Facts]:
+        """The artifact, found or made."""
+        self.check()
+        return self.store.up_to_date(self.plan) or self.store.build(self.plan, self.make, self.device)

@@ -1,0 +1,93 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import {
+  destination,
+  matchingSources,
+  matchingTargets,
+  ofLogic,
+  ordered,
+} from "../../../saelink/report/page/search.js";
+
+// Four targets, three sources of two hooks, input 3 is a hidden unit.
+const index = {
+  token: [" cat", " dog", null, " Cats"],
+  active: [5, 50, 0, 7],
+  outlier: [0, 1, 0, 0],
+  source_name: ["IF0.0", "IF0.1", "IF1.0"],
+  source_token: [" sat", null, " catch"],
+  gains: [{ name: "mlp", gain: [0.1, null, null, 0.3] }],
+};
+const fit = {
+  fvu: [0.5, 0.2, null, 0.9],
+  n_edges: [3, 1, null, 2],
+  word: ["or", "copy", null, "or"],
+  formula: [[[0, 0.5]], [[2, 1]], null, [[3, 0.2]]],
+};
+const direct = 3;
+const all = [0, 1, 2, 3];
+const numberOf = (name) => (name.includes(".") ? index.source_name.indexOf(name) : Number(name.replace(/\D/g, "")));
+const targets = (query) => matchingTargets(query, index, fit, direct, numberOf);
+
+test("no query leaves every target", () => assert.deepEqual(targets(""), all));
+
+test("a target is found by its name or number alone", () => {
+  for (const query of ["OF3", "of3", "3"]) assert.deepEqual(targets(query), [3]);
+  assert.deepEqual(targets("OF9"), []);
+});
+
+test("a token finds the targets that have it, and those fed by a source that has it", () => {
+  assert.deepEqual(targets("CAT"), [0, 1, 3]); // 1 is fed by " catch"
+  assert.deepEqual(targets("sat"), [0]);
+  assert.deepEqual(targets("none"), []);
+});
+
+test("a source's name finds what it feeds, never a hidden unit of the same number", () => {
+  assert.deepEqual(targets("IF1.0"), [1]);
+  assert.deepEqual(targets("if0"), [0]);
+  assert.deepEqual(targets("IF3"), []);
+});
+
+test("sources are found by name or token", () => {
+  assert.deepEqual(matchingSources("", index), [0, 1, 2]);
+  assert.deepEqual(matchingSources("if0.1", index), [1]);
+  assert.deepEqual(matchingSources("at", index), [0, 2]);
+});
+
+test("a logic keeps its targets, no logic all that have an edge table", () => {
+  assert.deepEqual(ofLogic(all, "", index, fit), [0, 1, 3]);
+  assert.deepEqual(ofLogic(all, "or", index, fit), [0, 3]);
+  assert.deepEqual(ofLogic(all, "outlier", index, fit), [1]);
+});
+
+test("every order, what is not known last", () => {
+  const orders = {
+    fvu: [1, 0, 3, 2],
+    active: [1, 3, 0, 2],
+    outlier: [1, 0, 3, 2],
+    number: all,
+    gain0: [3, 0, 1, 2],
+    unheard: all,
+  };
+  for (const [sort, expected] of Object.entries(orders))
+    assert.deepEqual(ordered(all, sort, index, fit), expected, sort);
+  assert.deepEqual(ordered([0, 1, 3], "edges", index, fit), [1, 3, 0]);
+});
+
+test("sorting leaves what it was given alone", () => {
+  const numbers = [3, 0];
+  ordered(numbers, "number", index, fit);
+  assert.deepEqual(numbers, [3, 0]);
+});
+
+test("a name leads to its latent, anything else to the list that is open", () => {
+  const d = { target: 4, source: 3 };
+  const leads = (query, view = "") => destination(query, view, d, numberOf);
+  assert.deepEqual(leads(" of2 "), ["target", 2]);
+  assert.deepEqual(leads("IF2"), ["source", 2]);
+  assert.deepEqual(leads("if1.0"), ["source", 2]);
+  for (const query of ["OF4", "IF3", "cat", "", "xOF1"]) {
+    assert.deepEqual(leads(query), ["circuits", undefined, { q: query }], query);
+    assert.deepEqual(leads(query, "sources"), ["sources", undefined, { q: query }], query);
+  }
+});
