@@ -84,6 +84,11 @@ def descend(
         for j in range(p):
             w[j] = W[row, j] + ahead * (W[row, j] - W_before[row, j])
             q[j] = Q[row, j] + ahead * (Q[row, j] - Q_before[row, j])
+        if positive:  # the line through two knots may cross zero
+            for j in range(p):
+                if w[j] < 0.0:
+                    _subtract(q, -w[j], G[j])
+                    w[j] = 0.0
         part, used, gap = _solve(
             G, G32, C[row], yy[row], lam, max(level[row], lam), w, q, KNOT_SLACK, tolerance, max_sweeps, positive, part
         )
@@ -176,7 +181,7 @@ def _inner(
             change = new - old
             violation = abs(change) * diagonal[k]
             worst = max(worst, violation)
-            if violation > 0.2 * enough or (new == 0.0 and old != 0.0):
+            if violation > 0.2 * enough or (new == 0.0 and old != 0.0) or (positive and old < 0.0):
                 weights[k] = new
                 _subtract(moved, np.float32(change), part[k, :size])
         if done == 1:  # what float32 can do from here; the next round starts from a gradient in float64

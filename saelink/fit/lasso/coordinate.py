@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-LASSO_VERSION = 1
+LASSO_VERSION = 2
 """Raised when what is solved, or the certificate, changes; part of the keys of what is fitted so."""
 
 RIDGE = 1e-10
