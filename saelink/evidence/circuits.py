@@ -7,10 +7,8 @@ from typing import Any
 import torch
 
 from saelink.connectors.base import Connector, StrongestEdges
-from saelink.evidence.names import top_tokens
+from saelink.evidence.names import Names
 from saelink.job import Job
-from saelink.latents.split import Tokens
-from saelink.model.load import load_tokenizer
 
 HIDDEN_SHOWN = 2
 """Hidden units that are spelt out under a circuit, for connectors that have them."""
@@ -19,7 +17,6 @@ HIDDEN_SHOWN = 2
 def circuits_of(
     job: Job,
     connector: Connector,
-    test: Tokens,
     fvu: torch.Tensor,
     active: torch.Tensor,
     shares: torch.Tensor | None,
@@ -29,24 +26,15 @@ def circuits_of(
     `fvu`, `active` and `shares` (see linear_shares) are by column; what is printed are the SAEs' own numbers. With
     several sources their order stands before a latent's number: IF0.17 is latent 17 of the first source.
     """
-    sides = job.sides
-    tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
-    ids = job.tokens.tensors("test.safetensors")["ids"].flatten().long()[test.row]
-    targets = connector.target_ids.tolist()
-    of = {targets[column]: token for column, token in top_tokens(test.target, ids).items()}
-    labels = {"OF": of, "IF": top_tokens(test.source, ids)}
+    names, targets = Names(job), connector.target_ids.tolist()
 
-    def unit(prefix: str, number: int) -> dict[str, Any]:
-        token = labels.get(prefix, {}).get(number)
-        name = sides.source_name(number) if prefix == "IF" else f"{prefix}{number}"
-        named = {"unit": name, "id": number}
-        return named if token is None else {**named, "token": decode(token)}
-
-    def decode(token: int) -> str:
-        return tokenizer.decode([token]).strip() or tokenizer.decode([token])
+    def unit(kind: str, number: int) -> dict[str, Any]:
+        named = names.unit(kind, number)
+        label = {} if named.label is None else {"token": named.label}
+        return {"unit": named.short, "id": number, **label}
 
     def term(number: int, inputs: int) -> dict[str, Any]:
-        return unit("IF", number) if number < inputs else unit("H", number - inputs)
+        return unit("source", number) if number < inputs else unit("hidden", number - inputs)
 
     def terms(edges: StrongestEdges, inputs: int) -> list[dict[str, Any]]:
         """`inputs` source latents are numbered first, hidden units behind them."""
@@ -60,7 +48,7 @@ def circuits_of(
     for column in order.tolist():
         target = targets[column]
         edges = connector.edges(target, job.cfg.eval.edges)
-        circuit = {**unit("OF", target), "fvu": fvu[column].item(), "active": int(active[column])}
+        circuit = {**unit("target", target), "fvu": fvu[column].item(), "active": int(active[column])}
         circuit["terms"] = terms(edges, connector.direct)
         if shares is not None and not shares[column].isnan():
             circuit["linear"] = shares[column].item()

@@ -14,12 +14,12 @@ import torch
 
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
-from saelink.evidence.names import top_tokens
+from saelink.evidence.names import Names, names_inputs
 from saelink.evidence.verdicts import VERDICTS, VERDICTS_FILE
 from saelink.evidence.verify import VerifyFacts, VerifyStage
 from saelink.interventions.block import Block, encoded_with_floor, open_block, read_held
 from saelink.job import Job, JobStage
-from saelink.latents.link import Sides, load_split
+from saelink.latents.link import load_split
 from saelink.latents.outliers import flagged
 from saelink.model.load import load_bridge, load_tokenizer
 from saelink.store.artifact import Artifact
@@ -65,7 +65,7 @@ class ConsequencesStage(JobStage[ConsequencesFacts]):
     """
 
     name = "consequences"
-    version = 2
+    version = 3
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -82,7 +82,7 @@ class ConsequencesStage(JobStage[ConsequencesFacts]):
         }
 
     def inputs(self) -> dict[str, str]:
-        return {"verify": self._verify.key}
+        return {"verify": self._verify.key, **names_inputs(self.job)}
 
     def about(self) -> str:
         return self._verify.about()
@@ -181,11 +181,8 @@ def _measured(job: Job, items: list[Item]) -> dict[Item, dict[str, Any]]:
             for step, values in zip(part, runs.run(part), strict=True):
                 found.setdefault(step.item, []).append(values)
             bar.advance(len(part))
-    named = {"source": test.source, "target": test.target}
-    tops = {side: top_tokens(rows, ids.flatten()[test.row]) for side, rows in named.items()}
-    tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
-    text_of = {side: {k: tokenizer.decode([v]) for k, v in top.items()} for side, top in tops.items()}
-    return {item: _row(item, found[number], text_of, job.sides) for number, item in enumerate(items) if number in found}
+    names = Names(job)
+    return {item: _row(item, found[number], names) for number, item in enumerate(items) if number in found}
 
 
 class _Runs:
@@ -232,16 +229,15 @@ class _Runs:
         return out[torch.arange(len(text)), at].float().log_softmax(1)
 
 
-def _row(
-    item: Item, values: list[tuple[float, float, float]], text_of: dict[str, dict[int, str]], sides: Sides
-) -> dict[str, Any]:  # fmt: skip
+def _row(item: Item, values: list[tuple[float, float, float]], names: Names) -> dict[str, Any]:
     logp, kl, kl_null = torch.tensor(values, dtype=torch.float64).T
     error = (logp.std() / len(logp) ** 0.5).item() if len(logp) > 1 else None
+    source = None if item.source is None else names.unit("source", item.source)
     return {
         **item._asdict(),
-        "source_name": None if item.source is None else sides.source_name(item.source),
-        "source_token": None if item.source is None else text_of["source"].get(item.source),
-        "target_token": text_of["target"].get(item.target),
+        "source_name": None if source is None else source.short,
+        "source_token": None if source is None else source.token,
+        "target_token": names.unit("target", item.target).token,
         "tokens": len(values),
         "logp": logp.mean().item(),
         "logp_error": error,

@@ -8,6 +8,7 @@ import torch
 
 from saelink.connectors.base import Connector
 from saelink.evidence.circuits import circuit_text, circuits_of
+from saelink.evidence.names import names_inputs
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
 from saelink.interventions.splice import Splice, spliced_tokens
@@ -56,7 +57,7 @@ class EvaluateStage(JobStage[EvaluateFacts]):
     """
 
     name = "evaluate"
-    version = 2
+    version = 3
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -71,7 +72,7 @@ class EvaluateStage(JobStage[EvaluateFacts]):
 
     def inputs(self) -> dict[str, str]:
         ce = {"ce": BaselinesStage(self.job).key} if self.job.cfg.eval.ce else {}
-        return {"connector": self._train.key, **ce}
+        return {"connector": self._train.key, **names_inputs(self.job), **ce}
 
     def about(self) -> str:
         return self._train.about()
@@ -96,7 +97,7 @@ class EvaluateStage(JobStage[EvaluateFacts]):
         draft.save_json("metrics.json", figures)
         _save_latents(draft, sums["all"], shares, ids, sides.d_target)
         by_latent, active = sums["all"].fvu_by_latent(), sums["all"].active
-        circuits = circuits_of(job, connector, test, by_latent, active, shares)
+        circuits = circuits_of(job, connector, by_latent, active, shares)
         draft.save_json("circuits.json", circuits)
         draft.save_bytes("circuits.txt", ("\n".join(map(circuit_text, circuits)) + "\n").encode())
         return cast("EvaluateFacts", figures)

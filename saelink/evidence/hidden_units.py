@@ -22,16 +22,16 @@ from saelink.latents.examples import (
     EXAMPLES_FILE,
     Examples,
     ExamplesFacts,
-    Stream,
     collect_examples,
     examples_recipe,
     load_examples,
-    text_of,
 )
 from saelink.latents.link import Sides
 from saelink.latents.outliers import carried, outlier_places
 from saelink.latents.rows import Rows, unpack
 from saelink.latents.split import latent_shards
+from saelink.latents.stream import Stream, text_of
+from saelink.latents.top_tokens import TOP_TOKENS_FILE, TopTokens, count_tokens, load_top_tokens
 from saelink.model.load import load_tokenizer
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
@@ -79,11 +79,12 @@ class HiddenUnit:
 class HiddenUnitsStage(JobStage[ExamplesFacts]):
     """What the hidden units of the configured connector fire on.
 
-    Files: `examples.safetensors` as of the stage `examples`, by unit; `units.json`, the classed ones as `HiddenUnit`.
+    Files: `examples.safetensors` and `top_tokens.safetensors` as of the stages `examples` and `top_tokens`, by unit;
+    `units.json`, the classed ones as `HiddenUnit`.
     """
 
     name = "hidden"
-    version = 1
+    version = 2
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -108,16 +109,20 @@ class HiddenUnitsStage(JobStage[ExamplesFacts]):
         targets = self._edges.pull().json(HIDDEN_FILE)
         connector = fitted_connector(TrainStage(job).pull())
         stream = hidden_stream(connector, job.sides, 1.0)
-        stream = stream._replace(unit=_mean_active(stream, job.cfg.data.drop_positions))
-        facts = collect_examples(job.cfg, job.observer, stream, job.tokens, draft, "hidden units")
+        drop, text = job.cfg.data.drop_positions, text_of(job.tokens)
+        stream = stream._replace(unit=_mean_active(stream, drop))
+        facts = collect_examples(job.cfg, job.observer, stream, text, draft, "hidden units")
+        tops = count_tokens(job.observer, stream, text, drop)
+        draft.save_tensors(TOP_TOKENS_FILE, tops._asdict())
         found = Examples(**draft.tensors(EXAMPLES_FILE))
-        units = _classed(job, stream, found, facts["n_tokens"], targets)
+        units = _classed(job, stream, found, tops, facts["n_tokens"], targets)
         draft.save_json("units.json", [asdict(unit) for unit in units])
         return facts
 
 
-def load_hidden(artifact: Artifact[ExamplesFacts]) -> tuple[Examples, list[HiddenUnit]]:
-    return load_examples(artifact), [HiddenUnit(**unit) for unit in artifact.json("units.json")]
+def load_hidden(artifact: Artifact[ExamplesFacts]) -> tuple[Examples, TopTokens, list[HiddenUnit]]:
+    units = [HiddenUnit(**unit) for unit in artifact.json("units.json")]
+    return load_examples(artifact), load_top_tokens(artifact), units
 
 
 def hidden_stream(connector: Connector, sides: Sides, unit: float, splits: tuple[str, ...] = HELD_OUT) -> Stream:
@@ -145,7 +150,7 @@ def _mean_active(stream: Stream, drop: int) -> float:
 
 
 def _classed(
-    job: Job, stream: Stream, found: Examples, n_tokens: int, targets: list[dict[str, Any]]
+    job: Job, stream: Stream, found: Examples, tops: TopTokens, n_tokens: int, targets: list[dict[str, Any]]
 ) -> list[HiddenUnit]:
     """The units with the largest activations; `targets` is what the stage `edges` finds of each unit."""
     sides, tokens = job.sides, job.tokens
@@ -165,7 +170,7 @@ def _classed(
     units = []
     for unit in largest.argsort(descending=True, stable=True)[:CLASSED].tolist():
         rate = int(found.histogram[unit].sum()) / n_tokens
-        pure, pure_top = _purity(found, unit, text)
+        pure, pure_top = _purity(found, tops, unit, text)
         clusters = targets[unit].get("clusters")
         biggest = None
         if clusters is not None:
@@ -186,9 +191,9 @@ def _classed(
     return units
 
 
-def _purity(found: Examples, unit: int, text: np.ndarray[Any, Any]) -> tuple[float, float]:
+def _purity(found: Examples, tops: TopTokens, unit: int, text: np.ndarray[Any, Any]) -> tuple[float, float]:
     """Share of the heaviest token: of all activation, and of the strongest examples."""
     places = found.top_place[unit]
     strongest = text[places[places >= 0].numpy()]
-    top = float((strongest == int(found.token[unit, 0])).mean()) if len(strongest) else 0.0
-    return (found.token_weight[unit, 0] / found.total[unit].clamp(min=1e-30)).item(), top
+    top = float((strongest == int(tops.token[unit, 0])).mean()) if len(strongest) else 0.0
+    return (tops.weight[unit, 0] / tops.total[unit].clamp(min=1e-30)).item(), top

@@ -1,14 +1,11 @@
-"""What latents and hidden units are called where others read of them: hook and number, top token, page."""
+"""What latents are called: hook and number, top token, page. Everything that names a latent asks here."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
 from saelink.job import Job
-from saelink.latents.link import load_split
-from saelink.latents.rows import Rows
+from saelink.latents.top_tokens import TopTokens, TopTokensStage, load_top_tokens
 from saelink.model.load import load_tokenizer
 from saelink.saes.neuronpedia import neuronpedia_page
 
@@ -19,6 +16,12 @@ def pages_of(job: Job) -> dict[str, str | None]:
     return {hook: neuronpedia_page(job.cfg, job.store, hook) for hook in (*link.sources, link.target)}
 
 
+def names_inputs(job: Job) -> dict[str, str]:
+    """The keys that the names of a link's latents are made from, by role: inputs of every stage that writes names."""
+    hooks = {f"top_tokens{i}": hook for i, hook in enumerate(job.link.sources)} | {"top_tokens": job.link.target}
+    return {role: TopTokensStage(job.cfg, job.store, hook).key for role, hook in hooks.items()}
+
+
 class Unit(NamedTuple):
     """What one end of an edge is called."""
 
@@ -27,53 +30,62 @@ class Unit(NamedTuple):
     latent: int
     """Its number in its own SAE, or among the hidden units."""
     hook: str
+    short: str
+    """OF12, IF17 (IF0.17 with several sources), H3."""
     token: str | None
+    """Its top token, a blank in front kept; None for hidden units and latents that never fire."""
     page: str | None
 
     @property
     def name(self) -> str:
         return f"{self.hook}/{self.latent}" if self.hook else f"hidden/{self.latent}"
 
+    @property
+    def label(self) -> str | None:
+        """The top token without the blanks around it, where it is not all blank."""
+        return self.token if self.token is None else self.token.strip() or self.token
+
 
 class Names:
-    """The units of both sides: number, hook, top token on test documents, page."""
+    """The latents of a link by name. What they fire on is read, and counted where it is missing, when first asked."""
 
     def __init__(self, job: Job):
-        self._pages, self._sides = pages_of(job), job.sides
-        test = load_split(job.cfg, self._sides, "test")
-        ids = job.tokens.tensors("test.safetensors")["ids"].flatten().long()[test.row]
-        self._tokens = {"source": top_tokens(test.source, ids), "target": top_tokens(test.target, ids)}
+        self._job, self._pages = job, pages_of(job)
         self._tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
+        self._found: dict[str, TopTokens] = {}
+
+    def top_tokens(self, hook_name: str) -> TopTokens:
+        """The tokens that the latents of one of the link's hooks fire on."""
+        if hook_name not in self._found:
+            artifact = TopTokensStage(self._job.cfg, self._job.store, hook_name).pull()
+            self._found[hook_name] = load_top_tokens(artifact)
+        return self._found[hook_name]
+
+    def token_id(self, hook_name: str, latent: int) -> int | None:
+        """The vocabulary's number of a latent's top token; None for one that never fires."""
+        token = int(self.top_tokens(hook_name).token[latent, 0])
+        return token if token >= 0 else None
+
+    def text(self, token_id: int) -> str:
+        """A token as text, a blank in front kept."""
+        return self._tokenizer.decode([token_id])
 
     def unit(self, kind: str, number: int) -> Unit:
         """`number` counts through the sources' latents, or is a target SAE's or a hidden unit's own."""
         if kind == "hidden":
-            return Unit(kind, number, "", None, None)
-        latent, side = number, self._sides.target
+            return Unit(kind, number, "", f"H{number}", None, None)
+        sides, latent, short = self._job.sides, number, f"OF{number}"
+        side = sides.target
         if kind == "source":
-            for side in self._sides.sources:
-                if latent < side.facts["d_sae"]:
-                    break
-                latent -= side.facts["d_sae"]
-        token = self._tokens[kind].get(number)
-        page = self._pages[side.facts["hook_name"]]
+            place, latent = sides.side_of(number)
+            side, short = sides.sources[place], sides.source_name(number)
+        hook = side.facts["hook_name"]
+        token, page = self.token_id(hook, latent), self._pages[hook]
         return Unit(
             kind,
             latent,
-            side.facts["hook_name"],
-            None if token is None else self._tokenizer.decode([token]),
+            hook,
+            short,
+            None if token is None else self.text(token),
             None if page is None else f"{page}/{latent}",
         )
-
-
-def top_tokens(rows: Rows, ids: torch.Tensor) -> dict[int, int]:
-    """For each latent the token id that carries most of its activation; `ids` [n] are the rows' tokens."""
-    n_ids = int(ids.max()) + 1
-    pair = rows.indices * n_ids + ids[rows.row_of]
-    pairs, place = pair.unique(return_inverse=True)
-    total = torch.zeros(len(pairs), dtype=torch.float64).index_add_(0, place, rows.values.double())
-    order = total.argsort(descending=True, stable=True)
-    best: dict[int, int] = {}
-    for latent, token in zip((pairs[order] // n_ids).tolist(), (pairs[order] % n_ids).tolist(), strict=True):
-        best.setdefault(latent, token)
-    return best

@@ -14,7 +14,8 @@ import torch
 
 from saelink.job import Job, JobStage
 from saelink.latents.encode import EncodeFacts
-from saelink.latents.examples import WIDTH, WINDOW, Examples, ExamplesStage, load_examples, text_of
+from saelink.latents.examples import Examples, ExamplesStage, load_examples
+from saelink.latents.stream import WIDTH, WINDOW, text_of
 from saelink.model.forward import load_forward
 from saelink.model.load import load_bridge
 from saelink.progress import Progress
@@ -58,7 +59,7 @@ class AblationsStage(JobStage[AblationsFacts]):
     def __init__(self, job: Job, latents: Artifact[EncodeFacts], chosen: list[int]):
         super().__init__(job)
         self._latents, self._chosen = latents, sorted(chosen)
-        self._examples = ExamplesStage(job.cfg, job.store, latents, job.tokens)
+        self._examples = ExamplesStage(job.cfg, job.store, latents.facts["hook_name"])
 
     def recipe(self) -> dict[str, Any]:
         cfg = self.job.cfg

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from saelink.config.schema import Config
-from saelink.evidence.names import top_tokens
+from saelink.evidence.names import Names
 from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.dense import dense_fit
 from saelink.experiments.percent_linear import PercentLinearExperiment
@@ -37,7 +37,7 @@ class OutliersSettings:
 
 class OutliersExperiment(Experiment):
     Settings = OutliersSettings
-    version = 2
+    version = 3
     title = "Latents with the largest loss differences: where they fire, and the mlp's large weights into them"
     settings = ("outliers",)
 
@@ -71,7 +71,7 @@ class OutliersExperiment(Experiment):
         most = min(self.own(job.cfg).outliers, int(difference.isfinite().sum()))
         largest = difference.argsort(descending=True)[:most]
         total = found["difference"].nan_to_num().clamp(min=0).sum()
-        best = top_tokens(rows_of, ids.flatten())
+        names, hook = Names(job), sides.target.facts["hook_name"]
         owner = rows_of.row_of
         limits = job.cfg.outliers.shares
         rows: list[Row] = []
@@ -80,7 +80,7 @@ class OutliersExperiment(Experiment):
             values, where = rows_of.values[mine].double(), owner[mine]
             carries = {name: share[latent].item() for name, share in shares.items()}
             fires = {f"fires_{name}": mask[where].double().mean().item() for name, mask in places.items()}
-            token = best.get(latent)
+            token = names.token_id(hook, latent)
             on_top = (ids.flatten()[where] == token).double().mean().item() if len(values) else 0.0
             column = weights[:, connector.column(latent)]
             quantiles = values.quantile(torch.tensor(QUANTILES).double()).tolist() if len(values) else [0.0] * 4
@@ -94,7 +94,7 @@ class OutliersExperiment(Experiment):
                     "active": len(values),
                     **{f"q{int(q * 100)}": value for q, value in zip(QUANTILES, quantiles, strict=True)},
                     **{name: share if len(values) else 0.0 for name, share in (carries | fires).items()},
-                    "top_token": ascii(tokenizer.decode([token])) if token is not None else "",
+                    "top_token": ascii(names.text(token)) if token is not None else "",
                     "on_top_token": on_top,
                     "outlier": any(carries[name] >= limits[name] for name in places),
                     "w2_above": int((column > job.cfg.outliers.weight_threshold).sum()),

@@ -9,31 +9,6 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def by_latent(
-    offsets: Any, indices: Any, values: Any, context: int, drop: int, begins: Any, rows: Any, by_value: Any, sums: Any
-) -> int:  # pragma: no cover
-    """Rows and values of every latent's activations, ascending, latent j's from begins[j] to begins[j + 1].
-
-    Positions before `drop` are left out; `sums` takes each latent's sum. Gives the number of activations.
-    """
-    for row in range(len(offsets) - 1):
-        if row % context >= drop:
-            for pair in range(offsets[row], offsets[row + 1]):
-                begins[indices[pair] + 1] += 1
-                sums[indices[pair]] += values[pair]
-    for j in range(len(sums)):
-        begins[j + 1] += begins[j]
-    after = begins[:-1].copy()
-    for row in range(len(offsets) - 1):
-        if row % context >= drop:
-            for pair in range(offsets[row], offsets[row + 1]):
-                place = after[indices[pair]]
-                rows[place], by_value[place] = row, values[pair]
-                after[indices[pair]] = place + 1
-    return begins[-1]
-
-
-@njit(cache=True, nogil=True)
 def lottery(place: Any, latent: Any) -> Any:  # pragma: no cover
     """A number for this activation that looks random (SplitMix64's mixing) and depends on nothing else."""
     x = np.uint64(place) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(latent + 1) * np.uint64(0xD1B54A32D192ED03)
@@ -81,16 +56,16 @@ def _rank(place: int, value: float, context: int, places: Any, values: Any) -> N
 
 @njit(cache=True, nogil=True)
 def collect(
-    first: int, last: int, begins: Any, row_of: Any, value_of: Any, token_of: Any, start: int,
+    first: int, last: int, begins: Any, row_of: Any, value_of: Any, start: int,
     context: int, unit: float, octaves: int, histogram: Any, top_place: Any, top_value: Any, size_ticket: Any,
-    size_place: Any, size_value: Any, any_ticket: Any, any_place: Any, any_value: Any, token: Any, weight: Any,
+    size_place: Any, size_value: Any, any_ticket: Any, any_place: Any, any_value: Any,
 ) -> None:  # pragma: no cover  # fmt: skip
     """Count the activations of latents `first` to `last` in one shard.
 
     Latent j's are those from begins[j] to begins[j + 1], their rows in the order of the text; `start` is the place of
     the shard's row 0. The histogram has bins of a quarter octave, its middle at `unit`; sizes are octaves.
     """
-    bins, slots = histogram.shape[1], token.shape[1]
+    bins = histogram.shape[1]
     for j in range(first, last):
         for at in range(begins[j], begins[j + 1]):
             row, value = row_of[at], value_of[at]
@@ -103,69 +78,3 @@ def collect(
             _draw(ticket, place, value, size_ticket[j, size], size_place[j, size], size_value[j, size])
             _draw(ticket, place, value, any_ticket[j], any_place[j], any_value[j])
             _rank(place, value, context, top_place[j], top_value[j])
-            # The heaviest tokens, by J. Misra and D. Gries's way of counting ("Finding repeated elements", 1982).
-            own, left = token_of[row], np.float64(value)
-            found = -1
-            for slot in range(slots):
-                if token[j, slot] == own:
-                    found = slot
-                    break
-            if found >= 0:
-                weight[j, found] += left
-                if found > 0:  # one place forward: what comes often is found soon
-                    before = found - 1
-                    token[j, found], token[j, before] = token[j, before], token[j, found]
-                    weight[j, found], weight[j, before] = weight[j, before], weight[j, found]
-            else:
-                lightest = 0
-                for slot in range(1, slots):
-                    if weight[j, slot] < weight[j, lightest]:
-                        lightest = slot
-                least = weight[j, lightest]
-                if left > least:
-                    for slot in range(slots):
-                        weight[j, slot] -= least
-                    token[j, lightest], weight[j, lightest] = own, left - least
-                else:
-                    for slot in range(slots):
-                        weight[j, slot] -= left
-
-
-@njit(cache=True, nogil=True)
-def weigh(
-    first: int, last: int, begins: Any, row_of: Any, value_of: Any, token_of: Any, token: Any,
-    weight: Any, count: Any,
-) -> None:  # pragma: no cover  # fmt: skip
-    """Sum and number of the activations of latents `first` to `last` on each of their heaviest tokens."""
-    slots = token.shape[1]
-    for j in range(first, last):
-        for at in range(begins[j], begins[j + 1]):
-            own = token_of[row_of[at]]
-            for slot in range(slots):
-                if token[j, slot] == own:
-                    weight[j, slot] += value_of[at]
-                    count[j, slot] += 1
-                    break
-
-
-@njit(cache=True, nogil=True)
-def look(
-    first: int, last: int, offsets: Any, indices: Any, values: Any, rows: Any, latents: Any, context: int, window: int,
-    out: Any,
-) -> None:  # pragma: no cover  # fmt: skip
-    """out[r, k] = the value of latents[r] on row rows[r] - window + k, where that is in the same sequence."""
-    for r in range(first, last):
-        begin = rows[r] // context * context
-        for k in range(out.shape[1]):
-            row = rows[r] - window + k
-            if row < begin or row >= begin + context:
-                continue
-            low, high = offsets[row], offsets[row + 1]
-            while low < high:
-                middle = (low + high) // 2
-                if indices[middle] < latents[r]:
-                    low = middle + 1
-                else:
-                    high = middle
-            if low < offsets[row + 1] and indices[low] == latents[r]:
-                out[r, k] = values[low]

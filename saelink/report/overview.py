@@ -163,7 +163,7 @@ class Overview:
     def _hidden_units(self) -> dict[str, Any] | None:
         if not self.wiring.has_hidden:
             return None
-        units = load_hidden(HiddenUnitsStage(self.job).pull())[1]
+        units = load_hidden(HiddenUnitsStage(self.job).pull())[2]
         listed = [
             {**unit.__dict__, "token": self.wiring.hidden_token(unit.unit), "word": self.wiring.word(unit.unit, 1)}
             for unit in units

@@ -65,7 +65,7 @@ class ReportStage(JobStage[ReportFacts]):
     """
 
     name = "report"
-    version = 4
+    version = 5
 
     def __init__(self, job: Job, command: str | None = None):
         self.jobs = [job.at(cfg) for cfg in included(job.cfg)]
@@ -106,8 +106,8 @@ class ReportStage(JobStage[ReportFacts]):
 
     def inputs(self) -> dict[str, str]:
         job, sides, made = self.job, self.job.sides, self._made
-        examples = [ExamplesStage(job.cfg, job.store, side, job.tokens) for side in [*sides.sources, sides.target]]
-        inputs = {f"examples{i}": stage.pull().key for i, stage in enumerate(examples)}
+        hooks = [side.facts["hook_name"] for side in [*sides.sources, sides.target]]
+        inputs = {f"examples{i}": ExamplesStage(job.cfg, job.store, hook).pull().key for i, hook in enumerate(hooks)}
         inputs["oracle"] = OracleStage(job).pull().key
         if job.cfg.transcoder.path is not None:
             inputs["transcoder"] = TranscoderStage(job).pull().key

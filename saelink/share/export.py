@@ -13,7 +13,7 @@ from saelink.config.schema import Config
 from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE
 from saelink.evidence.edges import HIDDEN_TENSORS_FILE, EdgesStage, EdgeTable, load_edge_table
 from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage
-from saelink.evidence.names import Names, pages_of
+from saelink.evidence.names import Names, names_inputs, pages_of
 from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
 from saelink.job import Job, JobStage
 from saelink.store.artifact import Artifact
@@ -35,7 +35,7 @@ class ExportStage(JobStage[ExportFacts]):
     """
 
     name = "export"
-    version = 1
+    version = 2
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -50,7 +50,8 @@ class ExportStage(JobStage[ExportFacts]):
         return {"model": cfg.model.name, "data": cfg.data.name, "pages": pages_of(self.job)}  # the card has them
 
     def inputs(self) -> dict[str, str]:
-        return {"connector": self._train.key, "evaluation": self._evaluate.key, "edges": self._edges.key}
+        found = {"connector": self._train.key, "evaluation": self._evaluate.key, "edges": self._edges.key}
+        return {**found, **names_inputs(self.job)}
 
     def about(self) -> str:
         return self._evaluate.about()

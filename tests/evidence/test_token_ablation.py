@@ -10,7 +10,9 @@ from saelink.config.schema import Config
 from saelink.evidence.token_ablation import ABLATIONS_FILE, DELETED, KEPT, AblationsStage
 from saelink.job import Job
 from saelink.latents.encode import EncodeStage
-from saelink.latents.examples import WIDTH, WINDOW, ExamplesStage, load_examples, text_of
+from saelink.latents.examples import ExamplesStage, load_examples
+from saelink.latents.stream import WIDTH, WINDOW, text_of
+from saelink.latents.top_tokens import TopTokensStage, load_top_tokens
 from saelink.model.describe import model_info
 from saelink.model.load import load_bridge
 from saelink.saes.load import pull_sae
@@ -31,8 +33,10 @@ def value_at_end(cfg: Config, store: Store, ids: list[int], latent: int) -> floa
 def test_ablations_are_those_of_one_text_at_a_time(world: World, store: Store) -> None:
     cfg = world.config(store.root, "report.ablated_examples=2")
     latents, text = EncodeStage(cfg, store, HOOK).pull(), TokensStage(cfg, store).pull()
-    kept = load_examples(ExamplesStage(cfg, store, latents, text).pull())
-    chosen = [int(i) for i in kept.total.argsort(descending=True)[:3]]
+    kept = load_examples(ExamplesStage(cfg, store, HOOK).pull())
+    chosen = [
+        int(i) for i in load_top_tokens(TopTokensStage(cfg, store, HOOK).pull()).total.argsort(descending=True)[:3]
+    ]
     artifact = AblationsStage(Job(cfg, store), latents, chosen).pull()
     assert AblationsStage(Job(cfg, store), latents, list(reversed(chosen))).pull().key == artifact.key
     found = artifact.json(ABLATIONS_FILE)

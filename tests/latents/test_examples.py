@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +10,9 @@ import torch
 
 from saelink.activations.tokens import SPLITS, TokensStage
 from saelink.latents.encode import EncodeStage
-from saelink.latents.examples import OCTAVES, SLOTS, Examples, ExamplesFacts, ExamplesStage, load_examples
+from saelink.latents.examples import OCTAVES, Examples, ExamplesFacts, ExamplesStage, load_examples
 from saelink.latents.split import latent_shards
+from saelink.latents.top_tokens import SLOTS, TopTokens, TopTokensStage, load_top_tokens
 from saelink.store.store import Store
 
 from helpers.world import World
@@ -20,15 +20,21 @@ from helpers.world import World
 HOOK = "blocks.1.hook_mlp_out"
 
 
-def pulled(world: World, folder: Path) -> tuple[Examples, ExamplesFacts, list[list[tuple[int, float, int]]]]:
-    """The examples, their facts, and for every latent (place, value, token) of all activations that count."""
+Activation = tuple[int, float, int]
+"""Place, value, token."""
+
+
+def pulled(world: World, folder: Path) -> tuple[Examples, TopTokens, ExamplesFacts, list[list[Activation]]]:
+    """The examples, top tokens, facts, and for every latent (place, value, token) of all activations that count."""
     store = Store(folder)
     cfg = world.config(store.root, "report.top=5", "report.per_size=2", "report.random=4")
     latents, text = EncodeStage(cfg, store, HOOK).pull(), TokensStage(cfg, store).pull()
-    artifact = ExamplesStage(cfg, store, latents, text).pull()
-    assert ExamplesStage(cfg, store, latents, text).pull().key == artifact.key
+    artifact = ExamplesStage(cfg, store, HOOK).pull()
+    assert ExamplesStage(cfg, store, HOOK).pull().key == artifact.key
+    tops = TopTokensStage(cfg, store, HOOK).pull()
+    assert tops.facts["n_tokens"] == artifact.facts["n_tokens"]
     ids = torch.cat([text.tensors(f"{split}.safetensors")["ids"].flatten().long() for split in SPLITS])
-    everything: list[list[tuple[int, float, int]]] = [[] for _ in range(latents.facts["d_sae"])]
+    everything: list[list[Activation]] = [[] for _ in range(latents.facts["d_sae"])]
     context, row = latents.facts["context_size"], 0
     for _, rows, _ in latent_shards(latents, SPLITS):
         for place, latent, value in zip(rows.row_of.tolist(), rows.indices.tolist(), rows.values.tolist(), strict=True):
@@ -36,11 +42,11 @@ def pulled(world: World, folder: Path) -> tuple[Examples, ExamplesFacts, list[li
                 everything[latent].append((row + place, value, int(ids[row + place])))
         row += len(rows)
     assert row == len(ids)
-    return load_examples(artifact), artifact.facts, everything
+    return load_examples(artifact), load_top_tokens(tops), artifact.facts, everything
 
 
 def test_examples_are_those_of_the_whole_text(world: World, tmp_path: Path) -> None:
-    found, facts, everything = pulled(world, tmp_path / "one")
+    found, tops, facts, everything = pulled(world, tmp_path / "one")
     context, unit = facts["context_size"], facts["unit"]
     for latent, entries in enumerate(everything):
         values = {place: value for place, value, _ in entries}
@@ -70,25 +76,27 @@ def test_examples_are_those_of_the_whole_text(world: World, tmp_path: Path) -> N
         weights: dict[int, list[float]] = {}
         for _, value, token in entries:
             weights.setdefault(token, []).append(value)
-        listed = [t for t in found.token[latent].tolist() if t >= 0]
+        listed = [t for t in tops.token[latent].tolist() if t >= 0]
         assert set(weights) == set(listed), f"there are fewer than {SLOTS} words"
         for slot, token in enumerate(listed):
-            assert found.token_weight[latent, slot].item() == pytest.approx(sum(weights[token]), rel=1e-6)
-            assert found.token_count[latent, slot] == len(weights[token]) <= found.token_total[latent, slot]
-        assert (found.token_weight[latent].diff() <= 0).all()
+            assert tops.weight[latent, slot].item() == pytest.approx(sum(weights[token]), rel=1e-6)
+            assert tops.fires[latent, slot] == len(weights[token]) <= tops.occurs[latent, slot]
+        assert (tops.weight[latent].diff() <= 0).all()
+        assert tops.total[latent].item() == pytest.approx(sum(value for _, value, _ in entries), rel=1e-6)
 
 
 def test_examples_do_not_depend_on_the_shards(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, _, _ = pulled(world, tmp_path / "one")
+    one = pulled(world, tmp_path / "one")
     monkeypatch.setattr("saelink.activations.cache.SHARD_TOKENS", 256)
-    many, _, _ = pulled(world, tmp_path / "many")
-    for name in Examples._fields:
-        assert torch.allclose(getattr(one, name).double(), getattr(many, name).double()), name
+    many = pulled(world, tmp_path / "many")
+    for whole, parts in zip(one[:2], many[:2], strict=True):
+        for name in whole._fields:
+            assert torch.allclose(getattr(whole, name).double(), getattr(parts, name).double()), name
 
 
 def test_heavy_tokens_survive_more_tokens_than_slots() -> None:
     """Each with more than 1/(slots + 1) of the weight is there, whatever the order."""
-    from saelink.kernels.examples import collect
+    from saelink.kernels.top_tokens import find_heaviest
 
     generator = np.random.default_rng(0)
     heavy = np.repeat([1, 2, 3], 150)
@@ -96,14 +104,8 @@ def test_heavy_tokens_survive_more_tokens_than_slots() -> None:
     generator.shuffle(token_of)
     n, slots = len(token_of), 8
     token, weight = np.full((1, slots), -1), np.zeros((1, slots))
-    draws = [np.full((1, 1), np.iinfo(np.int64).max), np.full((1, 1), -1), np.zeros((1, 1), np.float32)]
-    sizes = [draw.reshape(1, 1, 1).repeat(12, 1) for draw in draws]
     rows = np.arange(n, dtype=np.int32)
-    histogram = np.zeros((1, 48), np.int64)
-    state: list[Any] = [
-        histogram, draws[1].copy(), draws[2].copy(), *sizes, *draws, token, weight,
-    ]  # fmt: skip
-    collect(0, 1, np.array([0, n]), rows, np.ones(n, np.float32), token_of, 0, 16, 1.0, 12, *state)
+    find_heaviest(0, 1, np.array([0, n]), rows, np.ones(n, np.float32), token_of, token, weight)
     assert {1, 2, 3} <= set(token[0].tolist())
 
 

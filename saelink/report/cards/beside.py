@@ -12,8 +12,9 @@ from saelink.activations.cache import Shard, shards_of
 from saelink.activations.tokens import SPLITS
 from saelink.evidence.hidden_units import HiddenUnitsStage, hidden_stream
 from saelink.job import Job
-from saelink.latents.examples import WIDTH, WINDOW, Stream, stream_of, tokens_around
+from saelink.latents.examples import tokens_around
 from saelink.latents.rows import Rows, unpack
+from saelink.latents.stream import WIDTH, WINDOW, Stream, stream_of
 from saelink.report.cards.firing import Firing, rounded
 from saelink.report.cards.wiring import Wiring
 

@@ -47,7 +47,7 @@ class Cards:
         """The card of a hidden unit: its inputs, what they say of it, and the targets it feeds most."""
         wiring = self.wiring
         card: Card = {**self.firing.card(f"H{unit}", self.firing.hidden(self.job), unit)}
-        classed = {found.unit: found for found in load_hidden(HiddenUnitsStage(self.job).pull())[1]}
+        classed = {found.unit: found for found in load_hidden(HiddenUnitsStage(self.job).pull())[2]}
         if unit in classed:
             card["classed"] = classed[unit].__dict__
         feeds = wiring.feeds(wiring.tables[0], wiring.direct + unit)

@@ -9,21 +9,13 @@ import torch
 
 from saelink.activations.tokens import SPLITS
 from saelink.evidence.hidden_units import HiddenUnitsStage, load_hidden
+from saelink.evidence.names import Names, pages_of
 from saelink.job import Job
 from saelink.latents.encode import EncodeFacts
-from saelink.latents.examples import (
-    OCTAVES,
-    WINDOW,
-    Examples,
-    ExamplesFacts,
-    ExamplesStage,
-    load_examples,
-    text_of,
-    tokens_around,
-)  # fmt: skip
-from saelink.model.load import load_tokenizer
+from saelink.latents.examples import OCTAVES, Examples, ExamplesFacts, ExamplesStage, load_examples, tokens_around
+from saelink.latents.stream import WINDOW, text_of
+from saelink.latents.top_tokens import TopTokens
 from saelink.report.structure import Example, LatentCard, Quote, TokenShare
-from saelink.saes.neuronpedia import neuronpedia_page
 from saelink.store.artifact import Artifact
 
 EXAMPLES_SHOWN = {"top": 8, "random": 4}
@@ -31,9 +23,10 @@ EXAMPLES_SHOWN = {"top": 8, "random": 4}
 
 
 class Looked(NamedTuple):
-    """A set of latents as the stage `examples` saw them, and where its shown places are."""
+    """A set of latents as the stages `examples` and `top_tokens` saw them, and where its shown places are."""
 
     found: Examples
+    tops: TopTokens
     facts: ExamplesFacts
     places: np.ndarray[Any, Any]
     """[d, n] every place kept."""
@@ -43,10 +36,10 @@ class Looked(NamedTuple):
     """[n] why it was kept: top, size, random."""
 
     @staticmethod
-    def of(found: Examples, facts: ExamplesFacts) -> Looked:
+    def of(found: Examples, tops: TopTokens, facts: ExamplesFacts) -> Looked:
         top, size, some = found.top_place.shape[1], found.size_place[0].numel(), found.any_place.shape[1]
         kinds = ["top"] * top + ["size"] * size + ["random"] * some
-        return Looked(found, facts, found.places().numpy(), found.around.float().numpy() / facts["unit"], kinds)
+        return Looked(found, tops, facts, found.places().numpy(), found.around.float().numpy() / facts["unit"], kinds)
 
     def shown(self, latent: int) -> list[int]:
         """Columns of the latent's shown places: the strongest, one of every size, some at random; none twice."""
@@ -72,27 +65,26 @@ class Firing:
     """What the latents on both sides of a link fire on; read when it is first asked for."""
 
     def __init__(self, job: Job):
-        self._job, self.tokens = job, job.tokens
+        self._job, self.tokens, self.names = job, job.tokens, Names(job)
         self.text = text_of(self.tokens)
-        self._tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
         self._known: dict[int, str] = {}
         self._looked: dict[str, Looked] = {}
         splits = [self.tokens.tensors(f"{split}.safetensors")["document"].flatten() for split in SPLITS]
         self._document = torch.cat(splits).numpy()
-        hooks = [side.facts["hook_name"] for side in [*job.sides.sources, job.sides.target]]
-        self._pages = {hook: neuronpedia_page(job.cfg, job.store, hook) for hook in hooks}
+        self._pages = pages_of(job)
 
     def token(self, token_id: int) -> str:
         """A token as text, its blank in front kept."""
         if token_id not in self._known:
-            self._known[token_id] = self._tokenizer.decode([token_id])
+            self._known[token_id] = self.names.text(token_id)
         return self._known[token_id]
 
     def looked(self, side: Artifact[EncodeFacts]) -> Looked:
         """What a hook's latents fire on."""
         if side.key not in self._looked:
-            artifact = ExamplesStage(self._job.cfg, self._job.store, side, self.tokens).pull()
-            self._looked[side.key] = Looked.of(load_examples(artifact), artifact.facts)
+            hook = side.facts["hook_name"]
+            artifact = ExamplesStage(self._job.cfg, self._job.store, hook).pull()
+            self._looked[side.key] = Looked.of(load_examples(artifact), self.names.top_tokens(hook), artifact.facts)
         return self._looked[side.key]
 
     def hidden(self, job: Job) -> Looked:
@@ -100,26 +92,25 @@ class Firing:
         stage = HiddenUnitsStage(job)
         if stage.key not in self._looked:
             artifact = stage.pull()
-            self._looked[stage.key] = Looked.of(load_hidden(artifact)[0], artifact.facts)
+            found, tops, _ = load_hidden(artifact)
+            self._looked[stage.key] = Looked.of(found, tops, artifact.facts)
         return self._looked[stage.key]
 
-    def top_token(self, looked: Looked, latent: int) -> str | None:
-        """The token that carries most of a latent's activation."""
-        top = int(looked.found.token[latent, 0])
+    def hidden_token(self, job: Job, unit: int) -> str | None:
+        """The token that carries most of a hidden unit's activation."""
+        top = int(self.hidden(job).tops.token[unit, 0])
         return self.token(top) if top >= 0 else None
 
     def card(self, name: str, looked: Looked, latent: int, with_examples: bool = True) -> LatentCard:
         """What a latent (or hidden unit) fires on, whatever it is wired to."""
-        found, facts = looked.found, looked.facts
-        everything = max(found.total[latent].item(), 1e-30)
+        tops, facts = looked.tops, looked.facts
+        everything = max(tops.total[latent].item(), 1e-30)
         tokens: list[TokenShare] = [
             {"token": self.token(token), "share": short(weight / everything), "fires": fires, "occurs": occurs}
-            for token, weight, fires, occurs in zip(
-                *(table[latent, :8].tolist() for table in found[found._fields.index("token") :]), strict=True
-            )
+            for token, weight, fires, occurs in zip(*(table[latent, :8].tolist() for table in tops[:-1]), strict=True)
             if token >= 0 and weight > 0
         ]
-        histogram = found.histogram[latent]
+        histogram = looked.found.histogram[latent]
         page = self._pages.get(facts["hook_name"])
         card: LatentCard = {
             "name": name,

@@ -53,14 +53,13 @@ class Wiring:
         return self.sides.source_name(number) if number < self.direct else f"H{number - self.direct}"
 
     def target_token(self, latent: int) -> str | None:
-        return self._firing.top_token(self._firing.looked(self.sides.target), latent)
+        return self._firing.names.unit("target", latent).token
 
     def source_token(self, number: int) -> str | None:
-        place, latent = self.sides.side_of(number)
-        return self._firing.top_token(self._firing.looked(self.sides.sources[place]), latent)
+        return self._firing.names.unit("source", number).token
 
     def hidden_token(self, unit: int) -> str | None:
-        return self._firing.top_token(self._firing.hidden(self._job), unit)
+        return self._firing.hidden_token(self._job, unit)
 
     def _input_token(self, number: int) -> str | None:
         return self.source_token(number) if number < self.direct else self.hidden_token(number - self.direct)

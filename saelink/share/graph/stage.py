@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Any, TypedDict
 
 from saelink.errors import SaelinkError
-from saelink.evidence.names import pages_of
+from saelink.evidence.names import names_inputs, pages_of
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job, JobStage
 from saelink.share.graph.prune import influences, largest_share, without_logits
@@ -50,7 +50,7 @@ class GraphStage(JobStage[GraphFacts]):
     """
 
     name = "graph"
-    version = 2
+    version = 3
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -72,7 +72,7 @@ class GraphStage(JobStage[GraphFacts]):
         }
 
     def inputs(self) -> dict[str, str]:
-        return {"connector": self._train.key}
+        return {"connector": self._train.key, **names_inputs(self.job)}
 
     def about(self) -> str:
         return f"{self.job.cfg.model.label} layer {self.job.cfg.layer} {self.job.cfg.graph.prompt!r}"

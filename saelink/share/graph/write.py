@@ -37,7 +37,6 @@ class GraphWriter:
         self._job, self._connector, self._tracer, self._trace, self._nodes = job, connector, tracer, trace, nodes
         self._names = Names(job)
         self._so_far = so_far
-        self._sizes = [side.facts["d_sae"] for side in tracer.sides.sources]
         layer, above = str(job.cfg.layer), str(job.cfg.layer + 1)
         last = str(tracer.n_layers + 1)
         self._layer = {
@@ -85,11 +84,7 @@ class GraphWriter:
         if node.kind == "target_error":
             return "not rebuilt by the target SAE"
         unit = self._names.unit(node.kind, node.number)
-        name = f"OF{node.number}"
-        if node.kind == "source":
-            place = sum(node.number >= sum(self._sizes[: n + 1]) for n in range(len(self._sizes)))
-            name = f"IF{unit.latent}" if len(self._sizes) == 1 else f"IF{place}.{unit.latent}"
-        return name + (f' "{unit.token}"' if unit.token else "")
+        return unit.short + (f' "{unit.token}"' if unit.token else "")
 
     def metadata(self) -> dict[str, Any]:
         cfg, pages, link = self._job.cfg, pages_of(self._job), self._job.link
