@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from saelink.errors import SaelinkError
-from saelink.store.artifact import MANIFEST, Artifact
+from saelink.store.artifact import Artifact
 from saelink.store.draft import JOURNAL, Draft
+from saelink.store.manifest import MANIFEST
 from saelink.store.recipe import Plan
 from saelink.store.store import Store
 
