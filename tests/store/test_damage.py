@@ -311,7 +311,7 @@ def trained(store: Store, l1_alpha: float) -> Artifact[Any]:
     names = ("validation_mse", "l1", "validation_fvu", "n_edges", "n_edges_above_0.01", "n_targets")
     recipe = {"connector": {"name": "linear"}, "solver": {"name": "exact"}, "l1_alpha": l1_alpha, "min_rate": 0.0}
     recipe |= {"latent_scale": "x", "drop_positions": 1, "max_norm_ratio": 2.0}
-    facts = dict.fromkeys(names, 1 + l1_alpha)
+    facts: dict[str, float] = dict.fromkeys(names, 1 + l1_alpha)
     return store.build(Plan("train", 1, recipe, {"target": "0" * 12}, "mlp, layer 1"), lambda _: facts)
 
 
