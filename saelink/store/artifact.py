@@ -1,4 +1,4 @@
-"""A finished artifact: a folder whose files are compared with its manifest before they are used."""
+"""A finished artifact: a folder whose manifest is checked, and its files by the manifest before they are used."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from saelink.errors import SaelinkError
-from saelink.store.files import file_sha256
+from saelink.store.files import file_sha256, read_tensors
+from saelink.store.manifest import MANIFEST, Manifest, ManifestError, read_manifest
 
 if TYPE_CHECKING:
     import torch
-
-
-MANIFEST = "manifest.json"
 
 Facts = TypeVar("Facts", covariant=True)
 """What its stage found out about it, see Stage."""
 
 
 class Artifact(Generic[Facts]):
-    """A finished artifact. Every file is compared with the manifest before it is first used."""
+    """A finished artifact. Every file is compared with the manifest before it is first used.
+
+    Raises SaelinkError when the manifest is missing, changed since it was written, or that of another artifact.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.stage = path.parent.name
         self.key = path.name
         try:
-            self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
-            self._files: dict[str, dict[str, Any]] = self.manifest["files"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, FileNotFoundError):
-            raise self._damaged(MANIFEST, "can't be read") from None
+            self.manifest: Manifest = read_manifest(path)
+        except ManifestError as error:
+            raise self._damaged(MANIFEST, str(error)) from None
+        self._files = self.manifest["files"]
         self._checked: set[str] = set()
 
     def __repr__(self) -> str:
@@ -77,9 +78,7 @@ class Artifact(Generic[Facts]):
 
     def tensors(self, name: str, device: str = "cpu") -> dict[str, torch.Tensor]:
         """The tensors of one safetensors file, checked first."""
-        from safetensors.torch import load_file
-
-        return load_file(self.file(name), device=device)
+        return read_tensors(self.file(name), device)
 
     def json(self, name: str) -> Any:
         return json.loads(self.file(name).read_bytes())

@@ -8,18 +8,20 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saelink.store.artifact import MANIFEST
-from saelink.store.files import file_sha256, fsync_folder, json_bytes, write_durably
-from saelink.store.provenance import git_sha, package_versions, peak_memory_bytes
+from saelink.errors import SaelinkError
+from saelink.store.files import file_sha256, fsync_folder, json_bytes, read_tensors, write_durably
+from saelink.store.manifest import MANIFEST, FileEntry, Manifest, notes_in_journal, notes_in_manifest, sealed
+from saelink.store.provenance import provenance
 from saelink.store.recipe import Plan
 
 if TYPE_CHECKING:
     import torch
+    from filelock import BaseFileLock
 
 
 JOURNAL = "journal.jsonl"
@@ -35,7 +37,11 @@ class Draft:
         self.plan = plan
         self.folder = folder
         self.shared = shared
-        self._files: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, FileEntry] = {}
+        self._others: set[str] = set()
+        """Files that other workers finished since this draft was made: of them only the size was compared."""
+        self._journal_read = 0
+        """How many bytes of the journal were read."""
         self._started = time.time()
         if folder.exists():
             if resumable:
@@ -43,8 +49,9 @@ class Draft:
             else:
                 shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for stray in [] if shared else folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            stray.unlink(missing_ok=True)
+        if not shared:
+            for stray in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                stray.unlink(missing_ok=True)
 
     def claim(self, name: str) -> Claim | None:
         """The right to write one file: None while another process has it."""
@@ -63,9 +70,14 @@ class Draft:
 
     def refresh(self) -> None:
         """Learn what the other processes of a shared draft have finished."""
-        if self.shared:
-            with suppress(FileNotFoundError):  # another worker is just finishing it
-                self._take_over()
+        if not self.shared:
+            return
+        # No line is read twice, so that a note that was found wrong when the draft was made stays out.
+        for name, entry in self._new_lines():
+            with suppress(OSError, ValueError):  # another worker is just finishing it
+                if self._files.get(name) != entry and (self.folder / name).stat().st_size == entry["size"]:
+                    self._files[name] = entry
+                    self._others.add(name)
 
     @property
     def gone(self) -> bool:
@@ -73,26 +85,39 @@ class Draft:
         return self.shared and not self.folder.exists()
 
     def _take_over(self) -> None:
-        """Keep the finished files of an earlier try: those that still match what was noted of them."""
-        noted: dict[str, dict[str, Any]] = {}
-        if (self.folder / JOURNAL).exists():
-            for line in (self.folder / JOURNAL).read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:  # the last line of a killed process
-                    continue
-                noted[entry["name"]] = {"size": entry["size"], "sha256": entry["sha256"]}
-        elif (self.folder / MANIFEST).exists():  # killed between the manifest and the rename
-            noted = json.loads((self.folder / MANIFEST).read_bytes())["files"]
-        for name, entry in noted.items():
+        """Keep the finished files of an earlier try: those whose bytes are what was noted of them.
+
+        A manifest is there when it was killed before the rename, a journal when it was killed before that or since.
+        Each note counts for itself, so that a damaged one loses the file that it is about and no other.
+        """
+        noted: dict[str, list[FileEntry]] = {}
+        for name, entry in [*self._manifest_notes(), *self._new_lines()]:
+            noted.setdefault(name, []).append(entry)
+        for name, entries in noted.items():
             path = self.folder / name
-            if self._files.get(name) == entry:
-                continue
-            if not path.exists() or path.stat().st_size != entry["size"]:
-                continue
-            # What other workers write meanwhile is hashed by none of them but its own; whoever uses it compares.
-            if self.shared or file_sha256(path) == entry["sha256"]:
-                self._files[name] = entry
+            with suppress(OSError, ValueError):  # missing, or no name of a file
+                size = path.stat().st_size
+                if any(entry["size"] == size for entry in entries):
+                    found: FileEntry = {"size": size, "sha256": file_sha256(path)}
+                    if found in entries:
+                        self._files[name] = found
+
+    def _manifest_notes(self) -> Iterator[tuple[str, FileEntry]]:
+        path = self.folder / MANIFEST
+        return notes_in_manifest(path.read_bytes() if path.exists() else b"")
+
+    def _new_lines(self) -> list[tuple[str, FileEntry]]:
+        """What was noted in the journal since it was last read; all of it the first time."""
+        try:
+            with (self.folder / JOURNAL).open("rb") as journal:
+                if os.fstat(journal.fileno()).st_size < self._journal_read:  # it was begun anew
+                    self._journal_read = 0
+                journal.seek(self._journal_read)
+                data = journal.read()
+        except FileNotFoundError:
+            return []
+        self._journal_read += len(data)
+        return list(notes_in_journal(data))
 
     def __contains__(self, name: str) -> bool:
         """Whether this file is finished, now or in an earlier try."""
@@ -101,13 +126,14 @@ class Draft:
     def save_bytes(self, name: str, data: bytes) -> None:
         """Write one file durably and note it in the journal."""
         write_durably(self.folder / name, data)
-        entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        with open(self.folder / JOURNAL, "a") as journal:
+        entry: FileEntry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        with (self.folder / JOURNAL).open("a") as journal:
             # On a line of its own also behind the half line of a process that was killed in the middle of one.
             journal.write("\n" + json.dumps({"name": name, **entry}) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
         self._files[name] = entry
+        self._others.discard(name)
 
     def save_json(self, name: str, value: Any) -> None:
         self.save_bytes(name, json_bytes(value))
@@ -122,7 +148,7 @@ class Draft:
         """Take a file that a library wrote into the folder by itself."""
         path = self.folder / name
         path.chmod(0o644)  # safetensors leaves 0600
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             os.fsync(file.fileno())
         self._files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
@@ -132,38 +158,36 @@ class Draft:
             self._files.pop(name, None)
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Read back a file that is already finished."""
-        from safetensors.torch import load_file
-
+        """Read back a file that is already finished. Raises SaelinkError when another worker's was damaged since."""
+        path = self.folder / name
         assert name in self._files
-        return load_file(self.folder / name)
+        if name in self._others:
+            if file_sha256(path) != self._files[name]["sha256"]:
+                raise SaelinkError(f"{path} was damaged after a worker wrote it; the same command again makes it anew")
+            self._others.discard(name)
+        return read_tensors(path)
 
-    def _manifest(self, facts: Mapping[str, Any], device: str) -> dict[str, Any]:
-        return {
-            "stage": self.plan.stage,
-            "key": self.plan.key,
-            "version": self.plan.version,
-            "about": self.plan.about,
-            "recipe": self.plan.recipe,
-            "inputs": self.plan.inputs,
-            "facts": dict(facts),
-            "files": self._files,
-            "provenance": {
-                "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "seconds": round(time.time() - self._started, 1),
-                "device": device,
-                "peak_memory_bytes": peak_memory_bytes(),
-                "git_sha": git_sha(),
-                "packages": package_versions(),
-            },
-        }
+    def _manifest(self, facts: Mapping[str, Any], device: str) -> Manifest:
+        return sealed(
+            {
+                "stage": self.plan.stage,
+                "key": self.plan.key,
+                "version": self.plan.version,
+                "about": self.plan.about,
+                "recipe": self.plan.recipe,
+                "inputs": self.plan.inputs,
+                "facts": dict(facts),
+                "files": self._files,
+                "provenance": provenance(self._started, device),
+            }
+        )
 
     def commit(self, final: Path, facts: Mapping[str, Any], device: str) -> None:
         """Manifest last, then the rename that makes it an artifact."""
         write_durably(self.folder / MANIFEST, json_bytes(self._manifest(facts, device)))
         (self.folder / JOURNAL).unlink(missing_ok=True)
         try:
-            os.rename(self.folder, final)
+            self.folder.rename(final)
             for path in final.iterdir():  # parts that were summed up, what killed workers left
                 if path.name not in self._files and path.name != MANIFEST:
                     path.unlink(missing_ok=True)
@@ -180,7 +204,7 @@ class Draft:
 class Claim:
     """The right to write a file of a shared draft; a killed process's is dropped by the operating system."""
 
-    def __init__(self, lock: Any):
+    def __init__(self, lock: BaseFileLock | None):
         self._lock = lock
 
     def release(self) -> None:

@@ -8,7 +8,10 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def fsync_folder(folder: Path) -> None:
@@ -29,11 +32,11 @@ def write_durably(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -42,8 +45,15 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def file_sha256(path: Path) -> str:
     """The file's sha256 as hex digits, read in pieces."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file."""
+    from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]  # its PathLike is of anything
+
+    return load_file(path, device=device)
 
 
 def json_bytes(value: Any) -> bytes:

@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import TypedDict
+
+
+class Provenance(TypedDict):
+    """Where and how an artifact was made."""
+
+    made: str
+    """When, in UTC, such as 2030-01-31T12:00:00Z."""
+    seconds: float
+    device: str
+    peak_memory_bytes: int
+    git_sha: str | None
+    packages: dict[str, str]
+
+
+def provenance(started: float, device: str) -> Provenance:
+    """That of what was begun at `started`, in seconds since the epoch, and is whole now."""
+    return {
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(time.time() - started, 1),
+        "device": device,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "git_sha": git_sha(),
+        "packages": package_versions(),
+    }
 
 
 def peak_memory_bytes() -> int:
@@ -32,7 +58,7 @@ def git_sha() -> str | None:
 def package_versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    found: dict[str, str] = {}
     for name in ("saelink", "torch", "transformers", "transformer-lens", "sae-lens", "safetensors", "datasets"):
         try:
             found[name] = version(name)

@@ -1,6 +1,6 @@
 """The artifact store: every stage's result is a folder that is whole, checked and never rebuilt.
 
-    outputs/<stage>/<key>/manifest.json     recipe, inputs, provenance, size and sha256 of every file
+    outputs/<stage>/<key>/manifest.json     recipe, inputs, provenance, size and sha256 of every file and of itself
     outputs/<stage>/<key>/*.safetensors     the tensors
     outputs/<stage>/<key>.partial/          unfinished work; a resumable stage goes on from its journal
 
@@ -11,22 +11,22 @@ disk, so a folder without `.partial` is a whole artifact, whatever was killed wh
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from saelink.errors import SaelinkError
 from saelink.progress import Observer
-from saelink.store.artifact import MANIFEST, Artifact
+from saelink.store.artifact import Artifact
 from saelink.store.draft import Claim, Draft
 from saelink.store.files import folder_bytes, gigabytes
-from saelink.store.locks import still_held
+from saelink.store.locks import delete_unless_held, still_held
+from saelink.store.manifest import MANIFEST
 from saelink.store.recipe import KEY_LENGTH, Plan
 
 POLL_SECONDS = 0.2
@@ -58,7 +58,7 @@ class Store:
         return artifact
 
     @contextmanager
-    def _lock(self, plan: Plan) -> Iterator[None]:
+    def _lock(self, plan: Plan) -> Generator[None, None, None]:
         """One process at a time makes an artifact; the operating system drops a killed process's lock.
 
         While workers are at it the lock is left to them: the one that finishes takes it.
@@ -75,7 +75,7 @@ class Store:
             time.sleep(POLL_SECONDS)
 
     @contextmanager
-    def _held(self, plan: Plan) -> Iterator[None]:
+    def _held(self, plan: Plan) -> Generator[None, None, None]:
         from filelock import FileLock, Timeout
 
         folder = self.root / plan.stage
@@ -96,7 +96,9 @@ class Store:
             lock.release()
 
     @contextmanager
-    def drafts(self, plans: list[Plan], *, resumable: bool = False, shared: bool = False) -> Iterator[list[Draft]]:
+    def drafts(
+        self, plans: list[Plan], *, resumable: bool = False, shared: bool = False
+    ) -> Generator[list[Draft], None, None]:
         """Locked drafts of those `plans` that are not finished, for one pass that fills them together.
 
         The locks are taken in the order of the keys, so that two processes can't block each other. With `shared` other
@@ -120,11 +122,11 @@ class Store:
         return still_held((self.root / plan.stage).glob(f".{plan.key}.*.worker"))
 
     @contextmanager
-    def _shared_drafts(self, plans: list[Plan]) -> Iterator[list[Draft]]:
+    def _shared_drafts(self, plans: list[Plan]) -> Generator[list[Draft], None, None]:
         from filelock import FileLock
 
         with ExitStack() as locks:
-            drafts = []
+            drafts: list[Draft] = []
             for plan in sorted(plans, key=lambda plan: plan.key):
                 with self._held(plan):
                     if self.find(plan) is not None:
@@ -168,7 +170,7 @@ class Store:
     def commit(self, draft: Draft, facts: Mapping[str, Any], device: str = "cpu") -> Artifact[Any]:
         """Finish a draft: manifest, rename, one line."""
         draft.commit(self.folder(draft.plan), facts, device)
-        artifact = Artifact(self.folder(draft.plan))
+        artifact: Artifact[Any] = Artifact(self.folder(draft.plan))
         seconds = artifact.manifest["provenance"]["seconds"]
         self._said.add(artifact.key)
         self.observer.say(f"{draft.plan.stage} {draft.plan.key}: done in {seconds:.0f} s ({draft.plan.about})")
@@ -211,9 +213,28 @@ class Store:
     # ----------------------------------------------------------------------- looking after it
 
     def artifacts(self) -> list[Artifact[Any]]:
-        """All finished artifacts, oldest first."""
-        found = [Artifact(path.parent) for path in self.root.glob(f"*/*/{MANIFEST}") if path.parent.suffix == ""]
-        return sorted(found, key=lambda artifact: ((artifact.path / MANIFEST).stat().st_mtime_ns, artifact.key))
+        """All finished artifacts, oldest first; a line says, once, how many are left out because they are damaged."""
+        whole, damaged = self.listing()
+        news = {folder.name for folder in damaged} - self._said
+        if news:
+            self._said |= news
+            some = "1 damaged artifact is" if len(damaged) == 1 else f"{len(damaged)} damaged artifacts are"
+            self.observer.say(f"{self.root}: {some} left out; `saelink ls` lists what is there")
+        return whole
+
+    def listing(self) -> tuple[list[Artifact[Any]], list[Path]]:
+        """All finished artifacts, oldest first, and the folders of those whose manifest is damaged or missing."""
+        whole: list[tuple[int, str, Artifact[Any]]] = []
+        damaged: list[Path] = []
+        for folder in self._folders(""):
+            if folder.suffix == "":
+                try:
+                    artifact: Artifact[Any] = Artifact(folder)
+                    whole.append(((folder / MANIFEST).stat().st_mtime_ns, artifact.key, artifact))
+                except (SaelinkError, OSError):
+                    if folder.exists():  # else it was removed just now
+                        damaged.append(folder)
+        return [artifact for *_, artifact in sorted(whole, key=lambda entry: entry[:2])], damaged
 
     def get(self, key: str) -> Artifact[Any]:
         """The artifact whose key starts with `key`. Raises SaelinkError when none or several do."""
@@ -238,7 +259,7 @@ class Store:
         if len({folder.stem for folder in folders}) != 1:
             found = "no artifact has" if not folders else "several artifacts have"
             raise SaelinkError(f"{found} a key starting with {key!r} in {self.root}; `saelink ls` lists them")
-        removed = [folder for folder in folders if self._delete(folder)]
+        removed = [folder for folder in folders if delete_unless_held(folder)]
         if not removed:
             raise SaelinkError(f"{folders[0].stem} is being made by another process right now; try again later")
         return removed
@@ -250,29 +271,9 @@ class Store:
         """
         for folder in [*self.root.glob("*/.*.removed"), *self.root.glob("*/*.partial")]:
             size = folder_bytes(folder)
-            if self._delete(folder):
+            if delete_unless_held(folder):
                 yield folder, size
         still_held(self.root.glob("*/.*.worker"))
         for lock in self.root.glob("*/.*.lock"):
             if (lock.with_name(lock.stem[1:]) / MANIFEST).exists():  # whole: nobody takes its lock again
                 lock.unlink(missing_ok=True)
-
-    def _delete(self, folder: Path) -> bool:
-        """Delete a folder under its lock, by rename first, so that a killed removal leaves no half artifact."""
-        from filelock import FileLock, Timeout
-
-        path = folder.with_name(f".{folder.stem}.lock")
-        lock = FileLock(path, mode=0o644)
-        try:
-            with lock.acquire(timeout=0):
-                if still_held(folder.parent.glob(f".{folder.stem}.*.worker")):
-                    return False
-                doomed = folder
-                if folder.suffix != ".removed":
-                    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.removed")
-                    folder.rename(doomed)
-                shutil.rmtree(doomed)
-                path.unlink(missing_ok=True)
-        except Timeout:
-            return False
-        return True

@@ -84,8 +84,8 @@ def record_failure(store: Store, sweep_id: str, job: int, line: str) -> None:
 def points(store: Store, sweep_id: str) -> list[dict[str, Any]]:
     """One row per train artifact of the sweep, figures on validation documents.
 
-    `pareto` marks those that no other connector for the same targets beats in both MSE and L1. Raises SaelinkError
-    when the sweep is unknown or has no connector.
+    `pareto` marks those that no other connector for the same targets beats in both MSE and L1. A connector that is
+    damaged or was removed is left out, and a line says so. Raises SaelinkError when the sweep is unknown or has none.
     """
     folder = sweep_folder(store, sweep_id)
     if not folder.is_dir() or not re.fullmatch(r"sweep\w+", sweep_id):
@@ -94,7 +94,11 @@ def points(store: Store, sweep_id: str) -> list[dict[str, Any]]:
     rows, targets = [], []
     for path in sorted((folder / "jobs").glob("*.json")):
         job = json.loads(path.read_bytes())
-        connector = store.get(job["train"])
+        try:
+            connector = store.get(job["train"])
+        except SaelinkError as error:  # damaged or removed since; the others still make a table
+            store.observer.say(f"pareto: left out: {error}")
+            continue
         facts, recipe = connector.facts, connector.recipe
         rows.append(
             {

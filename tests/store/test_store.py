@@ -37,13 +37,14 @@ def store(tmp_path: Path) -> Store:
 def test_a_key_depends_on_all_that_counts_and_nothing_else() -> None:
     base = plan()
     same = Plan("stage", 1, {"number": 1}, {}, "other words")
-    assert base.key == same.key and len(base.key) == 12
+    assert base.key == same.key
+    assert len(base.key) == 12
     others = [plan(2), plan(a="k"), Plan("other", 1, base.recipe, {}, ""), Plan("stage", 2, base.recipe, {}, "")]
     assert len({base.key, *(other.key for other in others)}) == 5
 
 
 def test_a_key_takes_no_nan_and_no_object() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="JSON"):
         _ = plan(float("nan")).key
 
 
@@ -52,12 +53,14 @@ def test_build_makes_it_once(store: Store) -> None:
     store.build(plan(), lambda draft: calls.append(1) or fill(draft))
     artifact = store.build(plan(), lambda draft: calls.append(1) or fill(draft))
     assert len(calls) == 1
-    assert artifact.facts == {"n": 10} and artifact.files == ["a.safetensors", "b.json"]
+    assert artifact.facts == {"n": 10}
+    assert artifact.files == ["a.safetensors", "b.json"]
     assert torch.equal(artifact.tensors("a.safetensors")["x"], torch.arange(10))
     assert sorted(path.name for path in artifact.path.iterdir()) == ["a.safetensors", "b.json", "manifest.json"]
     assert (artifact.path / "a.safetensors").stat().st_mode & 0o777 == 0o644
     manifest = artifact.manifest
-    assert manifest["recipe"] == {"number": 1} and manifest["provenance"]["packages"]["torch"]
+    assert manifest["recipe"] == {"number": 1}
+    assert manifest["provenance"]["packages"]["torch"]
 
 
 def test_a_failed_build_leaves_no_artifact(store: Store) -> None:
@@ -67,7 +70,8 @@ def test_a_failed_build_leaves_no_artifact(store: Store) -> None:
 
     with pytest.raises(RuntimeError):
         store.build(plan(), fails)
-    assert store.find(plan()) is None and store.artifacts() == []
+    assert store.find(plan()) is None
+    assert store.artifacts() == []
     assert store.build(plan(), fill).facts == {"n": 10}
 
 
@@ -75,20 +79,21 @@ def test_what_is_not_resumable_starts_afresh(store: Store) -> None:
     folder = store.root / "stage" / f"{plan().key}.partial"
     folder.mkdir(parents=True)
     (folder / "old.bin").write_bytes(b"of another try")
-    assert "old.bin" not in os.listdir(store.build(plan(), fill).path)
+    assert not (store.build(plan(), fill).path / "old.bin").exists()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_durably(path, b"old")
 
-    def full(descriptor: int) -> None:
+    def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_durably(path, b"new")
-    assert os.listdir(tmp_path) == ["file"] and path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"
 
 
 @pytest.mark.parametrize("change", ["flip", "truncate", "remove", "grow"])
@@ -109,7 +114,7 @@ def test_every_damage_is_seen_before_use(store: Store, change: str) -> None:
 def test_a_file_is_hashed_once_per_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = store.build(plan(), fill)
     artifact.file("b.json")
-    monkeypatch.setattr("saelink.store.artifact.file_sha256", lambda path: pytest.fail("hashed twice"))
+    monkeypatch.setattr("saelink.store.artifact.file_sha256", lambda _: pytest.fail("hashed twice"))
     artifact.file("b.json")
 
 
@@ -118,7 +123,7 @@ def test_a_file_is_hashed_once_per_process(store: Store, monkeypatch: pytest.Mon
 
 def _slow_build(root: Path, started: Path, seconds: float) -> None:
     def make(draft: Draft) -> dict[str, int]:
-        with open(started, "a") as file:
+        with started.open("a") as file:
             file.write("x")
         facts = fill(draft)
         time.sleep(seconds)
@@ -137,7 +142,8 @@ def test_two_processes_make_it_once(store: Store, tmp_path: Path) -> None:
         process.join(60)
         assert process.exitcode == 0
     assert started.read_text() == "x"
-    assert len(store.artifacts()) == 1 and not list(store.root.glob("*/*.partial"))
+    assert len(store.artifacts()) == 1
+    assert not list(store.root.glob("*/*.partial"))
 
 
 def test_kill_9_leaves_nothing_that_looks_finished_and_frees_the_lock(store: Store, tmp_path: Path) -> None:
@@ -155,8 +161,10 @@ def test_kill_9_leaves_nothing_that_looks_finished_and_frees_the_lock(store: Sto
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert store.artifacts() == [] and store.find(plan()) is None
-    assert [path for path, _ in store.collect_garbage()] == [partial] and not partial.exists()
+    assert store.artifacts() == []
+    assert store.find(plan()) is None
+    assert [path for path, _ in store.collect_garbage()] == [partial]
+    assert not partial.exists()
     assert store.build(plan(), fill).facts == {"n": 10}
 
 
@@ -184,7 +192,7 @@ def test_get_and_remove_take_the_first_digits(store: Store) -> None:
             store.get(wrong) if wrong else store.get("")
     store.remove(one.key[:6])
     assert [artifact.key for artifact in store.artifacts()] == [two.key]
-    assert sorted(os.listdir(store.root / "stage")) == [two.key]
+    assert list((store.root / "stage").iterdir()) == [two.path]
 
 
 def test_need_space_refuses_in_one_line(store: Store) -> None:
@@ -205,10 +213,11 @@ def test_gc_takes_the_lock_of_a_whole_artifact_and_no_other(store: Store) -> Non
     left.touch()
     making.touch()
     assert list(store.collect_garbage()) == []
-    assert not left.exists() and making.exists()
+    assert not left.exists()
+    assert making.exists()
 
 
-def test_peak_memory_is_this_programs_own(tmp_path: Path) -> None:
+def test_peak_memory_is_this_programs_own() -> None:
     """Not that of the larger process it was started from."""
     import subprocess
     import sys
