@@ -71,11 +71,7 @@ class ExportedConnector:
         """Target latents [n, d_target] from source latents [n, d_source], all sources side by side, both raw."""
         if latents.dim() != 2 or latents.shape[1] != len(self.scales):
             raise SaelinkError(f"latents of shape {list(latents.shape)}: give [tokens, {len(self.scales)}]")
-        scaled = latents.float() / self.scales
-        row, latent = scaled.nonzero(as_tuple=True)
-        offsets = torch.nn.functional.pad(torch.bincount(row, minlength=len(scaled)).cumsum(0), (1, 0))
-        rows = Rows(offsets, latent, scaled[row, latent], scaled.shape[1])
-        return self.connector(rows) * self.target_scale
+        return self.connector(Rows.from_dense(latents.float() / self.scales)) * self.target_scale
 
     def in_units(self, scales: torch.Tensor, target_scale: float) -> dict[str, torch.Tensor]:
         """The weights of the same map, its latents divided by these scales [d_source] and this one instead."""

@@ -17,7 +17,7 @@ from saelink.errors import SaelinkError
 from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
 from saelink.latents.link import counted_split
-from saelink.latents.rows import Rows
+from saelink.latents.rows import Rows, offsets_of
 from saelink.latents.split import Split, Tokens
 from saelink.runtime import memory_available
 from saelink.store.artifact import Artifact
@@ -107,8 +107,7 @@ def sums_of(pieces: Iterable[Tokens], d_source: int, d_target: int, advance: Any
     n = 0
     for source, target in _together(pieces):
         order = torch.sort(source.indices, stable=True).indices
-        starts = torch.zeros(d_source + 1, dtype=torch.int64)
-        torch.cumsum(torch.bincount(source.indices, minlength=d_source), 0, out=starts[1:])
+        starts = offsets_of(torch.bincount(source.indices, minlength=d_source))
         pairs = (order, source.row_of, *_pairs(source), starts, *_pairs(target))
         arrays = [*(tensor.numpy() for tensor in pairs), sums.xx, sums.xy]
         in_parts(d_source, 16, lambda first, last: add_products(first, last, *arrays))  # noqa: B023 (used at once)

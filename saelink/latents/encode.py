@@ -290,9 +290,7 @@ def _facts(
 def encode_rows(sae: SAE, batch: torch.Tensor, room: torch.Tensor | None = None) -> Rows:
     """The latents of acts [n, d_in]; `room` as in SAE.encode_sparse."""
     row, latent, value = sae.encode_sparse(batch, room)
-    offsets = torch.zeros(len(batch) + 1, dtype=torch.int64, device=batch.device)
-    torch.cumsum(torch.bincount(row, minlength=len(batch)), 0, out=offsets[1:])
-    return Rows(offsets, latent, value.float(), sae.d_sae)
+    return Rows.from_pairs(row, latent, value.float(), n=len(batch), d=sae.d_sae)
 
 
 class _Counts(TypedDict):

@@ -23,6 +23,7 @@ from saelink.evidence.verdicts import Verdicts
 from saelink.evidence.verify import verified
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job
+from saelink.latents.rows import offsets_of
 from saelink.report.cards.firing import Firing, short
 from saelink.report.structure import Circuit, Edge, FitColumns, Wired
 
@@ -230,8 +231,7 @@ class Wiring:
         for layer in self.tables:
             column_of = torch.repeat_interleave(torch.arange(len(layer.offsets) - 1), layer.offsets.diff())
             order = torch.sort(layer.source, stable=True).indices
-            begins = torch.zeros(int(layer.source.max()) + 2 if len(order) else 1, dtype=torch.int64)
-            torch.cumsum(torch.bincount(layer.source[order].long()), 0, out=begins[1:])
+            begins = offsets_of(torch.bincount(layer.source.long()))
             found[id(layer)] = (order, column_of, begins)
         return found
 

@@ -122,9 +122,7 @@ class Tracer:
         x = acts.detach()[0].flatten(1).float().cpu()
         row, latent, value = sae.encode_sparse(x)
         counts = row >= self.cfg.data.drop_positions
-        row, latent, value = row[counts], latent[counts], value[counts]
-        offsets = torch.nn.functional.pad(torch.bincount(row, minlength=len(x)).cumsum(0), (1, 0))
-        return Rows(offsets, latent, value, sae.d_sae)
+        return Rows.from_pairs(row[counts], latent[counts], value[counts], n=len(x), d=sae.d_sae)
 
     def _add_logits(self, trace: Trace) -> None:
         sae, last = self._target_sae, len(self.ids) - 1
