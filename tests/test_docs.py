@@ -204,7 +204,8 @@ def test_what_needs_more_than_the_small_world_composes(saelink: Run) -> None:
         assert code == 0 and "l1_alpha:" in out, (words, out + err)
 
 
-def test_the_python_of_a_page_runs(place: Path, world: World) -> None:
+@pytest.mark.usefixtures("place")
+def test_the_python_of_a_page_runs(world: World) -> None:
     base = [o for o in world.overrides("outputs") if not o.startswith("solver")]
     small = ", ".join(repr(o) for o in [*base, *(o for o in SMALL if o.startswith("report") or "ce_tokens" in o)])
     found = "\n".join(pieces("docs/guides/python")).replace('"l1_alpha=1e-3")', f'"l1_alpha=1e-3", {small})')

@@ -80,7 +80,7 @@ POST = [
 ]  # fmt: skip
 
 
-def test_the_posts_experiment_from_a_hub(world: World, hub: dict[str, str], tmp_path: Path) -> None:
+def test_the_posts_experiment_from_a_hub(hub: dict[str, str], tmp_path: Path) -> None:
     """The model, its SAEs and the text as the original had them, in small: ours stands beside the original's."""
     done = run(tmp_path, hub, "run", "experiment=post", *POST)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -117,9 +117,7 @@ def test_the_originals_saes_encode_as_it_says(tmp_path: Path) -> None:
         assert torch.allclose(found.decode(latents), rebuilt, atol=1e-6)
 
 
-def test_a_malicious_or_foreign_file_is_refused_and_nothing_runs(
-    world: World, hub: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_malicious_or_foreign_file_is_refused_and_nothing_runs(hub: dict[str, str], tmp_path: Path) -> None:
     import torch
 
     saes = Hub.repositories["models/saes"]

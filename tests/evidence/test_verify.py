@@ -63,7 +63,7 @@ def reference(cfg: Config, store: Store, source: int, targets: list[int]) -> tup
                 found: dict[str, torch.Tensor] = {}
 
                 def hold(name: str, at: int = position, value: Any = value) -> Any:
-                    def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+                    def hook(acts: torch.Tensor, **_: object) -> torch.Tensor:
                         acts = acts.clone()
                         acts[0, at] = seen[name][0, at]  # noqa: B023 (used at once)
                         if name == sources[side]:
@@ -72,7 +72,7 @@ def reference(cfg: Config, store: Store, source: int, targets: list[int]) -> tup
 
                     return hook
 
-                def keep(acts: torch.Tensor, hook: Any = None, found: Any = found) -> torch.Tensor:
+                def keep(acts: torch.Tensor, found: Any = found, **_: object) -> torch.Tensor:
                     found["after"] = acts
                     return acts
 

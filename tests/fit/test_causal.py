@@ -288,6 +288,6 @@ def test_changes_are_those_of_the_effects(world: World, store: Store) -> None:
         (["link=mlp_from_parts"], "link=mlp_from_parts: effects of single edges are measured between hook_resid_pre"),
     ],
 )
-def test_mistakes(saelink: Run, words: list[str], expected: str, tmp_path: Path) -> None:
+def test_mistakes(saelink: Run, words: list[str], expected: str) -> None:
     code, _, err = saelink("train", "solver=causal", *words)
     assert code == 1 and expected in err and len(err.strip().splitlines()) == 1, err

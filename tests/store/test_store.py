@@ -82,7 +82,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     path = tmp_path / "file"
     write_durably(path, b"old")
 
-    def full(descriptor: int) -> None:
+    def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -208,7 +208,7 @@ def test_gc_takes_the_lock_of_a_whole_artifact_and_no_other(store: Store) -> Non
     assert not left.exists() and making.exists()
 
 
-def test_peak_memory_is_this_programs_own(tmp_path: Path) -> None:
+def test_peak_memory_is_this_programs_own() -> None:
     """Not that of the larger process it was started from."""
     import subprocess
     import sys

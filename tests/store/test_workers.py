@@ -99,9 +99,7 @@ def test_workers_make_what_one_process_makes(small: Callable[..., list[str]], tm
     assert not left
 
 
-def test_one_process_waits_for_workers_and_takes_what_they_made(
-    small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_one_process_waits_for_workers_and_takes_what_they_made(small: Callable[..., list[str]]) -> None:
     worker = start(small("out", "runtime.worker=0"), slow=0.1)
     assert worker.stdout is not None
     while "did" not in worker.stdout.readline():
@@ -114,7 +112,7 @@ def test_one_process_waits_for_workers_and_takes_what_they_made(
 
 
 def test_streamed_latents_are_the_same_and_nothing_else_is_written(
-    config: Callable[..., Config], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "SHARD_TOKENS", 512)
     made = {}
