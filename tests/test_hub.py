@@ -85,7 +85,7 @@ def test_the_posts_experiment_from_a_hub(hub: dict[str, str], tmp_path: Path) ->
     done = run(tmp_path, hub, "run", "experiment=post", *POST)
     assert done.returncode == 0, done.stdout + done.stderr
     (table,) = tmp_path.glob("outputs/sweeps/*/post.csv")
-    with open(table) as file:
+    with table.open() as file:
         rows = {row["figure"]: row for row in csv.DictReader(file)}
     assert rows["percent linear"]["original"] == "78" and 0 <= float(rows["percent linear"]["ours"]) <= 100
     assert rows["dense mlp, MSE"]["original"] == "0.00081" and float(rows["dense mlp, MSE"]["ours"]) > 0

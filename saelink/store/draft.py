@@ -102,7 +102,7 @@ class Draft:
         """Write one file durably and note it in the journal."""
         write_durably(self.folder / name, data)
         entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        with open(self.folder / JOURNAL, "a") as journal:
+        with (self.folder / JOURNAL).open("a") as journal:
             # On a line of its own also behind the half line of a process that was killed in the middle of one.
             journal.write("\n" + json.dumps({"name": name, **entry}) + "\n")
             journal.flush()
@@ -122,7 +122,7 @@ class Draft:
         """Take a file that a library wrote into the folder by itself."""
         path = self.folder / name
         path.chmod(0o644)  # safetensors leaves 0600
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             os.fsync(file.fileno())
         self._files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
@@ -163,7 +163,7 @@ class Draft:
         write_durably(self.folder / MANIFEST, json_bytes(self._manifest(facts, device)))
         (self.folder / JOURNAL).unlink(missing_ok=True)
         try:
-            os.rename(self.folder, final)
+            self.folder.rename(final)
             for path in final.iterdir():  # parts that were summed up, what killed workers left
                 if path.name not in self._files and path.name != MANIFEST:
                     path.unlink(missing_ok=True)

@@ -55,7 +55,7 @@ def test_everything_in_one_command(saelink: Run, tmp_path: Path) -> None:
     assert "11 experiments on layer 0" in out and "connectors to fit, about" in out and "2 layers in all" in out
     (sweep,) = (tmp_path / "outputs/sweeps").glob("sweep*")
     for name in all_names():
-        with open(sweep / f"{name}.csv") as file:
+        with (sweep / f"{name}.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert rows, name
         if name != "norms":

@@ -19,7 +19,7 @@ def contents(outputs: Path) -> dict[str, bytes]:
 
 def places(folder: Path) -> set[str]:
     """Every file and folder; os.walk bears that a folder is renamed meanwhile, Path.rglob does not."""
-    return {os.path.join(root, name) for root, folders, files in os.walk(folder) for name in [*folders, *files]}
+    return {str(Path(root, name)) for root, folders, files in os.walk(folder) for name in [*folders, *files]}
 
 
 def test_kill_9_at_any_moment(world: World, tmp_path: Path) -> None:

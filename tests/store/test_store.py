@@ -75,7 +75,7 @@ def test_what_is_not_resumable_starts_afresh(store: Store) -> None:
     folder = store.root / "stage" / f"{plan().key}.partial"
     folder.mkdir(parents=True)
     (folder / "old.bin").write_bytes(b"of another try")
-    assert "old.bin" not in os.listdir(store.build(plan(), fill).path)
+    assert not (store.build(plan(), fill).path / "old.bin").exists()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_durably(path, b"new")
-    assert os.listdir(tmp_path) == ["file"] and path.read_bytes() == b"old"
+    assert [found.name for found in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"old"
 
 
 @pytest.mark.parametrize("change", ["flip", "truncate", "remove", "grow"])
@@ -118,7 +118,7 @@ def test_a_file_is_hashed_once_per_process(store: Store, monkeypatch: pytest.Mon
 
 def _slow_build(root: Path, started: Path, seconds: float) -> None:
     def make(draft: Draft) -> dict[str, int]:
-        with open(started, "a") as file:
+        with started.open("a") as file:
             file.write("x")
         facts = fill(draft)
         time.sleep(seconds)
@@ -184,7 +184,7 @@ def test_get_and_remove_take_the_first_digits(store: Store) -> None:
             store.get(wrong) if wrong else store.get("")
     store.remove(one.key[:6])
     assert [artifact.key for artifact in store.artifacts()] == [two.key]
-    assert sorted(os.listdir(store.root / "stage")) == [two.key]
+    assert [folder.name for folder in (store.root / "stage").iterdir()] == [two.key]
 
 
 def test_need_space_refuses_in_one_line(store: Store) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -135,7 +134,10 @@ class Events(RuleBasedStateMachine):
         self.whole[plan.key] = set()
         self.partial.pop(plan.key, None)
         assert artifact.path == self.folder(plan) and artifact.facts == facts(plan)
-        assert sorted(os.listdir(artifact.path)) == sorted([*FILES, MANIFEST]) and artifact.files == FILES
+        assert (
+            sorted(path.name for path in artifact.path.iterdir()) == sorted([*FILES, MANIFEST])
+            and artifact.files == FILES
+        )
         for name in FILES:
             data = artifact.file(name).read_bytes()
             assert self.bytes.setdefault((plan.key, name), data) == data
@@ -178,7 +180,7 @@ class Events(RuleBasedStateMachine):
             if how == "half a file":
                 (draft.folder / ".b.json.1.2.tmp").write_bytes(b"{")
             elif how == "half a line":
-                with open(draft.folder / JOURNAL, "a") as journal:
+                with (draft.folder / JOURNAL).open("a") as journal:
                     journal.write('{"name": "a.safetens')
                 known.journal()
             elif how == "before the rename":
