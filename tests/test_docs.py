@@ -15,7 +15,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +110,7 @@ def files(page: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def place(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the pages speak of: models/mine, texts, saes, others, plain, transcoder."""
     shutil.copytree(world.llama, tmp_path / "models/mine")
     (tmp_path / "texts").mkdir()
@@ -127,7 +126,7 @@ def place(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         np.savez(plain, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, k=np.array(4))
     write_transcoder(tmp_path / "transcoder", skip=False)
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    return tmp_path
 
 
 def completed(world: World, words: list[str]) -> list[str]:

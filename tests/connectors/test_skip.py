@@ -138,8 +138,8 @@ def test_other_units_are_the_same_map() -> None:
 def test_what_readout_can_fit() -> None:
     for name in ("linear", "two_nonlinear", "sae"):
         connector = make(name, **({} if name == "linear" else {"d_hidden": 3}))
+        solver = SOLVERS["readout"]
         with pytest.raises(SaelinkError, match=f"connector={name} is none; use skip or mlp"):
-            solver = SOLVERS["readout"]
             solver(solver.Settings(name="readout")).check(type(connector), connector.config)
 
 

@@ -43,7 +43,7 @@ def test_a_key_depends_on_all_that_counts_and_nothing_else() -> None:
 
 
 def test_a_key_takes_no_nan_and_no_object() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not JSON compliant"):
         _ = plan(float("nan")).key
 
 
