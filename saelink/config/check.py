@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from saelink.config.schema import Config, ExperimentConfig, ModelSource, SAEConfig
 from saelink.errors import SaelinkError
@@ -15,9 +15,8 @@ def l1_alphas(value: Any) -> list[float]:
 
     Raises SaelinkError when one is not a finite number >= 0, or none is given.
     """
-    values = value if isinstance(value, list) else [value]
-    alphas = []
-    for item in values:
+    alphas: list[float] = []
+    for item in _listed(value):
         if not is_penalty(item):
             raise SaelinkError(f"l1_alpha={value}: {item!r} is not a number >= 0, such as 1e-3")
         alphas.append(float(item))
@@ -34,6 +33,11 @@ def single(cfg: Config) -> Config:
             f"l1_alpha={cfg.l1_alpha} has {len(alphas)} penalties: this takes one, such as l1_alpha=1e-3"
         )
     return replace(cfg, l1_alpha=alphas[0])
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list as it is, anything else in one."""
+    return cast("list[Any]", value) if isinstance(value, list) else [value]
 
 
 def _at_least(minimum: float, **values: float | None) -> None:
@@ -84,8 +88,8 @@ def _check_sae(settings: SAEConfig) -> None:
     if (settings.release is None) != (settings.id is None):
         raise SaelinkError(f"sae.release={settings.release} and sae.id={settings.id} go together: give both or neither")
     for hook, figures in settings.published.items():
-        values = list(figures.values()) if isinstance(figures, dict) else [None]
-        numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
+        values = cast("dict[str, Any]", figures).values() if isinstance(figures, dict) else [None]
+        numbers = [number for value in values for number in _listed(value)]
         if not all(isinstance(number, int | float) for number in numbers):
             raise SaelinkError(f"sae.published.{hook}={figures}: give fvu and l0, each a number or a list by layer")
 

@@ -36,7 +36,7 @@ class ExportedConnector:
     """A connector from an exported folder, in the raw units of both SAEs."""
 
     def __init__(self, folder: Path):
-        from safetensors.torch import load_file
+        from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType] (its PathLike has no argument)
 
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
@@ -89,7 +89,7 @@ def load_connector(place: str | Path) -> ExportedConnector:
     place = str(place)
     if not place.startswith(ON_HUB):
         return ExportedConnector(Path(place))
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType] (its tqdm has no argument)
 
     from saelink.fetch import hub_errors
 

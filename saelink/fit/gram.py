@@ -4,6 +4,9 @@ Everything a linear connector's squared error depends on, in one pass over the t
 every choice of targets.
 """
 
+# torch leaves arguments of some of its methods without types.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import itertools
@@ -99,7 +102,9 @@ class ProductSums(NamedTuple):
         return Gram(full / n, torch.from_numpy(self.xy) / n, self.yy / n, self.x / n, self.y / n)
 
 
-def sums_of(pieces: Iterable[Tokens], d_source: int, d_target: int, advance: Any = lambda n: None) -> ProductSums:
+def sums_of(
+    pieces: Iterable[Tokens], d_source: int, d_target: int, advance: Callable[[int], object] = lambda n: None
+) -> ProductSums:
     """The products of all pieces' source and target rows, accumulated in float64."""
     from saelink.kernels.products import add_products
 
@@ -119,7 +124,7 @@ def sums_of(pieces: Iterable[Tokens], d_source: int, d_target: int, advance: Any
     return sums._replace(n=n)
 
 
-def gram_of(pieces: Iterable[Tokens], advance: Any = lambda n: None) -> Gram:
+def gram_of(pieces: Iterable[Tokens], advance: Callable[[int], object] = lambda n: None) -> Gram:
     """The products of all pieces' source and target rows, as means."""
     pieces = iter(pieces)
     first = next(pieces)

@@ -5,6 +5,7 @@ A token has a few dozen active latents of thousands, so nothing here is ever den
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +104,7 @@ class Rows:
         if len(parts) == 1:
             return parts[0]
         row = torch.cat([part.row_of for part in parts])
-        shifts = torch.tensor([0, *(part.d for part in parts)]).cumsum(0).tolist()
+        shifts = itertools.accumulate((part.d for part in parts), initial=0)
         indices = torch.cat([part.indices + shift for part, shift in zip(parts, shifts, strict=False)])
         order = torch.sort(row, stable=True).indices  # within a row the parts stay in order
         offsets = torch.stack([part.offsets for part in parts]).sum(0)

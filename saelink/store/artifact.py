@@ -77,7 +77,7 @@ class Artifact(Generic[Facts]):
 
     def tensors(self, name: str, device: str = "cpu") -> dict[str, torch.Tensor]:
         """The tensors of one safetensors file, checked first."""
-        from safetensors.torch import load_file
+        from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType] (its PathLike has no argument)
 
         return load_file(self.file(name), device=device)
 

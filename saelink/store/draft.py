@@ -43,8 +43,9 @@ class Draft:
             else:
                 shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for stray in [] if shared else folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            stray.unlink(missing_ok=True)
+        if not shared:
+            for stray in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                stray.unlink(missing_ok=True)
 
     def claim(self, name: str) -> Claim | None:
         """The right to write one file: None while another process has it."""
@@ -133,7 +134,7 @@ class Draft:
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Read back a file that is already finished."""
-        from safetensors.torch import load_file
+        from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType] (its PathLike has no argument)
 
         assert name in self._files
         return load_file(self.folder / name)

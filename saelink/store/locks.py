@@ -10,7 +10,7 @@ def still_held(locks: Iterable[Path]) -> list[Path]:
     """Those lock files that a running process holds; what dead ones left is cleared away."""
     from filelock import FileLock, Timeout
 
-    held = []
+    held: list[Path] = []
     for path in locks:
         lock = FileLock(path)
         try:

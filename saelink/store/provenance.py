@@ -32,7 +32,7 @@ def git_sha() -> str | None:
 def package_versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    found: dict[str, str] = {}
     for name in ("saelink", "torch", "transformers", "transformer-lens", "sae-lens", "safetensors", "datasets"):
         try:
             found[name] = version(name)

@@ -6,9 +6,9 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 KEY_LENGTH = 12
 
@@ -22,10 +22,10 @@ def recipe_of(value: Any) -> Any:
         return {field.name: recipe_of(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Enum):
         return value.name
-    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return {name: recipe_of(item) for name, item in value.items()}
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in cast("Mapping[Any, Any]", value)):
+        return {name: recipe_of(item) for name, item in cast("Mapping[str, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [recipe_of(item) for item in value]
+        return [recipe_of(item) for item in cast("Sequence[Any]", value)]
     assert value is None or isinstance(value, bool | int | float | str), f"{value!r} can't be part of a recipe"
     return value
 

@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Store:
         return artifact
 
     @contextmanager
-    def _lock(self, plan: Plan) -> Iterator[None]:
+    def _lock(self, plan: Plan) -> Generator[None]:
         """One process at a time makes an artifact; the operating system drops a killed process's lock.
 
         While workers are at it the lock is left to them: the one that finishes takes it.
@@ -75,7 +75,7 @@ class Store:
             time.sleep(POLL_SECONDS)
 
     @contextmanager
-    def _held(self, plan: Plan) -> Iterator[None]:
+    def _held(self, plan: Plan) -> Generator[None]:
         from filelock import FileLock, Timeout
 
         folder = self.root / plan.stage
@@ -96,7 +96,7 @@ class Store:
             lock.release()
 
     @contextmanager
-    def drafts(self, plans: list[Plan], *, resumable: bool = False, shared: bool = False) -> Iterator[list[Draft]]:
+    def drafts(self, plans: list[Plan], *, resumable: bool = False, shared: bool = False) -> Generator[list[Draft]]:
         """Locked drafts of those `plans` that are not finished, for one pass that fills them together.
 
         The locks are taken in the order of the keys, so that two processes can't block each other. With `shared` other
@@ -120,11 +120,11 @@ class Store:
         return still_held((self.root / plan.stage).glob(f".{plan.key}.*.worker"))
 
     @contextmanager
-    def _shared_drafts(self, plans: list[Plan]) -> Iterator[list[Draft]]:
+    def _shared_drafts(self, plans: list[Plan]) -> Generator[list[Draft]]:
         from filelock import FileLock
 
         with ExitStack() as locks:
-            drafts = []
+            drafts: list[Draft] = []
             for plan in sorted(plans, key=lambda plan: plan.key):
                 with self._held(plan):
                     if self.find(plan) is not None:
@@ -168,7 +168,7 @@ class Store:
     def commit(self, draft: Draft, facts: Mapping[str, Any], device: str = "cpu") -> Artifact[Any]:
         """Finish a draft: manifest, rename, one line."""
         draft.commit(self.folder(draft.plan), facts, device)
-        artifact = Artifact(self.folder(draft.plan))
+        artifact: Artifact[Any] = Artifact(self.folder(draft.plan))
         seconds = artifact.manifest["provenance"]["seconds"]
         self._said.add(artifact.key)
         self.observer.say(f"{draft.plan.stage} {draft.plan.key}: done in {seconds:.0f} s ({draft.plan.about})")
@@ -212,7 +212,9 @@ class Store:
 
     def artifacts(self) -> list[Artifact[Any]]:
         """All finished artifacts, oldest first."""
-        found = [Artifact(path.parent) for path in self.root.glob(f"*/*/{MANIFEST}") if path.parent.suffix == ""]
+        found: list[Artifact[Any]] = [
+            Artifact(path.parent) for path in self.root.glob(f"*/*/{MANIFEST}") if path.parent.suffix == ""
+        ]
         return sorted(found, key=lambda artifact: ((artifact.path / MANIFEST).stat().st_mtime_ns, artifact.key))
 
     def get(self, key: str) -> Artifact[Any]:
