@@ -108,7 +108,7 @@ def _write_world(folder: Path) -> None:
         facts |= {"dtype": "float32", "device": "cpu", "normalize_activations": "none"}
         (sae / "cfg.json").write_text(json.dumps(facts))
     words = random.Random(0)
-    with open(folder / "text.jsonl", "w") as file:
+    with (folder / "text.jsonl").open("w") as file:
         for _ in range(60_000):
             file.write(json.dumps({"text": " ".join(words.choices(WORDS, k=200))}) + "\n")
 

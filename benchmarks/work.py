@@ -132,10 +132,7 @@ def planted(n: int, d: int, active: int, seed: int, edges: int = 8) -> tuple[Row
     parts = []
     for chosen in torch.arange(n).split(4096):
         z = sparse_linear(source.select(chosen), W) + 0.1 * torch.randn(len(chosen), d, generator=generator)
-        row, latent, value = active_entries(z, active, None)
-        offsets = torch.zeros(len(chosen) + 1, dtype=torch.int64)
-        torch.cumsum(torch.bincount(row, minlength=len(chosen)), 0, out=offsets[1:])
-        parts.append(Rows(offsets, latent, value, d))
+        parts.append(Rows.from_pairs(*active_entries(z, active, None), n=len(chosen), d=d))
     return source, Rows.stack(parts)
 
 

@@ -31,7 +31,7 @@ def main() -> None:
     print(f"# {title}\n")
     names = [path.stem for path in folder.glob("*.csv")]
     for name in sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
-        with open(folder / f"{name}.csv") as file:
+        with (folder / f"{name}.csv").open() as file:
             rows = list(csv.DictReader(file))
         columns = [column for column in rows[0] if column not in LEFT_OUT]
         print(f"## {name}\n")

@@ -289,7 +289,7 @@ def test_training_is_deterministic(config: Compose, store: Store, tmp_path: Path
 
 
 def test_a_text_that_memory_cannot_hold_is_fitted_from_its_shards(
-    config: Compose, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same exact fit, and a stochastic one that is as good, when two shards are in memory at a time."""
     from saelink.latents.split import Split

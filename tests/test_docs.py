@@ -15,7 +15,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +110,7 @@ def files(page: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def place(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the pages speak of: models/mine, texts, saes, others, plain, transcoder."""
     shutil.copytree(world.llama, tmp_path / "models/mine")
     (tmp_path / "texts").mkdir()
@@ -127,7 +126,7 @@ def place(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         np.savez(plain, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, k=np.array(4))
     write_transcoder(tmp_path / "transcoder", skip=False)
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    return tmp_path
 
 
 def completed(world: World, words: list[str]) -> list[str]:
@@ -204,7 +203,8 @@ def test_what_needs_more_than_the_small_world_composes(saelink: Run) -> None:
         assert code == 0 and "l1_alpha:" in out, (words, out + err)
 
 
-def test_the_python_of_a_page_runs(place: Path, world: World) -> None:
+@pytest.mark.usefixtures("place")
+def test_the_python_of_a_page_runs(world: World) -> None:
     base = [o for o in world.overrides("outputs") if not o.startswith("solver")]
     small = ", ".join(repr(o) for o in [*base, *(o for o in SMALL if o.startswith("report") or "ce_tokens" in o)])
     found = "\n".join(pieces("docs/guides/python")).replace('"l1_alpha=1e-3")', f'"l1_alpha=1e-3", {small})')

@@ -80,12 +80,12 @@ POST = [
 ]  # fmt: skip
 
 
-def test_the_posts_experiment_from_a_hub(world: World, hub: dict[str, str], tmp_path: Path) -> None:
+def test_the_posts_experiment_from_a_hub(hub: dict[str, str], tmp_path: Path) -> None:
     """The model, its SAEs and the text as the original had them, in small: ours stands beside the original's."""
     done = run(tmp_path, hub, "run", "experiment=post", *POST)
     assert done.returncode == 0, done.stdout + done.stderr
     (table,) = tmp_path.glob("outputs/sweeps/*/post.csv")
-    with open(table) as file:
+    with table.open() as file:
         rows = {row["figure"]: row for row in csv.DictReader(file)}
     assert rows["percent linear"]["original"] == "78" and 0 <= float(rows["percent linear"]["ours"]) <= 100
     assert rows["dense mlp, MSE"]["original"] == "0.00081" and float(rows["dense mlp, MSE"]["ours"]) > 0
@@ -117,9 +117,7 @@ def test_the_originals_saes_encode_as_it_says(tmp_path: Path) -> None:
         assert torch.allclose(found.decode(latents), rebuilt, atol=1e-6)
 
 
-def test_a_malicious_or_foreign_file_is_refused_and_nothing_runs(
-    world: World, hub: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_malicious_or_foreign_file_is_refused_and_nothing_runs(hub: dict[str, str], tmp_path: Path) -> None:
     import torch
 
     saes = Hub.repositories["models/saes"]

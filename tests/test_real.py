@@ -145,14 +145,14 @@ def test_effects_of_200_random_edges_are_those_of_one_ablation_at_a_time(outputs
             taken = latents[token, source] * source_sae.W_dec[source]
 
             def ablate(
-                acts: torch.Tensor, hook: object = None, at: int = position, taken: torch.Tensor = taken
+                acts: torch.Tensor, at: int = position, taken: torch.Tensor = taken, **_: object
             ) -> torch.Tensor:
                 acts = acts.clone()
                 acts[0, at] -= taken
                 return acts
 
             def keep(
-                acts: torch.Tensor, hook: object = None, at: int = position, kept: list[torch.Tensor] = after
+                acts: torch.Tensor, at: int = position, kept: list[torch.Tensor] = after, **_: object
             ) -> torch.Tensor:
                 kept.append(acts[0, at])
                 return acts

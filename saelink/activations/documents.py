@@ -23,7 +23,7 @@ def _wheel_file(cfg: DataConfig) -> Path:
 
 
 def _files(cfg: DataConfig) -> list[Path]:
-    paths = [Path(name) for name in sorted(glob.glob(cfg.path, recursive=True))]
+    paths = [Path(name) for name in sorted(glob.glob(cfg.path, recursive=True))]  # noqa: PTH207 (Path.glob knows no absolute pattern)
     if len(paths) == 1 and paths[0].is_dir():
         paths = sorted(path for path in paths[0].rglob("*") if path.is_file())
     if not paths:

@@ -80,7 +80,7 @@ class NormsStage(Stage[NormsFacts]):
         seen: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
 
         def keeper(name: str) -> Any:  # by our name: some of the model's hooks go by several
-            def keep(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+            def keep(acts: torch.Tensor, **_: object) -> torch.Tensor:
                 seen[name].append(acts[:, drop:].flatten(2).float().norm(dim=-1).flatten().cpu())
                 return acts
 

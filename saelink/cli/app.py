@@ -28,7 +28,7 @@ app = typer.Typer(
 PASS_TO_HYDRA = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
-def _complete(context: typer.Context, arguments: list[str], incomplete: str) -> list[str]:
+def _complete(incomplete: str) -> list[str]:
     """Groups, options and keys, from Hydra's own completion."""
     from saelink.cli.completion import complete
 

@@ -22,7 +22,7 @@ def complete(incomplete: str) -> list[str]:
     key = _key_before(incomplete)
     with contextlib.redirect_stderr(io.StringIO()):
         loader = ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
-        found = BashCompletion(loader)._query(config_name="config", line=key + incomplete)
+        found = BashCompletion(loader)._query(config_name="config", line=key + incomplete)  # noqa: SLF001 (query() prints)
     return sorted(choice.removeprefix(key) for choice in found)
 
 

@@ -48,7 +48,8 @@ def run_train(job: Job) -> None:
 def run_all(job: Job) -> None:
     """The whole chain, or the experiments of an experiment file."""
     if not job.cfg.experiment.names:
-        return run_evaluate(job)
+        run_evaluate(job)
+        return
     from hydra.core.hydra_config import HydraConfig
 
     from saelink.cli.outcome import OUTCOME

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
-from saelink.config.schema import Config, ExperimentConfig, ModelSource
+from saelink.config.schema import Config, ExperimentConfig, ModelSource, SAEConfig
 from saelink.errors import SaelinkError
 
 
@@ -15,9 +15,8 @@ def l1_alphas(value: Any) -> list[float]:
 
     Raises SaelinkError when one is not a finite number >= 0, or none is given.
     """
-    values = value if isinstance(value, list) else [value]
-    alphas = []
-    for item in values:
+    alphas: list[float] = []
+    for item in _listed(value):
         if not is_penalty(item):
             raise SaelinkError(f"l1_alpha={value}: {item!r} is not a number >= 0, such as 1e-3")
         alphas.append(float(item))
@@ -34,6 +33,11 @@ def single(cfg: Config) -> Config:
             f"l1_alpha={cfg.l1_alpha} has {len(alphas)} penalties: this takes one, such as l1_alpha=1e-3"
         )
     return replace(cfg, l1_alpha=alphas[0])
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list as it is, anything else in one."""
+    return cast("list[Any]", value) if isinstance(value, list) else [value]
 
 
 def _at_least(minimum: float, **values: float | None) -> None:
@@ -67,23 +71,27 @@ def check(cfg: Config) -> None:
         )
     if cfg.model.source is ModelSource.hub and cfg.model.file is not None:
         raise SaelinkError(f"model.file={cfg.model.file}: only a wheel's or folder's GGUF is read, not one on the hub")
-    if not cfg.sae.epochs > 0 or not cfg.sae.lr > 0:
-        raise SaelinkError(f"sae.epochs={cfg.sae.epochs} and sae.lr={cfg.sae.lr} must be above 0")
-    if cfg.sae.k > cfg.sae.d_sae:
-        raise SaelinkError(f"sae.k={cfg.sae.k} is more than sae.d_sae={cfg.sae.d_sae}")
+    _check_sae(cfg.sae)
     if cfg.data.drop_positions >= cfg.data.context_size:
         raise SaelinkError(
             f"data.drop_positions={cfg.data.drop_positions} leaves nothing of data.context_size={cfg.data.context_size}"
         )
-    if (cfg.sae.release is None) != (cfg.sae.id is None):
-        raise SaelinkError(f"sae.release={cfg.sae.release} and sae.id={cfg.sae.id} go together: give both or neither")
-    for hook, figures in cfg.sae.published.items():
-        values = list(figures.values()) if isinstance(figures, dict) else [None]
-        numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
-        if not all(isinstance(number, int | float) for number in numbers):
-            raise SaelinkError(f"sae.published.{hook}={figures}: give fvu and l0, each a number or a list by layer")
     if not cfg.link.sources:
         raise SaelinkError("link.sources=[] names no source hook: give at least one, such as [mlp_in]")
+
+
+def _check_sae(settings: SAEConfig) -> None:
+    if not settings.epochs > 0 or not settings.lr > 0:
+        raise SaelinkError(f"sae.epochs={settings.epochs} and sae.lr={settings.lr} must be above 0")
+    if settings.k > settings.d_sae:
+        raise SaelinkError(f"sae.k={settings.k} is more than sae.d_sae={settings.d_sae}")
+    if (settings.release is None) != (settings.id is None):
+        raise SaelinkError(f"sae.release={settings.release} and sae.id={settings.id} go together: give both or neither")
+    for hook, figures in settings.published.items():
+        values = cast("dict[str, Any]", figures).values() if isinstance(figures, dict) else [None]
+        numbers = [number for value in values for number in _listed(value)]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise SaelinkError(f"sae.published.{hook}={figures}: give fvu and l0, each a number or a list by layer")
 
 
 def _check_experiment(settings: ExperimentConfig) -> None:

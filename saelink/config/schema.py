@@ -156,7 +156,7 @@ class SAEConfig:
     """Name for people; not part of any key."""
     path: str | None = None
     """Folder that holds one SAE's folder per hook, named by the hook; null without `hub` trains every SAE."""
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict[str, str])
     """Where each hook's SAE is, if not in a folder of the hook's name: hook -> folder or file in `path` or `hub`, or
     hf://owner/repository[@revision]/folder; {layer} or LAYER stands for the layer. Read are SAELens, sparsify,
     dictionary_learning, Gemma Scope and the original post's files."""
@@ -168,9 +168,9 @@ class SAEConfig:
     """A release of sae-lens' directory (needs the extra saelens) with `id`; or hook -> release."""
     id: Any = None
     """Which SAE of `release`, {layer} or LAYER standing for the layer; or hook -> id."""
-    published: dict[str, Any] = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict[str, Any])
     """Hook -> {fvu, l0}, each a number or a list by layer: what its authors measured, for `check`."""
-    neuronpedia: dict[str, str] = field(default_factory=dict)
+    neuronpedia: dict[str, str] = field(default_factory=dict[str, str])
     """Hook -> its id on Neuronpedia, such as gpt2-small/{layer}-res-jb, where the SAE's file does not say."""
     check: bool = True
     """Stop when an SAE not trained here fits its first activations much worse than published, or not at all."""
@@ -202,7 +202,7 @@ class LinkConfig:
 
     name: str = MISSING
     """Name for people; not part of any key."""
-    sources: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list[str])
     """Source hooks; the latents of several stand side by side in this order, numbered through."""
     target: str = MISSING
     """Target hook."""
@@ -329,7 +329,7 @@ class VerifyConfig:
     consequences: int = 0
     """Also what the model's next token loses without so many confirmed edges, their targets, as many outlier latents
     (6: three minutes on 2 cores for the default model)."""
-    chosen: list[str] = field(default_factory=list)
+    chosen: list[str] = field(default_factory=list[str])
     """Further edges for this, source-target, such as [353-1262]."""
     stability: bool | None = None
     """Also fit again on halves of the documents: how often is each edge chosen? null: where that is cheap (exact,
@@ -357,7 +357,7 @@ class ExperimentConfig:
     experiment.<name>.<setting>.
     """
 
-    names: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list[str])
     """The experiments of this job, in order; each is a file in saelink/experiments."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Stochastic fits of dense and percent_linear are repeated with these seeds; sweeps take the first."""

@@ -116,7 +116,7 @@ class Connector(torch.nn.Module, ABC):
         if hidden is not None and loss.hidden:
             torch.autograd.backward([z, hidden], [error, torch.full_like(hidden, loss.hidden)])
         else:
-            z.backward(error)
+            torch.autograd.backward(z, error)
         return total
 
     def initialise(self, generator: torch.Generator, warm: Mapping[str, torch.Tensor] | None = None) -> None:

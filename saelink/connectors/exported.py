@@ -36,7 +36,7 @@ class ExportedConnector:
     """A connector from an exported folder, in the raw units of both SAEs."""
 
     def __init__(self, folder: Path):
-        from safetensors.torch import load_file
+        from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType] (its PathLike has no argument)
 
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
@@ -71,11 +71,7 @@ class ExportedConnector:
         """Target latents [n, d_target] from source latents [n, d_source], all sources side by side, both raw."""
         if latents.dim() != 2 or latents.shape[1] != len(self.scales):
             raise SaelinkError(f"latents of shape {list(latents.shape)}: give [tokens, {len(self.scales)}]")
-        scaled = latents.float() / self.scales
-        row, latent = scaled.nonzero(as_tuple=True)
-        offsets = torch.nn.functional.pad(torch.bincount(row, minlength=len(scaled)).cumsum(0), (1, 0))
-        rows = Rows(offsets, latent, scaled[row, latent], scaled.shape[1])
-        return self.connector(rows) * self.target_scale
+        return self.connector(Rows.from_dense(latents.float() / self.scales)) * self.target_scale
 
     def in_units(self, scales: torch.Tensor, target_scale: float) -> dict[str, torch.Tensor]:
         """The weights of the same map, its latents divided by these scales [d_source] and this one instead."""
@@ -93,7 +89,7 @@ def load_connector(place: str | Path) -> ExportedConnector:
     place = str(place)
     if not place.startswith(ON_HUB):
         return ExportedConnector(Path(place))
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType] (its tqdm has no argument)
 
     from saelink.fetch import hub_errors
 

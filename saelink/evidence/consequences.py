@@ -218,7 +218,7 @@ class _Runs:
     def _log_probabilities(self, text: torch.Tensor, at: torch.Tensor, taken: torch.Tensor | None) -> torch.Tensor:
         """[n, vocabulary] of what follows position at[r] of each text, with `taken` [n, width] gone there."""
 
-        def remove(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+        def remove(acts: torch.Tensor, **_: object) -> torch.Tensor:
             assert taken is not None
             flat = acts.flatten(2).clone()
             flat[torch.arange(len(flat)), at] -= taken.to(flat.dtype)

@@ -19,7 +19,7 @@ from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
 from saelink.latents.link import load_split
-from saelink.latents.rows import Rows, sparse_linear
+from saelink.latents.rows import Rows, offsets_of, sparse_linear
 from saelink.latents.split import Tokens
 from saelink.progress import Progress
 from saelink.store.artifact import Artifact
@@ -152,9 +152,7 @@ def hidden_of(connector: Connector, source: Rows) -> Rows:
         for first in range(0, len(source), 4096):
             _, hidden = connector.maps(source.select(torch.arange(first, min(first + 4096, len(source)))))
             assert hidden is not None
-            place = hidden.nonzero()
-            offsets = torch.nn.functional.pad(torch.bincount(place[:, 0], minlength=len(hidden)).cumsum(0), (1, 0))
-            parts.append(Rows(offsets, place[:, 1].contiguous(), hidden[place[:, 0], place[:, 1]], hidden.shape[1]))
+            parts.append(Rows.from_dense(hidden))
     return Rows.stack(parts)
 
 
@@ -167,10 +165,8 @@ class _Columns(NamedTuple):
 
     @staticmethod
     def of(rows: Rows) -> _Columns:
-        begins = torch.zeros(rows.d + 1, dtype=torch.int64)
-        torch.cumsum(torch.bincount(rows.indices, minlength=rows.d), 0, out=begins[1:])
-        order = torch.sort(rows.indices, stable=True).indices
-        return _Columns(begins.numpy(), rows.row_of[order].numpy(), rows.values[order].numpy())
+        columns = rows.transposed()
+        return _Columns(columns.offsets.numpy(), columns.indices.numpy(), columns.values.numpy())
 
     def rows_of(self, latent: int) -> np.ndarray[Any, Any]:
         """The rows a latent is active on."""
@@ -198,9 +194,7 @@ def _above_noise(rows: Rows) -> Rows:
     size = torch.bincount(rows.indices, values.square(), minlength=rows.d)
     size /= torch.bincount(rows.indices, values, minlength=rows.d).clamp(min=1e-30)
     kept = rows.values > ACTIVE * size[rows.indices]
-    offsets = torch.zeros_like(rows.offsets)
-    torch.cumsum(torch.bincount(rows.row_of[kept], minlength=len(rows)), 0, out=offsets[1:])
-    return Rows(offsets, rows.indices[kept], rows.values[kept], rows.d)
+    return Rows.from_pairs(rows.row_of[kept], rows.indices[kept], rows.values[kept], n=len(rows), d=rows.d)
 
 
 class _Matrix(NamedTuple):
@@ -223,8 +217,7 @@ def _read(
     column_of, source = matrix.weight.T.nonzero(as_tuple=True)
     weight = matrix.weight[source, column_of]
     d = outputs.d
-    offsets = torch.zeros(d + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(column_of, minlength=d), 0, out=offsets[1:])
+    offsets = offsets_of(torch.bincount(column_of, minlength=d))
     change, added = np.zeros(len(source)), np.zeros(len(source))
     both = np.zeros(len(source), np.int32)
     variation = np.zeros(d)

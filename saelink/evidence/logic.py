@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +78,11 @@ class Condition(NamedTuple):
     def high(self) -> float:
         return wilson(self.fired, self.tokens)[1]
 
+    @property
+    def believed(self) -> bool:
+        """Whether the target surely fires on more than HIGH of its tokens."""
+        return self.tokens >= MIN_TOKENS and self.low > HIGH
+
 
 class Logic(NamedTuple):
     """The word for what a target computes, and why."""
@@ -115,23 +121,13 @@ def read_logic(fired: int, sources: Sequence[Source]) -> Logic:
     prevents = takers[: READ // 2]
     active = {i: sources[i].active() for i in {*named, *prevents}}
 
-    def condition(on: tuple[int, ...], off: tuple[int, ...] = ()) -> Condition:
-        met = active[on[0]]
-        for i in on[1:]:
-            met &= active[i]
-        for i in off:
-            met &= ~active[i]
-        return Condition(on, off, met.bit_count(), (met & fired).bit_count())
-
-    def believed(found: Condition) -> bool:
-        return found.tokens >= MIN_TOKENS and found.low > HIGH
-
+    condition = partial(_counted, active, fired)
     singles = {i: condition((i,)) for i in named}
     for i in leading:
         for j in prevents:
             both, alone = condition((i, j)), condition((i,), (j,))
             if (
-                believed(alone)
+                alone.believed
                 and both.tokens >= max(MIN_TOKENS, ADDS * singles[i].tokens)
                 and FEWER * both.high < alone.rate
                 and alone.fired >= EXPLAINED * total
@@ -144,7 +140,7 @@ def read_logic(fired: int, sources: Sequence[Source]) -> Logic:
     for i in named:
         alone = condition((i,), tuple(enough)) if enough else singles[i]
         adds = (active[i] & fired & ~covered).bit_count()
-        if believed(alone) and adds >= max(MIN_TOKENS / 2, ADDS * total):
+        if alone.believed and adds >= max(MIN_TOKENS / 2, ADDS * total):
             enough.append(i)
             evidence.append(alone)
             covered |= active[i]
@@ -155,12 +151,22 @@ def read_logic(fired: int, sources: Sequence[Source]) -> Logic:
         both = condition((i, j))
         parts = [condition((i,), (j,)), condition((j,), (i,))]
         if (
-            believed(both)
+            both.believed
             and both.fired >= EXPLAINED * total
             and all(part.tokens >= MIN_TOKENS and FEWER * part.high < both.rate for part in parts)
         ):
             return Logic("and", [i, j], [both, *parts], both.fired / total)
     return Logic("unclear", [], [singles[i] for i in named[:3]], share)
+
+
+def _counted(active: dict[int, int], fired: int, on: tuple[int, ...], off: tuple[int, ...] = ()) -> Condition:
+    """On how many tokens a condition holds, and on how many of these the target fires."""
+    met = active[on[0]]
+    for i in on[1:]:
+        met &= active[i]
+    for i in off:
+        met &= ~active[i]
+    return Condition(on, off, met.bit_count(), (met & fired).bit_count())
 
 
 def wilson(fired: int, tokens: int) -> tuple[float, float]:

@@ -124,7 +124,7 @@ class _Runs:
             ids = _padded([self._sequence(place, WINDOW) for _, place in part], self.separator).to(self.job.device)
             of = torch.tensor([latent for latent, _ in part], device=self.job.device)
 
-            def remove(acts: torch.Tensor, hook: Any = None, of: torch.Tensor = of) -> torch.Tensor:
+            def remove(acts: torch.Tensor, of: torch.Tensor = of, **_: object) -> torch.Tensor:
                 values = self._values(acts.flatten(2).flatten(0, 1), of.repeat_interleave(acts.shape[1])).view(
                     acts.shape[:2]
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -185,8 +186,8 @@ def _with_intervals(
     ]
     result: dict[str, Any] = {}
     for name, value in figures.items():
-        known = value == value
-        others = torch.tensor([other[name] for other in again if other[name] == other[name]], dtype=torch.float64)
+        known = not math.isnan(value)
+        others = torch.tensor([other[name] for other in again if not math.isnan(other[name])], dtype=torch.float64)
         spread = 1.96 * others.std().item() if len(others) > 1 else 0.0
         result[name] = value if known else None
         low, high = value - spread, value + spread

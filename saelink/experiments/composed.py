@@ -107,20 +107,7 @@ class ComposedExperiment(Experiment):
                     sums[way, layer].add(predicted.clone(), true)
                     handed = predicted.relu() if way == "composed, relu between" else predicted
                     carried = torch.zeros(len(step), targets[place].target.d).index_copy_(1, ids, handed)
-        rows: list[Row] = []
-        for place, layer in enumerate(layers):
-            for way in WAYS:
-                by_latent = sums[way, layer].fvu_by_latent()
-                rows.append(
-                    {
-                        "from layer": layers[0],
-                        "to": layer,
-                        "blocks": place + 1,
-                        "way": way,
-                        "fvu": sums[way, layer].fvu(),
-                        "fvu_median": by_latent[~by_latent.isnan()].median().item(),
-                    }
-                )
+        rows = [_row(layers, layer, way, sums[way, layer]) for layer in layers for way in WAYS]
         n_edges = [sum(int((part != 0).sum()) for part in weights) for weights, _ in maps]
         text = paragraph(
             "Residual latents behind each block. 'one block' reads the true latents in front of it, the others what "
@@ -146,3 +133,15 @@ def _by_part(source: Rows, sizes: list[int]) -> list[Rows]:
     """Sources side by side taken apart again."""
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return [source.columns(torch.arange(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _row(layers: list[int], layer: int, way: str, errors: ErrorSums) -> Row:
+    by_latent = errors.fvu_by_latent()
+    return {
+        "from layer": layers[0],
+        "to": layer,
+        "blocks": layers.index(layer) + 1,
+        "way": way,
+        "fvu": errors.fvu(),
+        "fvu_median": by_latent[~by_latent.isnan()].median().item(),
+    }

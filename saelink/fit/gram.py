@@ -4,6 +4,9 @@ Everything a linear connector's squared error depends on, in one pass over the t
 every choice of targets.
 """
 
+# torch leaves arguments of some of its methods without types.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import itertools
@@ -17,7 +20,7 @@ from saelink.errors import SaelinkError
 from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
 from saelink.latents.link import counted_split
-from saelink.latents.rows import Rows
+from saelink.latents.rows import Rows, offsets_of
 from saelink.latents.split import Split, Tokens
 from saelink.runtime import memory_available
 from saelink.store.artifact import Artifact
@@ -99,7 +102,9 @@ class ProductSums(NamedTuple):
         return Gram(full / n, torch.from_numpy(self.xy) / n, self.yy / n, self.x / n, self.y / n)
 
 
-def sums_of(pieces: Iterable[Tokens], d_source: int, d_target: int, advance: Any = lambda n: None) -> ProductSums:
+def sums_of(
+    pieces: Iterable[Tokens], d_source: int, d_target: int, advance: Callable[[int], object] = lambda n: None
+) -> ProductSums:
     """The products of all pieces' source and target rows, accumulated in float64."""
     from saelink.kernels.products import add_products
 
@@ -107,8 +112,7 @@ def sums_of(pieces: Iterable[Tokens], d_source: int, d_target: int, advance: Any
     n = 0
     for source, target in _together(pieces):
         order = torch.sort(source.indices, stable=True).indices
-        starts = torch.zeros(d_source + 1, dtype=torch.int64)
-        torch.cumsum(torch.bincount(source.indices, minlength=d_source), 0, out=starts[1:])
+        starts = offsets_of(torch.bincount(source.indices, minlength=d_source))
         pairs = (order, source.row_of, *_pairs(source), starts, *_pairs(target))
         arrays = [*(tensor.numpy() for tensor in pairs), sums.xx, sums.xy]
         in_parts(d_source, 16, lambda first, last: add_products(first, last, *arrays))  # noqa: B023 (used at once)
@@ -120,7 +124,7 @@ def sums_of(pieces: Iterable[Tokens], d_source: int, d_target: int, advance: Any
     return sums._replace(n=n)
 
 
-def gram_of(pieces: Iterable[Tokens], advance: Any = lambda n: None) -> Gram:
+def gram_of(pieces: Iterable[Tokens], advance: Callable[[int], object] = lambda n: None) -> Gram:
     """The products of all pieces' source and target rows, as means."""
     pieces = iter(pieces)
     first = next(pieces)

@@ -74,7 +74,7 @@ class TrainStage(JobStage[TrainFacts]):
 
     def recipe(self) -> dict[str, Any]:
         cfg = self.job.cfg
-        recipe = {
+        recipe: dict[str, Any] = {
             "connector": recipe_of(cfg.connector),
             "solver": recipe_of(cfg.solver),
             "l1_alpha": float(cfg.l1_alpha),

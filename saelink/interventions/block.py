@@ -113,9 +113,7 @@ def encoded_with_floor(sae: SAE, x: torch.Tensor) -> tuple[Rows, torch.Tensor]:
     parts, floors = [], []
     for first in range(0, len(x), STEP):
         acts = x[first : first + STEP]
-        row, latent, value = sae.encode_sparse(acts)
-        offsets = torch.nn.functional.pad(torch.bincount(row, minlength=len(acts)).cumsum(0), (1, 0))
-        parts.append(Rows(offsets, latent, value, sae.d_sae).to("cpu"))
+        parts.append(Rows.from_pairs(*sae.encode_sparse(acts), n=len(acts), d=sae.d_sae).to("cpu"))
         floor = torch.zeros(len(acts), device=acts.device)
         if sae.k is not None and sae.k < sae.d_sae:
             top = sae.pre_acts(acts).topk(sae.k + 1, dim=1).values[:, -2:].clamp(min=0)

@@ -108,7 +108,7 @@ class SeveralLayers:
 
 
 def _holder(held: dict[str, torch.Tensor], name: str, where: torch.Tensor) -> Callable[..., torch.Tensor]:
-    def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+    def hook(acts: torch.Tensor, **_: object) -> torch.Tensor:
         held[name] = acts.flatten(2)[where].float()
         return acts
 
@@ -118,7 +118,7 @@ def _holder(held: dict[str, torch.Tensor], name: str, where: torch.Tensor) -> Ca
 def _replacer(
     replacement: Replacement, held: dict[str, torch.Tensor], sources: list[str], where: torch.Tensor
 ) -> Callable[..., torch.Tensor]:  # fmt: skip
-    def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+    def hook(acts: torch.Tensor, **_: object) -> torch.Tensor:
         flat = acts.flatten(2).clone()
         flat[where] = replacement([held[name] for name in sources], flat[where].float()).to(acts.dtype)
         return flat.view(acts.shape)

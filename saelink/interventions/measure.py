@@ -146,10 +146,7 @@ def _ablate(
             if kept is not None:
                 pre = target_sae.pre_acts(acts, room)
                 change = before.select(token).dense() - read_held(pre, floor[token], by_latent).cpu()
-                place = change.nonzero()
-                ends = torch.bincount(place[:, 0], minlength=len(token)).cumsum(0)
-                offsets = torch.nn.functional.pad(ends, (1, 0))
-                kept.append(Rows(offsets, place[:, 1].contiguous(), change[place[:, 0], place[:, 1]], before.d))
+                kept.append(Rows.from_dense(change))
             if block.computation.groups is not None:  # equal slots in a row, whatever the order of the tokens
                 by = torch.argsort(slots, stable=True)
                 acts, token, slots = acts[by.to(device)], token[by], slots[by]

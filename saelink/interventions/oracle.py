@@ -72,11 +72,10 @@ class OracleStage(JobStage[OracleFacts]):
         stop = max(int(hook.split(".")[1]) for hook in [*link.sources, link.target]) + 1
         parts: list[Rows] = []
 
-        def keep(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+        def keep(acts: torch.Tensor, **_: object) -> torch.Tensor:
             row, latent, value = target_sae.encode_sparse(acts.reshape(-1, target_sae.d_in))  # heads side by side
-            lengths = torch.bincount(row, minlength=acts.shape[0] * acts.shape[1])
-            offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-            parts.append(Rows(offsets, latent, value.float(), target_sae.d_sae).to("cpu"))
+            n_tokens = acts.shape[0] * acts.shape[1]
+            parts.append(Rows.from_pairs(row, latent, value.float(), n=n_tokens, d=target_sae.d_sae).to("cpu"))
             return acts
 
         with job.observer.progress("oracle", test.ids.numel()) as bar, torch.inference_mode():

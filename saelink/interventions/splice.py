@@ -76,7 +76,7 @@ def decoded(sae: SAE, rows: Rows, units: Units | None, shape: torch.Size) -> tor
 def put(replacement: torch.Tensor, where: torch.Tensor) -> Callable[..., torch.Tensor]:
     """A hook that puts `replacement` [rows, context, d_in] where `where` [rows, context] is true."""
 
-    def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+    def hook(acts: torch.Tensor, **_: object) -> torch.Tensor:
         flat = acts.flatten(2)  # heads side by side
         return torch.where(where[..., None], replacement.to(acts.dtype), flat).view(acts.shape)
 
@@ -86,7 +86,7 @@ def put(replacement: torch.Tensor, where: torch.Tensor) -> Callable[..., torch.T
 def add(change: torch.Tensor, where: torch.Tensor) -> Callable[..., torch.Tensor]:
     """A hook that adds `change` where `where` is true."""
 
-    def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+    def hook(acts: torch.Tensor, **_: object) -> torch.Tensor:
         flat = acts.flatten(2)
         return (flat + torch.where(where[..., None], change.to(acts.dtype), 0.0)).view(acts.shape)
 

@@ -1,11 +1,14 @@
 """Activations to sparse latents: the stage `encode`, one artifact per hook and SAE."""
 
+# torch leaves arguments of some of its methods without types.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 
@@ -229,7 +232,7 @@ def _write(
     saving: Future[None] | None = None
     with store.observer.progress("encode", total, done=done) as bar, ThreadPoolExecutor(1) as writer:
         for shard, found in acts.shards(todo(), bar):
-            tensors = {}
+            tensors: dict[str, dict[str, torch.Tensor]] = {}
             for hook, sae in ready.items():
                 flat = found[hook].reshape(-1, found[hook].shape[-1])
                 look(hook, flat)
@@ -243,12 +246,14 @@ def _write(
 
 def _encode_shard(sae: SAE, flat: torch.Tensor, room: torch.Tensor, step: int, device: str) -> dict[str, torch.Tensor]:
     """The tensors of one shard, from its acts [n, d_in]."""
-    parts, norms, units = [], [], []
+    parts: list[Rows] = []
+    norms: list[torch.Tensor] = []
+    units: list[torch.Tensor] = []
     with torch.inference_mode():
         for batch in cuda.batches(flat, step, device):
             batch = batch.float()
             parts.append(encode_rows(sae, batch, room).to("cpu"))
-            norms.append(batch.norm(dim=1).cpu())
+            norms.append(cast("torch.Tensor", batch.norm(dim=1)).cpu())
             of = sae.units(batch)
             if of is not None:
                 units.append(torch.cat(of, dim=1).float().cpu())
@@ -290,9 +295,7 @@ def _facts(
 def encode_rows(sae: SAE, batch: torch.Tensor, room: torch.Tensor | None = None) -> Rows:
     """The latents of acts [n, d_in]; `room` as in SAE.encode_sparse."""
     row, latent, value = sae.encode_sparse(batch, room)
-    offsets = torch.zeros(len(batch) + 1, dtype=torch.int64, device=batch.device)
-    torch.cumsum(torch.bincount(row, minlength=len(batch)), 0, out=offsets[1:])
-    return Rows(offsets, latent, value.float(), sae.d_sae)
+    return Rows.from_pairs(row, latent, value.float(), n=len(batch), d=sae.d_sae)
 
 
 class _Counts(TypedDict):
@@ -339,7 +342,8 @@ class _QualitySums:
 
     def figures(self) -> _Quality:
         n = self.sums[:, 0]
-        fvu, fvu_typical = (self.sums[:, 1] / (self.sums[:, 2] - self.total.square().sum(1) / n)).tolist()
+        both = self.sums[:, 1] / (self.sums[:, 2] - self.total.square().sum(1) / n)
+        fvu, fvu_typical = cast("list[float]", both.tolist())
         typical = (n[1] / n[0]).item()
         return {"fvu": fvu, "fvu_typical": fvu_typical, "typical": typical, "l0": self.active / n[0].item()}
 
@@ -368,7 +372,8 @@ def _quality(
                 reconstruction = sae.output(sparse_linear(rows.to(device), sae.W_dec), units).cpu()
                 errors, energy = (x - reconstruction).double().square().sum(1), x.double().square().sum(1)
                 mine = sums[hook]
-                for which, chosen in enumerate((torch.ones(len(x), dtype=torch.bool), x.norm(dim=1) <= limits[hook])):
+                norms = cast("torch.Tensor", x.norm(dim=1))
+                for which, chosen in enumerate((torch.ones(len(x), dtype=torch.bool), norms <= limits[hook])):
                     mine.sums[which] += torch.stack([chosen.sum(), errors[chosen].sum(), energy[chosen].sum()])
                     mine.total[which] += x[chosen].double().sum(0)
                 mine.active += len(rows.values)

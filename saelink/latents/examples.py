@@ -4,6 +4,9 @@ Passes over the latents of all splits; what is kept is so much for each latent, 
 depends on the text alone, not on how it is cut into shards. Hidden units of a connector are looked at in the same way.
 """
 
+# torch leaves arguments of some of its methods without types.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple, TypedDict
@@ -117,7 +120,9 @@ def collect_examples(
 
     d, context, drop, unit = stream.d, stream.context, cfg.data.drop_positions, stream.unit
     histogram = np.zeros((d, 4 * OCTAVES), np.int64)
-    tickets, places, values = {}, {}, {}
+    tickets: dict[str, np.ndarray[Any, Any]] = {}
+    places: dict[str, np.ndarray[Any, Any]] = {}
+    values: dict[str, np.ndarray[Any, Any]] = {}
     for name, shape in (
         ("top", (d, cfg.report.top)),
         ("size", (d, OCTAVES, cfg.report.per_size)),
@@ -140,7 +145,7 @@ def collect_examples(
     tables: list[Any] = [
         histogram, places["top"], values["top"], places["size"], values["size"], places["any"], values["any"], around,
     ]  # fmt: skip
-    found = Examples(*map(torch.from_numpy, tables))
+    found = Examples(*(torch.from_numpy(table) for table in tables))
     draft.save_tensors(EXAMPLES_FILE, found._replace(around=found.around.bfloat16())._asdict())
     return {
         "hook_name": hook_name,

@@ -1,9 +1,12 @@
 """Places where outlier latents fire: the first tokens of a sequence, its first delimiter, massive activations."""
 
+# torch leaves arguments of some of its methods without types.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -27,7 +30,7 @@ def outlier_places(ids: torch.Tensor, massive: torch.Tensor, tokenizer: Any) -> 
 
 def first_delimiters(ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
     """[sequences, context_size] bool: the first token of each sequence that holds a full stop or a newline."""
-    known = ids.unique()
+    known = cast("torch.Tensor", ids.unique())
     holds = torch.tensor([any(mark in tokenizer.decode([int(token)]) for mark in ".\n") for token in known])
     delimiter = holds[torch.searchsorted(known, ids)]
     return delimiter & (delimiter.cumsum(1) == 1)

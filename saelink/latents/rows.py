@@ -5,6 +5,7 @@ A token has a few dozen active latents of thousands, so nothing here is ever den
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,22 @@ class Rows:
     d: int
     """Number of latents."""
 
+    @staticmethod
+    def from_pairs(row: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, *, n: int, d: int) -> Rows:
+        """n rows of d latents from pairs [nnz] in the order of their rows, within a row of their latents.
+
+        `row` [nnz] int64 says where each pair stands; `indices` and `values` are kept as they are, not copied.
+        """
+        lengths = torch.bincount(row, minlength=n)
+        assert len(lengths) == n, "a pair past the last row"
+        return Rows(offsets_of(lengths), indices, values, d)
+
+    @staticmethod
+    def from_dense(dense: torch.Tensor) -> Rows:
+        """What is not zero in a matrix [n, d]."""
+        row, latent = dense.nonzero(as_tuple=True)
+        return Rows.from_pairs(row, latent.contiguous(), dense[row, latent], n=dense.shape[0], d=dense.shape[1])
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -38,8 +55,7 @@ class Rows:
         """The given rows [m] (ids), in that order."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
-        offsets = torch.zeros(len(rows) + 1, dtype=torch.int64, device=lengths.device)
-        torch.cumsum(lengths, 0, out=offsets[1:])
+        offsets = offsets_of(lengths)
         pairs = torch.arange(int(offsets[-1]), device=lengths.device)
         pairs += torch.repeat_interleave(starts - offsets[:-1], lengths)
         return Rows(offsets, self.indices[pairs], self.values[pairs], self.d)
@@ -63,9 +79,13 @@ class Rows:
         place[ids] = torch.arange(len(ids), device=place.device)
         new = place[self.indices]
         kept = new >= 0
-        offsets = torch.zeros_like(self.offsets)
-        torch.cumsum(torch.bincount(self.row_of[kept], minlength=len(self)), 0, out=offsets[1:])
-        return Rows(offsets, new[kept], self.values[kept], len(ids))
+        return Rows.from_pairs(self.row_of[kept], new[kept], self.values[kept], n=len(self), d=len(ids))
+
+    def transposed(self) -> Rows:
+        """[d, n]: a row for each latent, with the tokens it is active on, ascending."""
+        order = torch.sort(self.indices, stable=True).indices
+        offsets = offsets_of(torch.bincount(self.indices, minlength=self.d))
+        return Rows(offsets, self.row_of[order], self.values[order], len(self))
 
     @staticmethod
     def stack(parts: list[Rows]) -> Rows:
@@ -84,12 +104,19 @@ class Rows:
         if len(parts) == 1:
             return parts[0]
         row = torch.cat([part.row_of for part in parts])
-        shifts = torch.tensor([0, *(part.d for part in parts)]).cumsum(0).tolist()
+        shifts = itertools.accumulate((part.d for part in parts), initial=0)
         indices = torch.cat([part.indices + shift for part, shift in zip(parts, shifts, strict=False)])
         order = torch.sort(row, stable=True).indices  # within a row the parts stay in order
         offsets = torch.stack([part.offsets for part in parts]).sum(0)
         values = torch.cat([part.values for part in parts])
         return Rows(offsets, indices[order], values[order], sum(part.d for part in parts))
+
+
+def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
+    """[n + 1] int64: where each of n runs of these lengths begins, one after another; last, where the last ends."""
+    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=lengths.device)
+    torch.cumsum(lengths, 0, out=offsets[1:])
+    return offsets
 
 
 class _SparseLinear(torch.autograd.Function):
@@ -112,10 +139,8 @@ def sparse_linear(rows: Rows, weight: torch.Tensor) -> torch.Tensor:
 
 def sparse_transposed(rows: Rows, dense: torch.Tensor) -> torch.Tensor:
     """The transpose of rows [n, d] times dense [n, m] -> [d, m]: the same product with the transposed rows."""
-    order = torch.sort(rows.indices, stable=True).indices
-    offsets = torch.zeros(rows.d + 1, dtype=torch.int64, device=order.device)
-    torch.cumsum(torch.bincount(rows.indices, minlength=rows.d), 0, out=offsets[1:])
-    return _gather_sum(offsets, rows.row_of[order], rows.values[order], dense)
+    columns = rows.transposed()
+    return _gather_sum(columns.offsets, columns.indices, columns.values, dense)
 
 
 def _gather_sum(
@@ -143,7 +168,4 @@ def pack(rows: Rows) -> dict[str, torch.Tensor]:
 
 
 def unpack(tensors: dict[str, torch.Tensor], d: int) -> Rows:
-    lengths = tensors["lengths"].long()
-    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
-    torch.cumsum(lengths, 0, out=offsets[1:])
-    return Rows(offsets, tensors["indices"].long(), tensors["values"].float(), d)
+    return Rows(offsets_of(tensors["lengths"].long()), tensors["indices"].long(), tensors["values"].float(), d)

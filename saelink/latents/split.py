@@ -1,12 +1,15 @@
 """The tokens of a split that count, with their latents on both sides of a link, read piece by piece."""
 
+# torch leaves arguments of some of its methods without types.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 
@@ -163,7 +166,8 @@ class Split:
         """At most n tokens, evenly spread over the split, in pieces."""
         total = len(self)
         chosen = torch.linspace(0, total - 1, min(n, total)).long()
-        first, found = 0, []
+        first = 0
+        found: list[Tokens] = []
         for piece in self:
             here = chosen[(chosen >= first) & (chosen < first + len(piece))] - first
             if len(here):
@@ -213,7 +217,7 @@ class Split:
 
         def groups() -> Iterator[list[int]]:
             while True:
-                order = torch.randperm(len(self._read), generator=order_generator).tolist()
+                order = cast("list[int]", torch.randperm(len(self._read), generator=order_generator).tolist())
                 yield from (order[first : first + self.POOL] for first in range(0, len(order), self.POOL))
 
         # A generator of its own: how far ahead is read must not change the order within a pool.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from saelink.activations.norms import c_post
@@ -14,7 +16,7 @@ from saelink.store.recipe import is_key
 from saelink.store.store import Store
 
 
-def subset_of(cfg: Config, store: Store) -> Artifact | None:
+def subset_of(cfg: Config, store: Store) -> Artifact[Any] | None:
     """The percent_linear result that `targets.subset` names. Raises SaelinkError when there is none."""
     if cfg.targets.subset is None:
         return None

@@ -112,4 +112,4 @@ def count_tokens(observer: Observer, stream: Stream, text: np.ndarray[Any, Any],
     seen = [text[stream.begins[split] :][: stream.sequences[split] * context] for split in stream.splits]
     occurrences = np.bincount(np.concatenate(seen).reshape(-1, context)[:, drop:].ravel())
     tables = (token, weight, count, np.where(token >= 0, occurrences[token], 0), sums)
-    return TopTokens(*map(torch.from_numpy, tables))
+    return TopTokens(*(torch.from_numpy(table) for table in tables))

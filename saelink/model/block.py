@@ -223,7 +223,7 @@ def _within(place: Place, block: Place) -> bool:
 def _put(values: torch.Tensor) -> Callable[..., Any]:
     """A hook that gives the copies, the last tokens, these values."""
 
-    def hook(_: Any, args: Any, out: Any) -> Any:
+    def hook(_: Any, _args: Any, out: Any) -> Any:
         tensor = (out[0] if isinstance(out, tuple) else out).clone()
         tensor[0, -len(values) :] = values
         return (tensor, *out[1:]) if isinstance(out, tuple) else tensor

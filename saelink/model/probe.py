@@ -29,7 +29,7 @@ def listen(module: Any, side: str, keep: Callable[[Any], None]) -> Any:
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep(next(iter((*args, *kwargs.values())), None))
 
-    def after(_: Any, args: Any, out: Any) -> None:
+    def after(_: Any, _args: Any, out: Any) -> None:
         keep(out[0] if isinstance(out, tuple) else out)
 
     if side == "input":

@@ -47,16 +47,17 @@ class Opened:
     def __init__(self, artifact: Artifact[ReportFacts]):
         self.artifact = artifact
         self._archive = zipfile.ZipFile(artifact.file(DATA_FILE))
-        self._head = self._piece("head")
+        self.head: dict[str, Any] = self._piece("head")
+        """What the page shows before any card is opened."""
 
     def _piece(self, name: str) -> Any:
         return json.loads(gzip.decompress(self._archive.read(f"{name}.json.gz")))
 
     def _of(self, side: str, number: int, other: str) -> Card:
-        size = self._head["d"][side]
+        size = self.head["d"][side]
         if not 0 <= number < size:
             raise SaelinkError(f"{side} {number}: there are {size:,}, from 0")
-        piece = number // self._head["piece"]
+        piece = number // self.head["piece"]
         card = self._piece(f"{side}/{piece}")[str(number)]
         wired = self._piece(f"{other}0/{piece}").get(str(number)) if other else None
         if side == "source":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -133,7 +134,7 @@ class Overview:
             fvu = fit.wiring.figures("fvu")
             fits.append(
                 {
-                    "fvu": [None if value != value else float(f"{value:.3g}") for value in fvu],
+                    "fvu": [None if math.isnan(value) else float(f"{value:.3g}") for value in fvu],
                     **fit.wiring.columns(TERMS),
                 }
             )
@@ -146,7 +147,7 @@ class Overview:
             gains.append(
                 {
                     "name": _label(connector),
-                    "gain": [None if v != v else float(f"{v:.3g}") for v in (mine - theirs).tolist()],
+                    "gain": [None if math.isnan(v) else float(f"{v:.3g}") for v in (mine - theirs).tolist()],
                 }
             )
         sources = [self.wiring.source_token(i) for i in range(sides.d_source)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from typing import Any, TypedDict
 
 import torch
@@ -96,7 +97,7 @@ def _write_edges(draft: Draft, name: str, found: EdgeTable, names: Names, target
     for i, j, weight, rise, both in zip(*(column.tolist() for column in columns), strict=True):
         to, of = outputs[i], inputs[j]
         values = (
-            to.latent, of.latent, weight, None if rise != rise else rise, both, to.hook or None, of.hook or None,
+            to.latent, of.latent, weight, None if math.isnan(rise) else rise, both, to.hook or None, of.hook or None,
             to.token, of.token, to.page, of.page,
         )  # fmt: skip
         rows.append(dict(zip(COLUMNS, values, strict=True)))
@@ -104,7 +105,7 @@ def _write_edges(draft: Draft, name: str, found: EdgeTable, names: Names, target
             about = {"kind": unit.kind, "latent": unit.latent, "hook": unit.hook, "token": _plain(unit.token or "")}
             graph.add_node(unit.name, **about | ({"page": unit.page} if unit.page else {}))
         graph.add_edge(
-            of.name, to.name, weight=weight, both_active=both, **({} if rise != rise else {"fvu_rise": rise})
+            of.name, to.name, weight=weight, both_active=both, **({} if math.isnan(rise) else {"fvu_rise": rise})
         )
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

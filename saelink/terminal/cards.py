@@ -36,25 +36,7 @@ def print_card(card: dict[str, Any], console: Console) -> None:
     if not card["active"]:
         return
     if card.get("edges"):
-        linear = f", {card['linear']:.0%} linear" if "linear" in card else ""
-        fvu = (
-            ""
-            if card.get("fvu") is None
-            else f"   [dim]FVU {card['fvu']:.3f} on test documents{linear}; + how much without it[/]"
-        )
-        console.print(f"\n[bold]is predicted by[/]{fvu}")
-        for edge in card["edges"]:
-            console.print(_edge(edge))
-            for inner in edge.get("edges", [])[:4]:
-                console.print("  " + _edge(inner))
-        for missed in card.get("missed", [])[:4]:
-            name = f"{missed['name']} {escape(_quoted(missed['token']))}"
-            console.print(f"  [dim]no edge[/]  {name}   [dim]in the model {missed['effect']:+.0%}[/]")
-        if any("verdict" in edge for edge in card["edges"]):
-            console.print("  [dim]%: what the latent loses where the source is ablated, of its mean activation[/]")
-        _print_logic(card["logic"], card["fired"], console)
-        if "silent" in card:
-            _print_silent(card["silent"], console)
+        _print_inputs(card, console)
     elif "explained" in card:
         why = "no edge leads to it" if card["explained"] else "the connector does not explain it (targets.*)"
         console.print(f"\n[dim]{why}[/]")
@@ -75,6 +57,31 @@ def print_card(card: dict[str, Any], console: Console) -> None:
             line = Text(f"  {example['value']:5.1f}  ", style="dim")
             line.append_text(_shaded(example, console.width - 9))
             console.print(line, no_wrap=True, overflow="ellipsis")
+
+
+def _print_inputs(card: dict[str, Any], console: Console) -> None:
+    """What a target is predicted by, and the logic of it."""
+    from rich.markup import escape
+
+    linear = f", {card['linear']:.0%} linear" if "linear" in card else ""
+    fvu = (
+        ""
+        if card.get("fvu") is None
+        else f"   [dim]FVU {card['fvu']:.3f} on test documents{linear}; + how much without it[/]"
+    )
+    console.print(f"\n[bold]is predicted by[/]{fvu}")
+    for edge in card["edges"]:
+        console.print(_edge(edge))
+        for inner in edge.get("edges", [])[:4]:
+            console.print("  " + _edge(inner))
+    for missed in card.get("missed", [])[:4]:
+        name = f"{missed['name']} {escape(_quoted(missed['token']))}"
+        console.print(f"  [dim]no edge[/]  {name}   [dim]in the model {missed['effect']:+.0%}[/]")
+    if any("verdict" in edge for edge in card["edges"]):
+        console.print("  [dim]%: what the latent loses where the source is ablated, of its mean activation[/]")
+    _print_logic(card["logic"], card["fired"], console)
+    if "silent" in card:
+        _print_silent(card["silent"], console)
 
 
 def _print_logic(logic: dict[str, Any], fired: int, console: Console) -> None:

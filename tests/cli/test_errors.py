@@ -253,7 +253,7 @@ def test_a_hub_out_of_reach(saelink: Run, monkeypatch: pytest.MonkeyPatch) -> No
         assert len(err.strip().splitlines()) == 1, err
 
 
-def test_keys_that_do_not_exist(saelink: Run, tmp_path: Path) -> None:
+def test_keys_that_do_not_exist(saelink: Run) -> None:
     for command in (["rm", "0123"], ["track", "0123"], ["pareto", "sweep0"]):
         code, _, err = saelink(*command, bare=True)
         assert code == 1 and err.startswith("saelink: ") and len(err.strip().splitlines()) == 1, err

@@ -45,7 +45,7 @@ def test_a_sweep_through_a_launcher(world: World, tmp_path: Path, launcher: str)
     assert done.returncode == 0, said
     assert heard == ({"127.0.0.1"} if launcher == "ray_local" else set()), "on loopback only"
     (table,) = tmp_path.glob("outputs/sweeps/*/pareto.csv")
-    with open(table) as file:
+    with table.open() as file:
         rows = list(csv.DictReader(file))
     assert sorted(float(row["l1_alpha"]) for row in rows) == [float(alpha) for alpha in alphas]
     made = {

@@ -12,9 +12,10 @@ from saelink.connectors import CONNECTORS
 from saelink.connectors.base import SquaredLoss, strongest
 from saelink.fit.solvers.adam import Products
 from saelink.fit.solvers.base import Fit
+from saelink.latents.rows import Rows
 
 from helpers.fits import make, planted, problem, solve
-from helpers.rows import random_rows, rows_of, split_of
+from helpers.rows import random_rows, split_of
 
 SHAPES = [
     ("linear", {}),
@@ -242,8 +243,8 @@ def test_the_mlp_fits_what_no_linear_map_can() -> None:
     """A AND NOT B on binary latents, and exclusive or."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.rand(4000, 2, generator=generator) < 0.5).float().T
-    source = rows_of(torch.stack([a, b, torch.ones(4000)], 1))
-    target = rows_of(torch.stack([a * (1 - b), (a - b).abs()], 1))
+    source = Rows.from_dense(torch.stack([a, b, torch.ones(4000)], 1))
+    target = Rows.from_dense(torch.stack([a * (1 - b), (a - b).abs()], 1))
     fit: Callable[[str], float] = lambda name: solve(  # noqa: E731
         make(name, 3, 2), problem(source, target), tokens=800_000, batch_tokens=400, lr=1e-2
     ).final["validation_fvu"]
@@ -254,7 +255,7 @@ def test_rounded_products_reach_the_same_objective() -> None:
     """Within .5% (on a processor without bfloat16 products the two are the same); and torch's setting is left alone."""
     source, target, _ = planted()
     noise = 0.2 * torch.randn(len(target), target.d, generator=torch.Generator().manual_seed(3))
-    target = rows_of(torch.relu(target.dense() + noise))
+    target = Rows.from_dense(torch.relu(target.dense() + noise))
     before = torch.get_float32_matmul_precision()
     found = [
         solve(

@@ -25,7 +25,7 @@ from saelink.progress import Observer
 from saelink.store.store import Store
 
 from helpers.fits import make, problem, solve
-from helpers.rows import random_rows, rows_of
+from helpers.rows import random_rows
 from helpers.world import Run
 
 
@@ -36,7 +36,7 @@ def computed(n: int = 8000) -> tuple[Rows, Rows]:
     either, both = ((x[:, 4] + x[:, 5]) > 0).float(), x[:, 4] * x[:, 5]
     noise = 0.1 * torch.rand(n, generator=generator)
     columns = [x[:, 0], x[:, 1] + 0.5 * x[:, 2], either - both, x[:, 3] + x[:, 6] * x[:, 7], noise]
-    return rows_of(x), rows_of(torch.stack(columns, 1))
+    return Rows.from_dense(x), Rows.from_dense(torch.stack(columns, 1))
 
 
 def tokens(source: Rows, target: Rows) -> Tokens:
@@ -138,8 +138,8 @@ def test_other_units_are_the_same_map() -> None:
 def test_what_readout_can_fit() -> None:
     for name in ("linear", "two_nonlinear", "sae"):
         connector = make(name, **({} if name == "linear" else {"d_hidden": 3}))
+        solver = SOLVERS["readout"]
         with pytest.raises(SaelinkError, match=f"connector={name} is none; use skip or mlp"):
-            solver = SOLVERS["readout"]
             solver(solver.Settings(name="readout")).check(type(connector), connector.config)
 
 

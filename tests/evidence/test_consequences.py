@@ -48,12 +48,12 @@ def test_a_step_is_what_the_whole_model_makes_of_it(
         """Log-probabilities after the text, and the target hook's acts at its end, `taken` taken out there."""
         seen = {}
 
-        def change(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+        def change(acts: torch.Tensor, **_: object) -> torch.Tensor:
             acts = acts.clone()
             acts[0, -1] -= taken
             return acts
 
-        def look(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+        def look(acts: torch.Tensor, **_: object) -> torch.Tensor:
             seen["acts"] = acts[0, -1]
             return acts
 
@@ -120,7 +120,7 @@ def test_on_the_command_line(saelink: Run) -> None:
     code, out, err = saelink("report", *words, "report.ablated=0")  # holds what was measured before
     assert code == 0, err
     (page,) = [found for found in Store("outputs").artifacts() if found.stage == "report"]
-    (verified,) = Opened(page)._head["verified"]
+    (verified,) = Opened(page).head["verified"]
     assert {"edge", "target", "outlier"} >= {row["kind"] for row in verified["consequences"]} >= {"edge"}
     for chosen, said in (
         ("3", "verify.chosen=3: give source-target"),

@@ -20,14 +20,8 @@ from saelink.store.store import Store
 from helpers.world import World
 
 
-def sparse(dense: torch.Tensor) -> Rows:
-    place = dense.nonzero()
-    offsets = torch.nn.functional.pad(torch.bincount(place[:, 0], minlength=len(dense)).cumsum(0), (1, 0))
-    return Rows(offsets, place[:, 1].contiguous(), dense[place[:, 0], place[:, 1]], dense.shape[1])
-
-
 def read(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, relu: bool = False) -> tuple[EdgeTable, list[Any]]:
-    source, target = sparse(x), sparse(y)
+    source, target = Rows.from_dense(x), Rows.from_dense(y)
     test = Tokens(source, target, torch.arange(len(x)), torch.ones(len(x), dtype=torch.bool))
     with Progress() as bar:
         return _read(_Matrix(weight, None, relu), torch.arange(y.shape[1]), source, target, test, bar)

@@ -70,7 +70,7 @@ def test_a_latent_has_one_name(world: World, store: Store, link: str) -> None:
         for term in circuit["terms"]:
             unit = names.unit("source", term["id"])
             assert (term["unit"], term.get("token")) == (unit.short, unit.label)
-    with open(ExportStage(job).pull().path / "edges.csv", newline="") as file:
+    with (ExportStage(job).pull().path / "edges.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     hooks = {hook: i for i, hook in enumerate(job.link.sources)}
     begins = [sum(side.facts["d_sae"] for side in job.sides.sources[:i]) for i in range(len(hooks))]

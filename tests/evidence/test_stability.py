@@ -18,10 +18,10 @@ from saelink.interventions.block import FOLDS, open_block
 from saelink.interventions.effects import EffectsStage, load_effects
 from saelink.job import Job
 from saelink.latents.link import counted_split, load_split, pull_sides
+from saelink.latents.rows import Rows
 from saelink.latents.split import Split, Tokens
 from saelink.store.store import Store
 
-from helpers.rows import rows_of
 from helpers.world import Run, World
 
 
@@ -35,7 +35,7 @@ def planted(documents: int = 60, n: int = 3000) -> tuple[Split, torch.Tensor, to
     pieces = []
     for part in torch.arange(n).split(700):
         typical = torch.ones(len(part), dtype=torch.bool)
-        pieces.append(partial(Tokens, rows_of(x[part]), rows_of(y[part]), part, typical))
+        pieces.append(partial(Tokens, Rows.from_dense(x[part]), Rows.from_dense(y[part]), part, typical))
     return Split(pieces), torch.arange(n) * documents // n + 17, true
 
 

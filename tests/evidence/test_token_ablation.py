@@ -70,7 +70,7 @@ def test_ablations_are_those_of_one_text_at_a_time(world: World, store: Store) -
             # Tokens: the model run with the contribution taken away at every position that counts.
             until = torch.tensor([ids[begin : min(begin + at + WINDOW + 1, begin + context)]])
 
-            def remove(acts: torch.Tensor, hook: object = None, latent: int = latent) -> torch.Tensor:
+            def remove(acts: torch.Tensor, latent: int = latent, **_: object) -> torch.Tensor:
                 value = sae.encode(acts[0])[:, latent]
                 value[: cfg.data.drop_positions] = 0
                 return acts - value[None, :, None] * sae.W_dec[latent]

@@ -63,7 +63,7 @@ def reference(cfg: Config, store: Store, source: int, targets: list[int]) -> tup
                 found: dict[str, torch.Tensor] = {}
 
                 def hold(name: str, at: int = position, value: Any = value) -> Any:
-                    def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+                    def hook(acts: torch.Tensor, **_: object) -> torch.Tensor:
                         acts = acts.clone()
                         acts[0, at] = seen[name][0, at]  # noqa: B023 (used at once)
                         if name == sources[side]:
@@ -72,7 +72,7 @@ def reference(cfg: Config, store: Store, source: int, targets: list[int]) -> tup
 
                     return hook
 
-                def keep(acts: torch.Tensor, hook: Any = None, found: Any = found) -> torch.Tensor:
+                def keep(acts: torch.Tensor, found: Any = found, **_: object) -> torch.Tensor:
                     found["after"] = acts
                     return acts
 
@@ -135,9 +135,7 @@ def test_the_gpus_way_to_add_agrees_with_the_kernel() -> None:
     slots = torch.tensor([0] * 10 + [3] * 25 + [4] * 15)
     token = torch.randint(0, 20, (50,), generator=generator)
     dense = torch.relu(torch.randn(20, 12, generator=generator))
-    place = dense.nonzero()
-    offsets = torch.nn.functional.pad(torch.bincount(place[:, 0], minlength=20).cumsum(0), (1, 0))
-    before = Rows(offsets, place[:, 1].contiguous(), dense[place[:, 0], place[:, 1]], 12)
+    before = Rows.from_dense(dense)
     floor, by_latent = torch.rand(50, generator=generator), 0.2 * torch.rand(12, generator=generator)
     sums = torch.zeros(6, 12)
     add_differences(pre, slots, token, before, floor, by_latent, sums)
@@ -149,9 +147,7 @@ def test_the_gpus_way_to_add_agrees_with_the_kernel() -> None:
 def test_tokens_of_a_source_are_spread() -> None:
     generator = torch.Generator().manual_seed(1)
     active = torch.rand(500, 6, generator=generator) < torch.tensor([0.0, 0.01, 0.1, 0.3, 0.6, 1.0])
-    place = active.nonzero()
-    offsets = torch.nn.functional.pad(torch.bincount(place[:, 0], minlength=500).cumsum(0), (1, 0))
-    rows = Rows(offsets, place[:, 1].contiguous(), torch.ones(len(place)), 6)
+    rows = Rows.from_dense(active.float())
     chosen = choose_ablations(rows, torch.arange(500) % FOLDS, 40)
     for source in range(6):
         mine = chosen.token[chosen.source == source]

@@ -24,7 +24,6 @@ from saelink.latents.split import Tokens
 from saelink.store.store import Store
 
 from helpers.fits import make, problem, solve
-from helpers.rows import rows_of as sparse
 from helpers.world import Run, composed
 
 Compose = Callable[..., Config]
@@ -56,7 +55,7 @@ def test_everything_in_one_command(saelink: Run, tmp_path: Path) -> None:
     assert "11 experiments on layer 0" in out and "connectors to fit, about" in out and "2 layers in all" in out
     (sweep,) = (tmp_path / "outputs/sweeps").glob("sweep*")
     for name in all_names():
-        with open(sweep / f"{name}.csv") as file:
+        with (sweep / f"{name}.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert rows, name
         if name != "norms":
@@ -122,8 +121,8 @@ def planted_logic(n: int = 6000) -> tuple[Tokens, torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     a, b = (torch.rand(n, 2, generator=generator) < 0.5).float().T
     c = (torch.rand(n, generator=generator) < 0.3).float() * (1 - a)
-    source = sparse(torch.stack([a, b, c, torch.ones(n)], 1))
-    target = sparse(torch.stack([3 * a, a + c, (a - b).abs()], 1))
+    source = Rows.from_dense(torch.stack([a, b, c, torch.ones(n)], 1))
+    target = Rows.from_dense(torch.stack([3 * a, a + c, (a - b).abs()], 1))
     document = torch.arange(n) // 50
     return Tokens(source, target, torch.arange(n), torch.ones(n, dtype=torch.bool)), document
 

@@ -23,12 +23,12 @@ from saelink.interventions.effects import EffectsStage, load_changes, load_effec
 from saelink.interventions.measure import Effects, measure_effects
 from saelink.job import Job
 from saelink.latents.link import load_split, pull_sides
+from saelink.latents.rows import Rows
 from saelink.model.block import Chain
 from saelink.progress import Observer
 from saelink.saes.sae import SAE
 from saelink.store.store import Store
 
-from helpers.rows import rows_of
 from helpers.world import Run, World
 
 
@@ -90,7 +90,13 @@ def test_gradients_of_the_second_fit(bias: bool) -> None:
     before[torch.arange(n), source] += 0.5
     value = before[torch.arange(n), source]
     change, weight = torch.randn(n, t, generator=generator), torch.rand(n, generator=generator)
-    gradients(connector, rows_of(x), rows_of(y), AblatedRows(rows_of(before), change, source, value, weight), 0.3)
+    gradients(
+        connector,
+        Rows.from_dense(x),
+        Rows.from_dense(y),
+        AblatedRows(Rows.from_dense(before), change, source, value, weight),
+        0.3,
+    )
     W = connector.W.detach().double().requires_grad_()
     b = None if connector.b is None else connector.b.detach().double().requires_grad_()
 
@@ -282,6 +288,6 @@ def test_changes_are_those_of_the_effects(world: World, store: Store) -> None:
         (["link=mlp_from_parts"], "link=mlp_from_parts: effects of single edges are measured between hook_resid_pre"),
     ],
 )
-def test_mistakes(saelink: Run, words: list[str], expected: str, tmp_path: Path) -> None:
+def test_mistakes(saelink: Run, words: list[str], expected: str) -> None:
     code, _, err = saelink("train", "solver=causal", *words)
     assert code == 1 and expected in err and len(err.strip().splitlines()) == 1, err

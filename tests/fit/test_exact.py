@@ -13,7 +13,7 @@ from saelink.fit.lasso.dense import DenseLasso
 from saelink.latents.rows import Rows
 
 from helpers.fits import make, planted, problem, solve
-from helpers.rows import random_rows, rows_of, split_of
+from helpers.rows import random_rows, split_of
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def noisy() -> tuple[Rows, Rows]:
     source[:, 7] = 0
     W = torch.randn(30, 12, generator=generator) * (torch.rand(30, 12, generator=generator) < 0.2)
     target = torch.relu(source @ W + 0.3 * torch.randn(1500, 12, generator=generator))
-    return rows_of(source), rows_of(target)
+    return Rows.from_dense(source), Rows.from_dense(target)
 
 
 def test_the_products_are_those_of_the_dense_matrices(noisy: tuple[Rows, Rows]) -> None:

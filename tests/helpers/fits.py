@@ -13,7 +13,7 @@ from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.base import Fit, Problem
 from saelink.latents.rows import Rows
 
-from helpers.rows import random_rows, rows_of, split_of
+from helpers.rows import random_rows, split_of
 
 
 def make(name: str, d_source: int = 12, d_target: int = 9, **settings: Any) -> Connector:
@@ -40,4 +40,4 @@ def planted(n: int = 6000, d_source: int = 40, d_target: int = 25) -> tuple[Rows
     for target in range(d_target):
         W[torch.randperm(d_source, generator=generator)[:3], target] = torch.tensor([0.9, 0.5, 0.3])
     source = random_rows(n, d_source, seed=8, density=0.1)
-    return source, rows_of(source.dense() @ W), W
+    return source, Rows.from_dense(source.dense() @ W), W

@@ -49,7 +49,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 if file in files:
                     return self.answer((folder / file).read_bytes(), {"ETag": f'"{abs(hash(file)):x}"'})
                 return self.answer(b"{}", {"X-Error-Code": "EntryNotFound"}, 404)
-        self.answer(b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"}, 404)
+        return self.answer(b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"}, 404)
 
     uploads: ClassVar[Path]
 
@@ -74,7 +74,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 target = self.uploads / name / entry["value"]["path"]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(base64.b64decode(entry["value"]["content"]))
-        self.answer(json.dumps({"commitUrl": f"{root}/{name}/commit/{COMMIT}", "commitOid": COMMIT}).encode())
+        return self.answer(json.dumps({"commitUrl": f"{root}/{name}/commit/{COMMIT}", "commitOid": COMMIT}).encode())
 
     def answer(self, body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> None:
         self.send_response(status)

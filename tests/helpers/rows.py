@@ -15,14 +15,7 @@ def random_rows(n: int, d: int, seed: int = 0, density: float = 0.2) -> Rows:
     generator = torch.Generator().manual_seed(seed)
     dense = torch.rand(n, d, generator=generator) * (torch.rand(n, d, generator=generator) < density)
     dense[n // 2] = 0  # a token without any active latent
-    return rows_of(dense)
-
-
-def rows_of(dense: torch.Tensor) -> Rows:
-    row, latent = dense.nonzero(as_tuple=True)
-    offsets = torch.zeros(len(dense) + 1, dtype=torch.int64)
-    offsets[1:] = torch.bincount(row, minlength=len(dense)).cumsum(0)
-    return Rows(offsets, latent, dense[row, latent], dense.shape[1])
+    return Rows.from_dense(dense)
 
 
 def split_of(source: Rows, target: Rows, pieces: int = 1) -> Split:

@@ -83,7 +83,7 @@ def write_neox(folder: Path, seed: int = 0) -> Path:
 
 def write_text(path: Path, n: int = 400, seed: int = 0) -> Path:
     words = random.Random(seed)
-    with open(path, "w") as file:
+    with path.open("w") as file:
         for _ in range(n):
             text = " ".join(words.choices(WORDS, k=words.randint(5, 40)))
             file.write(json.dumps({"text": text, "number": 1}) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -55,13 +54,13 @@ def test_a_later_layer_reads_what_earlier_ones_were_replaced_by(config: Compose,
     bridge = load_bridge(second, model_info(second, store), "cpu")
     sae_in, sae_out = pull_sae(second, store, link.sources[0]), pull_sae(second, store, link.target)
 
-    def without_first(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+    def without_first(acts: torch.Tensor, **_: object) -> torch.Tensor:
         return torch.where(test.counts[..., None], 0.0, acts)
 
     seen: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Callable[..., torch.Tensor]:
-        def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+        def hook(acts: torch.Tensor, **_: object) -> torch.Tensor:
             seen[name] = acts.clone()
             return acts
 
@@ -80,7 +79,7 @@ def test_a_later_layer_reads_what_earlier_ones_were_replaced_by(config: Compose,
         new = sae_out.decode(mine).view(seen["out"].shape)
         assert len(row) == len(latent) > 0
 
-        def put(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+        def put(acts: torch.Tensor, **_: object) -> torch.Tensor:
             return torch.where(test.counts[..., None], new, acts)
 
         logits = bridge.run_with_hooks(test.ids, fwd_hooks=[zeroed, (link.target, put)])

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from saelink.latents.metrics import ErrorSums, in_steps
+from saelink.latents.rows import Rows
 
-from helpers.rows import random_rows, rows_of
+from helpers.rows import random_rows
 
 
 def sums_of(predicted: torch.Tensor, true: torch.Tensor, cuts: list[int]) -> ErrorSums:
     sums = ErrorSums(true.shape[1])
     for first, last in zip([0, *cuts], [*cuts, len(true)], strict=True):
-        sums.add(predicted[first:last].clone(), rows_of(true[first:last]))
+        sums.add(predicted[first:last].clone(), Rows.from_dense(true[first:last]))
     return sums
 
 
@@ -28,7 +29,7 @@ def test_a_mean_predictor_scores_one(true: torch.Tensor) -> None:
     mean = true.double().mean(0).expand_as(true)
     sums = ErrorSums(7)
     for first in range(0, 101, 10):
-        sums.add(mean[first : first + 10].clone(), rows_of(true[first : first + 10]))
+        sums.add(mean[first : first + 10].clone(), Rows.from_dense(true[first : first + 10]))
     assert sums.fvu() == pytest.approx(1, abs=1e-12)
     assert torch.allclose(sums.fvu_by_latent(), torch.ones(7, dtype=torch.float64), atol=1e-12)
 

@@ -10,12 +10,12 @@ import torch
 from saelink.latents.rows import Rows, pack, sparse_linear, unpack
 from saelink.latents.split import Split, Tokens
 
-from helpers.rows import random_rows, rows_of, split_of
+from helpers.rows import random_rows, split_of
 
 
 def test_dense_and_back() -> None:
     rows = random_rows(20, 11)
-    assert torch.equal(rows_of(rows.dense()).dense(), rows.dense())
+    assert torch.equal(Rows.from_dense(rows.dense()).dense(), rows.dense())
     assert len(rows) == 20 and rows.dense()[10].sum() == 0
 
 

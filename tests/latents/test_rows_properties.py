@@ -10,11 +10,12 @@ import itertools
 from functools import partial
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from saelink.latents.rows import Rows, column_sums, pack, sparse_linear, sparse_transposed, unpack
+from saelink.latents.rows import Rows, column_sums, offsets_of, pack, sparse_linear, sparse_transposed, unpack
 from saelink.latents.split import Split, Tokens
 
 EIGHTHS = st.integers(-64, 64).map(lambda i: i / 8)
@@ -71,6 +72,37 @@ def check(rows: Rows, expected: torch.Tensor) -> None:
     assert rows.row_of.tolist() == [r for r, (a, b) in enumerate(itertools.pairwise(starts)) for _ in range(b - a)]
     assert by_hand(rows).shape == expected.shape and torch.equal(by_hand(rows), expected)
     assert torch.equal(rows.dense(), expected)
+
+
+@given(sparse())
+def test_pairs_and_dense_matrices_make_the_same_rows(rows: Rows) -> None:
+    """Each row's pairs, zeros among the values too; from the dense matrix the same without them."""
+    dense = by_hand(rows)
+    row = torch.tensor([r for r in range(len(rows)) for _ in range(int(rows.offsets[r + 1] - rows.offsets[r]))]).long()
+    paired = Rows.from_pairs(row, rows.indices, rows.values, n=len(rows), d=rows.d)
+    check(paired, dense)
+    assert torch.equal(paired.offsets, rows.offsets)
+    assert paired.indices is rows.indices and paired.values is rows.values, "no copy"
+    check(Rows.from_dense(dense), dense)
+    assert bool((Rows.from_dense(dense).values != 0).all())
+
+
+def test_a_pair_past_the_last_row_is_refused() -> None:
+    with pytest.raises(AssertionError, match="past the last row"):
+        Rows.from_pairs(torch.tensor([0, 2]), torch.tensor([0, 0]), torch.ones(2), n=2, d=1)
+
+
+@given(st.lists(st.integers(0, 9)))
+def test_offsets_are_where_each_run_begins(lengths: list[int]) -> None:
+    assert offsets_of(torch.tensor(lengths, dtype=torch.int64)).tolist() == list(
+        itertools.accumulate(lengths, initial=0)
+    )
+
+
+@given(sparse())
+def test_transposed_has_a_row_for_each_latent(rows: Rows) -> None:
+    check(rows.transposed(), by_hand(rows).T)
+    check(rows.transposed().transposed(), by_hand(rows))
 
 
 @given(st.data())

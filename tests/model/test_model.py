@@ -186,7 +186,7 @@ def test_every_sequence_may_begin_with_bos(world: World, store: Store, tmp_path:
     assert code == 1 and "data.prepend_bos=true: the tokenizer has no begin-of-text token" in err
 
 
-def test_heads_outputs_are_a_hook_as_wide_as_all_of_them(world: World, tmp_path: Path, saelink: Run) -> None:
+def test_heads_outputs_are_a_hook_as_wide_as_all_of_them(tmp_path: Path, saelink: Run) -> None:
     """attn.hook_z [*, heads, d_head] as source and as target: encoded, explained, spliced back into the model."""
     import json
 
@@ -239,7 +239,7 @@ def test_a_copy_behind_its_sequence_is_the_token_with_something_taken_out(
             kept: list[torch.Tensor] = []
 
             def hold(name: str, number: int = number, at: int = at, sequence: int = sequence) -> Any:
-                def hook(tensor: torch.Tensor, hook: Any = None) -> torch.Tensor:
+                def hook(tensor: torch.Tensor, **_: object) -> torch.Tensor:
                     tensor = tensor.clone()
                     tensor[0, at] = acts[name][sequence, at]
                     if name == sources[int(side[number])]:
@@ -248,7 +248,7 @@ def test_a_copy_behind_its_sequence_is_the_token_with_something_taken_out(
 
                 return hook
 
-            def keep(tensor: torch.Tensor, hook: Any = None, kept: list[torch.Tensor] = kept) -> torch.Tensor:
+            def keep(tensor: torch.Tensor, kept: list[torch.Tensor] = kept, **_: object) -> torch.Tensor:
                 kept.append(tensor)
                 return tensor
 

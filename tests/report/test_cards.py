@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,7 +124,7 @@ def test_any_token_is_shown_as_text(token: str) -> None:
     json.loads(json.dumps(card))
 
 
-def test_show_on_the_command_line(saelink: Run, tmp_path: Path) -> None:
+def test_show_on_the_command_line(saelink: Run) -> None:
     code, out, err = saelink("show", "target", "3", "--json", "solver=exact")
     assert code == 0, err
     card = json.loads(out)

@@ -38,7 +38,7 @@ def test_an_exported_folder_predicts_as_the_connector_does(
     expected = ours(test.source) * sides.scales[-1]
     assert torch.allclose(loaded(raw), expected, rtol=1e-4, atol=1e-6)
     assert torch.equal(loaded.target_ids, ours.target_ids)
-    with open(folder / "edges.csv") as file:
+    with (folder / "edges.csv").open() as file:
         rows = list(csv.DictReader(file))
     weight = ours.output_weight()
     assert len(rows) == int((weight != 0).sum())

@@ -58,7 +58,7 @@ def test_links_add_up(config: Callable[..., Config], store: Store, kind: list[st
         assert len(trace.links[node]) > 2
     (best,) = [n for n in trace.links if n.kind == "logit" and n.number == next(iter(trace.probabilities))]
     (gradient,) = torch.autograd.grad(
-        tracer._logits[best.number] - tracer._logits.mean(), tracer.target_acts, retain_graph=True
+        tracer.logits[best.number] - tracer.logits.mean(), tracer.target_acts, retain_graph=True
     )
     by_position = (gradient * tracer.target_acts).detach()[0].flatten(1).sum(1)
     for position, whole in enumerate(by_position.tolist()):
@@ -79,7 +79,7 @@ def test_links_say_what_a_small_change_does(config: Callable[..., Config], store
         """The last logits less their mean, and the source acts; the target hook held but for its change."""
         seen = {}
 
-        def look(acts: torch.Tensor, hook: object = None) -> torch.Tensor:
+        def look(acts: torch.Tensor, **_: object) -> torch.Tensor:
             seen["source"] = acts
             return acts
 
@@ -94,7 +94,7 @@ def test_links_say_what_a_small_change_does(config: Callable[..., Config], store
         up, down = (logits({hook: sign * small * c for hook, c in change.items()}) for sign in (1, -1))
         return (up[0] - down[0]) / 2 / small, (up[1] - down[1]) / 2 / small
 
-    sae = tracer._target_sae
+    sae = tracer.target_sae
     best = next(node for node in trace.links if node.kind == "logit")
     strongest = sorted((n for n in trace.links[best] if n.kind == "target"), key=lambda n: -abs(trace.links[best][n]))
     for node in strongest[:3]:
@@ -110,7 +110,7 @@ def test_links_say_what_a_small_change_does(config: Callable[..., Config], store
     token = Node("token", tracer.ids[position], position)
     assert to_logits[best.number].item() == pytest.approx(trace.links[best][token], rel=2e-2, abs=1e-4)
     for node in sources:
-        expected = to_source[node.position] @ tracer._saes[0].W_enc[:, node.number].double()
+        expected = to_source[node.position] @ tracer.saes[0].W_enc[:, node.number].double()
         assert trace.links[node].get(token, 0.0) == pytest.approx(expected.item(), rel=2e-2, abs=1e-3)
 
 
@@ -124,7 +124,7 @@ def test_influence_is_handed_down_whole(config: Callable[..., Config], store: St
     assert sum(v for n, v in influence.items() if n.kind == "logit") == pytest.approx(1.0)
 
 
-def test_the_file_is_what_circuit_tracer_reads(saelink: Run, store: Store) -> None:
+def test_the_file_is_what_circuit_tracer_reads(saelink: Run) -> None:
     code, out, err = saelink(
         "graph", PROMPT, "layer=0", "l1_alpha=1e-3", "+sae.neuronpedia.hook_mlp_out=tiny/LAYER-mlp"
     )

@@ -21,7 +21,7 @@ from saelink.store.store import Store
 from saelink.tracking.runs import publish, publish_key
 
 from helpers.observing import Lines
-from helpers.world import Run, World
+from helpers.world import Run
 
 OFFLINE = WandbConfig(mode=WandbMode.offline, project="test")
 
@@ -165,7 +165,7 @@ def test_track_publishes_what_was_made_with_wandb_disabled(saelink: Run, tmp_pat
     assert code == 1 and "only train artifacts" in err
 
 
-def test_track_refuses_disabled(store: Store, world: World, config: Callable[..., Config]) -> None:
+def test_track_refuses_disabled(store: Store, config: Callable[..., Config]) -> None:
     connector = TrainStage(Job(config(), store)).pull()
     with pytest.raises(SaelinkError, match=r"wandb\.mode=disabled"):
         publish_key(WandbConfig(mode=WandbMode.disabled), store, connector.key)

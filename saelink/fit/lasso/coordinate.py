@@ -6,11 +6,14 @@
 all columns together, a GPU's way. Both prove how close they came by the same duality gap, from G, c and yy alone.
 """
 
+# torch leaves arguments of some of its methods without types. Matrices have capital names.
+# pyright: reportUnknownMemberType=false, reportConstantRedefinition=false
+
 from __future__ import annotations
 
 import itertools
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -74,7 +77,8 @@ class Lasso:
     def _factor(self) -> torch.Tensor:
         ridge = RIDGE * self.G.diagonal().mean().clamp(min=1e-300)
         for _ in range(8):  # rounding can leave a singular G slightly indefinite
-            factor, failed = torch.linalg.cholesky_ex(self.G + ridge * torch.eye(len(self.G), dtype=self.G.dtype))
+            eye = torch.eye(len(self.G), dtype=self.G.dtype)
+            factor, failed = cast("tuple[torch.Tensor, torch.Tensor]", torch.linalg.cholesky_ex(self.G + ridge * eye))
             if not failed:
                 return factor
             ridge = ridge * 10
@@ -206,7 +210,7 @@ class Lasso:
         steps = torch.stack([later - earlier for earlier, later in itertools.pairwise(past)])
         M = torch.einsum("apn,bpn->nab", steps, steps).double()
         M += (1e-12 * M.diagonal(dim1=1, dim2=2).sum(1) + 1e-300)[:, None, None] * torch.eye(len(steps))
-        weight = torch.linalg.solve(M, torch.ones(len(M), len(steps), dtype=M.dtype))
+        weight = cast("torch.Tensor", torch.linalg.solve(M, torch.ones(len(M), len(steps), dtype=M.dtype)))
         weight = (weight / weight.sum(1, keepdim=True)).nan_to_num(0, 0, 0).float()
         combined = torch.einsum("apn,na->pn", torch.stack(past[1:]), weight)
 

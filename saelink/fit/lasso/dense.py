@@ -1,8 +1,12 @@
 """The same lasso with all weights of all columns stepped together: a GPU's way."""
 
+# torch leaves arguments of some of its methods without types. Matrices have capital names.
+# pyright: reportUnknownMemberType=false, reportConstantRedefinition=false
+
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 
@@ -27,10 +31,10 @@ class DenseLasso(Lasso):
         self._float = self.G.float()
         # The largest eigenvalue of G scaled to a unit diagonal, by power iteration.
         vector = torch.ones_like(root)
-        norm = vector.norm()
+        norm = cast("torch.Tensor", vector.norm())
         for _ in range(50):
             vector = self.G @ (vector / norm / root) / root
-            norm = vector.norm()
+            norm = cast("torch.Tensor", vector.norm())
         self._rate = torch.where(self.alive, 1 / (1.05 * norm * root.square()), 0.0)[:, None]
 
     def solve(self, lam: float, tolerance: float, max_sweeps: int) -> tuple[torch.Tensor, torch.Tensor]:

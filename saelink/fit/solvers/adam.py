@@ -3,9 +3,12 @@
 Adam with an L1 term makes weights small, never zero: read its edges by magnitude, not by counting non-zeros.
 """
 
+# torch leaves arguments of some of its methods without types. Matrices have capital names.
+# pyright: reportUnknownMemberType=false, reportConstantRedefinition=false
+
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -164,7 +167,7 @@ class AdamSolver(Solver):
 
 
 @contextmanager
-def rounded(products: Products) -> Iterator[None]:
+def rounded(products: Products) -> Generator[None]:
     """Let torch's float32 products round their factors to bfloat16 inside."""
     before = torch.get_float32_matmul_precision()
     if products is Products.bfloat16:
@@ -222,9 +225,9 @@ class Steps:
     def _update(self, rate: float, step: int) -> None:
         for weight, l1, first, second in self.in_one:
             assert weight.grad is not None
-            settings = {"step": step, "lr": rate, "l1": l1, "proximal": self.solver.proximal}
+            gradient, proximal = weight.grad.contiguous(), self.solver.proximal
             with torch.no_grad():
-                cuda.adam_step(weight, weight.grad.contiguous(), first, second, **settings)
+                cuda.adam_step(weight, gradient, first, second, step=step, lr=rate, l1=l1, proximal=proximal)
         if not self.in_one:
             self.solver.penalise(self.connector, self.problem)
         if self.optimizer is not None:

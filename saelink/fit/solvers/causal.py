@@ -15,6 +15,9 @@ minimises by Adam the matching loss of relu(z) on the tokens, and on single abla
     effects / 2 * (relu(z) - relu(z - w_ij a) - change_i)^2
 """
 
+# torch leaves arguments of some of its methods without types.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -8,6 +8,9 @@ lam = l1_alpha * c_L / 2 it is
 and its duality gap, which bounds how far w is from the optimum, follows from G, c and yy alone.
 """
 
+# Matrices have capital names.
+# pyright: reportConstantRedefinition=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -11,6 +11,9 @@ found by proximal Adam on the whole objective; a skip connector's linear part st
 the hidden units learn is for what that leaves over.
 """
 
+# Matrices have capital names.
+# pyright: reportConstantRedefinition=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -138,9 +141,8 @@ class ReadoutSolver(ProximalSolver):
         with torch.no_grad():
             if b is not None:
                 b.copy_(centred.y - centred.x @ W)
-            for (weight, _), part in zip(
-                weights, (W / scale[:, None]).split([len(w) for w, _ in weights]), strict=True
-            ):
+            parts = torch.split(W / scale[:, None], [len(w) for w, _ in weights])
+            for (weight, _), part in zip(weights, parts, strict=True):
                 weight.copy_(part)
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, cast
@@ -23,6 +24,7 @@ from saelink.evidence.verdicts import Verdicts
 from saelink.evidence.verify import verified
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job
+from saelink.latents.rows import offsets_of
 from saelink.report.cards.firing import Firing, short
 from saelink.report.structure import Circuit, Edge, FitColumns, Wired
 
@@ -85,7 +87,7 @@ class Wiring:
         column = self.columns_of[latent]
         fvu = self._figures["fvu"][latent]
         card: dict[str, Any] = {
-            "fvu": short(fvu) if fvu == fvu else None,
+            "fvu": short(fvu) if not math.isnan(fvu) else None,
             **self._linear(latent),
             **self._terms(self.tables[0], column, self.input_name),
             **self._words(self._computed[0][column], self.input_name),
@@ -117,7 +119,7 @@ class Wiring:
     def _linear(self, latent: int) -> dict[str, float]:
         """Of a target that hidden units help to predict, the share of what is explained that is linear."""
         share = self._figures["linear"][latent] if "linear" in self._figures else float("nan")
-        return {"linear": short(share)} if share == share else {}
+        return {"linear": short(share)} if not math.isnan(share) else {}
 
     def _verdict(self, number: int, latent: int) -> dict[str, Any]:
         """What ablating a source in the model, and fits on other documents, say of its edge, where these were made."""
@@ -170,7 +172,7 @@ class Wiring:
                 "name": name(source),
                 "input": source,
                 "weight": short(found.weight[mine][i].item()),
-                "rise": short(rise) if rise == rise else None,
+                "rise": short(rise) if not math.isnan(rise) else None,
                 "both": int(found.both[mine][i]),
                 "token": self._input_token(source) if inner else self.source_token(source),
             }
@@ -229,8 +231,7 @@ class Wiring:
         for layer in self.tables:
             column_of = torch.repeat_interleave(torch.arange(len(layer.offsets) - 1), layer.offsets.diff())
             order = torch.sort(layer.source, stable=True).indices
-            begins = torch.zeros(int(layer.source.max()) + 2 if len(order) else 1, dtype=torch.int64)
-            torch.cumsum(torch.bincount(layer.source[order].long()), 0, out=begins[1:])
+            begins = offsets_of(torch.bincount(layer.source.long()))
             found[id(layer)] = (order, column_of, begins)
         return found
 
@@ -250,7 +251,7 @@ class Wiring:
                 {
                     "name": f"OF{latent}" if outer else f"H{latent}",
                     "weight": short(layer.weight[edge].item()),
-                    "rise": short(rise) if rise == rise else None,
+                    "rise": short(rise) if not math.isnan(rise) else None,
                     "token": self.target_token(latent) if outer else self.hidden_token(latent),
                     **(self._verdict(number, latent) if outer else {}),
                 }

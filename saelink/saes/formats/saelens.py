@@ -103,16 +103,20 @@ def from_state(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SAE:
         threshold = tensors["threshold"] if "threshold" in tensors else tensors["log_threshold"].exp()
     elif parts in ("batchtopk", "matryoshka_batchtopk"):  # saved while it was trained
         threshold = tensors["topk_threshold"].reshape(1).expand_as(b_enc).contiguous()
-    finetuned = tensors.get("scaling_factor", tensors.get("finetuning_scaling_factor"))
-    if finetuned is not None:
-        if not config.get("finetuning_scaling_factor") and not bool((finetuned == 1).all()):
-            raise UnreadableError(
-                "has a scaling_factor that its cfg.json does not speak of (finetuning_scaling_factor)"
-            )
-        W_dec = W_dec * finetuned[:, None]  # latents are read before it, the decoder sees them after
+    W_dec = _finetuned(W_dec, config, tensors)
     k = int(config["k"]) if parts == "topk" else None
     skip = tensors["W_skip"].T.contiguous() if "skip" in architecture else None
     about = {name: value for name, value in config["metadata"].items() if name in ABOUT and value is not None}
     if transcodes:
         about.setdefault("hook_name_out", "")
     return SAE(W_enc, b_enc, W_dec, b_dec, k, threshold, norm, skip, about)
+
+
+def _finetuned(W_dec: torch.Tensor, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The decoder with the scaling of finetuning in it: latents are read before it, the decoder sees them after."""
+    factor = tensors.get("scaling_factor", tensors.get("finetuning_scaling_factor"))
+    if factor is None:
+        return W_dec
+    if not config.get("finetuning_scaling_factor") and not bool((factor == 1).all()):
+        raise UnreadableError("has a scaling_factor that its cfg.json does not speak of (finetuning_scaling_factor)")
+    return W_dec * factor[:, None]

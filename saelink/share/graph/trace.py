@@ -72,8 +72,8 @@ class Tracer:
                 for side, scale in zip(self.sides.sources, self.sides.scales, strict=False)
             ]
         )
-        self._saes = [pull_sae(job.cfg, job.store, hook).to("cpu", torch.float32) for hook in link.sources]
-        self._target_sae = pull_sae(job.cfg, job.store, link.target).to("cpu", torch.float32)
+        self.saes = [pull_sae(job.cfg, job.store, hook).to("cpu", torch.float32) for hook in link.sources]
+        self.target_sae = pull_sae(job.cfg, job.store, link.target).to("cpu", torch.float32)
         self.ids = prompt_ids(job)
         self._run(load_bridge(job.cfg, info, self.device), link.sources, link.target)
 
@@ -86,14 +86,14 @@ class Tracer:
         seen: dict[str, torch.Tensor] = {}
 
         def leaf(name: str) -> Any:
-            def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+            def hook(acts: torch.Tensor, **_: object) -> torch.Tensor:
                 seen[name] = acts.detach().requires_grad_()
                 return seen[name]
 
             return hook
 
         def look(name: str) -> Any:
-            def hook(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+            def hook(acts: torch.Tensor, **_: object) -> torch.Tensor:
                 seen[name] = acts
                 return acts
 
@@ -102,13 +102,13 @@ class Tracer:
         hooks = [(EMBEDDING, leaf(EMBEDDING)), *((hook, look(hook)) for hook in sources), (target, leaf(target))]
         ids = torch.tensor([self.ids], device=self.device)
         with torch.enable_grad():
-            self._logits = bridge.run_with_hooks(ids, fwd_hooks=hooks)[0, -1].float()
+            self.logits = bridge.run_with_hooks(ids, fwd_hooks=hooks)[0, -1].float()
         self.embedding, self.target_acts = seen[EMBEDDING], seen[target]
         self.source_acts = [seen[hook] for hook in sources]
 
     def trace(self) -> Trace:
         """Measure all links but those from tokens to source latents."""
-        chances = self._logits.detach().softmax(0).cpu()
+        chances = self.logits.detach().softmax(0).cpu()
         order = chances.argsort(descending=True)[: self.cfg.graph.logits]
         enough = int((chances[order].cumsum(0) < self.cfg.graph.logit_share).sum()) + 1
         probabilities = {int(token): chances[token].item() for token in order[:enough]}
@@ -122,17 +122,15 @@ class Tracer:
         x = acts.detach()[0].flatten(1).float().cpu()
         row, latent, value = sae.encode_sparse(x)
         counts = row >= self.cfg.data.drop_positions
-        row, latent, value = row[counts], latent[counts], value[counts]
-        offsets = torch.nn.functional.pad(torch.bincount(row, minlength=len(x)).cumsum(0), (1, 0))
-        return Rows(offsets, latent, value, sae.d_sae)
+        return Rows.from_pairs(row[counts], latent[counts], value[counts], n=len(x), d=sae.d_sae)
 
     def _add_logits(self, trace: Trace) -> None:
-        sae, last = self._target_sae, len(self.ids) - 1
+        sae, last = self.target_sae, len(self.ids) - 1
         acts = self.target_acts.detach()[0].flatten(1).float().cpu()
         latents, units = self._latents(sae, self.target_acts), sae.units(acts)
         factor = torch.ones(len(acts)) if units is None else units.scale.flatten()
         for token in trace.probabilities:
-            wanted = self._logits[token] - self._logits.mean()
+            wanted = self.logits[token] - self.logits.mean()
             leaves = [self.target_acts, self.embedding]
             to_acts, to_tokens = torch.autograd.grad(
                 wanted, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
@@ -153,7 +151,7 @@ class Tracer:
 
     def _add_connector(self, trace: Trace) -> None:
         """What each source adds to each target's prediction: the difference that leaving it out makes."""
-        parts = [self._latents(sae, acts) for sae, acts in zip(self._saes, self.source_acts, strict=True)]
+        parts = [self._latents(sae, acts) for sae, acts in zip(self.saes, self.source_acts, strict=True)]
         raw = Rows.beside(parts)
         rows = Rows(raw.offsets, raw.indices, raw.values / self._scale[raw.indices], raw.d)
         unit = self.sides.scales[-1]
@@ -187,12 +185,12 @@ class Tracer:
 
     def embed(self, trace: Trace, sources: list[Node]) -> None:
         """Add the links from tokens to these source latents: gradient of the activation x embedding."""
-        sizes = [sae.d_sae for sae in self._saes]
+        sizes = [sae.d_sae for sae in self.saes]
         for node in sources:
             latent, place = node.number, 0
             while latent >= sizes[place]:
                 latent, place = latent - sizes[place], place + 1
-            sae, acts = self._saes[place], self.source_acts[place][0].flatten(1)
+            sae, acts = self.saes[place], self.source_acts[place][0].flatten(1)
             if not acts.requires_grad:  # nothing stands between: the hook is the embedding itself
                 continue
             with torch.enable_grad():
