@@ -1,13 +1,22 @@
-"""The registry meets Hydra: the schema, every connector, solver and experiment become options and settings."""
+"""The registry meets Hydra: the schema, every connector, solver and experiment become options and settings.
+
+A file in conf/connector or conf/solver shows the settings and starts from the types that are registered here. A
+connector or solver without a file there, such as one that you add, becomes an option all the same.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
+from saelink.config.files import conf_dir
 from saelink.config.schema import Config, ExperimentConfig
 from saelink.connectors import CONNECTORS
 from saelink.experiments import EXPERIMENTS
 from saelink.fit.solvers import SOLVERS
+
+if TYPE_CHECKING:
+    from hydra.core.config_store import ConfigStore
 
 OWNERS = {name: experiment.Settings for name, experiment in EXPERIMENTS.items() if experiment.owner == name}
 
@@ -21,14 +30,24 @@ ExperimentSettings = dataclasses.make_dataclass(
 
 
 def register() -> None:
-    """Tell Hydra the schema, and every connector and solver as an option of its group."""
+    """Tell Hydra the schema, and every connector and solver as an option of its group.
+
+    The schemas are in no group, because Hydra's help and completion list every group there is.
+    """
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    store.store(group="schema", name="config", node=Config(experiment=ExperimentSettings()), package="_global_")
+    store.store(name="schema", node=Config(experiment=ExperimentSettings()), package="_global_")
     for name, connector in CONNECTORS.items():
-        store.store(group="connector", name=name, node=connector.Settings(name=name))
-        default = connector.default_solver  # config.yaml chooses solver=for_<connector>
-        store.store(group="solver", name=f"for_{name}", node=SOLVERS[default].Settings(name=default))
+        solver = {"override /solver@_global_.solver": connector.default_solver}
+        _register(store, "connector", name, connector.Settings(name=name), solver)
     for name, solver in SOLVERS.items():
-        store.store(group="solver", name=name, node=solver.Settings(name=name))
+        _register(store, "solver", name, solver.Settings(name=name))
+
+
+def _register(store: ConfigStore, group: str, name: str, settings: Any, *defaults: dict[str, str]) -> None:
+    """The types of an option, and where conf/ has no file of it, what that file would say."""
+    schema = f"schema_{group}_{name}"
+    store.store(name=schema, node=settings)
+    if not (conf_dir() / group / f"{name}.yaml").is_file():
+        store.store(group=group, name=name, node={"defaults": [f"/{schema}@_here_", *defaults]})

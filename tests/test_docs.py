@@ -240,16 +240,15 @@ def test_what_is_added_to_the_package_is_one_file(place: Path, world: World) -> 
 
 
 def test_a_wandb_sweep_starts_commands_that_exist(saelink: Run) -> None:
-    for path in (conf_dir() / "sweep").glob("*.yaml"):
-        sweep = yaml.safe_load(path.read_text())
-        assert f"wandb sweep conf/sweep/{path.name}" in text_of("docs/guides/wandb")
-        chosen = []
-        for name, values in sweep["parameters"].items():
-            chosen.append(f"{name}={values['values'][-1] if 'values' in values else values['min']}")
-        words = [w for w in sweep["command"] if not w.startswith("${")]
-        assert sweep["command"][0] == "${program}" and sweep["program"] == "saelink" and words[0] == "train"
-        code, out, err = saelink(*words, *chosen, "--cfg", "job", bare=True)
-        assert code == 0 and "l1_alpha: 1.0e-05" in out, err
+    sweep = yaml.safe_load((conf_dir() / "wandb_sweep.yaml").read_text())
+    assert "wandb sweep conf/wandb_sweep.yaml" in text_of("docs/guides/wandb")
+    chosen = []
+    for name, values in sweep["parameters"].items():
+        chosen.append(f"{name}={values['values'][-1] if 'values' in values else values['min']}")
+    words = [w for w in sweep["command"] if not w.startswith("${")]
+    assert sweep["command"][0] == "${program}" and sweep["program"] == "saelink" and words[0] == "train"
+    code, out, err = saelink(*words, *chosen, "--cfg", "job", bare=True)
+    assert code == 0 and "l1_alpha: 1.0e-05" in out, err
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -44,11 +44,13 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
     """Run a command under Hydra: one job, or a multirun. Exits with 1 when a job failed."""
     import hydra
 
+    from saelink.cli import help
     from saelink.compose import register
     from saelink.config.files import conf_dir
     from saelink.job import Memory
 
     register()
+    help.register()
     OUTCOME.begin()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main(), which prints them as lines
     arguments = hydra_arguments(arguments)

@@ -23,9 +23,7 @@ from saelink.fit.solvers import SOLVERS
 from helpers.world import Run, composed
 
 CHOICES = [
-    f"{file.parent.name}={file.stem}"
-    for file in sorted(conf_dir().glob("*/*.yaml"))
-    if file.parent.name not in ("hydra", "sweep")
+    f"{file.parent.name}={file.stem}" for file in sorted(conf_dir().glob("*/*.yaml")) if file.parent.name != "hydra"
 ]
 
 
@@ -119,7 +117,7 @@ def test_help_comes_within_a_blink() -> None:
 @pytest.mark.parametrize("command", ["train", "run", "evaluate"])
 def test_a_commands_help_lists_groups_and_settings(saelink: Run, command: str) -> None:
     code, out, _ = saelink(command, "--help", bare=True)
-    assert code == 0 and "connector: linear, mlp, nonlinear" in out and "l1_alpha" in out and "drop_positions" in out
+    assert code == 0 and "linear*, mlp, nonlinear, sae" in out and "l1_alpha" in out and "drop_positions" in out
 
 
 def test_cfg_job_prints_and_does_nothing(saelink: Run, tmp_path: Path) -> None:
