@@ -90,9 +90,17 @@ def load_connector(place: str | Path) -> ExportedConnector:
 
     Raises SaelinkError when there is none or it can't be read.
     """
+    return ExportedConnector(connector_folder(place))
+
+
+def connector_folder(place: str | Path) -> Path:
+    """The local folder of an exported connector; one on the hub is downloaded.
+
+    Raises SaelinkError when the hub has none.
+    """
     place = str(place)
     if not place.startswith(ON_HUB):
-        return ExportedConnector(Path(place))
+        return Path(place)
     from huggingface_hub import snapshot_download
 
     from saelink.fetch import hub_errors
@@ -100,4 +108,4 @@ def load_connector(place: str | Path) -> ExportedConnector:
     name, _, revision = place.removeprefix(ON_HUB).partition("@")
     with hub_errors("connector", name, f"{ON_HUB}{name}@<40 digits>"):
         folder = snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
-    return ExportedConnector(Path(folder))
+    return Path(folder)
