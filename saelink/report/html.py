@@ -23,7 +23,7 @@ def facts_table(rows: Iterable[tuple[str, str]]) -> str:
         f'<tr><td style="{LEFT};opacity:.65">{escape(name)}</td><td style="{LEFT}">{escape(text)}</td></tr>'
         for name, text in rows
     )
-    return f'<table style="margin:0;border:0">{"".join(lines)}</table>'
+    return f'<table style="margin:0;border:0;font-size:inherit">{"".join(lines)}</table>'
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
@@ -39,7 +39,12 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> 
         + "</tr>"
         for row in rows
     )
-    return f'<table style="margin:0;border:0"><tr>{top}</tr>{"".join(lines)}</table>'
+    return f'<table style="margin:0;border:0;font-size:inherit"><tr>{top}</tr>{"".join(lines)}</table>'
+
+
+def note(text: str) -> str:
+    """A line in a fainter colour."""
+    return f'<div style="opacity:.65">{escape(text)}</div>'
 
 
 def lines_of_text(lines: Iterable[str]) -> str:

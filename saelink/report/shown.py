@@ -15,7 +15,7 @@ from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, TOPS, VERDICTS, 
 from saelink.evidence.verify import VerifyStage
 from saelink.fit.train import TrainStage
 from saelink.latents.encode import EncodeStage
-from saelink.report.html import box, facts_table, grid, lines_of_text, link, picture, shares_bar
+from saelink.report.html import box, facts_table, grid, lines_of_text, link, note, picture, shares_bar
 from saelink.report.render import PAGE_FILE
 from saelink.report.stage import ReportStage
 from saelink.share.export import ExportStage
@@ -189,13 +189,10 @@ class Sweep:
             ]
             for row in self.points
         ]  # fmt: skip
-        note = [
-            ("", "★ no other connector for the same targets has both a lower MSE and a lower L1"),
-            ("", str(self.folder)),
-        ]
         shown = picture(pareto_picture(self.points, dpi=110), "error against L1, by l1_alpha", width=560)
         title = f"{self.id}: {len(self)} connectors, figures on validation documents"
-        return box(title, grid(head, cells, texts=3), facts_table(note), shown)
+        mark = note("★ no other connector for the same targets has both a lower MSE and a lower L1")
+        return box(title, grid(head, cells, texts=3), mark, shown, note(str(self.folder)))
 
 
 def _rows_of_map(config: dict[str, Any]) -> list[Row]:
@@ -308,7 +305,7 @@ def _sizes(artifact: Artifact[Any]) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{value:.2f}".replace("-0.00", "0.00")
 
 
 def _columns(rows: list[Row]) -> list[str]:
