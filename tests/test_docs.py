@@ -177,7 +177,7 @@ def test_the_python_of_a_page_runs(place: Path, world: World) -> None:
     api = re.findall(r"^\| `(\w+)\(", text_of("docs/guides/python"), re.MULTILINE)
     import saelink as package
 
-    named = {*api, "configure", "open", "load_connector", "Observer", "SaelinkError"}
+    named = {*api, "configure", "open", "open_sweep", "load_connector", "Observer", "SaelinkError"}
     assert named == set(package.__all__)
     assert all(callable(getattr(package, name)) for name in package.__all__)
 
