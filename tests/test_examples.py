@@ -82,6 +82,8 @@ def test_a_notebook_runs(name: str, world: World, place: Path, monkeypatch: pyte
         pytest.skip("trains SAEs with sae-lens")
     cells = executed(nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4), world, place, monkeypatch)
     assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
+    for cell in cells:  # a result shows itself once, and nothing else is displayed
+        assert sum("data" in output for output in cell.get("outputs", [])) <= 1, cell["source"]
     html = "\n".join(shown(cells, "text/html"))
     for promised in PROMISED[name]:
         assert promised in html, promised

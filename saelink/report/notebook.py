@@ -29,7 +29,9 @@ class CardView:
 
         from saelink.terminal.cards import print_card
 
-        console = Console(file=io.StringIO(), record=True, width=width, highlight=False, force_terminal=True)
+        console = Console(
+            file=io.StringIO(), record=True, width=width, highlight=False, force_terminal=True, force_jupyter=False
+        )
         print_card(self.data, console)
         return console
 
