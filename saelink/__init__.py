@@ -1,7 +1,25 @@
-"""saelink: how one set of SAE latents computes the next.
+"""saelink finds out how one set of SAE latents computes the next, and which edges are real in the model.
 
-The stages as functions are `configure` and what stands beside it in `__all__`; docs/guides/python.md shows them at
-work.
+    import saelink
+    job = saelink.configure("layer=1", "l1_alpha=8e-4")  # what to do: settings as on the command line
+    fitted = saelink.fit_connector(job)                  # a sparse map from source to target latents
+    saelink.evaluate_connector(job)                      # its error and circuits on held-out documents
+
+What you call, in this order; each function makes what it needs and finds what exists:
+
+    configure            settings -> job, which every function below takes
+    cache_acts           the model's activations
+    encode_latents       SAE latents on all tokens
+    fit_connector        one connector                    sweep_connectors, open_sweep: several penalties
+    evaluate_connector   held-out figures, circuits
+    verify_edges         which edges hold when sources are ablated in the model
+    make_report, open    an HTML page; its cards in Python: open(report.key).target(5)
+    export_connector     a folder for others              load_connector: reads one, predicts
+    prompt_graph         one prompt's attribution graph
+
+Results are artifacts: `key`, `path`, `facts` (figures), `files`, `json(name)`, `tensors(name)`. They show
+themselves in a notebook. A user's mistake raises SaelinkError, one line. `observer=saelink.Observer()` keeps a
+function quiet.
 """
 
 from __future__ import annotations
@@ -20,12 +38,13 @@ if TYPE_CHECKING:
         fit_connector,
         make_report,
         prompt_graph,
+        sweep_connectors,
         verify_edges,
     )
-    from saelink.connectors.exported import ExportedConnector
     from saelink.errors import SaelinkError
     from saelink.progress import Observer
     from saelink.report.notebook import Opened
+    from saelink.report.shown import LoadedConnector, Sweep
 
 from saelink._version import __version__ as __version__
 
@@ -41,7 +60,9 @@ __all__ = [
     "load_connector",
     "make_report",
     "open",
+    "open_sweep",
     "prompt_graph",
+    "sweep_connectors",
     "verify_edges",
 ]
 
@@ -55,6 +76,11 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    """What `help` and completion list: the functions of `api` too."""
+    return sorted({*globals(), *__all__})
+
+
 def open(key: str, outputs: str = "outputs") -> Opened:
     """A report's cards in Python: saelink.open("33654d08d11b").target(1064) shows one in a notebook.
 
@@ -65,11 +91,23 @@ def open(key: str, outputs: str = "outputs") -> Opened:
     return open_report(key, outputs)
 
 
-def load_connector(place: str | Path) -> ExportedConnector:
+def open_sweep(sweep_id: str, outputs: str = "outputs") -> Sweep:
+    """A sweep that a command or `sweep_connectors` made, by the name it ended with: open_sweep("sweep6e79526d").
+
+    Raises SaelinkError for one that does not exist or has no connector yet.
+    """
+    from saelink.report.shown import Sweep
+    from saelink.store.store import Store
+
+    return Sweep(Store(outputs), sweep_id)
+
+
+def load_connector(place: str | Path) -> LoadedConnector:
     """A connector that `saelink export` wrote: load_connector("folder")(source_latents) predicts target latents.
 
-    `place` is its folder, or hf://owner/repository[@revision]. Raises SaelinkError for none.
+    Source latents are [tokens, d_source], all sources side by side, predictions [tokens, d_target]; both in the raw
+    units of their SAEs. `place` is its folder, or hf://owner/repository[@revision]. Raises SaelinkError for none.
     """
-    from saelink.connectors.exported import load_connector as load
+    from saelink.report.shown import LoadedConnector
 
-    return load(place)
+    return LoadedConnector(place)

@@ -3,11 +3,45 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple, TypeGuard
 
 from saelink.errors import SaelinkError
+
+ON_HUB = "hf://"
+"""How the address of something on the hub begins."""
+
+
+class HubAddress(NamedTuple):
+    """What hf://owner/repository[@revision][/path] names."""
+
+    repository: str
+    """owner/repository"""
+    revision: str | None
+    path: str
+    """Inside the repository, without slashes around it; empty for the whole of it."""
+
+
+def hub_address(place: str, field: str) -> HubAddress | None:
+    """The address that `place` is, None where it does not begin with hf://.
+
+    Raises SaelinkError, naming `field`, for one that names no repository.
+    """
+    if not place.startswith(ON_HUB):
+        return None
+    parts = re.fullmatch(r"([^/@]+)/([^/@]+)(?:@([^/@]+))?(?:/(.*))?", place.removeprefix(ON_HUB))
+    if parts is None:
+        raise SaelinkError(f"{field}: {place} is not of the form {ON_HUB}owner/repository[@revision][/folder]")
+    owner, name, revision, path = parts.groups()
+    return HubAddress(f"{owner}/{name}", revision, (path or "").strip("/"))
+
+
+def is_commit(revision: str | None) -> TypeGuard[str]:
+    """Whether it names one state of a repository for good, so that the hub need not be asked which."""
+    return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def wheel_folder(package: str, install: str | None, field: str) -> Path:
@@ -63,7 +97,7 @@ _commits: dict[tuple[str, str | None], str] = {}
 
 def hub_commit(field: str, repository: str, revision: str | None) -> str:
     """The commit of a hub repository's revision, looked up once per process."""
-    if revision is not None and len(revision) == 40:
+    if is_commit(revision):
         return revision
     if (repository, revision) not in _commits:
         from huggingface_hub import HfApi

@@ -26,6 +26,7 @@ from test_house import LAYERS
 from saelink.cli.app import app
 from saelink.config.files import conf_dir
 
+from helpers.documented import SMALL, completed
 from helpers.hub import Hub
 from helpers.slurm import PLUGINS, has, stub_slurm
 from helpers.transcoders import write_transcoder
@@ -63,23 +64,6 @@ for words in json.loads(sys.argv[1]):
 
 COMPOSED = [*(page for pages in TOGETHER.values() for page in pages), "docs/guides/experiments"]
 """Pages with commands that need more than the small world."""
-
-SMALL = [
-    "data.context_size=16", "runtime.forward_tokens=512", "sae.d_sae=48", "sae.k=4", "sae.batch_tokens=128",
-    "sae.epochs=1", "eval.circuits=2", "eval.ce_tokens=256", "report.ablated=1",
-]  # fmt: skip
-"""Sizes of the small world, where a command does not say its own."""
-
-FEW_STEPS = ["solver.tokens=4096", "solver.batch_tokens=256", "solver.validate_every=2048"]
-
-SMALLER = {
-    "1262": "5",
-    "353": "3",
-    "layer=3": "layer=1",
-    "layer=1,3": "layer=0,1",
-    "connector.d_hidden=2048": "connector.d_hidden=16",
-}
-"""What a command says of the real model, in the small world's layers and latents."""
 
 
 def text_of(page: str) -> str:
@@ -129,27 +113,6 @@ def place(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
-def completed(world: World, words: list[str]) -> list[str]:
-    """A command with the small world's model, text and SAEs where it names none, and sizes that fit them."""
-    words = [SMALLER.get(word, word) for word in words]
-    given = {word.split("=", 1)[0].lstrip("+") for word in words if "=" in word}
-    if "--config-name" in words:  # a file of its own, which names them
-        given |= {"model", "data"}
-    base = [o for o in world.overrides("outputs") if not o.startswith(("solver", "sae.check", "eval", "wandb"))]
-    for group in ("model", "data", "sae"):
-        if group in given:
-            base = [o for o in base if not o.startswith((f"{group}=", f"{group}."))]
-    learnt = {"connector=mlp", "connector=nonlinear", "connector=low_rank"} & {*words}
-    few = [*FEW_STEPS] if learnt and "solver=causal" not in words else []
-    extra = [*base, *SMALL, *few]
-    if "sae.published" not in given:
-        extra.append("sae.check=false")
-    if "wandb.mode" not in given:
-        extra.append("wandb.mode=disabled")
-    kept = {o.split("=", 1)[0]: o for o in extra if o.split("=", 1)[0] not in given}
-    return [*words, *kept.values()]
-
-
 def can_run(words: list[str], launcher: str | None) -> bool:
     """Whether what a command needs is installed."""
     if launcher is not None and not has(PLUGINS[launcher]):
@@ -176,7 +139,7 @@ def test_every_command_of_a_page_runs(pages: str, place: Path, world: World, sae
     found = dict.fromkeys(tuple(words) for page in TOGETHER[pages] for words in commands(page))
     assert found
     for words in map(list, found):
-        full = completed(world, words)
+        full = completed(world.overrides("outputs"), words)
         launcher = next((w.split("=")[1] for w in words if w.startswith("hydra/launcher=")), None)
         if launcher == "slurm":  # the stub answers once a minute: that command is test_launchers' own
             full = [w.replace("=slurm", "=slurm_local") for w in full if "partition" not in w]
@@ -214,7 +177,7 @@ def test_the_python_of_a_page_runs(world: World) -> None:
     api = re.findall(r"^\| `(\w+)\(", text_of("docs/guides/python"), re.MULTILINE)
     import saelink as package
 
-    named = {*api, "configure", "open", "load_connector", "Observer", "SaelinkError"}
+    named = {*api, "configure", "open", "open_sweep", "load_connector", "Observer", "SaelinkError"}
     assert named == set(package.__all__)
     assert all(callable(getattr(package, name)) for name in package.__all__)
 
@@ -229,7 +192,7 @@ def test_what_is_added_to_the_package_is_one_file(place: Path, world: World) -> 
             assert not (checkout / name).exists(), name
             (checkout / name).write_text(content)
         assert commands(page)
-        asked += [completed(world, words) for words in commands(page)]
+        asked += [completed(world.overrides("outputs"), words) for words in commands(page)]
     done = subprocess.run(
         [sys.executable, "-c", ONE_BY_ONE, json.dumps(asked)], capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(checkout)},

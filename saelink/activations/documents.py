@@ -11,7 +11,7 @@ from typing import Any
 
 from saelink.config.schema import DataConfig, DataSource
 from saelink.errors import SaelinkError
-from saelink.fetch import hub_errors, wheel_folder
+from saelink.fetch import hub_errors, is_commit, wheel_folder
 from saelink.store.files import file_sha256
 
 
@@ -101,7 +101,7 @@ def _take_identity(cfg: DataConfig) -> dict[str, Any]:
     if cfg.source is DataSource.files:
         return {**chosen, "files": [file_sha256(path) for path in _files(cfg)]}
     chosen |= {"hub": cfg.path, "subset": cfg.subset, "split": cfg.split}
-    if cfg.revision and len(cfg.revision) == 40:
+    if is_commit(cfg.revision):
         return {**chosen, "commit": cfg.revision}
     from huggingface_hub import HfApi
 

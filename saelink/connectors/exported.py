@@ -14,13 +14,12 @@ from omegaconf import OmegaConf
 from saelink.connectors import CONNECTORS
 from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
+from saelink.fetch import ON_HUB, hub_address, hub_errors
 from saelink.latents.rows import Rows
 
 WEIGHTS_FILE = "connector.safetensors"
 
 CONFIG_FILE = "cfg.json"
-
-ON_HUB = "hf://"
 
 
 def connector_of(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Connector:
@@ -86,14 +85,22 @@ def load_connector(place: str | Path) -> ExportedConnector:
 
     Raises SaelinkError when there is none or it can't be read.
     """
-    place = str(place)
-    if not place.startswith(ON_HUB):
-        return ExportedConnector(Path(place))
+    return ExportedConnector(connector_folder(place))
+
+
+def connector_folder(place: str | Path) -> Path:
+    """The local folder of an exported connector; one on the hub is downloaded.
+
+    Raises SaelinkError when the hub has none.
+    """
+    address = hub_address(str(place), "connector")
+    if address is None:
+        return Path(place)
+    if address.path:
+        raise SaelinkError(f"connector: {place} is not of the form {ON_HUB}owner/repository[@revision]")
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType] (its tqdm has no argument)
 
-    from saelink.fetch import hub_errors
-
-    name, _, revision = place.removeprefix(ON_HUB).partition("@")
-    with hub_errors("connector", name, f"{ON_HUB}{name}@<40 digits>"):
-        folder = snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
-    return ExportedConnector(Path(folder))
+    with hub_errors("connector", address.repository, f"{ON_HUB}{address.repository}@<40 digits>"):
+        files = [CONFIG_FILE, WEIGHTS_FILE]
+        folder = snapshot_download(address.repository, revision=address.revision, allow_patterns=files)
+    return Path(folder)

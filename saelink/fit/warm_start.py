@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from saelink.connectors.exported import ON_HUB, WEIGHTS_FILE, ExportedConnector, load_connector
+from saelink.connectors.exported import WEIGHTS_FILE, ExportedConnector, load_connector
 from saelink.errors import SaelinkError
+from saelink.fetch import ON_HUB
 from saelink.job import Job
 from saelink.store.recipe import is_key
 

@@ -111,5 +111,5 @@ def count_tokens(observer: Observer, stream: Stream, text: np.ndarray[Any, Any],
     context = stream.context
     seen = [text[stream.begins[split] :][: stream.sequences[split] * context] for split in stream.splits]
     occurrences = np.bincount(np.concatenate(seen).reshape(-1, context)[:, drop:].ravel())
-    tables = (token, weight, count, np.where(token >= 0, occurrences[token], 0), sums)
+    tables: list[Any] = [token, weight, count, np.where(token >= 0, occurrences[token], 0), sums]
     return TopTokens(*(torch.from_numpy(table) for table in tables))

@@ -8,7 +8,7 @@ from typing import Any
 
 from saelink.config.schema import ModelConfig, ModelSource
 from saelink.errors import SaelinkError
-from saelink.fetch import hub_errors, wheel_folder
+from saelink.fetch import hub_errors, is_commit, wheel_folder
 from saelink.store.files import file_sha256
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".model", ".txt")
@@ -28,7 +28,7 @@ def _take_identity(cfg: ModelConfig) -> dict[str, Any]:
     if cfg.source is ModelSource.hub:
         from huggingface_hub import HfApi
 
-        if cfg.revision and len(cfg.revision) == 40:
+        if is_commit(cfg.revision):
             return {"hub": cfg.path, "commit": cfg.revision}
         with hub_errors("model.path", cfg.path):
             return {"hub": cfg.path, "commit": HfApi().model_info(cfg.path, revision=cfg.revision).sha}

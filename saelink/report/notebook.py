@@ -11,6 +11,7 @@ from typing import Any
 
 from saelink.errors import SaelinkError
 from saelink.report.cards.cards import Card
+from saelink.report.html import box, facts_table
 from saelink.report.render import DATA_FILE
 from saelink.report.stage import ReportFacts
 from saelink.store.artifact import Artifact
@@ -28,7 +29,9 @@ class CardView:
 
         from saelink.terminal.cards import print_card
 
-        console = Console(file=io.StringIO(), record=True, width=width, highlight=False, force_terminal=True)
+        console = Console(
+            file=io.StringIO(), record=True, width=width, highlight=False, force_terminal=True, force_jupyter=False
+        )
         print_card(self.data, console)
         return console
 
@@ -49,6 +52,21 @@ class Opened:
         self._archive = zipfile.ZipFile(artifact.file(DATA_FILE))
         self.head: dict[str, Any] = self._piece("head")
         """What the page shows before any card is opened."""
+
+    def _rows(self) -> list[tuple[str, str]]:
+        d = self.head["d"]
+        sides = [f"{side}(0) to {side}({d[side] - 1:,})" for side in ("target", "source", "hidden") if d.get(side)]
+        return [("connectors", ", ".join(self.connectors)), ("cards", ", ".join(f".{side}" for side in sides))]
+
+    @property
+    def _title(self) -> str:
+        return f"report {self.artifact.key}: {self.artifact.manifest['about']}"
+
+    def __repr__(self) -> str:
+        return "\n".join([self._title, *(f"  {name:12} {text}" for name, text in self._rows())])
+
+    def _repr_html_(self) -> str:
+        return box(self._title, facts_table(self._rows()))
 
     def _piece(self, name: str) -> Any:
         return json.loads(gzip.decompress(self._archive.read(f"{name}.json.gz")))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from saelink.config.files import PACKAGE
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
-from saelink.fetch import hub_commit, hub_errors
+from saelink.fetch import ON_HUB, hub_address, hub_commit, hub_errors
 from saelink.saes.formats import FOLDERS, identity, known_folders
 from saelink.saes.formats.saelens import modern
 from saelink.saes.hub import HubPlace, hub_file
@@ -42,7 +42,7 @@ class SAEChoice(NamedTuple):
         if self.release is not None:
             return f"sae.release={self.release[0]} sae.id={self.release[1]}"
         if self.hub is not None:
-            return f"hf://{self.hub.repository}/{self.hub.path}"
+            return f"{ON_HUB}{self.hub.repository}/{self.hub.path}"
         return f"sae.path={self.path}"
 
 
@@ -109,9 +109,9 @@ def _names(hook_name: str) -> list[str]:
 def _located(cfg: Config, place: str, must: bool = True) -> SAEChoice | None:
     """The SAE at a place in sae.hub or sae.path, or at an hf:// address; None where none is and none need be."""
     settings = cfg.sae
-    if settings.hub is not None and not place.startswith("hf://"):
+    if settings.hub is not None and not place.startswith(ON_HUB):
         return _on_hub(settings.hub, settings.revision, place, settings.name, must)
-    if place.startswith("hf://"):
+    if place.startswith(ON_HUB):
         return located(place, "sae.files", settings.name, must)
     parent = Path(settings.path or ".")
     if (settings.path or "").startswith("package:"):
@@ -124,12 +124,11 @@ def located(place: str, field: str, about: str | None = None, must: bool = True)
 
     None where nothing is there and it need not be; otherwise SaelinkError, naming `field`.
     """
-    if place.startswith("hf://"):
-        owner, name, *rest = [*place.removeprefix("hf://").split("/", 2), "", ""][:3]
-        name, _, revision = name.partition("@")
-        if not rest[0] or not name or not owner:
-            raise SaelinkError(f"{field}: {place} is not of the form hf://owner/repository/folder")
-        return _on_hub(f"{owner}/{name}", revision or None, rest[0], about or place, must, field)
+    address = hub_address(place, field)
+    if address is not None:
+        if not address.path:
+            raise SaelinkError(f"{field}: {place} is not of the form {ON_HUB}owner/repository[@revision]/folder")
+        return _on_hub(address.repository, address.revision, address.path, about or place, must, field)
     path = Path(place)
     if not path.exists():
         if not must:

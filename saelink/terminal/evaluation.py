@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from saelink.connectors.exported import CONFIG_FILE
@@ -12,8 +13,8 @@ from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 
 
-def print_evaluation(observer: Observer, connector: Artifact[TrainFacts], evaluation: Artifact[EvaluateFacts]) -> None:
-    """The table of figures and the circuits, from the artifacts alone."""
+def evaluation_rows(connector: Artifact[TrainFacts], evaluation: Artifact[EvaluateFacts]) -> list[tuple[str, str]]:
+    """What there is to say of an evaluated connector: a name and a text for each line."""
     figures = evaluation.json("metrics.json")
     config = connector.json(CONFIG_FILE)
     sources = " + ".join(source["hook_name"] for source in config["sources"])
@@ -36,7 +37,7 @@ def print_evaluation(observer: Observer, connector: Artifact[TrainFacts], evalua
         ),
         ("targets", f"{figures['n_targets']:,} of the SAE's {figures['d_target']:,} latents are explained"),
         ("L1", f"{figures['l1']:.3f}"),
-        ("edges", _edges_text(figures)),
+        ("edges", edges_text(figures)),
     ]
     if "relative_gradient" in connector.facts:
         rows.append(("optimum", f"least squares; gradient at most {connector.facts['relative_gradient']:.0e} of X'y"))
@@ -57,11 +58,16 @@ def print_evaluation(observer: Observer, connector: Artifact[TrainFacts], evalua
         )
     if figures.get("dead_outputs"):
         rows.append(("dead", f"{figures['dead_outputs']:,} target latents are never predicted above 0"))
+    return rows
+
+
+def print_evaluation(observer: Observer, connector: Artifact[TrainFacts], evaluation: Artifact[EvaluateFacts]) -> None:
+    """The table of figures and the circuits, from the artifacts alone."""
     observer.say("")
-    for name, text in rows:
+    for name, text in evaluation_rows(connector, evaluation):
         observer.say(f"  {name:12} {text}")
     if "ce.json" in evaluation.files:
-        _print_ce(observer, evaluation.json("ce.json"), int(figures["ce_tokens"]))
+        _print_ce(observer, evaluation.json("ce.json"), int(evaluation.json("metrics.json")["ce_tokens"]))
     observer.say("\n  Best predicted target latents (OF) from source latents (IF), each with its top token:\n")
     for line in evaluation.file("circuits.txt").read_text().splitlines():
         observer.say(f"  {line}")
@@ -88,7 +94,8 @@ def _print_ce(observer: Observer, figures: dict[str, dict[str, float]], n_tokens
         observer.say(f"  {text:30} {entry['ce']:24.4f}    {entry['recovered']:.3f}  ({interval})")
 
 
-def _edges_text(figures: dict[str, Any]) -> str:
+def edges_text(figures: Mapping[str, Any]) -> str:
+    """How many edges there are, and how many above each threshold."""
     above = [
         f"{count:,} above {name.removeprefix('n_edges_above_')}"
         for name, count in figures.items()

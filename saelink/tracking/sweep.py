@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -34,6 +35,11 @@ COLUMNS = [
 
 def sweep_folder(store: Store, sweep_id: str) -> Path:
     return store.root / "sweeps" / sweep_id
+
+
+def sweep_of(keys: list[str]) -> str:
+    """The name of a sweep that is known by its train artifacts, not by a command."""
+    return "sweep" + hashlib.sha256(" ".join(sorted(set(keys))).encode()).hexdigest()[:8]
 
 
 def record(store: Store, sweep_id: str | None, connector: Artifact[TrainFacts], overrides: str) -> None:
@@ -138,17 +144,16 @@ def write_pareto(store: Store, sweep_id: str) -> list[dict[str, Any]]:
     rows = points(store, sweep_id)
     folder = sweep_folder(store, sweep_id)
     write_durably(folder / "pareto.csv", table_csv([{name: row[name] for name in COLUMNS} for row in rows]))
-    write_durably(folder / "pareto.png", _picture(rows))
+    write_durably(folder / "pareto.png", pareto_picture(rows))
     return rows
 
 
-def _picture(rows: list[dict[str, Any]]) -> bytes:
-    import matplotlib
+def pareto_picture(rows: list[dict[str, Any]], dpi: int = 150) -> bytes:
+    """The rows of `points` as a PNG: error against L1, a line for each link and connector."""
+    from matplotlib.figure import Figure  # not pyplot: a notebook keeps its own backend
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
     for series in dict.fromkeys((row["link"], row["connector"]) for row in rows):
         chosen = [row for row in rows if (row["link"], row["connector"]) == series]
         axes.plot(
@@ -165,8 +170,7 @@ def _picture(rows: list[dict[str, Any]]) -> bytes:
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=150, metadata={"Software": None})
-    plt.close(figure)
+    figure.savefig(data, format="png", dpi=dpi, metadata={"Software": None})
     return data.getvalue()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -75,13 +74,13 @@ def test_a_file_starts_from_the_types_and_a_connectors_chooses_its_solver(group:
 
 
 @pytest.fixture
-def other_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def other_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of conf/ in the place of the real one; what is registered for it is forgotten afterwards."""
     folder = shutil.copytree(conf_dir(), tmp_path / "conf")
     monkeypatch.setattr("saelink.api.conf_dir", lambda: folder)
     monkeypatch.setattr("saelink.compose.conf_dir", lambda: folder)
     monkeypatch.setattr(ConfigStore.instance(), "repo", dict(ConfigStore.instance().repo))
-    yield folder
+    return folder
 
 
 def test_what_a_file_says_is_what_is_composed(other_conf: Path) -> None:
