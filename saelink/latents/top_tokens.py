@@ -3,6 +3,9 @@
 The first of them is what a latent is labelled by, wherever it is named (see evidence/names.py).
 """
 
+# torch has no types for from_numpy.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple, TypedDict
