@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from saelink.cli import jobs
-from saelink.cli.launch import OVERRIDE, hydra_line, launch, one_line
+from saelink.cli.launch import OVERRIDE, asks_for_help, hydra_line, launch, one_line
 
 app = typer.Typer(
     name="saelink",
@@ -43,52 +43,56 @@ Overrides = Annotated[
 # --------------------------------------------------------------------------- stages
 
 
+def words_of(context: typer.Context, arguments: list[str] | None) -> list[str]:
+    """What follows the command's name. For `--help`, what the command does is printed before Hydra's listing."""
+    words = [*(arguments or []), *context.args]
+    if asks_for_help(words):
+        print(f"saelink {context.info_name}: {context.command.help}\n")
+    return words
+
+
 def _stage_command(name: str, help: str, command: jobs.Command) -> None:
     def stage(context: typer.Context, overrides: Overrides = None) -> None:
-        launch(name, [*(overrides or []), *context.args], command)
+        launch(name, words_of(context, overrides), command)
 
     stage.__doc__ = help
     app.command(name, context_settings=PASS_TO_HYDRA, help=help)(stage)
 
 
-_stage_command("run", "The whole chain: cache, encode, train, evaluate, report; or experiment=NAME.", jobs.run_all)
-_stage_command("cache", "Run the language model and keep its activations at the link's hooks.", jobs.run_cache)
-_stage_command("sae", "Train SAEs for the link's hooks that have none.", jobs.run_sae)
+_stage_command("run", "The whole pipeline, to the report; or an experiment.", jobs.run_all)
+_stage_command("cache", "Run the language model and keep its activations.", jobs.run_cache)
+_stage_command("sae", "Train SAEs for hooks that have none.", jobs.run_sae)
 _stage_command("encode", "Encode the activations through the SAEs.", jobs.run_encode)
 _stage_command("train", "Fit a connector.", jobs.run_train)
-_stage_command("evaluate", "Measure a connector on held-out documents; print its circuits.", jobs.run_evaluate)
-_stage_command(
-    "verify", "Ablate every source latent in the model and compare a connector's edges with it.", jobs.run_verify
-)
-_stage_command(
-    "report", "One HTML page of what a connector found, with what the store holds beside it.", jobs.run_report
-)
-_stage_command(
-    "export", "A connector as a folder that loads without saelink's settings; its edges as tables.", jobs.run_export
-)
+_stage_command("evaluate", "Measure a connector on held-out text, print circuits.", jobs.run_evaluate)
+_stage_command("verify", "Test a connector's edges by ablating its sources.", jobs.run_verify)
+_stage_command("report", "Write one HTML page of what a connector found.", jobs.run_report)
+_stage_command("export", "Write a connector as a folder for others to load.", jobs.run_export)
 
 
 @app.command("track", context_settings=PASS_TO_HYDRA)
 def track(context: typer.Context, arguments: Overrides = None) -> None:
-    """Publish train artifacts to Weights & Biases later: saelink track KEY... [wandb.project=x]."""
+    """Publish connectors to W&B later: track KEY..."""
     from saelink.errors import SaelinkError
 
-    words = [*(arguments or []), *context.args]
+    words = words_of(context, arguments)
     keys = [word for word in words if not OVERRIDE.match(word) and not word.startswith("-")]
-    if not keys:
+    if not keys and not asks_for_help(words):
         raise SaelinkError("track: name at least one train artifact; `saelink ls` lists their keys")
     launch("track", [word for word in words if word not in keys], jobs.track(keys))
 
 
 @app.command("show", context_settings=PASS_TO_HYDRA)
 def show(context: typer.Context, arguments: Overrides = None) -> None:
-    """A latent's card: saelink show target 1064, saelink show source 324 [--json] [key=value ...]."""
+    """Print one latent's card: show target 1064."""
     from saelink.errors import SaelinkError
 
-    words = [*(arguments or []), *context.args]
+    words = words_of(context, arguments)
     as_json = "--json" in words
     words = [word for word in words if word != "--json"]
     asked = [word for word in words if not OVERRIDE.match(word) and not word.startswith("-")]
+    if asks_for_help(words):
+        asked = ["target", "0"]  # never looked at
     if len(asked) != 2 or asked[0] not in ("target", "source"):
         raise SaelinkError("show: give a side and a latent, such as `saelink show target 1064` or `show source 324`")
     side, latent = asked
@@ -99,8 +103,8 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
 
 @app.command("graph", context_settings=PASS_TO_HYDRA)
 def graph(context: typer.Context, arguments: Overrides = None) -> None:
-    """A prompt as a graph: tokens, latents, next tokens: saelink graph "The old king" [key=value ...]."""
-    words = [*(arguments or []), *context.args]
+    """Write a prompt's graph: graph "The old king"."""
+    words = words_of(context, arguments)
     asked = [
         word
         for before, word in zip(["", *words], words, strict=False)
@@ -125,7 +129,7 @@ Key = Annotated[str, typer.Argument(help="A key, or enough of its first digits."
 
 @app.command("ls")
 def ls(outputs: Outputs = "outputs") -> None:
-    """List the artifacts: stage, key, size, age, what."""
+    """List the artifacts of a store."""
     from saelink.store.store import Store
     from saelink.terminal.listing import print_artifacts
     from saelink.terminal.progress import TerminalObserver
@@ -135,7 +139,7 @@ def ls(outputs: Outputs = "outputs") -> None:
 
 @app.command("rm")
 def rm(key: Key, outputs: Outputs = "outputs") -> None:
-    """Remove one artifact. What was computed from it stays."""
+    """Remove one artifact; what was computed from it stays."""
     from saelink.store.store import Store
 
     for path in Store(outputs).remove(key):
@@ -149,7 +153,10 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
     outputs: Outputs = "outputs",
 ) -> None:
-    """Send an exported connector to a hub repository; HF_TOKEN or `hf auth login` says who you are."""
+    """Send an exported connector to a hub repository.
+
+    HF_TOKEN or `hf auth login` says who you are.
+    """
     from saelink.share.hub import push as send
     from saelink.store.store import Store
 
@@ -158,7 +165,7 @@ def push(
 
 @app.command("gc")
 def gc(outputs: Outputs = "outputs") -> None:
-    """Remove what killed runs left unfinished."""
+    """Remove the unfinished work of killed runs."""
     from saelink.store.files import gigabytes
     from saelink.store.store import Store
 
@@ -168,7 +175,10 @@ def gc(outputs: Outputs = "outputs") -> None:
 
 @app.command("pareto")
 def pareto(sweep_id: Annotated[str, typer.Argument(metavar="SWEEP")], outputs: Outputs = "outputs") -> None:
-    """The MSE-against-L1 table and picture of a sweep, also after a failed job."""
+    """Print and draw a sweep's MSE against L1 again.
+
+    SWEEP is the name that a sweep prints at its end; its folder is in outputs/sweeps. Failed jobs are left out.
+    """
     from saelink.store.store import Store
     from saelink.terminal.progress import TerminalObserver
     from saelink.terminal.sweep import print_pareto

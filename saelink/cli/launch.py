@@ -40,6 +40,11 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     return overrides + [argument for argument in arguments if not OVERRIDE.match(argument)]
 
 
+def asks_for_help(words: list[str]) -> bool:
+    """Whether a command's help is wanted, not its work."""
+    return "--help" in words or "-h" in words
+
+
 def launch(name: str, arguments: list[str], command: Command) -> None:
     """Run a command under Hydra: one job, or a multirun. Exits with 1 when a job failed."""
     import hydra

@@ -74,8 +74,8 @@ class Names:
         """`number` counts through the sources' latents, or is a target SAE's or a hidden unit's own."""
         if kind == "hidden":
             return Unit(kind, number, "", f"H{number}", None, None)
-        sides, latent, short = self._job.sides, number, f"OF{number}"
-        side = sides.target
+        sides, latent = self._job.sides, number
+        side, short = sides.target, sides.target_name(number)
         if kind == "source":
             place, latent = sides.side_of(number)
             side, short = sides.sources[place], sides.source_name(number)

@@ -42,28 +42,28 @@ WAYS: dict[str, tuple[str, ...]] = {
 class ComposedSettings:
     """Settings of the experiment composed."""
 
-    composed_layers: list[int] = field(default_factory=lambda: [1, 2, 3])
+    layers: list[int] = field(default_factory=lambda: [1, 2, 3])
     """The blocks whose maps are put one behind the other, without a gap."""
 
 
 class ComposedExperiment(Experiment):
     Settings = ComposedSettings
     title = "Residual latents from the composed maps of several blocks, by part"
-    settings = ("composed_layers",)
+    settings = ("layers",)
     by_evaluation = False
     by_layer = False
 
     def configured(self, cfg: Config) -> Config:
-        return replace(cfg, link=link_named("block"), layer=min(self.own(cfg).composed_layers, default=cfg.layer))
+        return replace(cfg, link=link_named("block"), layer=min(self.own(cfg).layers, default=cfg.layer))
 
     def jobs(self, cfg: Config) -> list[Config]:
-        return [replace(self.configured(cfg), layer=layer) for layer in self.own(cfg).composed_layers]
+        return [replace(self.configured(cfg), layer=layer) for layer in self.own(cfg).layers]
 
     def fits(self, job: Job) -> dict[str, Config]:
-        layers = self.own(job.cfg).composed_layers
+        layers = self.own(job.cfg).layers
         if len(layers) < 2 or layers != list(range(layers[0], layers[0] + len(layers))):
             raise SaelinkError(
-                f"experiment.composed.composed_layers={layers}: give at least two layers that follow "
+                f"experiment.composed.layers={layers}: give at least two layers that follow "
                 "one another, such as [1,2,3]"
             )
         alpha = 8e-4 if job.cfg.experiment.sparse_alpha == "elbow" else float(job.cfg.experiment.sparse_alpha)
@@ -72,7 +72,7 @@ class ComposedExperiment(Experiment):
         }
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:
-        layers = self.own(job.cfg).composed_layers
+        layers = self.own(job.cfg).layers
         maps, sources, targets = [], [], []
         for layer, result in zip(layers, done.values(), strict=True):
             here = replace(job.cfg, layer=layer)

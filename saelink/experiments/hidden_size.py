@@ -15,7 +15,7 @@ from saelink.job import Job
 class HiddenSizeSettings:
     """Settings of the experiment hidden_size."""
 
-    hidden_sizes: list[int] = field(default_factory=lambda: [2**power for power in range(1, 14)])
+    sizes: list[int] = field(default_factory=lambda: [2**power for power in range(1, 14)])
     """Numbers of hidden units."""
 
 
@@ -24,15 +24,15 @@ class HiddenSizeExperiment(Experiment):
     title = "mlp connector: error against the number of hidden units"
 
     def check(self, settings: HiddenSizeSettings) -> None:
-        if not settings.hidden_sizes or any(size < 1 for size in settings.hidden_sizes):
-            raise self.mistake(settings, "hidden_sizes", "give at least one, each at least 1")
+        if not settings.sizes or any(size < 1 for size in settings.sizes):
+            raise self.mistake(settings, "sizes", "give at least one, each at least 1")
 
     def fits(self, job: Job) -> dict[str, Config]:
         fits = {
             str(size): fit(
                 job.cfg, "mlp", d_hidden=size, tokens=job.cfg.experiment.sweep_tokens, seed=job.cfg.experiment.seeds[0]
             )
-            for size in self.own(job.cfg).hidden_sizes
+            for size in self.own(job.cfg).sizes
         }
         return fits | {"exact linear": fit(job.cfg, "linear", "exact")}
 

@@ -28,24 +28,24 @@ from saelink.latents.targets import targets_of
 class NoiseThresholdSettings:
     """Settings of the experiment noise_threshold."""
 
-    noise_levels: list[float] = field(default_factory=lambda: [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
+    levels: list[float] = field(default_factory=lambda: [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
     """Loss levels."""
-    noise_tokens: int = 16_384
+    ce_tokens: int = 16_384
     """Test tokens it is measured on."""
-    noise_share: float = 0.01
+    share: float = 0.01
     """The cost in cross-entropy that is allowed, as a share of the zero-ablation gap."""
 
 
 class NoiseThresholdExperiment(Experiment):
     Settings = NoiseThresholdSettings
     title = "Cross-entropy against noise in the target latents"
-    settings = ("noise_levels", "noise_tokens", "noise_share")
+    settings = ("levels", "ce_tokens", "share")
 
     def check(self, settings: NoiseThresholdSettings) -> None:
-        if not settings.noise_levels or any(level <= 0 for level in settings.noise_levels):
-            raise self.mistake(settings, "noise_levels", "give numbers above 0")
-        if settings.noise_tokens < 1:
-            raise self.mistake(settings, "noise_tokens", "must be at least 1")
+        if not settings.levels or any(level <= 0 for level in settings.levels):
+            raise self.mistake(settings, "levels", "give numbers above 0")
+        if settings.ce_tokens < 1:
+            raise self.mistake(settings, "ce_tokens", "must be at least 1")
 
     def fits(self, job: Job) -> dict[str, Config]:
         return {}
@@ -64,9 +64,9 @@ class NoiseThresholdExperiment(Experiment):
         }
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:
-        levels = sorted(self.own(job.cfg).noise_levels)
+        levels = sorted(self.own(job.cfg).levels)
         sides = job.sides
-        limit = min(self.own(job.cfg).noise_tokens, job.cfg.eval.ce_tokens)
+        limit = min(self.own(job.cfg).ce_tokens, job.cfg.eval.ce_tokens)
         baselines = BaselinesStage(job).pull().tensors("losses.safetensors")
         test = spliced_tokens(job, limit)
         losses = {name: baselines[name][: len(test.ids)] for name in ("clean", "sae", "mean", "zero")}
@@ -105,13 +105,13 @@ class NoiseThresholdExperiment(Experiment):
                         "share_of_gap": shares[-1],
                     }
                 )
-            found[name] = largest_level(levels, shares, self.own(job.cfg).noise_share)
+            found[name] = largest_level(levels, shares, self.own(job.cfg).share)
         said = ", ".join(f"{name} {'none' if level is None else f'{level:.2g}'}" for name, level in found.items())
         clean, rebuilt, zeroed = (figures[name]["ce"] for name in ("clean", "sae", "zero"))
         text = (
             f"  {test.ids.numel():,} test tokens. CE clean {clean:.3f}, SAE {rebuilt:.3f}, zero ablation {zeroed:.3f}; "
             "share_of_gap is (CE - CE of the SAE) / (zero - clean).\n"
-            f"  Largest level that costs less than {self.own(job.cfg).noise_share:.0%} of the gap: {said}"
+            f"  Largest level that costs less than {self.own(job.cfg).share:.0%} of the gap: {said}"
             " (the largest tested where none costs more; none where the smallest does)."
         )
 
@@ -122,8 +122,8 @@ class NoiseThresholdExperiment(Experiment):
                 axes.plot([row["level"] for row in chosen], [row["ce"] for row in chosen], "o-", label=name)
             for name, style in (("sae", "--"), ("zero", ":")):
                 axes.axhline(figures[name]["ce"], color="black", lw=1, ls=style, label=name)
-            limit_ce = figures["sae"]["ce"] + self.own(job.cfg).noise_share * gap
-            axes.axhline(limit_ce, color="tab:red", lw=1, label=f"SAE + {self.own(job.cfg).noise_share:.0%} of the gap")
+            limit_ce = figures["sae"]["ce"] + self.own(job.cfg).share * gap
+            axes.axhline(limit_ce, color="tab:red", lw=1, label=f"SAE + {self.own(job.cfg).share:.0%} of the gap")
             axes.set(xscale="log", xlabel="noise variance / normaliser", ylabel="cross-entropy (nats)")
             axes.set_title(f"Noise in the target latents, layer {job.cfg.layer}", fontsize=10)
             axes.legend(fontsize=8)

@@ -31,7 +31,7 @@ MOST_WEIGHTS = 5
 class OutliersSettings:
     """Settings of the experiment outliers."""
 
-    outliers: int = 20
+    listed: int = 20
     """Latents listed, those with the largest loss differences."""
 
 
@@ -39,14 +39,14 @@ class OutliersExperiment(Experiment):
     Settings = OutliersSettings
     version = 3
     title = "Latents with the largest loss differences: where they fire, and the mlp's large weights into them"
-    settings = ("outliers",)
+    settings = ("listed",)
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {"outlier_shares": cfg.outliers.shares, "weight_threshold": cfg.outliers.weight_threshold}
 
     def check(self, settings: OutliersSettings) -> None:
-        if settings.outliers < 1:
-            raise self.mistake(settings, "outliers", "must be at least 1")
+        if settings.listed < 1:
+            raise self.mistake(settings, "listed", "must be at least 1")
 
     def starts_from(self) -> list[Experiment]:
         return [PercentLinearExperiment()]
@@ -68,7 +68,7 @@ class OutliersExperiment(Experiment):
         connector = fitted_connector(done["mlp"].connector)
         weights = connector.output_weight()
         difference = torch.where(found["difference"].isnan(), -torch.inf, found["difference"])
-        most = min(self.own(job.cfg).outliers, int(difference.isfinite().sum()))
+        most = min(self.own(job.cfg).listed, int(difference.isfinite().sum()))
         largest = difference.argsort(descending=True)[:most]
         total = found["difference"].nan_to_num().clamp(min=0).sum()
         names, hook = Names(job), sides.target.facts["hook_name"]
@@ -87,7 +87,7 @@ class OutliersExperiment(Experiment):
             rows.append(
                 {
                     "layer": job.cfg.layer,
-                    "latent": f"OF{latent}",
+                    "latent": sides.target_name(latent),
                     "difference": difference[latent].item(),
                     "share_of_gap": (difference[latent] / total).item(),
                     "over_variance": (difference[latent] / found["variance"][latent]).item(),

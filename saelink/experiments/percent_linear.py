@@ -53,7 +53,7 @@ class PercentLinearSettings:
     linear_threshold: Any = 1e-3
     """A latent is linear when its loss difference, divided by the normaliser, is at most this; `noise`
     takes the level that noise_threshold finds for each normaliser."""
-    linear_by: str = "variance"
+    yardstick: str = "variance"
     """The normaliser that decides the linear subset: post, energy or variance."""
     bootstrap: int = 1000
     """Resamples of the test documents."""
@@ -62,14 +62,14 @@ class PercentLinearSettings:
 class PercentLinearExperiment(Experiment):
     Settings = PercentLinearSettings
     title = "Percentage of target latents that a linear map explains as well as an mlp"
-    settings = ("linear_threshold", "linear_by", "bootstrap", "seeds")
+    settings = ("linear_threshold", "yardstick", "bootstrap", "seeds")
     by_evaluation = False
 
     def check(self, settings: PercentLinearSettings) -> None:
         if settings.bootstrap < 1:
             raise self.mistake(settings, "bootstrap", "must be at least 1")
-        if settings.linear_by not in NORMALISERS:
-            raise self.mistake(settings, "linear_by", "one of post, energy, variance")
+        if settings.yardstick not in NORMALISERS:
+            raise self.mistake(settings, "yardstick", "one of post, energy, variance")
         if settings.linear_threshold != "noise" and not is_penalty(settings.linear_threshold):
             raise self.mistake(settings, "linear_threshold", "give a number >= 0, or noise")
 
@@ -109,7 +109,7 @@ class PercentLinearExperiment(Experiment):
             if missing:
                 raise SaelinkError(
                     f"experiment.percent_linear.linear_threshold=noise: no level of "
-                    f"experiment.noise_threshold.noise_levels is cheap enough for "
+                    f"experiment.noise_threshold.levels is cheap enough for "
                     f"{', '.join(missing)}; add smaller ones"
                 )
             return levels
@@ -158,7 +158,7 @@ class PercentLinearExperiment(Experiment):
             "resampling noise moves them over it.",
             f"Largest differences (exact linear - mlp): {largest}; these five are {share:.0%} of the positive gap.",
             f"FVU{repeated}: {said}.",
-            f"Subset by {self.own(job.cfg).linear_by}, chosen on validation documents: {int(linear.sum()):,} linear, "
+            f"Subset by {self.own(job.cfg).yardstick}, chosen on validation documents: {int(linear.sum()):,} linear, "
             f"{int(rest.sum()):,} rest.",
         ]
         if means["mlp"] > means["exact linear"]:
@@ -240,7 +240,7 @@ class PercentLinearExperiment(Experiment):
         }
         mlp = torch.stack([error for label, error in errors.items() if label != "exact linear"]).mean(0)
         scales = normalisers(job, validation)
-        name = self.own(job.cfg).linear_by
+        name = self.own(job.cfg).yardstick
         varies = scales["variance"] > 0
         linear = varies & (errors["exact linear"] - mlp <= thresholds[name] * scales[name])
         return linear, varies & ~linear

@@ -16,11 +16,9 @@ from saelink.job import Job
 class SAEConnectorSettings:
     """Settings of the experiment sae_connector."""
 
-    sae_alphas: list[float] = field(
-        default_factory=lambda: [1e-5, 4e-5, 7e-5, 1e-4, 4e-4, 7e-4, 1e-3, 4e-3, 7e-3, 1e-2]
-    )
+    alphas: list[float] = field(default_factory=lambda: [1e-5, 4e-5, 7e-5, 1e-4, 4e-4, 7e-4, 1e-3, 4e-3, 7e-3, 1e-2])
     """The post's penalties."""
-    sae_bias_alphas: list[float] | None = None
+    bias_alphas: list[float] | None = None
     """The penalties that are also tried with a hidden bias; null tries all."""
     hidden_l1: str = "as_is"
     """Units of the hidden penalty, as_is or sqrt_c."""
@@ -31,9 +29,9 @@ class SAEConnectorExperiment(Experiment):
     title = "SAE connector: error, L1, hidden L1 and hidden L0 over penalties, with and without a hidden bias"
 
     def check(self, settings: SAEConnectorSettings) -> None:
-        if not settings.sae_alphas:
-            raise self.mistake(settings, "sae_alphas", "give at least one")
-        for name in ("sae_alphas", "sae_bias_alphas"):
+        if not settings.alphas:
+            raise self.mistake(settings, "alphas", "give at least one")
+        for name in ("alphas", "bias_alphas"):
             if any(alpha < 0 for alpha in getattr(settings, name) or []):
                 raise self.mistake(settings, name, "penalties are numbers >= 0")
         if settings.hidden_l1 not in ("as_is", "sqrt_c"):
@@ -41,9 +39,9 @@ class SAEConnectorExperiment(Experiment):
 
     def fits(self, job: Job) -> dict[str, Config]:
         shared, settings = job.cfg.experiment, self.own(job.cfg)
-        with_bias = settings.sae_alphas if settings.sae_bias_alphas is None else settings.sae_bias_alphas
+        with_bias = settings.alphas if settings.bias_alphas is None else settings.bias_alphas
         fits = {}
-        for hidden_bias, alphas in ((False, settings.sae_alphas), (True, with_bias)):
+        for hidden_bias, alphas in ((False, settings.alphas), (True, with_bias)):
             for alpha in alphas:
                 label = f"{alpha:g}{' + hidden bias' if hidden_bias else ''}"
                 fits[label] = fit(

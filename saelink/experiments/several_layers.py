@@ -29,25 +29,25 @@ BASELINES = ("clean", "sae", "mean", "zero")
 class SeveralLayersSettings:
     """Settings of the experiment several_layers."""
 
-    kept_layers: list[int] = field(default_factory=lambda: [1, 3])
+    layers: list[int] = field(default_factory=lambda: [1, 3])
     """The layers that are replaced at once."""
 
 
 class SeveralLayersExperiment(Experiment):
     Settings = SeveralLayersSettings
     title = "Cross-entropy with several layers replaced at once by their strongest edges"
-    settings = ("kept_edges", "kept_tokens", "kept_layers")
+    settings = ("kept_edges", "kept_tokens", "layers")
     by_evaluation = False
     by_layer = False
 
     def jobs(self, cfg: Config) -> list[Config]:
-        return [replace(cfg, layer=layer) for layer in sorted(set(self.own(cfg).kept_layers))]
+        return [replace(cfg, layer=layer) for layer in sorted(set(self.own(cfg).layers))]
 
     def fits(self, job: Job) -> dict[str, Config]:
         check_sizes(job.cfg)
-        layers = self.own(job.cfg).kept_layers
+        layers = self.own(job.cfg).layers
         if len(set(layers)) < 2:
-            raise SaelinkError(f"experiment.several_layers.kept_layers={layers}: give at least two layers")
+            raise SaelinkError(f"experiment.several_layers.layers={layers}: give at least two layers")
         found: dict[str, Config] = {}
         for layer in sorted(set(layers)):
             here = replace(job.cfg, layer=layer)

@@ -55,6 +55,10 @@ class Sides(NamedTuple):
             source -= side.facts["d_sae"]
         raise AssertionError(source)
 
+    def target_name(self, target: int) -> str:
+        """OF12, of the target SAE's latent 12."""
+        return f"OF{target}"
+
     def source_name(self, source: int) -> str:
         """IF17, or with several source hooks IF0.17."""
         place, number = self.side_of(source)

@@ -78,22 +78,22 @@ MISTAKES = {
 EXPERIMENT_MISTAKES = {
     "unknown experiment": (["experiment=norms", "experiment.names=[nope]"], "experiment.names: there is no experiment"),
     "normaliser": (
-        ["experiment=percent_linear", "experiment.percent_linear.linear_by=mean"],
-        "experiment.percent_linear.linear_by=mean",
+        ["experiment=percent_linear", "experiment.percent_linear.yardstick=mean"],
+        "experiment.percent_linear.yardstick=mean",
     ),
     "threshold": (
         ["experiment=percent_linear", "experiment.percent_linear.linear_threshold=few"],
         "linear_threshold=few",
     ),
     "noise": (
-        ["experiment=noise_threshold", "experiment.noise_threshold.noise_levels=[0]"],
-        "noise_threshold.noise_levels=[0",
+        ["experiment=noise_threshold", "experiment.noise_threshold.levels=[0]"],
+        "noise_threshold.levels=[0",
     ),
     "seeds": (["experiment=dense", "experiment.seeds=[]"], "experiment.seeds=[]: give at least one"),
     "penalties": (["experiment=pareto", "experiment.pareto.l1_alphas=[-1]"], "experiment.pareto.l1_alphas=[-1"),
     "no penalty": (
-        ["experiment=sae_connector", "experiment.sae_connector.sae_alphas=[]"],
-        "sae_connector.sae_alphas=[]",
+        ["experiment=sae_connector", "experiment.sae_connector.alphas=[]"],
+        "sae_connector.alphas=[]",
     ),
     "sparse penalty": (["experiment=sparse_linear", "experiment.sparse_alpha=-1"], "experiment.sparse_alpha=-1"),
     "resamples": (["experiment=percent_linear", "experiment.percent_linear.bootstrap=0"], "percent_linear.bootstrap=0"),

@@ -109,14 +109,17 @@ def test_help_comes_within_a_blink() -> None:
     code += "try: main()\nexcept SystemExit: pass\n"
     code += "print(*sorted(set(m.split('.')[0] for m in sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "Usage: saelink" in done.stdout
+    assert "Usage: saelink" in done.stdout and "..." not in done.stdout.split("Commands:")[1], "a line is cut"
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not loaded & {"torch", "hydra", "omegaconf", "transformers", "wandb", "datasets", "rich", "numpy"}
 
 
-@pytest.mark.parametrize("command", ["train", "run", "evaluate"])
-def test_a_commands_help_lists_groups_and_settings(saelink: Run, command: str) -> None:
-    code, out, _ = saelink(command, "--help", bare=True)
+@pytest.mark.parametrize(
+    "words", ["train --help", "run --help", "evaluate -h", "show --help", "track -h", "graph --help"]
+)
+def test_a_commands_help_says_what_it_does_then_lists_groups_and_settings(saelink: Run, words: str) -> None:
+    code, out, _ = saelink(*words.split(), bare=True)
+    assert out.startswith(f"saelink {words.split()[0]}: ")
     assert code == 0 and "linear*, mlp, nonlinear, sae" in out and "l1_alpha" in out and "drop_positions" in out
 
 

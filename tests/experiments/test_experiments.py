@@ -30,11 +30,11 @@ Compose = Callable[..., Config]
 
 SMALL = [
     "normalise_layers=[0,1]", "eval.ce_tokens=256", "experiment.d_hidden=12", "experiment.tokens=20480",
-    "experiment.sweep_tokens=4096", "experiment.hidden_size.hidden_sizes=[2,8]", 
-    "experiment.noise_threshold.noise_levels=[1e-3,1e-1]",
+    "experiment.sweep_tokens=4096", "experiment.hidden_size.sizes=[2,8]", 
+    "experiment.noise_threshold.levels=[1e-3,1e-1]",
     "experiment.pareto.l1_alphas=[1e-5,1e-3,1e-1]", "experiment.l1_grid=[1e-2]", 
-    "experiment.sae_connector.sae_alphas=[1e-4,1e-2]",
-    "experiment.sae_connector.sae_bias_alphas=[1e-2]", "experiment.percent_linear.bootstrap=50", "eval.bootstrap=50",
+    "experiment.sae_connector.alphas=[1e-4,1e-2]",
+    "experiment.sae_connector.bias_alphas=[1e-2]", "experiment.percent_linear.bootstrap=50", "eval.bootstrap=50",
 ]  # fmt: skip
 
 
@@ -109,9 +109,7 @@ def test_percent_linear_prints_three_yardsticks_with_intervals(config: Compose, 
 
 
 def test_the_noise_threshold_can_be_the_threshold(config: Compose, store: Store) -> None:
-    cfg = config(
-        *SMALL, "experiment.percent_linear.linear_threshold=noise", "experiment.noise_threshold.noise_share=1e6"
-    )
+    cfg = config(*SMALL, "experiment.percent_linear.linear_threshold=noise", "experiment.noise_threshold.share=1e6")
     artifact = EXPERIMENTS["percent_linear"].run(Job(cfg, store))
     assert {row["threshold"] for row in rows_of(artifact)} == {0.1}, "the largest level: any cost is allowed"
 

@@ -94,7 +94,7 @@ def test_the_table_of_several_layers(config: Compose, store: Store) -> None:
     settings = [
         "experiment.kept_edges=[1,100000]",
         "experiment.kept_tokens=256",
-        "experiment.several_layers.kept_layers=[0,1]",
+        "experiment.several_layers.layers=[0,1]",
     ]
     cfg = config("eval.ce_tokens=256", "eval.bootstrap=50", "solver.tokens=2048", *settings)
     artifact = EXPERIMENTS["several_layers"].run(Job(cfg, store))
@@ -106,11 +106,11 @@ def test_the_table_of_several_layers(config: Compose, store: Store) -> None:
 
 
 def test_composed_maps_are_matrices_put_behind_one_another(config: Compose, store: Store) -> None:
-    cfg = config("experiment.composed.composed_layers=[0,2]", "solver.tokens=2048")
-    with pytest.raises(SaelinkError, match=r"composed_layers=\[0, 2\]: give at least two layers that follow"):
+    cfg = config("experiment.composed.layers=[0,2]", "solver.tokens=2048")
+    with pytest.raises(SaelinkError, match=r"layers=\[0, 2\]: give at least two layers that follow"):
         EXPERIMENTS["composed"].run(Job(cfg, store))
     cfg = config(
-        "experiment.composed.composed_layers=[0,1]", "solver.tokens=2048", "sae=train", "sae.d_sae=24", "sae.epochs=0.2"
+        "experiment.composed.layers=[0,1]", "solver.tokens=2048", "sae=train", "sae.d_sae=24", "sae.epochs=0.2"
     )
     artifact = EXPERIMENTS["composed"].run(Job(cfg, store))
     rows = {(row["way"], row["to"]): row["fvu"] for row in rows_of(artifact)}

@@ -56,7 +56,7 @@ class Cards:
     def target_firing(self, latent: int, with_examples: bool = True) -> Card:
         """What a target latent fires on."""
         looked = self.firing.looked(self.sides.target)
-        return {**self.firing.card(f"OF{latent}", looked, latent, with_examples)}
+        return {**self.firing.card(self.sides.target_name(latent), looked, latent, with_examples)}
 
     def source_firing(self, latent: int, with_examples: bool = True) -> Card:
         """What a source latent fires on, by the connector's numbering."""

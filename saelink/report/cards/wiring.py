@@ -249,7 +249,7 @@ class Wiring:
             rise = layer.rise[edge].item()
             fed.append(
                 {
-                    "name": f"OF{latent}" if outer else f"H{latent}",
+                    "name": self.sides.target_name(latent) if outer else f"H{latent}",
                     "weight": short(layer.weight[edge].item()),
                     "rise": short(rise) if not math.isnan(rise) else None,
                     "token": self.target_token(latent) if outer else self.hidden_token(latent),
