@@ -69,7 +69,7 @@ def hub_errors(field: str, repository: str, pinned: str | None = None) -> Iterat
         raise SaelinkError(
             f"{field}={repository}: the hub has no such repository, or it needs a login (HF_TOKEN)"
         ) from None
-    except Exception as error:
+    except Exception as error:  # raised again unless it comes from the network
         if not of_the_network(error):
             raise
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")

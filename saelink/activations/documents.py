@@ -75,8 +75,7 @@ def documents(cfg: DataConfig) -> Iterator[str]:
                     yield text
     except SaelinkError:
         raise
-    except Exception as error:
-        # Nothing but other libraries' readers runs in there, and each has errors of its own for a broken file.
+    except Exception as error:  # only other libraries' readers run in there, and each has errors of its own
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]

@@ -194,7 +194,7 @@ def main() -> Any:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         app()
-    except Exception as error:
+    except Exception as error:  # one_line raises again what is no user's mistake
         from hydra.errors import HydraException
 
         if isinstance(error, HydraException):

@@ -109,7 +109,7 @@ def _task(command: Command, memory: Memory) -> Callable[[DictConfig], float | li
         except KeyboardInterrupt:
             print("\nsaelink: interrupted; the same command resumes from what is finished", file=sys.stderr)
             raise SystemExit(130) from None
-        except Exception as error:
+        except Exception as error:  # one_line raises again what is no user's mistake
             print(f"saelink: {one_line(error)}", file=sys.stderr, flush=True)
             OUTCOME.failed_here += 1
             if sweeping:

@@ -31,7 +31,7 @@ def push(store: Store, key: str, repository: str, private: bool = False) -> str:
             repo_id=repository, folder_path=artifact.path, allow_patterns=artifact.files,
             commit_message=f"saelink export {artifact.key}",
         )  # fmt: skip
-    except Exception as error:
+    except Exception as error:  # raised again unless it comes from the network
         if not of_the_network(error):
             raise
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
