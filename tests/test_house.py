@@ -127,3 +127,9 @@ def test_nothing_of_ours_runs_what_it_loads() -> None:
         loads = re.findall(r"torch\.load\([^)]*\)", text)
         assert all("weights_only=True" in load for load in loads), path
         assert found is None, f"{path}: {found}"
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """Pytest imports them by their last name alone: the second one of a name stops the run."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) > 30 and sorted(names) == sorted(set(names))
