@@ -1,6 +1,6 @@
 """Every setting saelink has, typed: the schema that the YAML files in conf/ fill in.
 
-What changes the numbers enters the artifacts' keys; `runtime` and `wandb` never do. Behind cli.py everything
+What changes the numbers enters the artifacts' keys; `runtime` and `wandb` never do. Behind the command line everything
 sees these dataclasses, never an untyped config.
 """
 
@@ -235,7 +235,7 @@ class ConnectorConfig:
 
 @dataclass
 class SolverConfig:
-    """What every solver has; each file in saelink/solvers adds its own fields."""
+    """What every solver has; each file in saelink/fit/solvers adds its own fields."""
 
     name: str = MISSING
     """The solver's name in the registry."""

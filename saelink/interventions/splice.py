@@ -1,4 +1,4 @@
-"""Put something else in the place of a hook's activations and let the model run on: the stages `oracle` and `ce`.
+"""Replace a hook's activations and let the model run on: what the stages `oracle` and `ce` do.
 
 Everything happens on the test split, at the positions that count there; all others keep the model's own activations.
 """

@@ -1,1 +1,1 @@
-"""Every table and card that is printed; nothing else prints."""
+"""Every table and card that is printed; else only `cli/` prints, errors and the answers of small commands."""

@@ -1,6 +1,6 @@
 """A fit to what happens together and to what ablating a source does: the lasso on prediction and effects jointly.
 
-With M_ij the mean effect of source j on target i in the model (saelink/effects.py, on training documents), a_j the
+With M_ij the mean effect of source j on target i in the model (interventions/effects.py, training documents), a_j the
 source's mean activation and p_j the share of tokens it is active on, a linear map's own effect is w_ij a_j, and
 
     (1/N) sum_n (y_ni - yhat_ni)^2 / c  +  effects * sum_j q_j (M_ij - w_ij a_j)^2 / c  +  l1_alpha |w_i|_1
