@@ -1,11 +1,11 @@
-"""saelink finds out how one set of SAE latents computes the next, and which edges are real in the model.
+"""saelink fits sparse maps between the SAE latents on two sides of a layer and tests which edges are causal.
 
     import saelink
     job = saelink.configure("layer=1", "l1_alpha=8e-4")  # what to do: settings as on the command line
     fitted = saelink.fit_connector(job)                  # a sparse map from source to target latents
     saelink.evaluate_connector(job)                      # its error and circuits on held-out documents
 
-What you call, in this order; each function makes what it needs and finds what exists:
+What you call, in this order; each function computes what is missing and reuses what exists:
 
     configure            settings -> job, which every function below takes
     cache_acts           the model's activations

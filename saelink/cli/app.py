@@ -16,7 +16,7 @@ from saelink.cli.launch import OVERRIDE, asks_for_help, hydra_line, launch, one_
 
 app = typer.Typer(
     name="saelink",
-    help="How one set of SAE latents computes the next.",
+    help="Sparse maps between SAE latents, tested by ablation.",
     epilog="Settings are overrides, key=value: saelink train layer=3 connector=mlp. "
     "Several values need -m: saelink train -m l1_alpha=1e-5,1e-3. `saelink train --help` lists them all.",
     no_args_is_help=True,
