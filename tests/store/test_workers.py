@@ -107,8 +107,16 @@ def test_one_process_waits_for_workers_and_takes_what_they_made(
     assert worker.stdout is not None
     while "did" not in worker.stdout.readline():
         assert worker.poll() is None
+    worker.send_signal(signal.SIGSTOP)  # so that it is not done before the other one looks, however slow the machine
     plain = start(small("out"))
-    said, _ = plain.communicate()
+    assert plain.stdout is not None
+    said = ""
+    while "waiting" not in said:
+        line = plain.stdout.readline()
+        assert line, said
+        said += line
+    worker.send_signal(signal.SIGCONT)
+    said += plain.communicate()[0]
     worker.communicate()
     assert (worker.returncode, plain.returncode) == (0, 0), said
     assert "workers are making it, waiting" in said
