@@ -72,7 +72,7 @@ _stage_command("export", "Write a connector as a folder for others to load.", jo
 
 @app.command("track", context_settings=PASS_TO_HYDRA)
 def track(context: typer.Context, arguments: Overrides = None) -> None:
-    """Publish connectors to W&B later: track KEY..."""
+    """Publish fitted connectors to W&B later: track KEY."""
     from saelink.errors import SaelinkError
 
     words = words_of(context, arguments)
