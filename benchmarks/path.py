@@ -16,6 +16,7 @@ from saelink.fit.solvers.base import Problem
 from saelink.fit.solvers.proximal import ProximalSolver
 from saelink.fit.train import TrainFacts
 from saelink.latents.split import Split
+from saelink.progress import Progress
 
 BATCH = 1024
 SHARE = 0.4
@@ -36,7 +37,7 @@ def rows(d: int = 1024, hidden: int = 256, tokens: int = 80_000, steps: int = 60
         found: list[dict[str, float]] = []
 
         def work() -> None:
-            found.append(solver.solve(connector, _problem(train, held, alpha), lambda n, note: None).final)
+            found.append(solver.solve(connector, _problem(train, held, alpha), Progress()).final)
 
         return connector, seconds(work), found[0]
 

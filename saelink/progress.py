@@ -6,6 +6,7 @@ keep quiet; terminal/progress.py has those that print.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 
 
@@ -21,7 +22,10 @@ class Progress:
         return
 
     def advance(self, units: int, note: str = "") -> None:
-        """Count `units` more; `note` (a loss, say) is shown beside the rate."""
+        """Count `units` more; `note` (a loss, say) is shown beside the rate. May be called by several threads."""
+
+    def point(self, figures: Mapping[str, float]) -> None:
+        """Take note of what was measured at this place of the work: a point of a fit's curve."""
 
 
 class Observer:

@@ -185,7 +185,7 @@ def pareto(sweep_id: Annotated[str, typer.Argument(metavar="SWEEP")], outputs: O
     from saelink.tracking.sweep import sweep_folder, write_pareto
 
     store = Store(outputs)
-    print_pareto(TerminalObserver(), sweep_id, write_pareto(store, sweep_id), sweep_folder(store, sweep_id))
+    print_pareto(TerminalObserver(), sweep_id, write_pareto(store, sweep_id).rows, sweep_folder(store, sweep_id))
 
 
 def main() -> Any:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saelink.fit.train import TrainFacts
     from saelink.job import Job
+    from saelink.store.artifact import Artifact
 
 Command = Callable[["Job"], None]
 
@@ -36,13 +39,48 @@ def run_encode(job: Job) -> None:
 
 
 def run_train(job: Job) -> None:
+    from saelink.evidence.compared import comparable
+    from saelink.terminal.fit import print_fit
+
+    with tracked(job) as (job, show):
+        connector = fitted(job)
+        then = same_job("evaluate", job) if job.cfg.runtime.sweep is None else None
+        print_fit(job.observer, connector, comparable(job.store, connector), then)
+        show(connector)
+
+
+@contextmanager
+def tracked(job: Job) -> Generator[tuple[Job, Callable[..., None]], None, None]:
+    """The job, its fit live in W&B, and what shows a connector there with its evaluation and verdicts at the end."""
     from saelink.fit.train import TrainStage
-    from saelink.tracking.runs import publish
+    from saelink.interventions.oracle import OracleStage
+    from saelink.tracking.live import watched
+    from saelink.tracking.project import Project
+    from saelink.tracking.runs import fit_shown, publish
+
+    project = Project(job.cfg.wandb, job.store)
+    with watched(job, project, fit_shown) as (job, fit):
+
+        def show(
+            connector: Artifact[Any], evaluation: Artifact[Any] | None = None, verdicts: Artifact[Any] | None = None
+        ) -> None:
+            assert connector.stage == TrainStage.name
+            if not project.disabled and job.cfg.wandb.oracle:
+                stage = OracleStage(job, "validation")
+                _ = stage.find() or stage.pull()
+            publish(project, connector, evaluation, job.cfg.runtime.sweep, verdicts, fit.begun)
+
+        yield job, show
+
+
+def fitted(job: Job) -> Artifact[TrainFacts]:
+    """The job's connector, found or fitted, and noted as its sweep's."""
+    from saelink.fit.train import TrainStage
     from saelink.tracking.sweep import record
 
     connector = TrainStage(job).pull()
     record(job.store, job.cfg.runtime.sweep, connector, swept())
-    publish(job.cfg.wandb, job.store, connector, group=job.cfg.runtime.sweep)
+    return connector
 
 
 def run_all(job: Job) -> None:
@@ -56,34 +94,33 @@ def run_all(job: Job) -> None:
     from saelink.errors import SaelinkError
     from saelink.experiments.runner import run_experiments
     from saelink.terminal.experiments import print_result
+    from saelink.tracking.project import Project
     from saelink.tracking.runs import publish_experiment
     from saelink.tracking.sweep import record_experiment
 
+    project = Project(job.cfg.wandb, job.store)
     for override in HydraConfig.get().overrides.task:
         if re.match(r"(l1_alpha|seed|connector)\b", override):
             raise SaelinkError(f"{override}: an experiment chooses that itself; see the experiment.* settings")
     for result in run_experiments(job, layers=OUTCOME.layers):
         print_result(job.observer, result)
         record_experiment(job.store, job.cfg.runtime.sweep, result)
-        publish_experiment(job.cfg.wandb, job.store, result, group=job.cfg.runtime.sweep)
+        publish_experiment(project, result, group=job.cfg.runtime.sweep)
 
 
 def run_evaluate(job: Job) -> None:
     from saelink.evidence.evaluate import EvaluateStage
-    from saelink.fit.train import TrainStage
     from saelink.terminal.evaluation import print_comparison, print_evaluation
-    from saelink.tracking.runs import publish
-    from saelink.tracking.sweep import record
 
-    connector = TrainStage(job).pull()
-    evaluation = EvaluateStage(job).pull()
-    record(job.store, job.cfg.runtime.sweep, connector, swept())
-    print_evaluation(job.observer, connector, evaluation)
-    if job.cfg.transcoder.path is not None:
-        from saelink.evidence.transcoder import TranscoderStage
+    with tracked(job) as (job, show):
+        connector = fitted(job)
+        evaluation = EvaluateStage(job).pull()
+        print_evaluation(job.observer, connector, evaluation)
+        if job.cfg.transcoder.path is not None:
+            from saelink.evidence.transcoder import TranscoderStage
 
-        print_comparison(job.observer, TranscoderStage(job).pull())
-    publish(job.cfg.wandb, job.store, connector, evaluation, group=job.cfg.runtime.sweep)
+            print_comparison(job.observer, TranscoderStage(job).pull())
+        show(connector, evaluation)
     if job.cfg.eval.verify:
         run_verify(job)
 
@@ -93,23 +130,22 @@ def run_verify(job: Job) -> None:
     from saelink.evidence.evaluate import EvaluateStage
     from saelink.evidence.stability import Stability, StabilityStage, wanted
     from saelink.evidence.verify import VerifyStage
-    from saelink.fit.train import TrainStage
     from saelink.interventions.effects import check_measurable
     from saelink.terminal.verdicts import print_consequences, print_verdicts
-    from saelink.tracking.runs import publish
 
     check_measurable(job.cfg)
     chosen_edges(job)  # a mistake there gets its line before hours of work
-    again = StabilityStage(job) if wanted(job.cfg) else None
-    verdicts, evaluation = VerifyStage(job).pull(), EvaluateStage(job).pull()
-    stable = None if again is None else Stability(again.pull())
-    asked = job.cfg.verify.consequences or job.cfg.verify.chosen
-    lost = ConsequencesStage(job).pull() if asked else None
-    print_verdicts(job.observer, verdicts, evaluation, stable)
-    if lost is not None:
-        print_consequences(job.observer, lost)
-    job.observer.say(f"\n  {verdicts.path}")
-    publish(job.cfg.wandb, job.store, TrainStage(job).pull(), evaluation, job.cfg.runtime.sweep, verdicts)
+    with tracked(job) as (job, show):
+        again = StabilityStage(job) if wanted(job.cfg) else None
+        verdicts, evaluation = VerifyStage(job).pull(), EvaluateStage(job).pull()
+        stable = None if again is None else Stability(again.pull())
+        asked = job.cfg.verify.consequences or job.cfg.verify.chosen
+        lost = ConsequencesStage(job).pull() if asked else None
+        print_verdicts(job.observer, verdicts, evaluation, stable)
+        if lost is not None:
+            print_consequences(job.observer, lost)
+        job.observer.say(f"\n  {verdicts.path}")
+        show(fitted(job), evaluation, verdicts)
 
 
 def run_export(job: Job) -> None:
@@ -139,7 +175,8 @@ def track(keys: list[str]) -> Command:
         from saelink.tracking.runs import publish_key
 
         for key in keys:
-            publish_key(job.cfg.wandb, job.store, key)
+            if not publish_key(job.cfg.wandb, job.store, key):
+                job.observer.say(f"wandb: {key} is in project {job.cfg.wandb.project} already, with all there is of it")
 
     return command
 
@@ -188,6 +225,21 @@ def graph(prompt: list[str]) -> Command:
         print_graph(job.observer, GraphStage(job.at(cfg)).pull())
 
     return command
+
+
+def same_job(command: str, job: Job) -> str:
+    """Another command with this job's overrides, as one would type it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    kept = [
+        each
+        for each in HydraConfig.get().overrides.task
+        if not re.match(r"\+*(runtime\.sweep|l1_alpha)=", each) or each == f"l1_alpha={job.cfg.l1_alpha}"
+    ]
+    asked = any(re.match(r"\+*l1_alpha=", each) for each in HydraConfig.get().overrides.task)
+    if asked and not any(each.startswith("l1_alpha=") for each in kept):
+        kept.append(f"l1_alpha={job.cfg.l1_alpha:g}")
+    return shlex.join(["saelink", command, *kept])
 
 
 def swept() -> str:

@@ -68,7 +68,9 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
     argv = sys.argv
     sys.argv = [f"saelink {name}", *([f"runtime.sweep={sweep_id}"] if sweeping else []), *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task(command, Memory()))()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(
+            _task(command, Memory(), sweep_id)
+        )()
     finally:
         sys.argv = argv
     if OUTCOME.failed_here or OUTCOME.failed_elsewhere:  # jobs of a sweep may have run in other processes
@@ -89,10 +91,11 @@ def _sweeps(name: str, arguments: list[str]) -> bool:
     return experiment or many
 
 
-def _task(command: Command, memory: Memory) -> Callable[[DictConfig], float | list[float] | None]:
+def _task(command: Command, memory: Memory, sweep_id: str) -> Callable[[DictConfig], float | list[float] | None]:
     """The function Hydra calls: one job, its errors as one line. Returns the job's objective to a sweeper.
 
-    Jobs of one process share `memory`: the path of a lasso goes on from one penalty to the next.
+    Jobs of one process share `memory`: the path of a lasso goes on from one penalty to the next. `sweep_id` is of this
+    command, for a list of penalties.
     """
 
     def task(raw: DictConfig) -> float | list[float] | None:
@@ -105,7 +108,7 @@ def _task(command: Command, memory: Memory) -> Callable[[DictConfig], float | li
         hydra = HydraConfig.get()
         sweeping = hydra.mode == RunMode.MULTIRUN
         try:
-            return _run(raw, command, memory, hydra.job.num if sweeping else None)
+            return _run(raw, command, memory, hydra.job.num if sweeping else None, sweep_id)
         except KeyboardInterrupt:
             print("\nsaelink: interrupted; the same command resumes from what is finished", file=sys.stderr)
             raise SystemExit(130) from None
@@ -119,27 +122,39 @@ def _task(command: Command, memory: Memory) -> Callable[[DictConfig], float | li
     return task
 
 
-def _run(raw: DictConfig, command: Command, memory: Memory, number: int | None) -> float | list[float] | None:
-    """One job of Hydra's, the `number`th of a multirun: a job of ours for each penalty."""
+def _run(
+    raw: DictConfig, command: Command, memory: Memory, number: int | None, sweep_id: str
+) -> float | list[float] | None:
+    """One job of Hydra's, the `number`th of a multirun: a job of ours for each penalty.
+
+    Several penalties without a multirun are a sweep too.
+    """
     from omegaconf import OmegaConf
 
-    from saelink.config.check import check
+    from saelink.cli.multirun import finish_sweep
+    from saelink.config.check import check, l1_alphas
     from saelink.config.schema import Config
     from saelink.fit.penalties import penalties
     from saelink.job import Job
     from saelink.store.store import Store
     from saelink.terminal.progress import TerminalObserver
+    from saelink.tracking.sweep import begin
 
     observer = TerminalObserver()
     if number is not None:
         observer.say(f"\njob {number}: {swept()}")
     cfg = OmegaConf.to_object(raw)
     assert isinstance(cfg, Config)
-    if number is None:
-        cfg.runtime.sweep = None
     check(cfg)
-    job = Job(cfg, Store(cfg.runtime.outputs, observer), memory)
-    if cfg.experiment.names or command not in EACH_PENALTY:
+    store = Store(cfg.runtime.outputs, observer)
+    each_by_itself = command in EACH_PENALTY and not cfg.experiment.names
+    listed = number is None and each_by_itself and len(l1_alphas(cfg.l1_alpha)) > 1
+    if number is None:
+        cfg.runtime.sweep = sweep_id if listed else None
+    if listed:
+        begin(store, sweep_id)
+    job = Job(cfg, store, memory)
+    if not each_by_itself:
         command(job)
         return None
     last = None
@@ -147,6 +162,8 @@ def _run(raw: DictConfig, command: Command, memory: Memory, number: int | None) 
         command(each)
         if number is not None:
             last = objective(each)
+    if listed:
+        finish_sweep(store, sweep_id, cfg.wandb)
     if command is run_all and number is None:
         run_report(job)
     return last

@@ -8,6 +8,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from saelink.cli.outcome import OUTCOME
+from saelink.config.schema import WandbConfig
 from saelink.store.store import Store
 from saelink.terminal.progress import TerminalObserver
 from saelink.tracking.sweep import begin, failures, gather_experiments, sweep_folder, write_pareto
@@ -23,9 +24,6 @@ class Finish(Callback):
         begin(Store(config.runtime.outputs), config.runtime.sweep)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        from saelink.terminal.sweep import print_pareto
-        from saelink.tracking.runs import publish_sweep
-
         observer = TerminalObserver()
         store, sweep_id = Store(config.runtime.outputs, observer), config.runtime.sweep
         folder = sweep_folder(store, sweep_id)
@@ -37,8 +35,18 @@ class Finish(Callback):
             observer.say("\nTables and pictures of all layers:")
             for path in gather_experiments(store, sweep_id):
                 observer.say(f"  {path}")
-        if (folder / "jobs").is_dir():
-            rows = write_pareto(store, sweep_id)
-            print_pareto(observer, sweep_id, rows, folder)
-            settings: Any = OmegaConf.to_object(config.wandb)
-            publish_sweep(settings, store, sweep_id, rows)
+        settings: Any = OmegaConf.to_object(config.wandb)
+        finish_sweep(store, sweep_id, settings)
+
+
+def finish_sweep(store: Store, sweep_id: str, settings: WandbConfig) -> None:
+    """The table and picture of the connectors that a sweep's jobs made, and its W&B run, unless they made none."""
+    from saelink.terminal.sweep import print_pareto
+    from saelink.tracking.project import Project
+    from saelink.tracking.runs import publish_sweep
+
+    folder = sweep_folder(store, sweep_id)
+    if (folder / "jobs").is_dir():
+        found = write_pareto(store, sweep_id)
+        print_pareto(store.observer, sweep_id, found.rows, folder)
+        publish_sweep(Project(settings, store), sweep_id, found)

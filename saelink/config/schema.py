@@ -393,8 +393,7 @@ class RuntimeConfig:
     forward_tokens: int = 4096
     """Tokens of one forward pass or encoding step."""
     objective: list[str] = field(default_factory=lambda: ["validation_fvu"])
-    """What a sweeper that searches (hydra/sweeper=optuna) is told of each fit: facts of its train artifact, such as
-    validation_fvu, validation_mse, l1, n_edges. Never of the test documents."""
+    """What a sweeper that searches is told of each fit: facts of its train artifact, such as validation_mse, n_edges."""
     sweep: str | None = None
     """Set by saelink itself: the id of the multirun this job belongs to."""
 
@@ -409,6 +408,8 @@ class WandbConfig:
     """W&B project."""
     artifacts: bool = False
     """Also keep the connectors' files in W&B."""
+    oracle: bool = True
+    """Also run the oracle on validation documents, once for all fits of the same latents, for the charts."""
     entity: str | None = None
     """W&B team or user; null is your default."""
 

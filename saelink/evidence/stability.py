@@ -32,6 +32,7 @@ from saelink.job import Job, JobStage
 from saelink.latents.link import counted_split
 from saelink.latents.split import Split, Tokens
 from saelink.latents.targets import normaliser
+from saelink.progress import Progress
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 
@@ -225,7 +226,7 @@ def _trained_again(job: Job, ids: torch.Tensor) -> Iterator[torch.Tensor]:
                 train=half, validation=validation, l1_alpha=float(job.cfg.l1_alpha), c=c, seed=seed,
                 device=job.device, gram=lambda half=half: gram_of(half),
             )  # fmt: skip
-            SOLVERS[job.cfg.solver.name](job.cfg.solver).solve(connector, problem, lambda tokens, note: None)
+            SOLVERS[job.cfg.solver.name](job.cfg.solver).solve(connector, problem, Progress())
             yield connector.output_weight().cpu()
 
 

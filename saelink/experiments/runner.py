@@ -64,7 +64,7 @@ def estimate(cfg: Config, fits: list[Config]) -> float:
             total += EXACT_SECONDS if fit.l1_alpha else EXACT_SECONDS / 4
         if issubclass(SOLVERS[fit.solver.name], ExactSolver):
             continue
-        tokens = SOLVERS[fit.solver.name](fit.solver).tokens(0)
+        tokens = SOLVERS[fit.solver.name](fit.solver).work(0, 0).total
         hidden = getattr(fit.connector, "d_hidden", 0)
         dense = 6 * hidden * d if hidden else 2 * d * d * 0.25  # the sparse layer reads a few rows of its matrix
         updates = (2 * hidden * d if hidden else d * d) * 12 / getattr(fit.solver, "batch_tokens", 1024) * 40

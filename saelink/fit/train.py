@@ -32,9 +32,27 @@ from saelink.store.recipe import is_key, recipe_of
 HISTORY_FILE = "history.json"
 
 
+class Described(TypedDict):
+    """What people compare connectors by; names are of the settings it was made with, and no part of any key."""
+
+    model: str
+    layer: int
+    link: str
+    data: str
+    sources: list[str]
+    """Hooks,"""
+    target: str
+    sae: str
+    sae_width: list[int]
+    """and the latents of their SAEs, the target's last,"""
+    sae_l0: list[float]
+    """with how many of them are active per token: k of a TopK SAE."""
+
+
 class TrainFacts(TypedDict):
     """What a fit came to, on the whole validation split whatever the solver; solvers add figures of their own."""
 
+    described: Described
     n_tokens: int
     n_targets: int
     c: float
@@ -64,7 +82,7 @@ class TrainStage(JobStage[TrainFacts]):
     """
 
     name = "train"
-    version = 5
+    version = 6
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -137,20 +155,38 @@ class TrainStage(JobStage[TrainFacts]):
         connector.initialise(torch.Generator().manual_seed(cfg.seed), warm_start(job, target_ids))
         size = sum(parameter.numel() * 4 for parameter in connector.parameters())
         n_tokens = len(problem.train)
-        total = solver.tokens(n_tokens)
+        total, unit = solver.work(n_tokens, connector.d_target)
         what = f"train: {cfg.connector.name} {connector.d_source:,} -> {connector.d_target:,} latents"
         what += f" by {cfg.solver.name}"
-        job.observer.say(f"{what}, {total:,} tokens ({total / n_tokens:.1f} passes), {gigabytes(size)} to write")
+        length = f"{total:,} tokens ({total / n_tokens:.1f} passes)" if unit == "tokens" else f"{n_tokens:,} tokens"
+        job.observer.say(f"{what}, {length}, {gigabytes(size)} to write")
         job.store.need_space(what, size)
-        with job.observer.progress("train", total) as bar:
-            fit = solver.solve(connector, problem, bar.advance)
+        with job.observer.progress("train", total, unit) as bar:
+            fit = solver.solve(connector, problem, bar)
         seen, train_mse = int(fit.final["tokens"]), fit.final["train_mse"]
         last = validation_point(connector, problem, problem.validation, seen, train_mse)
         draft.save_tensors(WEIGHTS_FILE, connector.state_dict())
         draft.save_json(CONFIG_FILE, self._config(problem.c))
         draft.save_json(HISTORY_FILE, fit.history)
-        facts = {"n_tokens": n_tokens, "n_targets": connector.d_target, "c": problem.c, "scales": sides.scales}
+        facts = {"described": self.described(), "n_tokens": n_tokens, "n_targets": connector.d_target}
+        facts |= {"c": problem.c, "scales": sides.scales}
         return cast("TrainFacts", {**facts, **fit.final, **last})
+
+    def described(self) -> Described:
+        """What the connector is of; the latents on both sides are made first where they are missing."""
+        cfg, link, sides = self.job.cfg, self.job.link, self.job.sides
+        both = [*sides.sources, sides.target]
+        return {
+            "model": cfg.model.label,
+            "layer": cfg.layer,
+            "link": cfg.link.name,
+            "data": cfg.data.label,
+            "sources": link.sources,
+            "target": link.target,
+            "sae": cfg.sae.name.rstrip("/").split("/")[-1],
+            "sae_width": [side.facts["d_sae"] for side in both],
+            "sae_l0": [side.facts["l0"] for side in both],
+        }
 
     def _problem(self, everything: Split, target_ids: torch.Tensor) -> Problem:
         """What the solver is given: tokens, penalty, and products and effects where it asks for them."""

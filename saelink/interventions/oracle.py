@@ -8,7 +8,7 @@ import torch
 
 from saelink.config.schema import Config
 from saelink.interventions.splice import decoded, first_latents, first_units, put, spliced_tokens
-from saelink.job import JobStage
+from saelink.job import Job, JobStage
 from saelink.latents.link import load_split
 from saelink.latents.metrics import ErrorSums, in_steps
 from saelink.latents.rows import Rows, pack
@@ -37,7 +37,7 @@ def spliced_recipe(cfg: Config) -> dict[str, Any]:
 
 
 class OracleStage(JobStage[OracleFacts]):
-    """The oracle: the true computation between the SAEs, on all test tokens.
+    """The oracle: the true computation between the SAEs, on all test or validation tokens.
 
     The model runs with its source hooks replaced by what the source SAEs make of them, and the target SAE encodes
     what arrives at the target hook. Files: `latents.safetensors` (packed rows, all positions), `errors.safetensors`
@@ -47,8 +47,12 @@ class OracleStage(JobStage[OracleFacts]):
     name = "oracle"
     version = 1
 
+    def __init__(self, job: Job, split: str = "test"):
+        super().__init__(job)
+        self.split = split
+
     def recipe(self) -> dict[str, Any]:
-        return spliced_recipe(self.job.cfg)
+        return spliced_recipe(self.job.cfg) | ({} if self.split == "test" else {"split": self.split})
 
     def inputs(self) -> dict[str, str]:
         return {**self.latents_inputs(), "model": self.job.model.artifact.key}
@@ -60,15 +64,20 @@ class OracleStage(JobStage[OracleFacts]):
         job = self.job
         info, link, sides, device = job.model, job.link, job.sides, job.device
         bridge = load_bridge(job.cfg, info, device)
-        test = spliced_tokens(job)
+        tokens = spliced_tokens(job, split=self.split)
         saes = [pull_sae(job.cfg, job.store, hook) for hook in link.sources]
         target_sae = pull_sae(job.cfg, job.store, link.target).to(device, torch_dtype(job.cfg.sae.dtype))
-        n = len(test.ids)
+        n = len(tokens.ids)
         rebuilt = [
-            decoded(sae.to("cpu", torch.float32), first_latents(side, n), first_units(side, n), test.ids.shape)
+            decoded(
+                sae.to("cpu", torch.float32),
+                first_latents(side, n, self.split),
+                first_units(side, n, self.split),
+                tokens.ids.shape,
+            )
             for sae, side in zip(saes, sides.sources, strict=True)
         ]
-        rows = max(job.cfg.runtime.forward_tokens // test.ids.shape[1], 1)
+        rows = max(job.cfg.runtime.forward_tokens // tokens.ids.shape[1], 1)
         stop = max(int(hook.split(".")[1]) for hook in [*link.sources, link.target]) + 1
         parts: list[Rows] = []
 
@@ -78,20 +87,20 @@ class OracleStage(JobStage[OracleFacts]):
             parts.append(Rows.from_pairs(row, latent, value.float(), n=n_tokens, d=target_sae.d_sae).to("cpu"))
             return acts
 
-        with job.observer.progress("oracle", test.ids.numel()) as bar, torch.inference_mode():
-            for first in range(0, len(test.ids), rows):
+        with job.observer.progress("oracle", tokens.ids.numel()) as bar, torch.inference_mode():
+            for first in range(0, len(tokens.ids), rows):
                 part = slice(first, first + rows)
-                where = test.counts[part].to(device)
+                where = tokens.counts[part].to(device)
                 hooks = [
                     (hook, put(new[part].to(device), where)) for hook, new in zip(link.sources, rebuilt, strict=True)
                 ]
                 bridge.run_with_hooks(
-                    test.ids[part].to(device), fwd_hooks=[*hooks, (link.target, keep)], stop_at_layer=stop
+                    tokens.ids[part].to(device), fwd_hooks=[*hooks, (link.target, keep)], stop_at_layer=stop
                 )
-                bar.advance(test.ids[part].numel())
+                bar.advance(tokens.ids[part].numel())
         latents = Rows.stack(parts)
         draft.save_tensors("latents.safetensors", pack(latents))
-        counted = load_split(job.cfg, sides, "test")
+        counted = load_split(job.cfg, sides, self.split)
         ours = latents.select(counted.row).scaled(1 / sides.scales[-1])
         sums = {True: ErrorSums(sides.d_target), False: ErrorSums(sides.d_target)}
         for typical, part in sums.items():

@@ -1,6 +1,7 @@
 """Replace a hook's activations and let the model run on: what the stages `oracle` and `ce` do.
 
-Everything happens on the test split, at the positions that count there; all others keep the model's own activations.
+It happens at the positions that count of a split, the test split unless said otherwise; all others keep the model's
+own activations.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Hook = tuple[str, Callable[..., torch.Tensor]]
 
 
 class SplicedTokens(NamedTuple):
-    """The first sequences of the test split."""
+    """The first sequences of a split."""
 
     ids: torch.Tensor
     """[sequences, context_size] int64: tokens."""
@@ -38,30 +39,30 @@ class SplicedTokens(NamedTuple):
     """[sequences, context_size] bool: where latents are explained."""
 
 
-def spliced_tokens(job: Job, limit: int | None = None) -> SplicedTokens:
-    """At most `limit` tokens of the test split, in whole sequences, at least one."""
-    tensors = job.tokens.tensors("test.safetensors")
+def spliced_tokens(job: Job, limit: int | None = None, split: str = "test") -> SplicedTokens:
+    """At most `limit` tokens of a split, in whole sequences, at least one."""
+    tensors = job.tokens.tensors(f"{split}.safetensors")
     ids, document = tensors["ids"].long(), tensors["document"].long()
     counts = torch.zeros(ids.numel(), dtype=torch.bool)
-    counts[load_split(job.cfg, job.sides, "test").row] = True
+    counts[load_split(job.cfg, job.sides, split).row] = True
     n = len(ids) if limit is None else min(max(limit // ids.shape[1], 1), len(ids))
     return SplicedTokens(ids[:n], document[:n], counts.view(ids.shape)[:n])
 
 
-def first_latents(side: Artifact[EncodeFacts], n_sequences: int) -> Rows:
-    """All positions of the first test sequences, as the SAE gave them."""
+def first_latents(side: Artifact[EncodeFacts], n_sequences: int, split: str = "test") -> Rows:
+    """All positions of the split's first sequences, as the SAE gave them."""
     context = side.facts["context_size"]
     parts = [
         unpack(side.tensors(shard.name), side.facts["d_sae"])
-        for shard in shards_of(side.facts["sequences"], context, ["test"])
+        for shard in shards_of(side.facts["sequences"], context, [split])
     ]
     return Rows.stack(parts).select(torch.arange(n_sequences * context))
 
 
-def first_units(side: Artifact[EncodeFacts], n_sequences: int) -> Units | None:
-    """The units of all positions of the first test sequences, for an SAE that normalises what it reads."""
+def first_units(side: Artifact[EncodeFacts], n_sequences: int, split: str = "test") -> Units | None:
+    """The units of all positions of the split's first sequences, for an SAE that normalises what it reads."""
     context = side.facts["context_size"]
-    parts = [stored_units(side.tensors(shard.name)) for shard in shards_of(side.facts["sequences"], context, ["test"])]
+    parts = [stored_units(side.tensors(shard.name)) for shard in shards_of(side.facts["sequences"], context, [split])]
     known = [part for part in parts if part is not None]
     if not known:
         return None

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saelink.activations.cache import CacheStage
-from saelink.connectors.exported import CONFIG_FILE, ExportedConnector, connector_folder
+from saelink.connectors.exported import ExportedConnector, connector_folder
 from saelink.errors import SaelinkError
+from saelink.evidence.compared import differing, series_of
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, TOPS, VERDICTS, Verdicts
 from saelink.evidence.verify import VerifyStage
@@ -22,10 +23,12 @@ from saelink.share.export import ExportStage
 from saelink.share.graph.stage import GraphStage
 from saelink.store.artifact import Artifact, Facts
 from saelink.store.store import Store
-from saelink.terminal.evaluation import edges_text, evaluation_rows
+from saelink.terminal.evaluation import evaluation_rows
+from saelink.terminal.fit import fit_rows, map_rows
 from saelink.terminal.lines import Lines
 from saelink.terminal.sweep import print_pareto
-from saelink.tracking.sweep import pareto_picture, points, sweep_folder
+from saelink.tracking.charts import picture as pareto_picture
+from saelink.tracking.sweep import gathered, sweep_folder
 
 Row = tuple[str, str]
 
@@ -141,7 +144,7 @@ class LoadedConnector(ExportedConnector):
         """What there is to say of it: names and texts."""
         weight, config = self.weight, self.config
         return [
-            *_rows_of_map(config),
+            *map_rows(config),
             ("edges", f"{self.connector.n_edges():,} non-zero"),
             ("L1", f"{self.connector.l1():.3f}"),
             ("weight", f"[{weight.shape[0]:,}, {weight.shape[1]:,}] in units of the latents' scales"),
@@ -161,9 +164,12 @@ class Sweep:
     def __init__(self, store: Store, sweep_id: str):
         self.id = sweep_id
         self.folder = sweep_folder(store, sweep_id)
-        self.points: list[dict[str, Any]] = points(store, sweep_id)
-        """By connector `train` (its key), `link`, `connector`, `solver`, `l1_alpha`, `mse`, `l1`, `fvu`, `n_edges`,
-        `n_edges_above_0.01` and `pareto`: whether no other for the same targets has both less error and less L1."""
+        found = gathered(store, sweep_id)
+        self.points: list[dict[str, Any]] = found.rows
+        """By connector `train` (its key), what it is of and its settings (`model`, `layer`, `link`, `connector`,
+        `solver`, `l1_alpha`, ...), `mse`, `l1`, `fvu`, `n_edges`, `n_edges_above_0.01` and `pareto`: whether it is
+        below FVU 1 and no other of the same latents has both less error and less L1."""
+        self._bounds = found.bounds
         self._store = store
 
     @property
@@ -180,44 +186,20 @@ class Sweep:
         return "\n".join(lines.said).strip("\n")
 
     def _repr_html_(self) -> str:
-        head = ["link", "connector", "train", "l1_alpha", "MSE", "FVU", "L1", "edges", "edges > .01", "Pareto"]
+        head = ["fit", "train", "l1_alpha", "MSE", "FVU", "L1", "edges", "edges > .01", "Pareto"]
+        names = differing(self.points)
         cells = [
             [
-                row["link"], f"{row['connector']}, {row['solver']}", row["train"], f"{row['l1_alpha']:g}",
+                series_of(row, names), row["train"], f"{row['l1_alpha']:g}",
                 f"{row['mse']:.3g}", f"{row['fvu']:.3f}", f"{row['l1']:.3g}", f"{row['n_edges']:,}",
                 f"{row['n_edges_above_0.01']:,}", "★" if row["pareto"] else "",
             ]
             for row in self.points
         ]  # fmt: skip
-        shown = picture(pareto_picture(self.points, dpi=110), "error against L1, by l1_alpha", width=560)
+        shown = picture(pareto_picture(self.points, self._bounds, dpi=110), "error and edges against L1", width=900)
         title = f"{self.id}: {len(self)} connectors, figures on validation documents"
-        mark = note("★ no other connector for the same targets has both a lower MSE and a lower L1")
-        return box(title, grid(head, cells, texts=3), mark, shown, note(str(self.folder)))
-
-
-def _rows_of_map(config: dict[str, Any]) -> list[Row]:
-    """Of cfg.json: what maps what to what."""
-    sources = " + ".join(source["hook_name"] for source in config["sources"])
-    return [
-        ("connector", f"{config['connector']['name']}, l1_alpha {config['l1_alpha']:g}, by {config['solver']['name']}"),
-        ("link", f"{sources} -> {config['target']['hook_name']}"),
-    ]
-
-
-def _rows_of_connector(artifact: Artifact[Any]) -> list[Row]:
-    facts = artifact.facts
-    config = artifact.json(CONFIG_FILE)
-    d_source = sum(source["d"] for source in config["sources"])
-    rows = [
-        *_rows_of_map(config),
-        ("latents", f"{d_source:,} sources, {facts['n_targets']:,} of {config['target']['d']:,} targets explained"),
-        ("FVU", f"{facts['validation_fvu']:.3f} on validation documents (0 is perfect, 1 predicts the mean)"),
-        ("edges", edges_text(facts)),
-        ("L1", f"{facts['l1']:.3f}"),
-    ]
-    if "relative_gap" in facts:
-        rows.append(("gap", f"{facts['relative_gap']:.1e} of the training objective, at most"))
-    return rows
+        mark = note("★ below FVU 1, and no other connector of the same latents has both a lower MSE and a lower L1")
+        return box(title, grid(head, cells, texts=2), mark, shown, note(str(self.folder)))
 
 
 def _rows_of_evaluation(artifact: Artifact[Any]) -> list[Row]:
@@ -277,7 +259,7 @@ def _circuits(artifact: Artifact[Any]) -> list[str]:
 
 
 ROWS: dict[str, Callable[[Artifact[Any]], list[Row]]] = {
-    TrainStage.name: _rows_of_connector,
+    TrainStage.name: fit_rows,
     EvaluateStage.name: _rows_of_evaluation,
     VerifyStage.name: _rows_of_verdicts,
     ReportStage.name: _rows_of_report,

@@ -41,6 +41,12 @@ class Store:
         self.observer = observer or Observer()
         self._said: set[str] = set()
 
+    def telling(self, observer: Observer) -> Store:
+        """The same folder with another observer, which is told nothing again that this one's was told once."""
+        other = Store(self.root, observer)
+        other._said = self._said
+        return other
+
     def folder(self, plan: Plan) -> Path:
         return self.root / plan.stage / plan.key
 

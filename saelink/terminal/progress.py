@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any, TextIO
@@ -20,6 +21,7 @@ class TerminalProgress(Progress):
         self._done = self._first = done
         self._started = self._printed = time.monotonic()
         self._bar: Any = None
+        self._lock = threading.Lock()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -32,6 +34,10 @@ class TerminalProgress(Progress):
             self._bar.close()
 
     def advance(self, units: int, note: str = "") -> None:
+        with self._lock:
+            self._advance(units, note)
+
+    def _advance(self, units: int, note: str) -> None:
         self._done += units
         if self._bar is not None:
             if note:

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from saelink.errors import SaelinkError
+from saelink.evidence.compared import Row, described, differing, marked, measured_on, oracle, row_of
 from saelink.experiments.tables import PICTURE_FILE, rows_of, table_csv
 from saelink.fit.train import TrainFacts
 from saelink.store.artifact import Artifact
 from saelink.store.files import json_bytes, write_durably
 from saelink.store.store import Store
+from saelink.tracking.charts import Bounds, picture
 
 COLUMNS = [
-    "train",
-    "link",
-    "connector",
-    "solver",
-    "l1_alpha",
-    "mse",
-    "l1",
-    "fvu",
-    "n_edges",
-    "n_edges_above_0.01",
-    "pareto",
-    "job",
-]
+    "train", "model", "layer", "link", "connector", "solver", "l1_alpha",
+    "mse", "l1", "fvu", "n_edges", "n_edges_above_0.01", "pareto",
+]  # fmt: skip
+"""Of pareto.csv, before the settings by which the fits differ."""
 
 
 def sweep_folder(store: Store, sweep_id: str) -> Path:
@@ -87,91 +79,50 @@ def record_failure(store: Store, sweep_id: str, job: int, line: str) -> None:
     write_durably(folder / f"{job}.json", json_bytes({"job": job, "error": line}))
 
 
-def points(store: Store, sweep_id: str) -> list[dict[str, Any]]:
-    """One row per train artifact of the sweep, figures on validation documents.
+class Gathered(NamedTuple):
+    """What a sweep has made."""
 
-    `pareto` marks those that no other connector for the same targets beats in both MSE and L1. A connector that is
-    damaged or was removed is left out, and a line says so. Raises SaelinkError when the sweep is unknown or has none.
+    rows: list[Row]
+    """A fit each, with `job`, the overrides that made it, and `pareto`; by place, connector, solver, penalty."""
+    bounds: Bounds | None
+    """The mean predictor and the oracle, where all fits are of the same latents and targets."""
+
+
+def gathered(store: Store, sweep_id: str) -> Gathered:
+    """The fits of a sweep. Raises SaelinkError when the sweep is unknown or has none.
+
+    One that is damaged or was removed is left out, and a line says so.
     """
     folder = sweep_folder(store, sweep_id)
     if not folder.is_dir() or not re.fullmatch(r"sweep\w+", sweep_id):
         known = sorted(path.name for path in (store.root / "sweeps").glob("sweep*"))
         raise SaelinkError(f"no sweep {sweep_id} in {store.root}; known: {', '.join(known) or 'none'}")
-    rows, targets = [], []
+    found: list[tuple[Artifact[TrainFacts], str]] = []
     for path in sorted((folder / "jobs").glob("*.json")):
-        job = json.loads(path.read_bytes())
         try:
-            connector = store.get(job["train"])
+            job = json.loads(path.read_bytes())
+            found.append((described(store.get(job["train"])), job["job"]))
         except SaelinkError as error:  # damaged or removed since; the others still make a table
             store.observer.say(f"pareto: left out: {error}")
-            continue
-        facts, recipe = connector.facts, connector.recipe
-        rows.append(
-            {
-                "train": connector.key,
-                "link": connector.manifest["about"].split(",")[0],
-                "connector": recipe["connector"]["name"],
-                "solver": recipe["solver"]["name"],
-                "l1_alpha": recipe["l1_alpha"],
-                "mse": facts["validation_mse"],
-                "l1": facts["l1"],
-                "fvu": facts["validation_fvu"],
-                "n_edges": facts["n_edges"],
-                "n_edges_above_0.01": facts["n_edges_above_0.01"],
-                "job": job["job"],
-            }
-        )
-        # Errors can only be compared on the same targets in the same units.
-        same = ("latent_scale", "drop_positions", "max_norm_ratio")
-        inputs = connector.manifest["inputs"]
-        chosen = (facts["n_targets"], recipe["min_rate"], inputs.get("subset"), recipe.get("part"))
-        targets.append((inputs["target"], *chosen, *(recipe[name] for name in same)))
-    if not rows:
+        except (ValueError, KeyError, TypeError):
+            store.observer.say(f"pareto: left out: {path} can't be read; the sweep's command again writes it anew")
+    if not found:
         raise SaelinkError(f"sweep {sweep_id}: no job of it has made a connector yet")
-    for row, target in zip(rows, targets, strict=True):
-        rivals = [other for other, theirs in zip(rows, targets, strict=True) if theirs == target]
-        row["pareto"] = not any(
-            other["mse"] <= row["mse"]
-            and other["l1"] <= row["l1"]
-            and (other["mse"] < row["mse"] or other["l1"] < row["l1"])
-            for other in rivals
-        )
-    return sorted(rows, key=lambda row: (row["link"], row["connector"], row["l1_alpha"]))
+    places = [measured_on(connector) for connector, _ in found]
+    rows = marked([{**row_of(connector), "job": job} for connector, job in found], places)
+    bounds = Bounds(rows[0], oracle(store, found[0][0])) if len(set(places)) == 1 else None
+    order = ("model", "layer", "link", "connector", "solver", "l1_alpha")
+    return Gathered(sorted(rows, key=lambda row: [row[name] for name in order]), bounds)
 
 
-def write_pareto(store: Store, sweep_id: str) -> list[dict[str, Any]]:
-    """Write pareto.csv and pareto.png into the sweep's folder; the rows of `points`."""
-    rows = points(store, sweep_id)
+def write_pareto(store: Store, sweep_id: str) -> Gathered:
+    """Write pareto.csv and pareto.png into the sweep's folder."""
+    found = gathered(store, sweep_id)
     folder = sweep_folder(store, sweep_id)
-    write_durably(folder / "pareto.csv", table_csv([{name: row[name] for name in COLUMNS} for row in rows]))
-    write_durably(folder / "pareto.png", pareto_picture(rows))
-    return rows
-
-
-def pareto_picture(rows: list[dict[str, Any]], dpi: int = 150) -> bytes:
-    """The rows of `points` as a PNG: error against L1, a line for each link and connector."""
-    from matplotlib.figure import Figure  # not pyplot: a notebook keeps its own backend
-
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for series in dict.fromkeys((row["link"], row["connector"]) for row in rows):
-        chosen = [row for row in rows if (row["link"], row["connector"]) == series]
-        axes.plot(
-            [row["l1"] for row in chosen], [row["mse"] for row in chosen], "o-", label=f"{series[0]}, {series[1]}"
-        )
-        for row in chosen:
-            axes.annotate(
-                f"{row['l1_alpha']:g}", (row["l1"], row["mse"]), textcoords="offset points", xytext=(5, 4), fontsize=8
-            )
-    if all(row["l1"] > 0 for row in rows):
-        axes.set_xscale("log")
-    axes.set(xlabel="L1 (mean over outputs of the sum of |weights|)", ylabel="validation MSE")
-    axes.set_title("Error against sparsity; labels are l1_alpha", fontsize=10)
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=dpi, metadata={"Software": None})
-    return data.getvalue()
+    names = [*COLUMNS, *(name for name in differing(found.rows) if name not in COLUMNS), "job"]
+    write_durably(folder / "pareto.csv", table_csv([{name: row.get(name) for name in names} for row in found.rows]))
+    write_durably(folder / "pareto.png", picture(found.rows, found.bounds))
+    return found
 
 
 def failures(store: Store, sweep_id: str) -> list[dict[str, Any]]:

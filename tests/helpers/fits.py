@@ -12,6 +12,7 @@ from saelink.fit.gram import gram_of
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.base import Fit, Problem
 from saelink.latents.rows import Rows
+from saelink.progress import Progress
 
 from helpers.rows import random_rows, split_of
 
@@ -30,7 +31,7 @@ def problem(source: Rows, target: Rows, l1_alpha: float = 0.0, seed: int = 0, c:
 
 def solve(connector: Connector, task: Problem, by: str = "adam", **settings: Any) -> Fit:
     solver = SOLVERS[by]
-    return solver(solver.Settings(name=by, **settings)).solve(connector, task, lambda tokens, note: None)
+    return solver(solver.Settings(name=by, **settings)).solve(connector, task, Progress())
 
 
 def planted(n: int = 6000, d_source: int = 40, d_target: int = 25) -> tuple[Rows, Rows, torch.Tensor]:

@@ -19,7 +19,7 @@ from saelink.errors import SaelinkError
 from saelink.report.html import box, facts_table, grid, lines_of_text, link, note, picture, shares_bar
 from saelink.report.shown import ByHook, EdgeVerdict, LoadedConnector, Shown, Sweep, VerifiedEdges
 from saelink.store.store import Store
-from saelink.tracking.sweep import points
+from saelink.tracking.sweep import gathered
 
 from helpers.world import World
 
@@ -112,7 +112,7 @@ def test_a_sweep_is_that_of_the_store(results: dict[str, Any]) -> None:
     sweep: Sweep = results["sweep"]
     store = Store(results["connector"].path.parents[1])
     assert [row["connector"] for row in sweep.points] == ["linear", "linear", "nonlinear"]
-    assert sweep.points == points(store, sweep.id) == saelink.open_sweep(sweep.id, str(store.root)).points
+    assert sweep.points == gathered(store, sweep.id).rows == saelink.open_sweep(sweep.id, str(store.root)).points
     assert [connector.key for connector in sweep.connectors] == [row["train"] for row in sweep.points]
     assert {path.name for path in sweep.folder.iterdir()} == {"jobs", "pareto.csv", "pareto.png"}
     text = Reader(sweep._repr_html_()).text

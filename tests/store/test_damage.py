@@ -311,7 +311,9 @@ def trained(store: Store, l1_alpha: float) -> Artifact[Any]:
     names = ("validation_mse", "l1", "validation_fvu", "n_edges", "n_edges_above_0.01", "n_targets")
     recipe = {"connector": {"name": "linear"}, "solver": {"name": "exact"}, "l1_alpha": l1_alpha, "min_rate": 0.0}
     recipe |= {"latent_scale": "x", "drop_positions": 1, "max_norm_ratio": 2.0}
-    facts: dict[str, float] = dict.fromkeys(names, 1 + l1_alpha)
+    described = {"model": "m", "layer": 1, "link": "mlp", "data": "d", "sources": ["a"], "target": "b", "sae": "s"}
+    facts: dict[str, Any] = {**dict.fromkeys(names, 1 + l1_alpha), "n_tokens": 10}
+    facts |= {"described": {**described, "sae_width": [4, 4], "sae_l0": [1.0, 1.0]}}
     return store.build(Plan("train", 1, recipe, {"target": "0" * 12}, "mlp, layer 1"), lambda _: facts)
 
 
@@ -323,7 +325,7 @@ def test_pareto_leaves_a_damaged_connector_out_and_says_so(tmp_path: Path) -> No
         record(store, "sweep1", connector, "layer=1")
     (connectors[0].path / MANIFEST).write_text("{")
     store.remove(connectors[1].key)
-    rows = write_pareto(store, "sweep1")
+    rows = write_pareto(store, "sweep1").rows
     assert [row["train"] for row in rows] == [connectors[2].key]
     assert len((sweep_folder(store, "sweep1") / "pareto.csv").read_text().splitlines()) == 2
     said = [line for line in lines.said if line.startswith("pareto: left out: ")]
@@ -340,7 +342,7 @@ def test_track_copes_with_other_damaged_artifacts(store: Store, monkeypatch: pyt
     published = []
     monkeypatch.setattr("saelink.tracking.runs.publish", lambda *arguments, **_: published.append(arguments))
     publish_key(WandbConfig(mode=WandbMode.offline), store, connector.key)
-    assert [argument.key for argument in published[0][2:]] == [connector.key, evaluations[0].key]
+    assert [argument.key for argument in published[0][1:]] == [connector.key, evaluations[0].key]
     (connector.path / MANIFEST).write_text("{")
     with pytest.raises(SaelinkError, match="can't be read") as error:
         publish_key(WandbConfig(mode=WandbMode.offline), store, connector.key)

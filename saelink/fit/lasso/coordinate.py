@@ -12,6 +12,7 @@ all columns together, a GPU's way. Both prove how close they came by the same du
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, cast
 
@@ -35,6 +36,10 @@ MEMORY = 5
 
 BLOCK = 64
 """Sources of one step of such a sweep."""
+
+
+def unheard(columns: int) -> None:
+    """Columns are finished, and nobody wants to know."""
 
 
 def gaps_of(
@@ -127,15 +132,18 @@ class Lasso:
         projected = shrink * yr - shrink.square() * rr / 2 - noise
         return primal, torch.maximum(scaled, projected)
 
-    def solve(self, lam: float, tolerance: float, max_sweeps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def solve(
+        self, lam: float, tolerance: float, max_sweeps: int, done: Callable[[int], object] = unheard
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """W [p, m] and the duality gap of every column [m], at most `tolerance` times the column's yy/2.
 
-        At lam = 0 least squares, gaps zero.
+        At lam = 0 least squares, gaps zero. `done(n)` is told of every n columns that are finished, by any thread.
         """
         if lam == 0:
+            done(len(self.yy))
             return self.least_squares(), torch.zeros_like(self.yy)
         if not self.positive and lam < NEARLY_FREE * self.C.abs().amax(0).median().item():
-            return self._from_least_squares(lam, tolerance, max_sweeps)
+            return self._from_least_squares(lam, tolerance, max_sweeps, done)
         from saelink.kernels import in_parts
         from saelink.kernels.lasso import descend  # compiles when it is first used
 
@@ -151,12 +159,15 @@ class Lasso:
                 first, last, G, self._g32, self._rows, yy, lam, tolerance, max_sweeps, self.positive, self._level,
                 self._w, self._q, self._w_before, self._q_before, out, gaps, sweeps,
             )  # fmt: skip
+            done(last - first)
 
         in_parts(m, 8, work)
         self.sweeps = sweeps
         return torch.from_numpy(out).T, torch.from_numpy(gaps).clamp(min=0)
 
-    def _from_least_squares(self, lam: float, tolerance: float, max_sweeps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _from_least_squares(
+        self, lam: float, tolerance: float, max_sweeps: int, done: Callable[[int], object]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """`solve` where nearly all weights stay: all columns together, from the optimum without a penalty.
 
         A column that floating point lets come no nearer is left with the gap it has.
@@ -172,10 +183,12 @@ class Lasso:
             better = gaps < best_gaps[todo]
             best[:, todo[better]], best_gaps[todo[better]] = W[:, better], gaps[better]
             left = best_gaps[todo] > allowed[todo]
+            done(len(todo) - int(left.sum()))
             todo, W = todo[left], W[:, left].contiguous()
             if not len(todo):
                 break
             self._sweeps(W, self.C[:, todo] - self.G @ W, lam)
+        done(len(todo))
         return best, best_gaps.clamp(min=0)
 
     def _sweeps(self, W: torch.Tensor, q: torch.Tensor, lam: float) -> None:

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
 
-from saelink.fit.lasso.coordinate import NEARLY_FREE, Lasso
+from saelink.fit.lasso.coordinate import NEARLY_FREE, Lasso, unheard
 
 STEPS = 50
 """Proximal steps between two looks at the gap, and at every knot above the wanted penalty."""
@@ -37,16 +38,19 @@ class DenseLasso(Lasso):
             norm = cast("torch.Tensor", vector.norm())
         self._rate = torch.where(self.alive, 1 / (1.05 * norm * root.square()), 0.0)[:, None]
 
-    def solve(self, lam: float, tolerance: float, max_sweeps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def solve(
+        self, lam: float, tolerance: float, max_sweeps: int, done: Callable[[int], object] = unheard
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Lasso.solve`; a sweep is a step of all weights."""
         if lam == 0:
+            done(len(self.yy))
             return self.least_squares(), torch.zeros_like(self.yy)
         top = self.C.abs().amax(0)
         if not self.positive and lam < NEARLY_FREE * top.median().item():
             W = self.least_squares()
         else:
             W = self._at_knot_above(lam, top.max().item())
-        return self._descend(W, lam, tolerance, max_sweeps)
+        return self._descend(W, lam, tolerance, max_sweeps, done)
 
     def _at_knot_above(self, lam: float, top: float) -> torch.Tensor:
         """Where the path stands at the last power of KNOT above `lam`, whatever was asked for before."""
@@ -64,21 +68,23 @@ class DenseLasso(Lasso):
         return W
 
     def _descend(
-        self, W: torch.Tensor, lam: float, tolerance: float, max_sweeps: int
+        self, W: torch.Tensor, lam: float, tolerance: float, max_sweeps: int, done: Callable[[int], object]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         allowed = tolerance * self.yy / 2
         best, best_gaps = W.clone(), torch.full_like(self.yy, torch.inf)
         todo = torch.arange(len(self.yy), device=W.device)
-        for done in range(0, max_sweeps + STEPS, STEPS):
+        for sweeps in range(0, max_sweeps + STEPS, STEPS):
             primal, dual = self.certificate(W, lam, todo)
             gaps = primal - dual
             better = gaps < best_gaps[todo]
             best[:, todo[better]], best_gaps[todo[better]] = W[:, better], gaps[better]
             left = best_gaps[todo] > allowed[todo]
+            done(len(todo) - int(left.sum()))
             todo, W = todo[left], W[:, left]
-            if not len(todo) or done >= max_sweeps:
+            if not len(todo) or sweeps >= max_sweeps:
                 break
             W = self._steps(W, self.C[:, todo] - self.G @ W, lam)
+        done(len(todo))
         return best, best_gaps.clamp(min=0)
 
     def _steps(self, start: torch.Tensor, q: torch.Tensor, lam: float) -> torch.Tensor:

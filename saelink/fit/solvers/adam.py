@@ -8,7 +8,7 @@ Adam with an L1 term makes weights small, never zero: read its edges by magnitud
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -21,9 +21,10 @@ from saelink.config.schema import SolverConfig
 from saelink.connectors.base import Connector, SquaredLoss
 from saelink.connectors.linear import LinearConnector
 from saelink.errors import SaelinkError
-from saelink.fit.solvers.base import Fit, Problem, Solver, validation_point
+from saelink.fit.solvers.base import Fit, Problem, Solver, Work, validation_point
 from saelink.kernels import cuda
 from saelink.latents.rows import Rows
+from saelink.progress import Progress
 
 CHUNK_TOKENS = 65_536
 """Tokens whose steps the columns of a tile take in one go."""
@@ -101,10 +102,10 @@ class AdamSolver(Solver):
                 "use solver.loss=matching, or connector.init=random or a fitted connector's key"
             )
 
-    def tokens(self, n_training: int) -> int:
-        return max(self.config.tokens // self.config.batch_tokens, 1) * self.config.batch_tokens
+    def work(self, n_training: int, n_targets: int) -> Work:
+        return Work(max(self.config.tokens // self.config.batch_tokens, 1) * self.config.batch_tokens, "tokens")
 
-    def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
+    def solve(self, connector: Connector, problem: Problem, progress: Progress) -> Fit:
         config = self.config
         connector.to(problem.device)
         batch = config.batch_tokens
@@ -136,13 +137,14 @@ class AdamSolver(Solver):
                     worker.write_back()
                     since = (step - 1) % per_validation + 1
                     history.append(validation_point(connector, problem, validation, step * batch, train_mse / since))
+                    progress.point(history[-1])
                     train_mse = 0.0
                     note = f"validation FVU {history[-1]['validation_fvu']:.3f}"
                     if history[-1]["objective"] < best[0]:
                         best, stale = (history[-1]["objective"], _copy(connector) if config.patience else {}), 0
                     else:
                         stale += 1
-                advance(len(chosen), note)
+                progress.advance(len(chosen), note)
                 if config.patience and stale >= config.patience:
                     step = steps
             if step >= steps:

@@ -17,6 +17,7 @@ from saelink.interventions.measure import Changes, Effects
 from saelink.job import Memory
 from saelink.latents.metrics import ErrorSums, in_steps
 from saelink.latents.split import Split, Tokens
+from saelink.progress import Progress
 
 
 class Problem(NamedTuple):
@@ -57,6 +58,14 @@ class Fit(NamedTuple):
     """The entry that belongs to the weights the connector is left with."""
 
 
+class Work(NamedTuple):
+    """How much a solver will report to its `Progress`."""
+
+    total: int
+    unit: str
+    """What is counted: tokens, or targets."""
+
+
 class Solver(ABC):
     """Finds a connector's weights, in place, from where `initialise` has put them."""
 
@@ -79,12 +88,15 @@ class Solver(ABC):
         """Raise SaelinkError for a setting out of range and for a connector (and settings) that it can't fit."""
 
     @abstractmethod
-    def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
-        """Fit `connector`; `advance(tokens, note)` reports progress. The same problem gives the same weights."""
+    def solve(self, connector: Connector, problem: Problem, progress: Progress) -> Fit:
+        """Fit `connector`; `progress` is told how it goes: units of `work` done, points of the curve as they are made.
+
+        The same problem gives the same weights.
+        """
 
     @abstractmethod
-    def tokens(self, n_training: int) -> int:
-        """How many tokens `solve` will report to `advance`."""
+    def work(self, n_training: int, n_targets: int) -> Work:
+        """What `solve` will report for so many training tokens and target latents."""
 
 
 def validation_point(

@@ -20,7 +20,6 @@ minimises by Adam the matching loss of relu(z) on the tokens, and on single abla
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from saelink.fit.solvers.base import Fit, Problem, validation_point
 from saelink.fit.solvers.exact import ExactSettings, ExactSolver, squared_error
 from saelink.interventions.measure import Changes, Effects
 from saelink.latents.rows import Rows, sparse_transposed
+from saelink.progress import Progress
 
 
 @dataclass
@@ -85,14 +85,14 @@ class CausalSolver(ExactSolver):
         plain = super().products(connector, problem)
         return joint(plain, problem.effects(), self.config.effects)
 
-    def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
+    def solve(self, connector: Connector, problem: Problem, progress: Progress) -> Fit:
         if isinstance(connector, NonlinearConnector):
             settings = LinearSettings(name="linear", bias=connector.b is not None)
             start = LinearConnector(settings, connector.d_source, connector.target_ids)
         else:
             assert isinstance(connector, LinearConnector)
             start = connector
-        fit = super().solve(start, problem, advance)
+        fit = super().solve(start, problem, progress)
         point, W = fit.final, start.W.detach().double()
         together = self.problem(start, problem)[1]
         plain = super().products(start, problem).to(problem.device)
@@ -105,6 +105,7 @@ class CausalSolver(ExactSolver):
         assert isinstance(connector, NonlinearConnector) and problem.effects is not None and problem.changes is not None
         train_mse = self._refine(connector, problem, problem.effects(), problem.changes())
         final = validation_point(connector, problem, problem.validation, len(problem.train), train_mse)
+        progress.point(final)
         return Fit([*fit.history, final], final | {f"lasso_{name}": value for name, value in point.items()})
 
     def _refine(self, connector: NonlinearConnector, problem: Problem, effects: Effects, changes: Changes) -> float:

@@ -13,7 +13,6 @@ and its duality gap, which bounds how far w is from the optimum, follows from G,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,8 @@ from saelink.errors import SaelinkError
 from saelink.fit.gram import Gram
 from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.lasso.dense import DenseLasso
-from saelink.fit.solvers.base import Fit, Problem, Solver, validation_point
+from saelink.fit.solvers.base import Fit, Problem, Solver, Work, validation_point
+from saelink.progress import Progress
 
 
 @dataclass
@@ -62,16 +62,16 @@ class ExactSolver(Solver):
         if self.config.debias and self.config.positive:
             raise SaelinkError("solver.debias=true refits by least squares, which knows no solver.positive=true")
 
-    def tokens(self, n_training: int) -> int:
-        return n_training
+    def work(self, n_training: int, n_targets: int) -> Work:
+        return Work(n_targets, "targets")
 
-    def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
+    def solve(self, connector: Connector, problem: Problem, progress: Progress) -> Fit:
         assert isinstance(connector, LinearConnector)
         if self.config.positive and not problem.l1_alpha:
             raise SaelinkError("solver.positive=true needs l1_alpha above 0; 1e-6 is next to none")
         lam = problem.l1_alpha * problem.c / 2
         lasso, products = self.problem(connector, problem)
-        W, gaps = lasso.solve(lam, self.config.tolerance, self.config.max_sweeps)
+        W, gaps = lasso.solve(lam, self.config.tolerance, self.config.max_sweeps, progress.advance)
         value = squared_error(products, W) * connector.d_target / 2 + lam * W.abs().sum().item()
         left = (products.xy - products.xx @ W).abs().max() / products.xy.abs().max().clamp(min=1e-300)
         if self.config.debias and lam:
@@ -94,7 +94,8 @@ class ExactSolver(Solver):
             point["relative_gap"] = gaps.sum().item() / max(value, 1e-300)
             point["worst_gap"] = (gaps / (products.yy / 2).clamp(min=1e-300)).max().item()
             note = f"worst gap {point['worst_gap']:.1e}"
-        advance(n, f"validation FVU {point['validation_fvu']:.3f}, {note}")
+        progress.advance(0, f"validation FVU {point['validation_fvu']:.3f}, {note}")
+        progress.point(point)
         return Fit([point], point)
 
     def products(self, connector: LinearConnector, problem: Problem) -> Gram:

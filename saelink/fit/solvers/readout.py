@@ -16,7 +16,7 @@ the hidden units learn is for what that leaves over.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from saelink.fit.solvers.exact import squared_error
 from saelink.fit.solvers.proximal import ProximalSettings, ProximalSolver
 from saelink.latents.metrics import in_steps
 from saelink.latents.rows import sparse_transposed
+from saelink.progress import Progress
 
 STEP = 8192
 """Tokens whose hidden activations are in memory at a time."""
@@ -79,14 +80,14 @@ class ReadoutSolver(ProximalSolver):
         if self.config.path_tokens:
             raise SaelinkError("solver.path_tokens is for adam and proximal; readout fits each penalty by itself")
 
-    def solve(self, connector: Connector, problem: Problem, advance: Callable[[int, str], None]) -> Fit:
+    def solve(self, connector: Connector, problem: Problem, progress: Progress) -> Fit:
         assert isinstance(connector, MLPConnector)
         history: list[dict[str, float]] = []
 
         def trained(tokens: int, problem: Problem) -> None:
             before = int(history[-1]["tokens"]) if history else 0
             part = type(self)(replace(self.config, tokens=tokens))
-            found = super(ReadoutSolver, part).solve(connector, problem, advance)
+            found = super(ReadoutSolver, part).solve(connector, problem, _After(progress, before))
             history.extend({**entry, "tokens": entry["tokens"] + before} for entry in found.history)
 
         alone = int(self.config.tokens * self.config.unpenalised) if problem.l1_alpha else 0
@@ -108,6 +109,7 @@ class ReadoutSolver(ProximalSolver):
         point = validation_point(connector, problem, problem.validation, int(history[-1]["tokens"]), train_mse)
         point |= certificate
         point["training_objective"] = train_mse / problem.c + problem.l1_alpha * connector.l1()
+        progress.point(point)
         return Fit([*history, point], point)
 
     def starts_anew(self, connector: MLPConnector) -> bool:
@@ -145,6 +147,19 @@ class ReadoutSolver(ProximalSolver):
             for (weight, _), part in zip(weights, parts, strict=True):
                 weight.copy_(part)
         return result
+
+
+class _After(Progress):
+    """The progress of a second part: its points come after the tokens of the first."""
+
+    def __init__(self, whole: Progress, tokens: int):
+        self._whole, self._tokens = whole, tokens
+
+    def advance(self, units: int, note: str = "") -> None:
+        self._whole.advance(units, note)
+
+    def point(self, figures: Mapping[str, float]) -> None:
+        self._whole.point({**figures, "tokens": figures["tokens"] + self._tokens})
 
 
 def features(connector: MLPConnector, problem: Problem, with_hidden: bool = True) -> Gram:
