@@ -393,7 +393,7 @@ class RuntimeConfig:
     forward_tokens: int = 4096
     """Tokens of one forward pass or encoding step."""
     objective: list[str] = field(default_factory=lambda: ["validation_fvu"])
-    """What a sweeper that searches is told of each fit: facts of its train artifact, such as validation_mse, n_edges."""
+    """What a sweeper that searches is told of each fit: facts of its train artifact, such as validation_mse or l1."""
     sweep: str | None = None
     """Set by saelink itself: the id of the multirun this job belongs to."""
 

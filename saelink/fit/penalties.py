@@ -45,5 +45,7 @@ def penalties(job: Job) -> Iterator[Job]:
 
 
 def worth_starting_at(facts: TrainFacts, l1_alpha: float) -> bool:
-    """Whether a fit's weights do better at this penalty than none. (A hidden penalty is not counted.)"""
-    return facts["validation_mse"] / facts["c"] + l1_alpha * facts["l1"] <= facts["zero_objective"]
+    """Whether a fit's weights do no worse at this penalty than none. (A hidden penalty is not counted.)"""
+    # No weights at all do as well as none, whichever way the two sums, one of float32 squares, were rounded.
+    rounding = 1 + 1e-6
+    return facts["validation_mse"] / facts["c"] + l1_alpha * facts["l1"] <= facts["zero_objective"] * rounding
