@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from saelink.cli import jobs
+from saelink.cli import jobs, wandb
 from saelink.cli.launch import OVERRIDE, asks_for_help, hydra_line, launch, one_line
 
 app = typer.Typer(
@@ -113,6 +113,9 @@ def graph(context: typer.Context, arguments: Overrides = None) -> None:
     launch("graph", [word for word in words if word not in asked], jobs.graph(asked))
 
 
+app.add_typer(wandb.app, name="wandb")
+
+
 # --------------------------------------------------------------------------- housekeeping
 
 Outputs = Annotated[str, typer.Option("--outputs", "-o", help="Folder of the artifacts.")]
@@ -184,8 +187,9 @@ def pareto(sweep_id: Annotated[str, typer.Argument(metavar="SWEEP")], outputs: O
     from saelink.terminal.sweep import print_pareto
     from saelink.tracking.sweep import sweep_folder, write_pareto
 
-    store = Store(outputs)
-    print_pareto(TerminalObserver(), sweep_id, write_pareto(store, sweep_id).rows, sweep_folder(store, sweep_id))
+    observer = TerminalObserver()
+    store = Store(outputs, observer)
+    print_pareto(observer, sweep_id, write_pareto(store, sweep_id).rows, sweep_folder(store, sweep_id))
 
 
 def main() -> Any:

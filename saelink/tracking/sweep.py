@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ def record_experiment(store: Store, sweep_id: str | None, result: Artifact[Any])
 def gather_experiments(store: Store, sweep_id: str) -> list[str]:
     """One table per experiment over all jobs, and each job's picture, in the sweep's folder; their paths."""
     folder = sweep_folder(store, sweep_id)
-    results = [store.get(json.loads(path.read_bytes())["experiment"]) for path in (folder / "experiments").glob("*")]
+    results = [store.get(note["experiment"]) for note in _notes(store, folder / "experiments", "experiment")]
     results.sort(key=lambda result: (result.facts["name"], result.facts["link"], result.facts["layer"] or 0))
     written = []
     for name in dict.fromkeys(result.facts["name"] for result in results):
@@ -70,6 +71,19 @@ def gather_experiments(store: Store, sweep_id: str) -> list[str]:
                 write_durably(path, result.file(PICTURE_FILE).read_bytes())
                 written.append(str(path))
     return written
+
+
+def _notes(store: Store, folder: Path, *names: str) -> Iterator[dict[str, Any]]:
+    """What jobs noted in a folder; of one that can't be read or lacks any of `names` a line says so."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            note = json.loads(path.read_bytes())
+            if isinstance(note, dict) and set(names) <= note.keys():
+                yield note
+                continue
+        except (ValueError, OSError):
+            pass
+        store.observer.say(f"{path} can't be read and is left out; the sweep's command again writes it anew")
 
 
 def record_failure(store: Store, sweep_id: str, job: int, line: str) -> None:
@@ -98,14 +112,11 @@ def gathered(store: Store, sweep_id: str) -> Gathered:
         known = sorted(path.name for path in (store.root / "sweeps").glob("sweep*"))
         raise SaelinkError(f"no sweep {sweep_id} in {store.root}; known: {', '.join(known) or 'none'}")
     found: list[tuple[Artifact[TrainFacts], str]] = []
-    for path in sorted((folder / "jobs").glob("*.json")):
+    for job in _notes(store, folder / "jobs", "train", "job"):
         try:
-            job = json.loads(path.read_bytes())
             found.append((described(store.get(job["train"])), job["job"]))
         except SaelinkError as error:  # damaged or removed since; the others still make a table
             store.observer.say(f"pareto: left out: {error}")
-        except (ValueError, KeyError, TypeError):
-            store.observer.say(f"pareto: left out: {path} can't be read; the sweep's command again writes it anew")
     if not found:
         raise SaelinkError(f"sweep {sweep_id}: no job of it has made a connector yet")
     places = [measured_on(connector) for connector, _ in found]
@@ -127,8 +138,7 @@ def write_pareto(store: Store, sweep_id: str) -> Gathered:
 
 def failures(store: Store, sweep_id: str) -> list[dict[str, Any]]:
     """The jobs of a sweep that ended with a user's error: `job`, its number, and `error`, the line it got."""
-    paths = sorted((sweep_folder(store, sweep_id) / "failed").glob("*.json"))
-    return [json.loads(path.read_bytes()) for path in paths]
+    return list(_notes(store, sweep_folder(store, sweep_id) / "failed", "job", "error"))
 
 
 def begin(store: Store, sweep_id: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import http.server
 import json
+import re
 import threading
 from collections import defaultdict
 from typing import Any
@@ -22,6 +23,8 @@ class WandbServer:
         self.summary: dict[str, dict[str, Any]] = defaultdict(dict)
         self.finished: dict[str, int] = {}
         """By run: its exit code."""
+        self.views: dict[str, dict[str, Any]] = {}
+        """Workspaces by name."""
         self.refuses = False
         """Whether no key is the right one."""
         self.silent = False
@@ -72,13 +75,14 @@ class WandbServer:
             if self.refuses:
                 return 401, {"errors": [{"message": "user is not logged in"}]}
             request = json.loads(body)
-            return 200, {"data": self._graphql(request.get("operationName"), request.get("variables") or {})}
+            named = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
+            return 200, {"data": self._graphql(named[1] if named else None, request.get("variables") or {})}
         if path.endswith("/file_stream"):
             self._stream(path.split("/")[-2], json.loads(body))
         return 200, {}
 
     def _graphql(self, name: str | None, said: dict[str, Any]) -> dict[str, Any]:
-        if name == "Viewer":
+        if name in ("Viewer", "GetDefaultEntity"):
             return {"viewer": {"id": "1", "entity": ENTITY["name"], "username": "someone", "flags": "{}"}}
         if name == "RunResumeStatus":
             return {"model": {"id": "p", "name": said["name"], "entity": ENTITY, "bucket": self._known(said["name"])}}
@@ -91,6 +95,9 @@ class WandbServer:
             return {"upsertBucket": {"bucket": {**bucket, "project": project, "historyLineCount": 0}, "inserted": new}}
         if name == "CreateRunFiles":
             return {"createRunFiles": {"runID": said.get("run"), "uploadHeaders": [], "files": []}}
+        if name is not None and name.startswith("UpsertView"):
+            self.views[said["displayName"]] = json.loads(said["spec"])
+            return {"upsertView": {"view": {"id": "view", "name": said["name"]}, "inserted": True}}
         if name == "CreateArtifact":  # a table's file; the server has its contents already
             collection = {"id": "collection", "latestArtifact": {"id": "artifact", "versionIndex": 0}}
             artifact = {"id": "artifact", "state": "COMMITTED", "artifactSequence": collection}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +12,17 @@ import pytest
 
 from saelink.config.schema import Config, WandbConfig, WandbMode
 from saelink.errors import SaelinkError
+from saelink.evidence.consequences import ConsequencesStage
+from saelink.evidence.evaluate import EvaluateStage
+from saelink.evidence.verify import VerifyStage
+from saelink.experiments.runner import run_experiments
 from saelink.fit.train import TrainStage
 from saelink.job import Job
 from saelink.store.store import Store
 from saelink.tracking.live import watched
 from saelink.tracking.project import WAIT, Project
-from saelink.tracking.runs import fit_shown, publish
+from saelink.tracking.runs import fit_shown, publish, publish_experiment
+from saelink.tracking.workspace import save_workspace
 
 from helpers.observing import Lines
 from helpers.wandb_server import WandbServer
@@ -130,3 +136,27 @@ def test_an_artifact_of_an_earlier_version_is_refused(job: Job) -> None:
     del connector.manifest["facts"]["described"]
     with pytest.raises(SaelinkError, match="made by an earlier version of saelink"):
         publish(Project(WandbConfig(mode=WandbMode.offline), job.store), connector)
+
+
+def test_the_workspace_shows_what_runs_log(server: WandbServer, config: Callable[..., Config], store: Store) -> None:
+    """Every panel's key is one that a connector's, a set of verdicts' or an experiment's run has."""
+    pytest.importorskip("wandb_workspaces")
+    assert save_workspace("test", None).startswith(f"{server.url}/someone/test")
+    text = json.dumps(server.views["saelink"]["section"]["panelBankConfig"]["sections"])
+    shown = set(re.findall(r'"(\w+/\w+)"', text))
+    shown |= set(re.findall(r'"(?:summary|config):(\w[\w/]*?)(?:\.value)?"', text))
+    assert {"final_l1", "final_mse", "way/l1", "way/mse", "pareto/table", "test/fvu", "verify/precision_1x"} <= shown
+    assert '"xAxisLogScale": true' in text
+    job = Job(config("solver=exact", "eval.ce=true", "verify.consequences=2", "outliers.shares.massive=0"), store)
+    evaluation, verdicts = EvaluateStage(job).pull(), VerifyStage(job).pull()
+    ConsequencesStage(job).pull()
+    result = next(iter(run_experiments(Job(config("experiment.names=[norms]", "normalise_layers=[0,1]"), store))))
+    project = Project(ONLINE, store)
+    with watched(Job(config("l1_alpha=2e-3"), store), project, fit_shown) as (seen, fit):
+        publish(project, TrainStage(seen).pull(), begun=fit.begun)
+    publish(project, TrainStage(job).pull(), evaluation, verdicts=verdicts)
+    publish_experiment(project, result)
+    logged = {key for lines in server.history.values() for line in lines for key in line}
+    logged |= {key for summary in server.summary.values() for key in summary}
+    logged |= {key for run in server.settings.values() for key in json.loads(run["config"])}
+    assert shown - logged <= {"experiment/picture"}, "not every experiment has one"

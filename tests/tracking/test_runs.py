@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -216,6 +217,90 @@ def test_a_failed_job_does_not_take_the_sweep_with_it(saelink: Run, tmp_path: Pa
     (folder / "pareto.csv").unlink()
     assert saelink("pareto", folder.name, bare=True)[0] == 0
     assert (folder / "pareto.csv").exists()
+
+
+def table_of(folder: Path, key: str) -> dict[str, Any]:
+    """A table that an offline run logged."""
+    (path,) = (folder / "files" / "media" / "table").glob(f"{key}_*.table.json")
+    return json.loads(path.read_bytes())
+
+
+CHARTS = ("mse", "fvu", "n_edges", "table", "points", "picture")
+
+
+def test_one_fit_has_its_way_its_frontier_and_columns(saelink: Run, tmp_path: Path) -> None:
+    assert saelink("train", "l1_alpha=1e-2")[0] == 0
+    code, out, err = saelink("train", "l1_alpha=1e-4", "wandb.mode=offline")
+    assert code == 0, err
+    assert "frontier   on it, beside 1 other fit of the same latents" in out and "next: saelink evaluate" in out
+    store = Store(tmp_path / "outputs")
+    first, fit = (a for a in store.artifacts() if a.stage == "train")
+    (folder,) = offline_runs(store, fit.key)
+    logged = {key.split("_table")[0].split(".")[0] for point in history(folder) for key in point}
+    assert {f"pareto/{name}" for name in CHARTS} <= logged
+    assert {"live/per_second", "live/seconds_left", "live/peak_memory_gb", "way/l1", "way/mse", "way/edges"} <= logged
+    way = [point for point in history(folder) if "way/l1" in point]
+    assert len(way) == len(fit.json("history.json")) > 1
+    table = table_of(folder, "pareto/table")
+    cells = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert {cell["train"]: cell["this_run"] for cell in cells} == {first.key: False, fit.key: True}
+    lines = {row[1] for row in table_of(folder, "pareto/mse_table")["data"]}
+    assert lines == {"linear adam", "mean predictor", "oracle"}
+    run = [record["run"] for record in records(folder) if record["type"] == "run"]
+    assert run[0]["job_type"] == "train" and run[0]["run_group"] == "llama layer 1 mlp"
+    assert {"layer 1", "linear", "adam", "mlp"} <= set(run[0]["tags"])
+    text = json.dumps(records(folder))
+    assert all(f'"{name}"' in text for name in ("final_mse", "final_fvu", "final_l1", "final_edges", "solver_lr"))
+    assert "gram" not in text and '"inputs"' not in text, "no internals among the columns"
+
+
+def test_a_list_of_penalties_is_a_sweep(saelink: Run, tmp_path: Path) -> None:
+    code, out, err = saelink("train", "l1_alpha=[1e-4,1e-2]", "wandb.mode=offline")
+    assert code == 0, err
+    store = Store(tmp_path / "outputs")
+    (folder,) = (store.root / "sweeps").glob("sweep*")
+    assert {path.name for path in folder.iterdir()} == {"jobs", "pareto.csv", "pareto.png"} and folder.name in out
+    (run,) = offline_runs(store, folder.name)
+    said = next(record["run"] for record in records(run) if record["type"] == "run")
+    assert said["job_type"] == "sweep" and said["display_name"].startswith("sweep of l1_alpha: llama mlp layer 1")
+    for artifact in store.artifacts():
+        if artifact.stage == "train":
+            found = records(offline_runs(store, artifact.key)[0])
+            assert next(r["run"] for r in found if r["type"] == "run")["run_group"] == folder.name
+
+
+def test_a_sweep_over_two_settings_has_a_line_for_each(saelink: Run, tmp_path: Path) -> None:
+    sweep = ["connector=mlp", "connector.d_hidden=4,8", "l1_alpha=1e-4,1e-3", "wandb.mode=offline"]
+    code, out, err = saelink("train", "-m", *sweep)
+    assert code == 0, err
+    store = Store(tmp_path / "outputs")
+    (folder,) = (store.root / "sweeps").glob("sweep*")
+    (run,) = offline_runs(store, folder.name)
+    series = {"mlp adam, d_hidden 4", "mlp adam, d_hidden 8"}
+    lines = {row[1] for row in table_of(run, "pareto/mse_table")["data"]}
+    assert lines - {"mean predictor", "oracle"} == series and all(f"  {name}\n" in out for name in series)
+    rows = list(csv.DictReader((folder / "pareto.csv").open()))
+    assert {row["connector_d_hidden"] for row in rows} == {"4", "8"} and len(rows) == 4
+    config = json.dumps([record for record in records(run) if record["type"] == "config"])
+    assert '"swept": "connector_d_hidden, l1_alpha"' in config and '"layer": 1' in config
+
+
+def test_a_damaged_note_of_a_sweep_costs_itself(saelink: Run, tmp_path: Path) -> None:
+    assert saelink("train", "l1_alpha=[1e-4,1e-2]")[0] == 0
+    (folder,) = (tmp_path / "outputs" / "sweeps").glob("sweep*")
+    (folder / "jobs" / "bad.json").write_text("{")
+    (folder / "jobs" / "other.json").write_text("[1]")
+    code, out, _ = saelink("pareto", folder.name, bare=True)
+    assert code == 0 and out.count("can't be read and is left out") == 2 and "2 connectors" in out
+
+
+def test_track_says_what_is_there_already(saelink: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")  # with wandb.mode=auto: no key is asked for, no warning
+    code, _, err = saelink("train", "wandb.mode=auto")
+    assert code == 0 and "Unable to verify login" not in err
+    fit = next(a for a in Store(tmp_path / "outputs").artifacts() if a.stage == "train")
+    code, out, _ = saelink("track", fit.key, bare=True)
+    assert code == 0 and f"wandb: {fit.key} is in project saelink already" in out
 
 
 def test_a_list_of_alphas_is_one_artifact_each(saelink: Run, tmp_path: Path) -> None:
