@@ -110,17 +110,19 @@ def run_all(job: Job) -> None:
 
 def run_evaluate(job: Job) -> None:
     from saelink.evidence.evaluate import EvaluateStage
+    from saelink.evidence.verdicts import Verdicts
+    from saelink.evidence.verify import verdicts_of
     from saelink.terminal.evaluation import print_comparison, print_evaluation
 
     with tracked(job) as (job, show):
         connector = fitted(job)
-        evaluation = EvaluateStage(job).pull()
-        print_evaluation(job.observer, connector, evaluation)
+        evaluation, judged = EvaluateStage(job).pull(), verdicts_of(job)
+        print_evaluation(job.observer, connector, evaluation, None if judged is None else Verdicts(judged))
         if job.cfg.transcoder.path is not None:
             from saelink.evidence.transcoder import TranscoderStage
 
             print_comparison(job.observer, TranscoderStage(job).pull())
-        show(connector, evaluation)
+        show(connector, evaluation, judged)
     if job.cfg.eval.verify:
         run_verify(job)
 

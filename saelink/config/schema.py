@@ -259,8 +259,8 @@ class EvalConfig:
     """ce: test tokens it is measured on, always the first ones."""
     bootstrap: int = 1000
     """ce: resamples of the documents behind an interval."""
-    verify: bool = False
-    """Also ask which edges are real, as `saelink verify` does."""
+    verify: bool | None = None
+    """Which edges are real? null: verdicts, where the effects fit into 2 GB; true: all that `saelink verify` does."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,12 +64,25 @@ def circuits_of(
 
 
 def _sum_text(terms: list[dict[str, Any]]) -> str:
+    """The terms that two decimals show; each with its `mark`, if it has one, in brackets."""
     text = ""
     for term in terms:
-        sign = ("-" if term["weight"] < 0 else "+") if text else ("-" if term["weight"] < 0 else "")
         size = f"{abs(term['weight']):.2f}".removeprefix("0")
+        if size == ".00":
+            continue
+        sign = ("-" if term["weight"] < 0 else "+") if text else ("-" if term["weight"] < 0 else "")
         text += (f" {sign} " if text else sign) + f"{size} {unit_text(term)}"
+        text += f" ({term['mark']})" if "mark" in term else ""
     return text or "0"
+
+
+def judged_terms(circuit: dict[str, Any], verdict: VerdictOf) -> list[dict[str, Any]]:
+    """The circuit's terms, confirmed edges first, every other with its verdict as `mark`; hidden units have none."""
+    terms: list[dict[str, Any]] = []
+    for term in circuit["terms"]:
+        word = None if term["unit"].startswith("H") else verdict(term["id"], circuit["id"])
+        terms.append(term if word in ("confirmed", None) else {**term, "mark": word})
+    return sorted(terms, key=lambda term: "mark" in term)
 
 
 def unit_text(unit: dict[str, Any]) -> str:
@@ -78,9 +92,18 @@ def unit_text(unit: dict[str, Any]) -> str:
     return f'{unit["unit"]} "{token}"'
 
 
-def circuit_text(circuit: dict[str, Any]) -> str:
-    """One circuit as text: OF1064 "history" = .37 IF324 "history" + .11 IF1484 "philosophy"."""
-    head = f"{unit_text(circuit)} = {_sum_text(circuit['terms'])}"
+VerdictOf = Callable[[int, int], str | None]
+"""The verdict on the edge between a source and a target latent; None for what is no such edge."""
+
+
+def circuit_text(circuit: dict[str, Any], verdict: VerdictOf | None = None) -> str:
+    """One circuit as text: OF1064 "history" = .37 IF324 "history" + .11 IF1484 "philosophy" (no effect).
+
+    Confirmed edges come first; every other has its verdict beside it. Without verdicts the text says unverified.
+    """
+    terms = circuit["terms"] if verdict is None else judged_terms(circuit, verdict)
+    head = f"{unit_text(circuit)} = {_sum_text(terms)}"
+    head += "   (unverified)" if verdict is None else ""
     if "linear" in circuit:
         head += f"   ({circuit['linear']:.0%} linear)"
     inner = [f"    {hidden['unit']} = relu({_sum_text(hidden['terms'])})" for hidden in circuit.get("hidden", [])]

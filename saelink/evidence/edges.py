@@ -7,7 +7,7 @@ reads, here called its inputs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -15,6 +15,8 @@ import torch
 
 from saelink.connectors.base import Connector
 from saelink.evidence.logic import MIN_TOKENS, Condition, Source, bits, read_logic, wilson
+from saelink.evidence.verdicts import REFUTED, Verdicts
+from saelink.evidence.verify import VerdictsStage, judges
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
@@ -87,13 +89,15 @@ class EdgesFacts(TypedDict):
 class EdgesStage(JobStage[EdgesFacts]):
     """What the edges of the configured connector do.
 
-    Files: `edges.safetensors`, the tensors of `EdgeTable`; `targets.json`, for every explained latent what `_Target`
-    finds: logic, inputs at its silence, a scatter or clusters of its inputs. For a connector with hidden units also
-    `hidden_edges.safetensors` and `hidden.json`: the same for the edges from source latents into every hidden unit.
+    Where its edges have verdicts, no logic names a source whose edge they refute, and it says whether all edges that it
+    names are confirmed. Files: `edges.safetensors`, the tensors of `EdgeTable`; `targets.json`, for every explained
+    latent what `_Target` finds: logic, inputs at its silence, a scatter or clusters of its inputs. For a connector with
+    hidden units also `hidden_edges.safetensors` and `hidden.json`: the same for the edges from source latents into
+    every hidden unit.
     """
 
     name = "edges"
-    version = 3
+    version = 4
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -107,7 +111,8 @@ class EdgesStage(JobStage[EdgesFacts]):
         return {}
 
     def inputs(self) -> dict[str, str]:
-        return {"connector": self._train.key}
+        verdicts = {"verdicts": VerdictsStage(self.job).key} if judges(self.job) else {}
+        return {"connector": self._train.key, **verdicts}
 
     def about(self) -> str:
         return self._train.about()
@@ -120,9 +125,10 @@ class EdgesStage(JobStage[EdgesFacts]):
         layers = connector.penalised()
         bias = dict(connector.named_parameters())
         total = connector.d_target + connector.n_hidden
+        verdicts = Verdicts(VerdictsStage(job).pull()) if connector.direct and judges(job) else None
         with job.observer.progress("edges", total, "targets") as bar, torch.inference_mode():
             matrix = _Matrix(connector.output_weight(), bias.get("b2", bias.get("b")), connector.relu_output)
-            found, targets = _read(matrix, connector.target_ids, inputs, test.target, test, bar)
+            found, targets = _read(matrix, connector.target_ids, inputs, test.target, test, bar, verdicts)
             draft.save_tensors(EDGES_FILE, found._asdict())
             draft.save_bytes(TARGETS_FILE, json.dumps(targets, separators=(",", ":")).encode())
             if connector.n_hidden:
@@ -206,9 +212,18 @@ class _Matrix(NamedTuple):
 
 
 def _read(
-    matrix: _Matrix, ids: torch.Tensor, inputs: Rows, outputs: Rows, test: Tokens, bar: Progress
+    matrix: _Matrix,
+    ids: torch.Tensor,
+    inputs: Rows,
+    outputs: Rows,
+    test: Tokens,
+    bar: Progress,
+    verdicts: Verdicts | None = None,
 ) -> tuple[EdgeTable, list[dict[str, Any]]]:
-    """The edges of one layer from `inputs` to `outputs`, whose column i is called ids[i], and what is said of each."""
+    """The edges of one layer from `inputs` to `outputs`, whose column i is called ids[i], and what is said of each.
+
+    `verdicts` are those on edges between source and target latents.
+    """
     from saelink.kernels.edges import remove_each
 
     columns = _Columns.of(inputs)
@@ -244,8 +259,9 @@ def _read(
             fired = np.zeros(len(test), bool)
             fired[clear_outputs.rows_of(column)] = True
             target = _Target(
-                test, clear, clear_columns, y[c], fired, source[mine].numpy(), weight[mine].numpy(), added[mine]
-            )
+                test, clear, clear_columns, y[c], fired, source[mine].numpy(), weight[mine].numpy(), added[mine],
+                None if verdicts is None else verdicts.into(int(ids[column])),
+            )  # fmt: skip
             said.append(target.found(sums))
         bar.advance(len(block))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -272,6 +288,8 @@ class _Target(NamedTuple):
     weight: np.ndarray[Any, Any]
     added: np.ndarray[Any, Any]
     """Of each edge, as in kernels.edges."""
+    verdicts: Mapping[int, str] | None
+    """By source latent the verdict on its edge; None where edges have none."""
 
     def found(self, colsum: np.ndarray[Any, Any]) -> dict[str, Any]:
         """What is said of it. Inputs are named by their numbers."""
@@ -294,12 +312,16 @@ class _Target(NamedTuple):
     def _logic(self, fired: np.ndarray[Any, Any], colsum: np.ndarray[Any, Any]) -> dict[str, Any]:
         taken = np.where(self.weight < 0, -self.weight * colsum[self.source], 0)
         sources = [
-            Source(float(w), float(a), float(t), lambda j=int(j): self.columns.bits(j, len(self.y)))
+            Source(float(w), float(a), float(t), lambda j=int(j): self.columns.bits(j, len(self.y)), self._refutes(j))
             for j, w, a, t in zip(self.source, self.weight, self.added, taken, strict=True)
         ]
         found = read_logic(bits(torch.from_numpy(fired)), sources)
+        confirmed = None
+        if self.verdicts is not None and found.sources:
+            confirmed = all(self.verdicts.get(int(self.source[i])) == "confirmed" for i in found.sources)
         return {
             "word": found.word,
+            "confirmed": confirmed,
             "inputs": [int(self.source[i]) for i in found.sources],
             "covered": round(found.covered, 4),
             "evidence": [
@@ -313,6 +335,10 @@ class _Target(NamedTuple):
                 for condition in found.evidence
             ],
         }
+
+    def _refutes(self, source: int) -> bool:
+        """Whether the verdict on the edge from an input is that the model has none."""
+        return self.verdicts is not None and self.verdicts.get(int(source)) in REFUTED
 
     def _met(self, condition: Condition) -> list[int]:
         """A few of the tokens that meet a condition, evenly spread, as rows of the split."""

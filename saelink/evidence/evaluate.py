@@ -57,7 +57,7 @@ class EvaluateStage(JobStage[EvaluateFacts]):
     """
 
     name = "evaluate"
-    version = 3
+    version = 4
 
     def __init__(self, job: Job):
         super().__init__(job)

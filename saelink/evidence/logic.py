@@ -53,6 +53,8 @@ class Source(NamedTuple):
     """Sum of -weight x over all tokens if the weight is negative, else 0."""
     active: Callable[[], int]
     """The tokens it is active on, see `bits`; only asked of sources that may be named."""
+    refuted: bool = False
+    """Whether ablating it in the model showed that there is no such edge: then it is not named."""
 
 
 class Condition(NamedTuple):
@@ -104,7 +106,7 @@ def bits(mask: torch.Tensor) -> int:
 def read_logic(fired: int, sources: Sequence[Source]) -> Logic:
     """The logic of a target that fires on the tokens `fired` (see `bits`); numbers are places in `sources`.
 
-    Only sources that are active somewhere where the target fires can be named.
+    Only sources that are active somewhere where the target fires, and are not refuted, can be named.
     """
     total = fired.bit_count()
     everything = sum(source.added for source in sources)
@@ -114,10 +116,12 @@ def read_logic(fired: int, sources: Sequence[Source]) -> Logic:
         return Logic("dense", [], [], 0.0)
     # What adds most where it fires; and what takes away most, which shows where it does not.
     order = sorted(range(len(sources)), key=lambda i: -sources[i].added)
-    named = [i for i in order[: 4 * READ] if sources[i].weight > 0 and sources[i].added > 0][:READ]
+    able = [i for i in order[: 4 * READ] if not sources[i].refuted]
+    named = [i for i in able if sources[i].weight > 0 and sources[i].added > 0][:READ]
     added = sum(source.added for source in sources if source.weight > 0)
     leading = [i for i in named if sources[i].added >= LEADS * added] or named[:1]
-    takers = sorted((i for i in range(len(sources)) if sources[i].taken > 0), key=lambda i: -sources[i].taken)
+    takers = [i for i in range(len(sources)) if sources[i].taken > 0 and not sources[i].refuted]
+    takers.sort(key=lambda i: -sources[i].taken)
     prevents = takers[: READ // 2]
     active = {i: sources[i].active() for i in {*named, *prevents}}
 

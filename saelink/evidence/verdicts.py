@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +21,9 @@ from saelink.store.artifact import Artifact
 FIGURES_FILE = "figures.json"
 
 NULLS_FILE = "nulls.json"
+
+REFUTED = ("no effect", "opposite")
+"""Verdicts on edges that the model does not have."""
 
 VERDICTS_FILE = "edges.safetensors"
 
@@ -47,12 +52,15 @@ QUANTILES = (10, 50, 90)
 
 
 class Verdicts:
-    """The verdicts of a `verify` artifact, by edge."""
+    """The verdicts of a `verdicts` or `verify` artifact, by edge."""
 
     def __init__(self, artifact: Artifact[Any]):
-        self.figures, self.nulls = artifact.json(FIGURES_FILE), artifact.json(NULLS_FILE)
+        self.figures = artifact.json(FIGURES_FILE)
+        self.nulls: dict[str, Any] | None = artifact.json(NULLS_FILE) if NULLS_FILE in artifact.files else None
+        """The same figures against what edges should not agree with; None of verdicts alone."""
         tensors = artifact.tensors(VERDICTS_FILE)
-        self._places = Places(tensors["source"], tensors["target"])
+        self._source, self._target = tensors["source"], tensors["target"]
+        self._places = Places(self._source, self._target)
         self._claim, self._effect, self._verdict = (tensors[name] for name in ("claim", "effect", "verdict"))
         self._missed: dict[int, list[tuple[int, float]]] = {}
         missed = (tensors[f"missed_{name}"].tolist() for name in ("target", "source", "effect"))
@@ -65,6 +73,23 @@ class Verdicts:
         if place is None:
             return None
         return self._claim[place].item(), self._effect[place].item(), VERDICTS[int(self._verdict[place])]
+
+    def word(self, source: int, target: int) -> str | None:
+        """The verdict on an edge; None for what is no edge between source and target latents that were judged."""
+        found = self.of(source, target)
+        return None if found is None else found[2]
+
+    @cached_property
+    def _into(self) -> dict[int, dict[int, str]]:
+        found: dict[int, dict[int, str]] = {}
+        edges = zip(self._source.tolist(), self._target.tolist(), self._verdict.tolist(), strict=True)
+        for source, target, verdict in edges:
+            found.setdefault(target, {})[source] = VERDICTS[verdict]
+        return found
+
+    def into(self, target: int) -> Mapping[int, str]:
+        """By source latent the verdict on its edge into a target."""
+        return self._into.get(target, {})
 
     def missed(self, target: int) -> list[tuple[int, float]]:
         """Sources that have a strong effect on a target and no edge to it, with the effect; the strongest first."""

@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from typing import Any, TypedDict, cast
 
+import torch
+
 from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, VERDICTS_FILE, claims, judged, shuffled
-from saelink.fit.train import TrainStage, fitted_connector
-from saelink.interventions.effects import EffectsStage, check_measurable, load_effects, measurable, nulls_of
+from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
+from saelink.interventions.effects import (
+    EffectsStage,
+    check_measurable,
+    effects_bytes,
+    load_effects,
+    measurable,
+    nulls_of,
+)
+from saelink.interventions.measure import Effects
 from saelink.job import Job, JobStage
 from saelink.latents.link import load_split
 from saelink.store.artifact import Artifact
@@ -31,19 +41,59 @@ class VerifyFacts(TypedDict):
     slope_1x: float | None
 
 
-class VerifyStage(JobStage[VerifyFacts]):
-    """The verdicts on the edges of the configured connector.
+class VerdictsStage(JobStage[VerifyFacts]):
+    """The verdicts on the edges of the configured connector, by effects on test documents.
 
-    Files: `figures.json`; `nulls.json`, the same figures against effects that the edges should not agree with, those
-    of effects.NULLS and "shuffled pairs", every source with the effects of another; `edges.safetensors` with, by
-    claimed edge, `target`, `source`, `claim`, `effect` and `verdict` (a place in VERDICTS), and `missed_target`,
-    `missed_source`, `missed_effect` for strong effects it lacks.
+    Files: `figures.json`; `edges.safetensors` with, by claimed edge, `target`, `source`, `claim`, `effect` and
+    `verdict` (a place in VERDICTS), and `missed_target`, `missed_source`, `missed_effect` for strong effects it lacks.
     Claims and effects are in units of the target's mean active value. Raises SaelinkError for a link whose effects
     can't be measured.
     """
 
+    name = "verdicts"
+    version = 1
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        check_measurable(job.cfg)
+        self._train = TrainStage(job)
+
+    def recipe(self) -> dict[str, Any]:
+        return {"strong": self.job.cfg.verify.strong}
+
+    def inputs(self) -> dict[str, str]:
+        return {"connector": self._train.key, "effects": EffectsStage(self.job).key}
+
+    def about(self) -> str:
+        return self._train.about()
+
+    def make(self, draft: Draft) -> VerifyFacts:
+        measured = load_effects(EffectsStage(self.job).pull())
+        claimed, ids = claims_of(self.job, self._train.pull(), measured)
+        figures, tensors = judged(claimed, measured, ids, self.job.cfg.verify.strong)
+        draft.save_json(FIGURES_FILE, figures)
+        draft.save_tensors(VERDICTS_FILE, tensors)
+        return cast("VerifyFacts", figures)
+
+
+def claims_of(job: Job, train: Artifact[TrainFacts], measured: Effects) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a connector claims, see `verdicts.claims`, and the numbers [d_target] of the targets that it explains."""
+    connector = fitted_connector(train)
+    ids = connector.target_ids  # on the CPU; `claims` moves the connector
+    test = load_split(job.cfg, job.sides, "test", ids)
+    return claims(connector, measured, test, job.cfg.verify.tokens_per_source, job.device, job.observer), ids
+
+
+class VerifyStage(JobStage[VerifyFacts]):
+    """The verdicts, and what they would be by chance.
+
+    Files: those of `VerdictsStage`; `nulls.json`, the same figures against effects that the edges should not agree
+    with, those of effects.NULLS and "shuffled pairs", every source with the effects of another. Raises SaelinkError for
+    a link whose effects can't be measured.
+    """
+
     name = "verify"
-    version = 4
+    version = 5
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -55,29 +105,45 @@ class VerifyStage(JobStage[VerifyFacts]):
 
     def inputs(self) -> dict[str, str]:
         nulls = {null: EffectsStage(self.job, null=null).key for null in nulls_of(self.job.cfg)}
-        return {"connector": self._train.key, "effects": EffectsStage(self.job).key, **nulls}
+        verdicts = VerdictsStage(self.job).key
+        return {"connector": self._train.key, "effects": EffectsStage(self.job).key, "verdicts": verdicts, **nulls}
 
     def about(self) -> str:
         return self._train.about()
 
     def make(self, draft: Draft) -> VerifyFacts:
-        job, settings = self.job, self.job.cfg.verify
+        job, strong = self.job, self.job.cfg.verify.strong
+        verdicts = VerdictsStage(job).pull()
         measured = load_effects(EffectsStage(job).pull())
-        connector = fitted_connector(self._train.pull())
         nulls = {null: EffectsStage(job, null=null).pull() for null in nulls_of(job.cfg)}
-        ids = connector.target_ids  # on the CPU; `claims` moves the connector
-        test = load_split(job.cfg, job.sides, "test", ids)
-        claimed = claims(connector, measured, test, settings.tokens_per_source, job.device, job.observer)
-        figures, tensors = judged(claimed, measured, ids, settings.strong)
-        draft.save_json(FIGURES_FILE, figures)
+        claimed, ids = claims_of(job, self._train.pull(), measured)
+        draft.save_json(FIGURES_FILE, verdicts.json(FIGURES_FILE))
         against = {name: load_effects(null) for name, null in nulls.items()} | {"shuffled pairs": shuffled(measured)}
-        draft.save_json(
-            NULLS_FILE, {name: judged(claimed, null, ids, settings.strong)[0] for name, null in against.items()}
-        )
-        draft.save_tensors(VERDICTS_FILE, tensors)
-        return cast("VerifyFacts", figures)
+        draft.save_json(NULLS_FILE, {name: judged(claimed, null, ids, strong)[0] for name, null in against.items()})
+        draft.save_tensors(VERDICTS_FILE, verdicts.tensors(VERDICTS_FILE))
+        return verdicts.facts
 
 
 def verified(job: Job) -> Artifact[VerifyFacts] | None:
-    """The verdicts on the configured connector where they have been made."""
+    """What `saelink verify` found of the configured connector, where it was asked."""
     return VerifyStage(job).find() if measurable(job.cfg) else None
+
+
+MOST_BYTES = 2e9
+"""Memory of effects that are measured without being asked for."""
+
+
+def judges(job: Job) -> bool:
+    """Whether the job's edges get verdicts: eval.verify, and by itself where effects can be measured and are small."""
+    wanted = job.cfg.eval.verify
+    if wanted is not None or not measurable(job.cfg):
+        return bool(wanted)
+    return effects_bytes(job.sides) <= MOST_BYTES
+
+
+def verdicts_of(job: Job) -> Artifact[VerifyFacts] | None:
+    """The verdicts on the configured connector, made where they are missing; None where it gets none, see `judges`.
+
+    What `saelink verify` found, if it was asked: it holds the same verdicts.
+    """
+    return verified(job) or (VerdictsStage(job).pull() if judges(job) else None)

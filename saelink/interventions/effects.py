@@ -23,6 +23,7 @@ from saelink.errors import SaelinkError
 from saelink.interventions.block import FOLDS, most_tokens, open_block
 from saelink.interventions.measure import Changes, Effects, measure_effects
 from saelink.job import Job, JobStage
+from saelink.latents.link import Sides
 from saelink.latents.rows import pack, unpack
 from saelink.model.probe import BLOCK_HOOKS
 from saelink.store.artifact import Artifact
@@ -59,6 +60,11 @@ def nulls_of(cfg: Config) -> tuple[str, ...]:
     """Those of NULLS that mean something for the link: where the target is the sources' sum there are no weights."""
     adds_up = {"hook_attn_out", "hook_mlp_out"} <= set(cfg.link.sources)
     return NULLS[:1] if adds_up else NULLS
+
+
+def effects_bytes(sides: Sides) -> int:
+    """Memory that measuring all effects between these latents takes."""
+    return 6 * FOLDS * sides.d_source * sides.d_target
 
 
 class EffectsFacts(TypedDict):
@@ -118,10 +124,10 @@ class EffectsStage(JobStage[EffectsFacts]):
 
     def make(self, draft: Draft) -> EffectsFacts:
         job, sides, link = self.job, self.job.sides, self.job.link
-        size = FOLDS * sides.d_source * sides.d_target
+        size = effects_bytes(sides) // 6
         most = max(most_tokens(job.cfg, self.split), 1)
         what = f"effects: {' + '.join(link.sources)} -> {link.target} on at most {most:,} {self.split} tokens"
-        job.observer.say(f"{what}, {6 * size / 1e9:.1f} GB of memory")
+        job.observer.say(f"{what}, {effects_bytes(sides) / 1e9:.1f} GB of memory")
         job.store.need_space("effects", 2 * size + 4 * size // FOLDS)
         block = open_block(job, self.split)
         directions: torch.Tensor | None = None

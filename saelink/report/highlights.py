@@ -25,11 +25,16 @@ class Highlights:
         self.outliers = self._outliers()
 
     def by_kind(self) -> dict[str, list[int]]:
-        """A few targets of each kind, the best predicted first among those that fire often enough."""
+        """A few targets of each kind, the best predicted first among those that fire often enough.
+
+        Where edges have verdicts, only those whose word rests on confirmed edges alone.
+        """
         fvu, active = self.wiring.figures("fvu"), self.wiring.figures("active")
         found: dict[str, list[int]] = {word: [] for word in ("or", "and", "and not", "copy")}
         for latent in sorted(self.ids.tolist(), key=lambda latent: (fvu[latent] != fvu[latent], fvu[latent])):
             word = self.wiring.word(latent)
+            if self.wiring.verdicts is not None and not self.wiring.confirmed(latent):
+                continue
             if word in found and active[latent] >= self.job.cfg.eval.min_active and len(found[word]) < HIGHLIGHTS:
                 found[word].append(latent)
         found["outlier"] = [entry["latent"] for entry in self.outliers[:HIGHLIGHTS]]

@@ -118,7 +118,7 @@ class Overview:
                 lost = None if found else consequences_of(self.job.store, fit.wiring.verify)
                 if lost is not None:
                     entry["consequences"] = [_rounded(row) for row in lost.json(CONSEQUENCES_FILE)]
-                if not found:
+                if not found and fit.wiring.verdicts.nulls is not None:
                     entry["nulls"] = {name: _rounded(null) for name, null in fit.wiring.verdicts.nulls.items()}
                 found.append(entry)
         return found

@@ -22,7 +22,7 @@ from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage
 from saelink.evidence.hidden_units import HiddenUnitsStage
 from saelink.evidence.stability import repeated, solved
 from saelink.evidence.transcoder import TranscoderStage
-from saelink.evidence.verify import verified
+from saelink.evidence.verify import verdicts_of
 from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
 from saelink.interventions.oracle import OracleStage
 from saelink.job import Job, JobStage
@@ -65,7 +65,7 @@ class ReportStage(JobStage[ReportFacts]):
     """
 
     name = "report"
-    version = 5
+    version = 6
 
     def __init__(self, job: Job, command: str | None = None):
         self.jobs = [job.at(cfg) for cfg in included(job.cfg)]
@@ -114,7 +114,7 @@ class ReportStage(JobStage[ReportFacts]):
         for i, each in enumerate(made):
             inputs |= {f"connector{i}": each.connector.key, f"evaluation{i}": each.evaluation.key}
             inputs[f"edges{i}"] = each.edges.key
-        judged = [verified(each) for each in self.jobs]
+        judged = [verdicts_of(each) for each in self.jobs]
         again = [repeated(each) for each in self.jobs]
         inputs |= {f"verify{i}": artifact.key for i, artifact in enumerate(judged) if artifact is not None}
         inputs |= {f"stability{i}": artifact.key for i, artifact in enumerate(again) if artifact is not None}

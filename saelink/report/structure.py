@@ -71,6 +71,8 @@ class Evidence(TypedDict):
 
 class LogicOf(TypedDict):
     word: str
+    confirmed: bool | None
+    """Whether all edges that it names are confirmed; None without verdicts, or where it names none."""
     inputs: list[str]
     covered: float
     evidence: list[Evidence]
@@ -119,8 +121,10 @@ class FitColumns(TypedDict):
 
     n_edges: list[int | None]
     word: list[str | None]
+    confirmed: list[bool | None]
+    """As in LogicOf."""
     formula: list[list[Any] | None]
-    """First terms: input, weight, verdict if any."""
+    """First terms, confirmed ones before others: input, weight, verdict if any."""
 
 
 class Index(TypedDict):

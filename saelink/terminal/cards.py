@@ -87,7 +87,9 @@ def _print_inputs(card: dict[str, Any], console: Console) -> None:
 def _print_logic(logic: dict[str, Any], fired: int, console: Console) -> None:
     sources = f" of {', '.join(logic['inputs'])}" if logic["inputs"] else ""
     covered = f"[dim], on {logic['covered']:.0%} of the {fired:,} test tokens where it fires[/]"
-    console.print(f"\n[bold]logic[/] {logic['word']}{sources}{covered if logic['inputs'] else ''}")
+    standing = {True: " (confirmed)", False: " (not confirmed)", None: " (unverified)"}[logic["confirmed"]]
+    said = f"{logic['word']}{sources}{standing}{covered}" if logic["inputs"] else logic["word"]
+    console.print(f"\n[bold]logic[/] {said}")
     for condition in logic["evidence"]:
         text = " and ".join(condition["on"]) + "".join(f" without {name}" for name in condition["off"])
         console.print(f"  [dim]{text}: fires on {condition['fired']:,} of {condition['tokens']:,}[/]")

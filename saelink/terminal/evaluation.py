@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from saelink.connectors.exported import CONFIG_FILE
+from saelink.evidence.circuits import circuit_text
 from saelink.evidence.evaluate import EvaluateFacts
 from saelink.evidence.transcoder import TRANSCODER_FILE, TranscoderFacts
+from saelink.evidence.verdicts import VERDICTS, Verdicts
 from saelink.fit.train import TrainFacts
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
@@ -61,17 +63,35 @@ def evaluation_rows(connector: Artifact[TrainFacts], evaluation: Artifact[Evalua
     return rows
 
 
-def print_evaluation(observer: Observer, connector: Artifact[TrainFacts], evaluation: Artifact[EvaluateFacts]) -> None:
-    """The table of figures and the circuits, from the artifacts alone."""
+def print_evaluation(
+    observer: Observer, connector: Artifact[TrainFacts], evaluation: Artifact[EvaluateFacts], verdicts: Verdicts | None
+) -> None:
+    """The table of figures and the circuits, with the verdicts on their edges if there are any."""
     observer.say("")
     for name, text in evaluation_rows(connector, evaluation):
         observer.say(f"  {name:12} {text}")
     if "ce.json" in evaluation.files:
         _print_ce(observer, evaluation.json("ce.json"), int(evaluation.json("metrics.json")["ce_tokens"]))
-    observer.say("\n  Best predicted target latents (OF) from source latents (IF), each with its top token:\n")
-    for line in evaluation.file("circuits.txt").read_text().splitlines():
-        observer.say(f"  {line}")
+    if verdicts is not None:
+        observer.say(f"  {'verdicts':12} {_verdicts_text(verdicts)}")
+    observer.say("\n  Best predicted target latents (OF) from source latents (IF), each with its top token.")
+    if verdicts is None:
+        observer.say("  Unverified: `saelink verify` tells which edges the model has.\n")
+    else:
+        observer.say("  Edges that ablating the source in the model confirms come first; others say why.\n")
+    for circuit in evaluation.json("circuits.json"):
+        text = circuit_text(circuit, verdicts and verdicts.word)
+        for line in text.splitlines():
+            observer.say(f"  {line}")
     observer.say(f"\n  connector  {connector.path}\n  evaluation {evaluation.path}")
+
+
+def _verdicts_text(verdicts: Verdicts) -> str:
+    figures = verdicts.figures
+    total = max(figures["edges"] - figures["edges_faint"], 1)
+    words = [word for word in VERDICTS if word != "faint"]
+    shares = [f"{figures['edges_' + word.replace(' ', '_')] / total:.0%} {word}" for word in words]
+    return f"of {total:,} edges that claim anything {', '.join(shares)}"
 
 
 CE_NAMES = {

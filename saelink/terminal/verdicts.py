@@ -60,13 +60,8 @@ def print_verdicts(
             text = " / ".join("-" if v is None else f"{v:.2f}".replace("0.", ".") for v in values)
             cells.append(f"{word} {text} of {f[f'{key}_n']:,}")
         observer.say(f"  {name + 's':9} {cells[0]:34} {cells[1]}")
-    observer.say("\n  Against effects that they should not agree with")
-    observer.say(f"  {'':18} {'precision 1x':>12} {'recall 10x':>11} {'same sign':>10} {'slope':>6} {'r2':>6}")
-    for name, null in artifact.json(NULLS_FILE).items():
-        shown = [null.get(key) for key in ("precision_1x", "recall_10x", "sign_1x", "slope_1x", "r2_1x")]
-        cells = ["-" if v is None else f"{v:.2f}".replace("0.", ".").replace("-.00", ".00") for v in shown]
-        line = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, (12, 11, 10, 6, 6), strict=True))
-        observer.say(f"  {name:18} {line}")
+    if NULLS_FILE in artifact.files:
+        _print_nulls(observer, artifact)
     if stable is not None:
         facts = stable.facts
         observer.say(f"\n  Chosen again in {facts['fits']} fits on halves of the documents, {facts['varied']}")
@@ -75,6 +70,16 @@ def print_verdicts(
             f"  {share['stable']:.0%} of the edges in {STABLE:.0%} of them, {share['half']:.0%} in half of them"
         )
     _print_circuits(observer, Verdicts(artifact), evaluation, stable)
+
+
+def _print_nulls(observer: Observer, artifact: Artifact[VerifyFacts]) -> None:
+    observer.say("\n  Against effects that they should not agree with")
+    observer.say(f"  {'':18} {'precision 1x':>12} {'recall 10x':>11} {'same sign':>10} {'slope':>6} {'r2':>6}")
+    for name, null in artifact.json(NULLS_FILE).items():
+        shown = [null.get(key) for key in ("precision_1x", "recall_10x", "sign_1x", "slope_1x", "r2_1x")]
+        cells = ["-" if v is None else f"{v:.2f}".replace("0.", ".").replace("-.00", ".00") for v in shown]
+        line = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, (12, 11, 10, 6, 6), strict=True))
+        observer.say(f"  {name:18} {line}")
 
 
 def _print_circuits(
@@ -93,7 +98,7 @@ def _print_circuits(
                 kept.append(term)
         if kept:
             bare = {name: value for name, value in circuit.items() if name not in ("hidden", "linear")}
-            lines.append(circuit_text({**bare, "terms": kept}))
+            lines.append(circuit_text({**bare, "terms": kept}, verdicts.word))
     if lines:
         observer.say(f"\n  Circuits of confirmed{'' if stable is None else ' and stable'} edges")
         for line in lines:

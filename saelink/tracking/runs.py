@@ -24,7 +24,8 @@ from saelink.evidence.compared import (
     tags_of,
 )
 from saelink.evidence.consequences import CONSEQUENCES_FILE, consequences_of
-from saelink.evidence.verdicts import NULLS_FILE, Verdicts
+from saelink.evidence.verdicts import Verdicts
+from saelink.evidence.verify import VerifyStage
 from saelink.experiments.tables import PICTURE_FILE, rows_of
 from saelink.fit.train import HISTORY_FILE, TrainFacts, TrainStage
 from saelink.job import Job
@@ -95,7 +96,7 @@ def publish(
             _add_verdicts(run, verdicts, lost)
         if content["artifacts"]:
             _add_files(run, connector)
-    if verdicts is not None:
+    if verdicts is not None and verdicts.stage == VerifyStage.name:
         _publish_verdicts(project, connector, verdicts, lost, what.group)
     return True
 
@@ -130,7 +131,7 @@ def _add_verdicts(run: Any, artifact: Artifact[Any], lost: Artifact[Any] | None)
 
     verdicts = Verdicts(artifact)
     run.summary.update({f"verify/{name}": value for name, value in verdicts.figures.items() if value is not None})
-    graphs = {"connector": verdicts.figures, **verdicts.nulls}
+    graphs = {"connector": verdicts.figures, **(verdicts.nulls or {})}
     rows: list[Any] = [[name, *(figures.get(key) for key in GRAPH_FIGURES)] for name, figures in graphs.items()]
     run.log({"verify/graphs": wandb.Table(columns=["graph", *GRAPH_FIGURES], data=rows)})
     if lost is not None and (found := lost.json(CONSEQUENCES_FILE)):
@@ -181,7 +182,7 @@ def publish_key(settings: WandbConfig, store: Store, key: str) -> bool:
         raise SaelinkError("track: wandb.mode=disabled leaves nothing to do; use auto, online or offline")
     of_it = [each for each in store.artifacts() if each.manifest["inputs"].get("connector") == connector.key]
     evaluations = [each for each in of_it if each.stage == "evaluate"]
-    judged = [each for each in of_it if each.stage == "verify" and NULLS_FILE in each.files]  # of no earlier version
+    judged = [each for stage in ("verdicts", VerifyStage.name) for each in of_it if each.stage == stage]
     newest = (found[-1] if found else None for found in (evaluations, judged))
     return publish(project, connector, next(newest), verdicts=next(newest))
 

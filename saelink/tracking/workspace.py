@@ -20,6 +20,7 @@ def workspace(entity: str, project: str) -> Workspace:
     try:
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as workspaces
+        from wandb_workspaces.reports.v2.interface import ParallelCoordinatesPlotColumn
     except ModuleNotFoundError:
         raise SaelinkError("wandb workspace: needs wandb-workspaces, `pip install 'saelink[wandb]'`") from None
 
@@ -32,7 +33,7 @@ def workspace(entity: str, project: str) -> Workspace:
 
     def column(config: str | None = None, summary: str | None = None, log: bool = False) -> Any:
         metric = panels.Config(config) if config else panels.SummaryMetric(summary or "")
-        return panels.ParallelCoordinatesPlotColumn(metric=metric, log=log)
+        return ParallelCoordinatesPlotColumn(metric=metric, log=log)
 
     def media(title: str, *keys: str) -> Any:
         return panels.MediaBrowser(title=title, media_keys=list(keys))

@@ -21,7 +21,7 @@ from saelink.evidence.edges import (
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.stability import Stability, repeated
 from saelink.evidence.verdicts import Verdicts
-from saelink.evidence.verify import verified
+from saelink.evidence.verify import verdicts_of
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job
 from saelink.latents.rows import offsets_of
@@ -45,7 +45,7 @@ class Wiring:
         self.evaluation = EvaluateStage(job).pull()
         self._figures = {name: t.tolist() for name, t in self.evaluation.tensors("latents.safetensors").items()}
         self.columns_of = {latent: column for column, latent in enumerate(self.connector.target_ids.tolist())}
-        self.verify = verified(job)
+        self.verify = verdicts_of(job)
         self.verdicts = None if self.verify is None else Verdicts(self.verify)
         self.repeated = repeated(job)
         self.stability = None if self.repeated is None else Stability(self.repeated)
@@ -137,24 +137,33 @@ class Wiring:
         column = self.columns_of.get(number) if layer == 0 else number
         return None if column is None else self._computed[layer][column]["logic"]["word"]
 
+    def confirmed(self, number: int) -> bool | None:
+        """Whether every edge that a target's logic names is confirmed; None without verdicts or names."""
+        column = self.columns_of.get(number)
+        return None if column is None else self._computed[0][column]["logic"]["confirmed"]
+
     def columns(self, terms: int) -> FitColumns:
-        """By latent of the target SAE: number of edges, word, first terms: input, weight, verdict if any."""
+        """By latent of the target SAE: number of edges, word, first terms: input, weight, verdict if any.
+
+        Terms are in the order of their weights, confirmed ones first.
+        """
         found = self.tables[0]
         n_edges: list[int | None] = [None] * self.sides.d_target
         words: list[str | None] = [None] * self.sides.d_target
+        sure: list[bool | None] = [None] * self.sides.d_target
         formula: list[list[Any] | None] = [None] * self.sides.d_target
         for latent, column in self.columns_of.items():
             mine, order = self.strongest(found, column)
             n_edges[latent] = mine.stop - mine.start
-            words[latent] = self.word(latent)
+            words[latent], sure[latent] = self.word(latent), self.confirmed(latent)
             sources, weights = found.source[mine], found.weight[mine]
             terms_of: list[Any] = []
-            for i in order[:terms]:
+            for i in order:
                 source = int(sources[i])
                 verdict = self._verdict(source, latent).get("verdict")
                 terms_of.append([source, float(f"{weights[i].item():.3g}"), *([verdict] if verdict else [])])
-            formula[latent] = terms_of
-        return {"n_edges": n_edges, "word": words, "formula": formula}
+            formula[latent] = sorted(terms_of, key=lambda term: "confirmed" not in term)[:terms]
+        return {"n_edges": n_edges, "word": words, "confirmed": sure, "formula": formula}
 
     def strongest(self, found: EdgeTable, column: int) -> tuple[slice, list[int]]:
         mine = slice(int(found.offsets[column]), int(found.offsets[column + 1]))
@@ -192,6 +201,7 @@ class Wiring:
             "fired": said["fired"],
             "logic": {
                 "word": logic["word"],
+                "confirmed": logic["confirmed"],
                 "inputs": named(logic["inputs"]),
                 "covered": logic["covered"],
                 "evidence": [

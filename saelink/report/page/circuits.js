@@ -46,14 +46,14 @@ function choices(index, fit, wished) {
 }
 
 function circuitTable(rows, index, fit, sort) {
+  const unsure = () => h("span", { class: "dim small", title: "not all of its edges are confirmed" }, " (not confirmed)");
   const flag = (i) => (index.outlier[i] ? h("span", { class: "flag" }, " outlier") : null);
-  const more = (i) => fit.n_edges[i] - (fit.formula[i]?.length || 0);
   const columns = [
     column("target", (i) => [h("a", { href: place("target", i) }, `OF${i}`), " ", quoted(index.token[i])]),
-    column("=", (i) => formula(fit.formula[i], more(i), head.direct, index)),
+    column("=", (i) => formula(fit.formula[i], fit.n_edges[i], head.direct, index)),
     figure("FVU", (i) => digits(fit.fvu[i], 2)),
     figure("edges", (i) => count(fit.n_edges[i])),
-    column("logic", (i) => [fit.word[i], flag(i)]),
+    column("logic", (i) => [fit.word[i], fit.confirmed[i] === false ? unsure() : null, flag(i)]),
   ];
   const gained = index.gains.find((_, i) => sort === "gain" + i);
   if (gained) columns.push(figure("gain", (i) => digits(gained.gain[i], 2), "FVU here less FVU there"));

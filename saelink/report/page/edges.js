@@ -15,9 +15,22 @@ export const VERDICTS = {
 
 const verdictClass = (verdict) => (verdict ? "v-" + verdict.replace(" ", "-") : "");
 
-// The sum of [input, weight, verdict]; inputs below `direct` are sources, the others hidden units.
-export function formula(terms, more, direct, index) {
-  if (!terms || !terms.length) return h("span", { class: "dim" }, "no edge");
+// What stands beside a term that is not confirmed.
+const mark = (verdict) => (verdict && verdict !== "confirmed" ? h("span", { class: "dim small" }, ` (${verdict})`) : null);
+
+// Confirmed terms before others, each part in its order; what two decimals don't show is left out.
+export const told = (terms) => {
+  const shown = terms.filter(([, value]) => Math.abs(value) >= 0.005);
+  const confirmed = ([, , verdict]) => verdict === "confirmed";
+  return [...shown.filter(confirmed), ...shown.filter((term) => !confirmed(term))];
+};
+
+// The sum of [input, weight, verdict]; inputs below `direct` are sources, the others hidden units. Terms that are not
+// confirmed say so, and where no term has a verdict the whole says that.
+export function formula(all, edges, direct, index) {
+  const terms = told(all || []);
+  if (!terms.length) return h("span", { class: "dim" }, edges > 0 ? "no edge of .005 or more" : "no edge");
+  const more = edges - terms.length;
   const term = ([input, value, verdict], i) => {
     const source = input < direct;
     const name = source ? index.source_name[input] : `H${input - direct}`;
@@ -32,9 +45,17 @@ export function formula(terms, more, direct, index) {
       nameLink(name, input),
       " ",
       quoted(source ? index.source_token[input] : null),
+      mark(verdict),
     ];
   };
-  return h("span", {}, terms.map(term), more > 0 ? h("span", { class: "dim" }, ` … ${more} more`) : null);
+  const judged = terms.some(([, , verdict]) => verdict);
+  return h(
+    "span",
+    {},
+    terms.map(term),
+    more > 0 ? h("span", { class: "dim" }, ` … ${more} more`) : null,
+    judged ? null : h("span", { class: "dim small" }, " (unverified)"),
+  );
 }
 
 export function edgeTable(edges, title) {

@@ -1,7 +1,7 @@
 // The card of one latent: a target, a source or a hidden unit.
 
 import { choice, h, nowhere, quoted } from "./dom.js";
-import { edgeTable, formula, missedTable } from "./edges.js";
+import { edgeTable, formula, missedTable, told } from "./edges.js";
 import { examplesSection, firingColumns } from "./examples.js";
 import { count, digits, percent } from "./format.js";
 import { inputsSection, logicParts } from "./logic.js";
@@ -50,11 +50,11 @@ function outlierNote(latent) {
 // How the connector makes a target: formula, logic, edges, what it misses.
 function circuitParts(number, circuit, index, later) {
   const { edges, missed } = circuit;
-  const terms = edges.slice(0, TERMS).map((e) => [e.input, e.weight, e.verdict]);
+  const terms = told(edges.map((e) => [e.input, e.weight, e.verdict])).slice(0, TERMS);
   const linear = circuit.linear === undefined ? "" : `, ${percent(circuit.linear)} of what is explained linear`;
   const inputs = head.direct ? (head.has_hidden ? "source or hidden unit" : "source") : "hidden unit";
   const parts = [
-    h("p", {}, `OF${number} = `, formula(terms, circuit.n_edges - terms.length, head.direct, index)),
+    h("p", {}, `OF${number} = `, formula(terms, circuit.n_edges, head.direct, index)),
     h(
       "p",
       { class: "dim" },

@@ -60,11 +60,19 @@ function silence({ leader, inputs, silent, fires }) {
   );
 }
 
+// Only what ablations in the model confirm is set in bold.
+const STANDING = {
+  true: ["b", " Confirmed: ablating each of these sources changes it as claimed."],
+  false: ["span", " Not confirmed: not all of these edges are, see below."],
+  undefined: ["span", " Unverified: read from which sources are active, not from ablations."],
+};
+
 export function logicParts(card) {
   const { logic, silent } = card;
   const covered = ` Holds on ${percent(logic.covered)} of the ${count(card.fired)} test tokens where it fires.`;
+  const [tag, standing] = STANDING[logic.confirmed] || STANDING.undefined;
   const parts = [
-    h("p", {}, h("b", {}, meaning(logic)), logic.inputs.length ? h("span", { class: "dim" }, covered) : null),
+    h("p", {}, h(tag, {}, meaning(logic)), logic.inputs.length ? h("span", { class: "dim" }, standing + covered) : null),
   ];
   if (logic.evidence.length) parts.push(evidenceList(logic.evidence));
   if (silent) parts.push(silence(silent));
