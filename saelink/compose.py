@@ -7,6 +7,8 @@ connector or solver without a file there, such as one that you add, becomes an o
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from saelink.config.files import conf_dir
@@ -16,6 +18,7 @@ from saelink.experiments import EXPERIMENTS
 from saelink.fit.solvers import SOLVERS
 
 if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
     from hydra.core.config_store import ConfigStore
 
 OWNERS = {name: experiment.Settings for name, experiment in EXPERIMENTS.items() if experiment.owner == name}
@@ -43,6 +46,23 @@ def register() -> None:
         _register(store, "connector", name, connector.Settings(name=name), solver)
     for name, solver in SOLVERS.items():
         _register(store, "solver", name, solver.Settings(name=name))
+
+
+@contextmanager
+def composing() -> Generator[ConfigLoader, None, None]:
+    """Inside it Hydra's `compose` finds everything registered here; a caller's own Hydra is back afterwards."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    register()
+    running = GlobalHydra.instance()
+    outer = running.hydra  # of a caller that is a Hydra application itself
+    running.clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        running.hydra = outer
 
 
 def _register(store: ConfigStore, group: str, name: str, settings: Any, *defaults: dict[str, str]) -> None:

@@ -12,13 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from saelink.cli import jobs
-from saelink.cli.launch import OVERRIDE, asks_for_help, hydra_line, launch, one_line
+from saelink.cli.launch import hydra_line, launch, one_line
+from saelink.cli.words import asks_for_help, is_override
 
 app = typer.Typer(
     name="saelink",
     help="Sparse maps between SAE latents, tested by ablation.",
     epilog="Settings are overrides, key=value: saelink train layer=3 connector=mlp. "
-    "Several values need -m: saelink train -m l1_alpha=1e-5,1e-3. `saelink train --help` lists them all.",
+    "Several values need -m: saelink train -m l1_alpha=1e-5,1e-3. `saelink train --help` lists those that matter for "
+    "train, `saelink train --help-all` every one.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -44,11 +46,8 @@ Overrides = Annotated[
 
 
 def words_of(context: typer.Context, arguments: list[str] | None) -> list[str]:
-    """What follows the command's name. For `--help`, what the command does is printed before Hydra's listing."""
-    words = [*(arguments or []), *context.args]
-    if asks_for_help(words):
-        print(f"saelink {context.info_name}: {context.command.help}\n")
-    return words
+    """What follows the command's name."""
+    return [*(arguments or []), *context.args]
 
 
 def _stage_command(name: str, help: str, command: jobs.Command) -> None:
@@ -76,7 +75,7 @@ def track(context: typer.Context, arguments: Overrides = None) -> None:
     from saelink.errors import SaelinkError
 
     words = words_of(context, arguments)
-    keys = [word for word in words if not OVERRIDE.match(word) and not word.startswith("-")]
+    keys = [word for word in words if not is_override(word) and not word.startswith("-")]
     if not keys and not asks_for_help(words):
         raise SaelinkError("track: name at least one train artifact; `saelink ls` lists their keys")
     launch("track", [word for word in words if word not in keys], jobs.track(keys))
@@ -90,7 +89,7 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
     words = words_of(context, arguments)
     as_json = "--json" in words
     words = [word for word in words if word != "--json"]
-    asked = [word for word in words if not OVERRIDE.match(word) and not word.startswith("-")]
+    asked = [word for word in words if not is_override(word) and not word.startswith("-")]
     if asks_for_help(words):
         asked = ["target", "0"]  # never looked at
     if len(asked) != 2 or asked[0] not in ("target", "source"):
@@ -108,7 +107,7 @@ def graph(context: typer.Context, arguments: Overrides = None) -> None:
     asked = [
         word
         for before, word in zip(["", *words], words, strict=False)
-        if not OVERRIDE.match(word) and not word.startswith("-") and before not in ("--cfg", "-c", "--package", "-p")
+        if not is_override(word) and not word.startswith("-") and before not in ("--cfg", "-c", "--package", "-p")
     ]
     launch("graph", [word for word in words if word not in asked], jobs.graph(asked))
 

@@ -14,6 +14,7 @@ import typer
 
 from saelink.cli.jobs import EACH_PENALTY, Command, run_all, run_report, swept
 from saelink.cli.outcome import OUTCOME
+from saelink.cli.words import asks_for_help, hydra_arguments, overrides_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,31 +32,20 @@ EXTRAS = {
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
-OVERRIDE = re.compile(r"^[~+]{0,2}[A-Za-z_][\w@./:-]*=|^~")
-
-
-def hydra_arguments(arguments: list[str]) -> list[str]:
-    """Overrides first, then flags: argparse takes no positionals on both sides of a flag."""
-    overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
-    return overrides + [argument for argument in arguments if not OVERRIDE.match(argument)]
-
-
-def asks_for_help(words: list[str]) -> bool:
-    """Whether a command's help is wanted, not its work."""
-    return "--help" in words or "-h" in words
-
 
 def launch(name: str, arguments: list[str], command: Command) -> None:
     """Run a command under Hydra: one job, or a multirun. Exits with 1 when a job failed."""
     import hydra
 
-    from saelink.cli import help
+    from saelink.cli.help import print_help
     from saelink.compose import register
     from saelink.config.files import conf_dir
     from saelink.job import Memory
 
+    if asks_for_help(arguments):
+        print_help(name, overrides_of(arguments), "--help-all" in arguments)
+        return
     register()
-    help.register()
     OUTCOME.begin()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main(), which prints them as lines
     arguments = hydra_arguments(arguments)

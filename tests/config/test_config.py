@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from saelink.cli.completion import complete
-from saelink.cli.launch import hydra_arguments
+from saelink.cli.words import hydra_arguments
 from saelink.config import schema
 from saelink.config.check import check
 from saelink.config.files import conf_dir
@@ -112,15 +112,6 @@ def test_help_comes_within_a_blink() -> None:
     assert "Usage: saelink" in done.stdout and "..." not in done.stdout.split("Commands:")[1], "a line is cut"
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not loaded & {"torch", "hydra", "omegaconf", "transformers", "wandb", "datasets", "rich", "numpy"}
-
-
-@pytest.mark.parametrize(
-    "words", ["train --help", "run --help", "evaluate -h", "show --help", "track -h", "graph --help"]
-)
-def test_a_commands_help_says_what_it_does_then_lists_groups_and_settings(saelink: Run, words: str) -> None:
-    code, out, _ = saelink(*words.split(), bare=True)
-    assert out.startswith(f"saelink {words.split()[0]}: ")
-    assert code == 0 and "linear*, mlp, nonlinear, sae" in out and "l1_alpha" in out and "drop_positions" in out
 
 
 def test_cfg_job_prints_and_does_nothing(saelink: Run, tmp_path: Path) -> None:
