@@ -15,6 +15,7 @@ from saelink.config.check import check, single
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.job import Job, Memory
+from saelink.mistakes import checked
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
@@ -35,10 +36,13 @@ def configure(*overrides: str) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if any(override.startswith("+") for override in overrides):  # Hydra adds whatever that names
+        checked(overrides)
     try:
         with composing():
             cfg = OmegaConf.to_object(compose("config", list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
+        checked(overrides)  # has a better line for what does not exist
         reason = (
             f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) not in str(error) else ""
         )

@@ -32,6 +32,14 @@ ExperimentSettings = dataclasses.make_dataclass(
 """The settings of all experiments: the shared ones, and by name those that each owns."""
 
 
+def settings_by_choice() -> dict[str, dict[str, type[Any]]]:
+    """By group and choice the settings of every connector and solver."""
+    return {
+        "connector": {name: connector.Settings for name, connector in CONNECTORS.items()},
+        "solver": {name: solver.Settings for name, solver in SOLVERS.items()},
+    }
+
+
 def register() -> None:
     """Tell Hydra the schema, and every connector and solver as an option of its group.
 

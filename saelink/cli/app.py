@@ -187,11 +187,23 @@ def pareto(sweep_id: Annotated[str, typer.Argument(metavar="SWEEP")], outputs: O
     print_pareto(TerminalObserver(), sweep_id, write_pareto(store, sweep_id), sweep_folder(store, sweep_id))
 
 
+def _check_command(words: list[str]) -> None:
+    """Raise SaelinkError for a command that does not exist."""
+    from saelink.errors import SaelinkError, closest
+
+    names = [command.name or "" for command in app.registered_commands]
+    if words and not words[0].startswith("-") and words[0] not in names:
+        meant = closest(words[0], names)
+        way_out = "saelink --help lists them" if meant is None else f"did you mean saelink {meant}?"
+        raise SaelinkError(f"there is no command {words[0]}; {way_out}")
+
+
 def main() -> Any:
     """Entry point: users' mistakes end as one line and exit code 1, bugs with their traceback."""
     # torch's large buffers on huge pages: fewer page faults on Linux, ignored elsewhere.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
+        _check_command(sys.argv[1:])
         app()
     except Exception as error:  # one_line raises again what is no user's mistake
         from hydra.errors import HydraException

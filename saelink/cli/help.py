@@ -131,8 +131,11 @@ def listed(choices: Mapping[str, Sequence[str]], chosen: Mapping[str, Any], widt
     lines = []
     for name in names:
         starred = [f"{choice}*" if choice == chosen.get(name) else choice for choice in choices[name]]
-        below = textwrap.wrap(", ".join(starred), width - column, break_on_hyphens=False, break_long_words=False)
-        texts = [GROUPS[name], *below] if name in GROUPS else below
+        texts = [
+            line
+            for text in (GROUPS.get(name, ""), ", ".join(starred))
+            for line in textwrap.wrap(text, width - column, break_on_hyphens=False, break_long_words=False)
+        ]
         lines += [f"  {name}".ljust(column) + texts[0], *(" " * column + text for text in texts[1:])]
     return "\n".join(lines)
 

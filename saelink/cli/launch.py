@@ -14,7 +14,7 @@ import typer
 
 from saelink.cli.jobs import EACH_PENALTY, Command, run_all, run_report, swept
 from saelink.cli.outcome import OUTCOME
-from saelink.cli.words import asks_for_help, hydra_arguments, overrides_of
+from saelink.cli.words import asks_for_help, check_words, hydra_arguments, overrides_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,10 +41,17 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
     from saelink.compose import register
     from saelink.config.files import conf_dir
     from saelink.job import Memory
+    from saelink.mistakes import checked
 
+    check_words(name, arguments)
     if asks_for_help(arguments):
         print_help(name, overrides_of(arguments), "--help-all" in arguments)
         return
+    sweeping = _sweeps(name, arguments)
+    given = overrides_of(arguments)
+    overrides, notes = checked(given, sweeping)
+    for note in notes:
+        print(note)
     register()
     OUTCOME.begin()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main(), which prints them as lines
@@ -52,9 +59,10 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
     if "hydra/launcher=ray_local" in arguments:  # read when Ray is imported: every port on loopback, no report home
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    sweeping = _sweeps(name, arguments)
     words = " ".join([name, *sorted(arguments)])
     sweep_id = "sweep" + hashlib.sha256(words.encode()).hexdigest()[:8]
+    marked = dict(zip(given, overrides, strict=True))
+    arguments = [marked.get(word, word) for word in arguments]
     argv = sys.argv
     sys.argv = [f"saelink {name}", *([f"runtime.sweep={sweep_id}"] if sweeping else []), *arguments]
     try:
@@ -183,6 +191,4 @@ def hydra_line(error: Exception) -> str:
         if re.search(rf"hydra/(launcher|sweeper)/{plugin}\b", text):
             text += f" (install it with `pip install 'saelink[{extra}]'`)"
             break
-    if "Could not override 'solver." in text:
-        text = text.split("To append")[0] + "(connector=linear is solved exactly unless you say solver=adam)"
     return " ".join(text.split())
