@@ -129,6 +129,11 @@ def test_nothing_of_ours_runs_what_it_loads() -> None:
         assert found is None, f"{path}: {found}"
 
 
+def test_hydra_is_used_by_what_it_offers() -> None:
+    for path in modules().values():
+        assert "hydra._internal" not in path.read_text(), path
+
+
 def test_no_two_test_files_share_a_name() -> None:
     """Pytest imports them by their last name alone: the second one of a name stops the run."""
     names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]

@@ -127,10 +127,24 @@ def test_cfg_job_prints_and_does_nothing(saelink: Run, tmp_path: Path) -> None:
         ("connector=", "connector=mlp"),
         ("model=py", "model=pythia-70m-deduped"),
         ("l1", "l1_alpha="),
+        ("data.max_t", "data.max_tokens="),
+        ("data.max_tokens=", "data.max_tokens=400000"),
+        ("runtime.device=", "runtime.device=auto"),
+        ("sae.train_missing=", "sae.train_missing=true"),
+        ("eval", "eval."),
+        ("link.sources.", "link.sources.0="),
+        ("hydra/launcher=", "hydra/launcher=basic"),
+        ("+exp", "+experiment="),
+        ("~sol", "~solver"),
     ],
 )
 def test_completion_knows_groups_options_and_keys(incomplete: str, expected: str) -> None:
     assert any(found.startswith(expected) for found in complete(incomplete))
+
+
+def test_completion_knows_files(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").touch()
+    assert complete(f"data.path={tmp_path}/mi") == [f"data.path={tmp_path}/mine.jsonl"]
 
 
 def test_ls_rm_and_gc(saelink: Run, tmp_path: Path) -> None:
