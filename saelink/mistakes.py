@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saelink.compose import ExperimentSettings, composing, settings_by_choice
+from saelink.compose import choices_of, composing, declared_options
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError, closest
 
@@ -22,6 +22,12 @@ COMBINATIONS = 64
 """At most so many combinations of a multirun's choices are looked at."""
 
 
+def settings_by_choice() -> dict[str, Mapping[str, type[Any]]]:
+    """By group and choice the settings of every connector and solver."""
+    options = declared_options()
+    return {"connector": options.connectors, "solver": options.solvers}
+
+
 class Checked(NamedTuple):
     """Overrides that name settings which exist."""
 
@@ -31,8 +37,8 @@ class Checked(NamedTuple):
     """Which these are, a line each."""
 
 
-def checked(overrides: Sequence[str], many: bool = False) -> Checked:
-    """The overrides of a job, or with `many` of a multirun; those that can't be parsed are left for Hydra to refuse.
+def checked(overrides: Sequence[str]) -> Checked:
+    """The overrides of a job or of a multirun; those that can't be parsed are left for Hydra to refuse.
 
     Raises SaelinkError for a setting or choice that does not exist, in a multirun for one that no job has.
     """
@@ -42,8 +48,8 @@ def checked(overrides: Sequence[str], many: bool = False) -> Checked:
 
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-        with composing() as loader:
-            return _Check(loader, parsed, many).done()
+        with composing(declared_options()) as loader:
+            return _Check(loader, parsed).done()
     except (HydraException, OmegaConfBaseException):
         return Checked(list(overrides), [])
 
@@ -51,15 +57,10 @@ def checked(overrides: Sequence[str], many: bool = False) -> Checked:
 class _Check:
     """The check of one command's overrides."""
 
-    def __init__(self, loader: ConfigLoader, parsed: list[Override], many: bool):
-        from hydra.core.object_type import ObjectType
-
+    def __init__(self, loader: ConfigLoader, parsed: list[Override]):
         self._places = [each.input_line or "" for each in parsed if each.key_or_group == "hydra.searchpath"]
-        self._options = lambda group, kind: loader.get_group_options(group, kind, "config", self._places)
-        self._many = many
+        self._groups = choices_of(loader, self._places)
         self._ours = [each for each in parsed if not each.is_hydra_override() and each.package is None]
-        groups = set(self._options("", ObjectType.GROUP)) - {"hydra"}
-        self._groups = sorted(group for group in groups if self._options(group, ObjectType.CONFIG))
         self._choices = [
             each for each in self._ours if each.key_or_group in self._groups and not isinstance(each.value(), dict)
         ]
@@ -68,7 +69,7 @@ class _Check:
     def done(self) -> Checked:
         for choice in self._choices:
             self._check_choice(choice)
-        fixed = settings_of(Config) | settings_of(ExperimentSettings, "experiment.")
+        fixed = settings_of(Config) | settings_of(declared_options().experiment, "experiment.")
         asked = [each for each in self._ours if each not in self._choices]
         asked = [each for each in asked if each.key_or_group.startswith(CHOSEN) or not has(fixed, each.key_or_group)]
         if not asked:
@@ -89,10 +90,8 @@ class _Check:
         return Checked(self._lines, notes)
 
     def _check_choice(self, override: Override) -> None:
-        from hydra.core.object_type import ObjectType
-
         group = override.key_or_group
-        options = sorted(self._options(group, ObjectType.CONFIG))
+        options = self._groups[group]
         for value in values_of(override, options):
             if value not in options and "/" not in value and not override.is_delete():
                 meant = closest(value, options)
@@ -102,11 +101,10 @@ class _Check:
     def _chosen(self) -> list[dict[str, Chosen]]:
         """The connector and solver of each job that the choices make."""
         from hydra import compose
-        from hydra.core.object_type import ObjectType
         from omegaconf import OmegaConf
 
         each = [
-            [_with(choice, value) for value in values_of(choice, self._options(choice.key_or_group, ObjectType.CONFIG))]
+            [_with(choice, value) for value in values_of(choice, self._groups[choice.key_or_group])]
             for choice in self._choices
         ]
         found: list[dict[str, Chosen]] = []

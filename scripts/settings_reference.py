@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from saelink.compose import OWNERS
+from saelink.compose import registered_options
 from saelink.config import schema
 from saelink.config.texts import docstrings, shown
 from saelink.connectors import CONNECTORS
@@ -81,7 +81,7 @@ def page() -> str:
             table = rows(owner.Settings, f"{entry.name}.", own_fields(owner.Settings, kind))
             parts += ["", f"### {entry.name}={name}", about(owner), "", *table]
     parts += ["", "## Experiments", about(schema.ExperimentConfig), "", *rows(schema.ExperimentConfig, "experiment.")]
-    for name, settings in OWNERS.items():
+    for name, settings in registered_options().owners.items():
         if dataclasses.fields(settings):
             title = EXPERIMENTS[name].title
             parts += ["", f"### experiment.{name}", f"{title}.", "", *rows(settings, f"experiment.{name}.")]

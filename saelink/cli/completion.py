@@ -16,7 +16,7 @@ def complete(incomplete: str) -> list[str]:
     """What `incomplete` may become: groups, their choices, settings, or files behind the sign `=`."""
     from hydra.plugins.completion_plugin import CompletionPlugin
 
-    from saelink.compose import composing
+    from saelink.compose import composing, declared_options
 
     key = _key_before(incomplete)
     word = key + incomplete
@@ -24,7 +24,7 @@ def complete(incomplete: str) -> list[str]:
     if equals and value.startswith((".", "/")):
         found = {f"{name}={path}" for path in CompletionPlugin.complete_files(value)}
     else:
-        with contextlib.redirect_stderr(io.StringIO()), composing() as loader:
+        with contextlib.redirect_stderr(io.StringIO()), composing(declared_options()) as loader:
             choices = set(_choices(loader, word))
             found = choices if choices and equals else choices | set(_settings(loader, word))
     return sorted(choice.removeprefix(key) for choice in found)

@@ -6,17 +6,15 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from saelink.cli.pages import PAGES, Page
-from saelink.compose import composing
+from saelink.compose import choices_of, composing, declared_options
 from saelink.config.texts import docstrings, shown
-
-if TYPE_CHECKING:
-    from hydra.core.config_loader import ConfigLoader
+from saelink.mistakes import checked
 
 GROUPS = {
     "model": "the language model",
@@ -52,11 +50,16 @@ FlowLists.add_representer(list, lambda dumper, value: dumper.represent_sequence(
 def print_help(command: str, overrides: list[str], everything: bool) -> None:
     """A command's help with the values that these overrides give; `everything` is --help-all."""
     from hydra import compose
+    from hydra.errors import HydraException
 
     width = min(shutil.get_terminal_size().columns, 100)
-    with composing() as loader:
-        root = compose("config", overrides, return_hydra_config=True)
+    with composing(declared_options()) as loader:
         choices = choices_of(loader, overrides)
+        try:
+            root = compose("config", overrides, return_hydra_config=True)
+        except HydraException:
+            checked(overrides)  # has a better line for what does not exist
+            raise
     parts = [head(command, PAGES[command], width)]
     if not everything:
         parts += _examples(PAGES[command]), _settings(PAGES[command], root, width)
@@ -138,19 +141,6 @@ def listed(choices: Mapping[str, Sequence[str]], chosen: Mapping[str, Any], widt
         ]
         lines += [f"  {name}".ljust(column) + texts[0], *(" " * column + text for text in texts[1:])]
     return "\n".join(lines)
-
-
-def choices_of(loader: ConfigLoader, overrides: list[str]) -> dict[str, list[str]]:
-    """By group the choices in this command's search path, folders of the user's own among them."""
-    from hydra.core.object_type import ObjectType
-
-    places = [override for override in overrides if override.startswith("hydra.searchpath=")]
-
-    def options(group: str, kind: ObjectType) -> list[str]:
-        return sorted(loader.get_group_options(group, kind, "config", places))
-
-    found = {name: options(name, ObjectType.CONFIG) for name in options("", ObjectType.GROUP) if name != "hydra"}
-    return {name: each for name, each in found.items() if each}
 
 
 def _all_settings(root: DictConfig) -> str:

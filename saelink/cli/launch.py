@@ -40,7 +40,6 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
     from saelink.cli.help import print_help
     from saelink.compose import register
     from saelink.config.files import conf_dir
-    from saelink.job import Memory
     from saelink.mistakes import checked
 
     check_words(name, arguments)
@@ -49,10 +48,11 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
         return
     sweeping = _sweeps(name, arguments)
     given = overrides_of(arguments)
-    overrides, notes = checked(given, sweeping)
+    overrides, notes = checked(given)
     for note in notes:
         print(note)
-    register()
+    if not _shows(arguments):  # else what was registered for the check will do
+        register()
     OUTCOME.begin()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main(), which prints them as lines
     arguments = hydra_arguments(arguments)
@@ -66,7 +66,7 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
     argv = sys.argv
     sys.argv = [f"saelink {name}", *([f"runtime.sweep={sweep_id}"] if sweeping else []), *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task(command, Memory()))()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task(command))()
     finally:
         sys.argv = argv
     if OUTCOME.failed_here or OUTCOME.failed_elsewhere:  # jobs of a sweep may have run in other processes
@@ -81,29 +81,38 @@ def _sweeps(name: str, arguments: list[str]) -> bool:
     if experiment and name != "run":
         raise SaelinkError(f"{name}: experiments are for `saelink run`, such as saelink run experiment=dense")
     many = "-m" in arguments or "--multirun" in arguments
-    shows = [flag for flag in ("--cfg", "-c", "--info", "-i") if flag in arguments]
+    shows = _shows(arguments)
     if shows and many:
         raise SaelinkError(f"{name}: {shows[0]} shows the settings of one job; leave out -m and give single values")
     return experiment or many
 
 
-def _task(command: Command, memory: Memory) -> Callable[[DictConfig], float | list[float] | None]:
+def _shows(arguments: list[str]) -> list[str]:
+    """The flags that show settings and run nothing."""
+    return [word for word in arguments if word.partition("=")[0] in ("--cfg", "-c", "--info", "-i")]
+
+
+def _task(command: Command) -> Callable[[DictConfig], float | list[float] | None]:
     """The function Hydra calls: one job, its errors as one line. Returns the job's objective to a sweeper.
 
-    Jobs of one process share `memory`: the path of a lasso goes on from one penalty to the next.
+    Jobs of one process share a memory: the path of a lasso goes on from one penalty to the next.
     """
+    memories: list[Memory] = []
 
     def task(raw: DictConfig) -> float | list[float] | None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        from saelink.job import Memory
         from saelink.store.store import Store
         from saelink.tracking.sweep import record_failure
 
+        if not memories:
+            memories.append(Memory())
         hydra = HydraConfig.get()
         sweeping = hydra.mode == RunMode.MULTIRUN
         try:
-            return _run(raw, command, memory, hydra.job.num if sweeping else None)
+            return _run(raw, command, memories[0], hydra.job.num if sweeping else None)
         except KeyboardInterrupt:
             print("\nsaelink: interrupted; the same command resumes from what is finished", file=sys.stderr)
             raise SystemExit(130) from None

@@ -6,10 +6,11 @@ import ast
 import dataclasses
 import inspect
 import re
-import textwrap
 from collections.abc import Mapping
 from enum import Enum
 from functools import cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 
@@ -20,13 +21,17 @@ def docstrings(kind: type[Any]) -> dict[str, str]:
     for each in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(each) or each.__module__ == "saelink.compose":
             continue
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-        assert isinstance(body, ast.ClassDef)
-        for line, below in zip(body.body, body.body[1:], strict=False):
+        body = _classes(inspect.getfile(each))[each.__name__].body
+        for line, below in pairwise(body):
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(below, ast.Expr):
                 text = ast.literal_eval(below.value)
                 found[line.target.id] = " ".join(text.split())
     return found
+
+
+@cache
+def _classes(file: str) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in ast.parse(Path(file).read_text()).body if isinstance(node, ast.ClassDef)}
 
 
 def shown(value: Any) -> str:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from saelink.compose import settings_by_choice
 from saelink.config.schema import Config
 from saelink.errors import closest
-from saelink.mistakes import checked, has, settings_of
+from saelink.mistakes import checked, has, settings_by_choice, settings_of
 from saelink.store.store import Store
 
 from helpers.world import Run
@@ -76,7 +75,7 @@ def test_in_a_multirun_a_setting_of_some_jobs_is_ignored_by_the_others(saelink: 
     )
     code, out, _ = saelink("train", "solver=exact", "l1_alpha=1e-2", "connector.init=random")
     assert code == 0 and out.count("up to date") == 1 and "train" in out  # the same key as alone
-    assert checked([word for word in given if word != "-m"], many=True).overrides[-2:] == [
+    assert checked([word for word in given if word != "-m"]).overrides[-2:] == [
         "++solver.tokens=4096",
         "connector.init=random",
     ]
