@@ -46,3 +46,15 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width:
     text = StringIO()
     Console(file=text, width=width or 100_000, color_system=None).print(table)
     return [line.rstrip() for line in text.getvalue().splitlines()]
+
+
+def blocks(sizes: Sequence[int], naming: int, width: int | None) -> list[list[int]]:
+    """Which columns stand beside each other: parts that fit into `width`, each beginning with the first `naming`."""
+    first = list(range(naming))
+    parts = [list(first)]
+    for i in range(naming, len(sizes)):
+        taken = sum(sizes[column] + 2 for column in parts[-1])
+        if width is not None and taken + sizes[i] > width and len(parts[-1]) > naming:
+            parts.append(list(first))
+        parts[-1].append(i)
+    return parts

@@ -9,8 +9,10 @@ import pytest
 
 from saelink.store.recipe import Plan
 from saelink.store.store import Store
+from saelink.terminal.experiments import rows_lines
 from saelink.terminal.lines import Lines
 from saelink.terminal.listing import place_of, print_artifacts, rows_of
+from saelink.terminal.table import blocks
 
 from helpers.world import Run
 
@@ -111,3 +113,24 @@ def test_an_empty_store(saelink: Run) -> None:
 )
 def test_model_and_layer(stage: str, about: str, place: tuple[str | None, int | None]) -> None:
     assert place_of(stage, about) == place
+
+
+def test_a_wide_table_of_an_experiment_comes_in_parts() -> None:
+    rows = [{"fit": name, **{f"figure_{i}": i * 1.5 for i in range(9)}, "n": 10_000} for name in ("one", "another")]
+    rows[1] |= {f"figure_{i}": None for i in range(9)} | {"n": 7}
+    whole = rows_lines(rows)
+    assert [line.split() for line in whole[1:]] == [
+        ["one", "0", *(f"{i * 1.5:.3g}" for i in range(1, 9)), "10,000"],
+        ["another", *"---------", "7"],
+    ]
+    parts = rows_lines(rows, 60)
+    assert max(map(len, parts)) <= 60 < max(map(len, whole))
+    assert [line.split()[0] for line in parts if line] == ["fit", "one", "another"] * 2
+    assert [name for line in parts if "fit" in line for name in line.split()[1:]] == list(rows[0])[1:]
+
+
+@pytest.mark.parametrize("width", [None, 1, 12, 13, 100])
+def test_each_column_is_in_one_part(width: int | None) -> None:
+    parts = blocks([3, 5, 4, 9], 1, width)
+    assert [column for part in parts for column in part[1:]] == [1, 2, 3]
+    assert all(part[0] == 0 and len(part) > 1 for part in parts)
