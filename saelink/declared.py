@@ -1,7 +1,7 @@
 """What the files of a package declare, read from their source: settings without the libraries that the code needs.
 
 `--help`, `--cfg`, completion and a misspelt setting need every connector's, solver's and experiment's settings, and
-nothing of torch. Of a file only the settings class runs, with the enums and settings classes that it uses. What is
+nothing of torch. Of a file only the settings class runs, with the classes and constants that it uses. What is
 declared equals what the registries hold, which a test compares; jobs use the registries.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.abc import InspectLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -84,24 +84,25 @@ def attribute(file: str, name: str, wanted: str) -> Found:
 
 @cache
 def named(file: str, name: str) -> Any:
-    """A settings class or an enum of a file, or what the file imports under this name."""
-    if name not in _classes(file):
+    """A settings class, an enum or a constant of a file, or what the file imports under this name."""
+    node, module = _definitions(file).get(name), _module(file)
+    if node is None:
         source, original = _imports(file)[name]
-        if source.split(".")[0] != "saelink" or f"{source}.".startswith(REAL):
-            return getattr(importlib.import_module(source), original)
-        return named(source, original)
-    node, module = _classes(file)[name], _module(file)
+        if source.split(".")[0] == "saelink" and original and not f"{source}.".startswith(REAL):
+            return named(source, original)
+        imported = importlib.import_module(source)
+        return getattr(imported, original) if original else imported
     for each in ast.walk(node):
-        if isinstance(each, ast.Name) and (each.id in _classes(file) or each.id in _imports(file)):
+        if isinstance(each, ast.Name) and each.id != name and each.id in {*_definitions(file), *_imports(file)}:
             setattr(module, each.id, named(file, each.id))
     _Part(file, node).exec_module(module)
     return getattr(module, name)
 
 
 class _Part(InspectLoader):
-    """Loads one class of a file."""
+    """Loads one definition of a file."""
 
-    def __init__(self, file: str, node: ast.ClassDef):
+    def __init__(self, file: str, node: ast.stmt):
         self._file, self._node = file, node
 
     def get_source(self, fullname: str) -> str:
@@ -140,12 +141,26 @@ def _classes(file: str) -> dict[str, ast.ClassDef]:
 
 
 @cache
+def _definitions(file: str) -> Mapping[str, ast.stmt]:
+    """The classes and constants of a file by their names."""
+    found: dict[str, ast.stmt] = dict(_classes(file))
+    for node in _tree(file).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found |= {target.id: node for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+@cache
 def _imports(file: str) -> dict[str, tuple[str, str]]:
-    """By name in the file: the module it is imported from, and its name there."""
+    """By name in the file: the module it is imported from, and its name there; empty for the module itself."""
     found: dict[str, tuple[str, str]] = {}
     for node in _tree(file).body:
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             found |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.asname: (alias.name, "") for alias in node.names if alias.asname}
+            tops = [alias.name.split(".")[0] for alias in node.names if not alias.asname]
+            found |= {top: (top, "") for top in tops}
     return found
 
 

@@ -60,7 +60,11 @@ class _Check:
     def __init__(self, loader: ConfigLoader, parsed: list[Override]):
         self._places = [each.input_line or "" for each in parsed if each.key_or_group == "hydra.searchpath"]
         self._groups = choices_of(loader, self._places)
-        self._ours = [each for each in parsed if not each.is_hydra_override() and each.package is None]
+        self._ours = [
+            each
+            for each in parsed
+            if not each.is_hydra_override() and each.package is None and "/" not in each.key_or_group
+        ]
         self._choices = [
             each for each in self._ours if each.key_or_group in self._groups and not isinstance(each.value(), dict)
         ]
@@ -171,12 +175,14 @@ def values_of(override: Override, options: Sequence[str]) -> list[str]:
     value: Any = override.value()
     if isinstance(value, Glob):
         return value.filter(list(options))
-    return ["null" if value is None else str(value)]
+    return [str(each) for each in value] if isinstance(value, list) else ["null" if value is None else str(value)]
 
 
 def _with(choice: Override, value: str) -> str:
     """A choice with one of its values, as an override."""
     line = choice.input_line or ""
+    if isinstance(choice.value(), list):
+        return line
     return f"{line.partition('=')[0]}={value}" if "=" in line else line
 
 

@@ -77,10 +77,10 @@ def test_only_the_settings_of_a_file_run(tmp_path: Path, monkeypatch: pytest.Mon
         tmp_path,
         base="from dataclasses import dataclass\n@dataclass\nclass None_:\n    pass\n"
         "class Thing:\n    Settings = None_\n    colour = 'red'\n",
-        first="import heavy\nfrom enum import Enum\nfrom dataclasses import dataclass, field\n"
+        first="import heavy\nimport math\nONE = 1\nfrom enum import Enum\nfrom dataclasses import dataclass, field\n"
         "from saelink.things.base import Thing\nheavy.work()\n"
         "class Kind(Enum):\n    a = 'a'\n@dataclass\nclass S:\n    kind: Kind = Kind.a\n"
-        "    sizes: list[int] = field(default_factory=lambda: [1])\n"
+        "    sizes: list[int] = field(default_factory=lambda: [ONE])\n    most: float = math.inf\n"
         "class Other:\n    x = heavy.y\nclass First(Thing):\n    Settings = S\n    colour = 'blue'\n",
         second="from dataclasses import dataclass\nfrom saelink.things.first import First, S\n"
         "@dataclass\nclass T(S):\n    more: float = 0.5\nclass Second(First):\n    Settings = T\n",
@@ -89,7 +89,7 @@ def test_only_the_settings_of_a_file_run(tmp_path: Path, monkeypatch: pytest.Mon
     things = declared("saelink.things", "Thing", but=("base",))
     assert list(things) == ["first", "second", "third"]
     second = things["second"].settings()
-    assert (second.kind.name, second.sizes, second.more) == ("a", [1], 0.5)
+    assert (second.kind.name, second.sizes, second.most, second.more) == ("a", [1], float("inf"), 0.5)
     assert isinstance(second, things["first"].settings)
     assert OmegaConf.structured(second).kind.value == "a"
     assert [things[name].constant("colour") for name in ("first", "second")] == ["blue", "blue"]

@@ -117,7 +117,7 @@ def test_a_connector_without_a_file_is_an_option_all_the_same(other_conf: Path, 
 
 def raise_without_registering(name: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("saelink.compose.register", lambda: None)
+        patch.setattr("saelink.compose.register", lambda options=None: None)
         configure(f"connector={name}")
 
 
