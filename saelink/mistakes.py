@@ -47,8 +47,8 @@ def checked(overrides: Sequence[str]) -> Checked:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
         with composing(declared_options()) as loader:
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
             return _Check(loader, parsed).done()
     except (HydraException, OmegaConfBaseException):
         return Checked(list(overrides), [])
@@ -96,7 +96,7 @@ class _Check:
     def _check_choice(self, override: Override) -> None:
         group = override.key_or_group
         options = self._groups[group]
-        for value in values_of(override, options):
+        for value in values_of(override):
             if value not in options and "/" not in value and not override.is_delete():
                 meant = closest(value, options)
                 suggestion = "" if meant is None else f"did you mean {group}={meant}? "
@@ -107,10 +107,7 @@ class _Check:
         from hydra import compose
         from omegaconf import OmegaConf
 
-        each = [
-            [_with(choice, value) for value in values_of(choice, self._groups[choice.key_or_group])]
-            for choice in self._choices
-        ]
+        each = [[_with(choice, value) for value in values_of(choice)] for choice in self._choices]
         found: list[dict[str, Chosen]] = []
         for words in itertools.islice(itertools.product(*each), COMBINATIONS):
             cfg = compose("config", [*self._places, *words])
@@ -135,7 +132,7 @@ class _Check:
             return f"{line}: there is no such setting; `saelink train --help-all` lists all"
         told = meant
         if meant in self._groups:
-            told = "=".join([meant, *itertools.islice(values_of(override, ()), 1)])
+            told = "=".join([meant, *itertools.islice(values_of(override), 1)])
         also = "" if meant in names else f" {_whose(meant, jobs)}"
         return f"{line}: there is no such setting; did you mean {told}?{also}"
 
@@ -166,15 +163,11 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def values_of(override: Override, options: Sequence[str]) -> list[str]:
+def values_of(override: Override) -> list[str]:
     """The values of a choice: several in a multirun."""
-    from hydra.core.override_parser.types import Glob
-
     if override.is_choice_sweep():
         return [str(value) for value in override.sweep_string_iterator()]
     value: Any = override.value()
-    if isinstance(value, Glob):
-        return value.filter(list(options))
     return [str(each) for each in value] if isinstance(value, list) else ["null" if value is None else str(value)]
 
 
