@@ -130,8 +130,7 @@ PAGES = {
         "Takes each source latent out of the running model, measures what every target latent loses, and gives each "
         "edge a verdict: confirmed, weaker, no effect, opposite, unclear or faint. Evaluates the connector first. The "
         "ablations of the default MLP take about half a minute on 2 cores; an exact connector is also fitted 24 times "
-        "on halves of the documents, which can take longer than the first fit (verify.stability=false leaves that "
-        "out). verify.consequences=6 adds three minutes.",
+        "on halves of the documents, unless verify.stability=false. verify.consequences=6 adds three minutes.",
         (
             "saelink verify",
             "saelink verify l1_alpha=3e-3 verify.stability=false",
