@@ -12,7 +12,7 @@ import saelink
 PACKAGE = Path(saelink.__file__).parent
 
 LAYERS = [
-    "_version", "errors", "progress", "registry", "declared", "kernels", "config", "store", "runtime", "fetch", "model",
+    "_version", "errors", "progress", "declared", "registry", "kernels", "config", "store", "runtime", "fetch", "model",
     "activations", "saes", "latents", "job", "connectors", "interventions", "fit", "evidence", "share",
     "experiments", "terminal", "compose", "mistakes", "tracking", "report", "api", "cli", "__main__",
 ]  # fmt: skip
