@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from saelink.compose import register
+from saelink.compose import composing
 from saelink.config.check import check, single
-from saelink.config.files import conf_dir
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.job import Job, Memory
+from saelink.mistakes import checked
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
@@ -31,26 +31,22 @@ def configure(*overrides: str) -> Config:
     Without overrides it is the default: offline model, text and SAEs, the MLP of layer 1, the exact linear connector.
     Raises SaelinkError for a setting that does not exist or is out of range.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
+    from hydra import compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    register()
-    running = GlobalHydra.instance()
-    outer = running.hydra  # of a caller that is a Hydra application itself
-    running.clear()
+    if any(override.startswith("+") for override in overrides):  # Hydra adds whatever that names
+        checked(overrides)
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        with composing():
             cfg = OmegaConf.to_object(compose("config", list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
+        checked(overrides)  # has a better line for what does not exist
         reason = (
             f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) not in str(error) else ""
         )
         raise SaelinkError(" ".join(f"{error}{reason}".split())) from None
-    finally:
-        running.hydra = outer
     assert isinstance(cfg, Config)
     check(cfg)
     return cfg

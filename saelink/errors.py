@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class SaelinkError(ValueError):
     """A user's mistake or a broken file: one line that names the field, the value and the way out."""
+
+
+def closest(word: str, names: Iterable[str]) -> str | None:
+    """The name that was probably meant: one beside it, one whose last part it is, or one that looks like it."""
+    names = list(names)
+    above, _, last = word.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in reversed(names) if name.rpartition(".")[0] == above}
+    anywhere = {name.rpartition(".")[2]: name for name in reversed(names)}
+    for close in get_close_matches(last, beside, n=1, cutoff=0.65):
+        return beside[close]
+    if last in anywhere:
+        return anywhere[last]
+    as_deep = [name for name in names if name.count(".") == word.count(".")]
+    for close in get_close_matches(word, as_deep, n=1, cutoff=0.8):
+        return close
+    return next((anywhere[close] for close in get_close_matches(last, anywhere, n=1, cutoff=0.8)), None)

@@ -5,20 +5,18 @@ python scripts/settings_reference.py
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import re
-import textwrap
 from collections.abc import Iterable
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
-from saelink.compose import OWNERS
+from saelink.compose import registered_options
 from saelink.config import schema
+from saelink.config.texts import docstrings, shown
 from saelink.connectors import CONNECTORS
 from saelink.experiments import EXPERIMENTS
 from saelink.fit.solvers import SOLVERS
@@ -35,38 +33,6 @@ The defaults here are those of the code. A chosen group sets others (`data=wiki`
 from the group's file. What changes the numbers is part of an [artifact's key](../design/artifacts.md); `runtime` and
 `wandb` never are.
 """
-
-
-def docstrings(kind: type[Any]) -> dict[str, str]:
-    """By field the string below it, in this class and those it inherits from."""
-    found: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        if not dataclasses.is_dataclass(each) or each.__module__ == "saelink.compose":
-            continue
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-        assert isinstance(body, ast.ClassDef)
-        for line, below in zip(body.body, body.body[1:], strict=False):
-            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(below, ast.Expr):
-                text = ast.literal_eval(below.value)
-                found[line.target.id] = " ".join(text.split())
-    return found
-
-
-def shown(value: Any) -> str:
-    """A value as one writes it on the command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, float):
-        return re.sub(r"e([+-])0*", lambda sign: "e" + sign[1].replace("+", ""), f"{value:g}")
-    if isinstance(value, list):
-        return f"[{', '.join(map(shown, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {shown(each)}" for key, each in value.items()) + "}"
-    return str(value)
 
 
 def default_of(entry: dataclasses.Field[Any]) -> str:
@@ -115,7 +81,7 @@ def page() -> str:
             table = rows(owner.Settings, f"{entry.name}.", own_fields(owner.Settings, kind))
             parts += ["", f"### {entry.name}={name}", about(owner), "", *table]
     parts += ["", "## Experiments", about(schema.ExperimentConfig), "", *rows(schema.ExperimentConfig, "experiment.")]
-    for name, settings in OWNERS.items():
+    for name, settings in registered_options().owners.items():
         if dataclasses.fields(settings):
             title = EXPERIMENTS[name].title
             parts += ["", f"### experiment.{name}", f"{title}.", "", *rows(settings, f"experiment.{name}.")]

@@ -12,9 +12,9 @@ import saelink
 PACKAGE = Path(saelink.__file__).parent
 
 LAYERS = [
-    "_version", "errors", "progress", "registry", "kernels", "config", "store", "runtime", "fetch", "model",
+    "_version", "errors", "progress", "declared", "registry", "kernels", "config", "store", "runtime", "fetch", "model",
     "activations", "saes", "latents", "job", "connectors", "interventions", "fit", "evidence", "share",
-    "experiments", "terminal", "compose", "tracking", "report", "api", "cli", "__main__",
+    "experiments", "terminal", "compose", "mistakes", "tracking", "report", "api", "cli", "__main__",
 ]  # fmt: skip
 """A package or file imports only from itself and from what stands before it here; inside functions too."""
 
@@ -127,6 +127,11 @@ def test_nothing_of_ours_runs_what_it_loads() -> None:
         loads = re.findall(r"torch\.load\([^)]*\)", text)
         assert all("weights_only=True" in load for load in loads), path
         assert found is None, f"{path}: {found}"
+
+
+def test_hydra_is_used_by_what_it_offers() -> None:
+    for path in modules().values():
+        assert "hydra._internal" not in path.read_text(), path
 
 
 def test_no_two_test_files_share_a_name() -> None:

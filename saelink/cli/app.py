@@ -12,13 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from saelink.cli import jobs, wandb
-from saelink.cli.launch import OVERRIDE, asks_for_help, hydra_line, launch, one_line
+from saelink.cli.launch import hydra_line, launch, one_line
+from saelink.cli.words import asks_for_help, is_override
 
 app = typer.Typer(
     name="saelink",
     help="Sparse maps between SAE latents, tested by ablation.",
     epilog="Settings are overrides, key=value: saelink train layer=3 connector=mlp. "
-    "Several values need -m: saelink train -m l1_alpha=1e-5,1e-3. `saelink train --help` lists them all.",
+    "Several values need -m: saelink train -m l1_alpha=1e-5,1e-3. `saelink train --help` lists those that matter for "
+    "train, `saelink train --help-all` every one.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -44,11 +46,8 @@ Overrides = Annotated[
 
 
 def words_of(context: typer.Context, arguments: list[str] | None) -> list[str]:
-    """What follows the command's name. For `--help`, what the command does is printed before Hydra's listing."""
-    words = [*(arguments or []), *context.args]
-    if asks_for_help(words):
-        print(f"saelink {context.info_name}: {context.command.help}\n")
-    return words
+    """What follows the command's name."""
+    return [*(arguments or []), *context.args]
 
 
 def _stage_command(name: str, help: str, command: jobs.Command) -> None:
@@ -76,7 +75,7 @@ def track(context: typer.Context, arguments: Overrides = None) -> None:
     from saelink.errors import SaelinkError
 
     words = words_of(context, arguments)
-    keys = [word for word in words if not OVERRIDE.match(word) and not word.startswith("-")]
+    keys = [word for word in words if not is_override(word) and not word.startswith("-")]
     if not keys and not asks_for_help(words):
         raise SaelinkError("track: name at least one train artifact; `saelink ls` lists their keys")
     launch("track", [word for word in words if word not in keys], jobs.track(keys))
@@ -90,7 +89,7 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
     words = words_of(context, arguments)
     as_json = "--json" in words
     words = [word for word in words if word != "--json"]
-    asked = [word for word in words if not OVERRIDE.match(word) and not word.startswith("-")]
+    asked = [word for word in words if not is_override(word) and not word.startswith("-")]
     if asks_for_help(words):
         asked = ["target", "0"]  # never looked at
     if len(asked) != 2 or asked[0] not in ("target", "source"):
@@ -108,7 +107,7 @@ def graph(context: typer.Context, arguments: Overrides = None) -> None:
     asked = [
         word
         for before, word in zip(["", *words], words, strict=False)
-        if not OVERRIDE.match(word) and not word.startswith("-") and before not in ("--cfg", "-c", "--package", "-p")
+        if not is_override(word) and not word.startswith("-") and before not in ("--cfg", "-c", "--package", "-p")
     ]
     launch("graph", [word for word in words if word not in asked], jobs.graph(asked))
 
@@ -131,13 +130,29 @@ Key = Annotated[str, typer.Argument(help="A key, or enough of its first digits."
 
 
 @app.command("ls")
-def ls(outputs: Outputs = "outputs") -> None:
-    """List the artifacts of a store."""
-    from saelink.store.store import Store
-    from saelink.terminal.listing import print_artifacts
-    from saelink.terminal.progress import TerminalObserver
+def ls(
+    stage: Annotated[list[str] | None, typer.Option("--stage", help="Only this stage; may be repeated.")] = None,
+    layer: Annotated[int | None, typer.Option("--layer", help="Only this layer.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Only this model, such as smollm2.")] = None,
+    sort: Annotated[str, typer.Option("--sort", help="time, size, fvu or stage.")] = "time",
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
+    outputs: Outputs = "outputs",
+) -> None:
+    """List the artifacts of a store: stage, key, FVU, size, age, what.
 
-    print_artifacts(TerminalObserver(), Store(outputs))
+    The FVU of a fit is that on validation documents, of an evaluation that on test documents.
+    """
+    from saelink.store.store import Store
+    from saelink.terminal.listing import print_artifacts, print_artifacts_json, rows_of
+    from saelink.terminal.progress import TerminalObserver
+    from saelink.terminal.table import terminal_width
+
+    store = Store(outputs)
+    rows = rows_of(store, stage or [], layer, model, sort)
+    if as_json:
+        print_artifacts_json(TerminalObserver(), rows)
+    else:
+        print_artifacts(TerminalObserver(), rows, store.root, terminal_width())
 
 
 @app.command("rm")
@@ -192,11 +207,23 @@ def pareto(sweep_id: Annotated[str, typer.Argument(metavar="SWEEP")], outputs: O
     print_pareto(observer, sweep_id, write_pareto(store, sweep_id).rows, sweep_folder(store, sweep_id))
 
 
+def _check_command(words: list[str]) -> None:
+    """Raise SaelinkError for a command that does not exist."""
+    from saelink.errors import SaelinkError, closest
+
+    names = [each.name or "" for each in [*app.registered_commands, *app.registered_groups]]
+    if words and not words[0].startswith("-") and words[0] not in names:
+        meant = closest(words[0], names)
+        way_out = "saelink --help lists them" if meant is None else f"did you mean saelink {meant}?"
+        raise SaelinkError(f"there is no command {words[0]}; {way_out}")
+
+
 def main() -> Any:
     """Entry point: users' mistakes end as one line and exit code 1, bugs with their traceback."""
     # torch's large buffers on huge pages: fewer page faults on Linux, ignored elsewhere.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
+        _check_command(sys.argv[1:])
         app()
     except Exception as error:  # one_line raises again what is no user's mistake
         from hydra.errors import HydraException

@@ -249,7 +249,7 @@ def swept() -> str:
     from hydra.core.hydra_config import HydraConfig
 
     overrides = HydraConfig.get().overrides.task
-    return " ".join(override for override in overrides if not override.startswith("runtime.sweep="))
+    return " ".join(override.lstrip("+") for override in overrides if not override.startswith("runtime.sweep="))
 
 
 EACH_PENALTY: tuple[Command, ...] = (run_all, run_train, run_evaluate, run_verify, run_export)

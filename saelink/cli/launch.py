@@ -14,6 +14,7 @@ import typer
 
 from saelink.cli.jobs import EACH_PENALTY, Command, run_all, run_report, swept
 from saelink.cli.outcome import OUTCOME
+from saelink.cli.words import asks_for_help, check_words, hydra_arguments, overrides_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,46 +32,41 @@ EXTRAS = {
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
-OVERRIDE = re.compile(r"^[~+]{0,2}[A-Za-z_][\w@./:-]*=|^~")
-
-
-def hydra_arguments(arguments: list[str]) -> list[str]:
-    """Overrides first, then flags: argparse takes no positionals on both sides of a flag."""
-    overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
-    return overrides + [argument for argument in arguments if not OVERRIDE.match(argument)]
-
-
-def asks_for_help(words: list[str]) -> bool:
-    """Whether a command's help is wanted, not its work."""
-    return "--help" in words or "-h" in words
-
 
 def launch(name: str, arguments: list[str], command: Command) -> None:
     """Run a command under Hydra: one job, or a multirun. Exits with 1 when a job failed."""
     import hydra
 
-    from saelink.cli import help
+    from saelink.cli.help import print_help
     from saelink.compose import register
     from saelink.config.files import conf_dir
-    from saelink.job import Memory
+    from saelink.mistakes import checked
 
-    register()
-    help.register()
+    check_words(name, arguments)
+    if asks_for_help(arguments):
+        print_help(name, overrides_of(arguments), "--help-all" in arguments)
+        return
+    sweeping = _sweeps(name, arguments)
+    given = overrides_of(arguments)
+    overrides, notes = checked(given)
+    for note in notes:
+        print(note)
+    if not _shows(arguments):  # else what was registered for the check will do
+        register()
     OUTCOME.begin()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main(), which prints them as lines
     arguments = hydra_arguments(arguments)
     if "hydra/launcher=ray_local" in arguments:  # read when Ray is imported: every port on loopback, no report home
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    sweeping = _sweeps(name, arguments)
     words = " ".join([name, *sorted(arguments)])
     sweep_id = "sweep" + hashlib.sha256(words.encode()).hexdigest()[:8]
+    marked = dict(zip(given, overrides, strict=True))
+    arguments = [marked.get(word, word) for word in arguments]
     argv = sys.argv
     sys.argv = [f"saelink {name}", *([f"runtime.sweep={sweep_id}"] if sweeping else []), *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(
-            _task(command, Memory(), sweep_id)
-        )()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task(command, sweep_id))()
     finally:
         sys.argv = argv
     if OUTCOME.failed_here or OUTCOME.failed_elsewhere:  # jobs of a sweep may have run in other processes
@@ -85,30 +81,39 @@ def _sweeps(name: str, arguments: list[str]) -> bool:
     if experiment and name != "run":
         raise SaelinkError(f"{name}: experiments are for `saelink run`, such as saelink run experiment=dense")
     many = "-m" in arguments or "--multirun" in arguments
-    shows = [flag for flag in ("--cfg", "-c", "--info", "-i") if flag in arguments]
+    shows = _shows(arguments)
     if shows and many:
         raise SaelinkError(f"{name}: {shows[0]} shows the settings of one job; leave out -m and give single values")
     return experiment or many
 
 
-def _task(command: Command, memory: Memory, sweep_id: str) -> Callable[[DictConfig], float | list[float] | None]:
+def _shows(arguments: list[str]) -> list[str]:
+    """The flags that show settings and run nothing."""
+    return [word for word in arguments if word.partition("=")[0] in ("--cfg", "-c", "--info", "-i")]
+
+
+def _task(command: Command, sweep_id: str) -> Callable[[DictConfig], float | list[float] | None]:
     """The function Hydra calls: one job, its errors as one line. Returns the job's objective to a sweeper.
 
-    Jobs of one process share `memory`: the path of a lasso goes on from one penalty to the next. `sweep_id` is of this
+    Jobs of one process share a memory: the path of a lasso goes on from one penalty to the next. `sweep_id` is of this
     command, for a list of penalties.
     """
+    memories: list[Memory] = []
 
     def task(raw: DictConfig) -> float | list[float] | None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        from saelink.job import Memory
         from saelink.store.store import Store
         from saelink.tracking.sweep import record_failure
 
+        if not memories:
+            memories.append(Memory())
         hydra = HydraConfig.get()
         sweeping = hydra.mode == RunMode.MULTIRUN
         try:
-            return _run(raw, command, memory, hydra.job.num if sweeping else None, sweep_id)
+            return _run(raw, command, memories[0], hydra.job.num if sweeping else None, sweep_id)
         except KeyboardInterrupt:
             print("\nsaelink: interrupted; the same command resumes from what is finished", file=sys.stderr)
             raise SystemExit(130) from None
@@ -210,6 +215,4 @@ def hydra_line(error: Exception) -> str:
         if re.search(rf"hydra/(launcher|sweeper)/{plugin}\b", text):
             text += f" (install it with `pip install 'saelink[{extra}]'`)"
             break
-    if "Could not override 'solver." in text:
-        text = text.split("To append")[0] + "(connector=linear is solved exactly unless you say solver=adam)"
     return " ".join(text.split())

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from saelink.store.artifact import Artifact
@@ -43,34 +42,9 @@ def table_csv(rows: Sequence[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as aligned text: numbers with three digits, columns that hold one value throughout left out."""
-    columns = [name for name in rows[0] if len(rows) == 1 or len({str(row[name]) for row in rows}) > 1]
-    cells = [[_cell(row[name]) for name in columns] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(columns)]
-    numeric = [all(isinstance(row[name], int | float | None) for row in rows) for name in columns]
-    lines = [columns, *cells]
-    return "\n".join(
-        "  "
-        + "  ".join(
-            text.rjust(size) if right else text.ljust(size)
-            for text, size, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-
-
 def paragraph(text: str) -> str:
     """The text in lines of 80 columns, as what stands under a table."""
     return textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="  ")
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def finite(value: Any) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from saelink.cli.completion import complete
-from saelink.cli.launch import hydra_arguments
+from saelink.cli.words import hydra_arguments
 from saelink.config import schema
 from saelink.config.check import check
 from saelink.config.files import conf_dir
@@ -114,15 +114,6 @@ def test_help_comes_within_a_blink() -> None:
     assert not loaded & {"torch", "hydra", "omegaconf", "transformers", "wandb", "datasets", "rich", "numpy"}
 
 
-@pytest.mark.parametrize(
-    "words", ["train --help", "run --help", "evaluate -h", "show --help", "track -h", "graph --help"]
-)
-def test_a_commands_help_says_what_it_does_then_lists_groups_and_settings(saelink: Run, words: str) -> None:
-    code, out, _ = saelink(*words.split(), bare=True)
-    assert out.startswith(f"saelink {words.split()[0]}: ")
-    assert code == 0 and "linear*, mlp, nonlinear, sae" in out and "l1_alpha" in out and "drop_positions" in out
-
-
 def test_cfg_job_prints_and_does_nothing(saelink: Run, tmp_path: Path) -> None:
     code, out, _ = saelink("train", "--cfg", "job", "layer=3", bare=True)
     assert code == 0 and out.startswith("layer: 3")
@@ -136,23 +127,37 @@ def test_cfg_job_prints_and_does_nothing(saelink: Run, tmp_path: Path) -> None:
         ("connector=", "connector=mlp"),
         ("model=py", "model=pythia-70m-deduped"),
         ("l1", "l1_alpha="),
+        ("data.max_t", "data.max_tokens="),
+        ("data.max_tokens=", "data.max_tokens=400000"),
+        ("runtime.device=", "runtime.device=auto"),
+        ("sae.train_missing=", "sae.train_missing=true"),
+        ("eval", "eval."),
+        ("link.sources.", "link.sources.0="),
+        ("hydra/launcher=", "hydra/launcher=basic"),
+        ("+exp", "+experiment="),
+        ("~sol", "~solver"),
     ],
 )
 def test_completion_knows_groups_options_and_keys(incomplete: str, expected: str) -> None:
     assert any(found.startswith(expected) for found in complete(incomplete))
 
 
+def test_completion_knows_files(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").touch()
+    assert complete(f"data.path={tmp_path}/mi") == [f"data.path={tmp_path}/mine.jsonl"]
+
+
 def test_ls_rm_and_gc(saelink: Run, tmp_path: Path) -> None:
     assert saelink("cache")[0] == 0
     code, out, _ = saelink("ls", bare=True)
-    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["model", "tokens", "cache", "cache"]
-    assert max(map(len, out.splitlines())) <= 80
-    key = out.splitlines()[-1].split()[1]
+    stages = ["stage", "model", "tokens", "cache", "cache", "4"]
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == stages
+    key = out.splitlines()[-2].split()[1]
     assert saelink("rm", key[:5], bare=True)[0] == 0
     (tmp_path / "outputs/cache/0123456789ab.partial").mkdir()
     code, out, _ = saelink("gc", bare=True)
     assert code == 0 and "0123456789ab.partial" in out
-    assert len(saelink("ls", bare=True)[1].splitlines()) == 3
+    assert len(saelink("ls", bare=True)[1].splitlines()) == 3 + 2
 
 
 def test_nothing_is_left_in_the_users_folder(saelink: Run, tmp_path: Path) -> None:

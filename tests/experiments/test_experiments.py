@@ -16,12 +16,13 @@ from saelink.experiments import EXPERIMENTS
 from saelink.experiments.edges_kept import area
 from saelink.experiments.noise_threshold import largest_level
 from saelink.experiments.percent_linear import errors_by_document
-from saelink.experiments.tables import rows_of, table_text
+from saelink.experiments.tables import rows_of
 from saelink.job import Job
 from saelink.latents.outliers import first_delimiters
 from saelink.latents.rows import Rows
 from saelink.latents.split import Tokens
 from saelink.store.store import Store
+from saelink.terminal.experiments import rows_lines
 
 from helpers.fits import make, problem, solve
 from helpers.world import Run, composed
@@ -185,10 +186,10 @@ def test_the_first_delimiter_of_each_sequence() -> None:
 
 
 def test_the_table_for_the_terminal() -> None:
-    text = table_text(
+    lines = rows_lines(
         [{"layer": 1, "name": "a", "mse": 0.12345, "n": 1234}, {"layer": 1, "name": "b", "mse": None, "n": 5}]
     )
-    assert text.splitlines() == ["  name    mse      n", "  a     0.123  1,234", "  b         -      5"]
+    assert lines == ["  name    mse      n", "  a     0.123  1,234", "  b         -      5"]
 
 
 def test_sparse_linear_debiases_on_the_linear_latents_only(config: Compose, store: Store) -> None:

@@ -291,7 +291,9 @@ def test_ls_rm_and_gc_of_a_damaged_store(
     whole, broken = damaged
     code, out, err = saelink("ls", bare=True)
     assert (code, err) == (0, "")
-    rows = [line.split() for line in out.splitlines()]
+    header, *rows, total = [line.split() for line in out.splitlines()]
+    assert header == ["stage", "key", "FVU", "size", "age", "what"]
+    assert " ".join(total).startswith("4 artifacts in outputs, ")
     assert [row[1] for row in rows] == [*(artifact.key for artifact in whole), *(folder.name for folder in broken)]
     for row, folder in zip(rows[2:], broken, strict=True):
         size = sum(path.stat().st_size for path in folder.iterdir())
@@ -303,7 +305,7 @@ def test_ls_rm_and_gc_of_a_damaged_store(
     for folder in broken:
         assert saelink("rm", folder.name, bare=True)[0] == 0
         assert not folder.exists()
-    assert len(saelink("ls", bare=True)[1].splitlines()) == 2
+    assert len(saelink("ls", bare=True)[1].splitlines()) == 2 + 2
 
 
 def trained(store: Store, l1_alpha: float) -> Artifact[Any]:

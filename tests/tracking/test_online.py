@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_a_fit_that_stopped_midway_ends_in_the_same_run(
 
     measure, stop_at = adam.validation_point, [2]
 
-    def stopping(*arguments: object) -> dict[str, float]:
+    def stopping(*arguments: Any) -> dict[str, float]:
         stop_at[0] -= 1
         if stop_at[0] < 0:
             raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 // Edges: as a formula, and as a table with what is known of each.
 
 import { column, figure, h, quoted, signed, table } from "./dom.js";
-import { count, percent, rise, share, sign, weight } from "./format.js";
+import { count, percent, rise, share, sign, told, weight } from "./format.js";
 import { nameLink } from "./names.js";
 
 export const VERDICTS = {
@@ -17,13 +17,6 @@ const verdictClass = (verdict) => (verdict ? "v-" + verdict.replace(" ", "-") : 
 
 // What stands beside a term that is not confirmed.
 const mark = (verdict) => (verdict && verdict !== "confirmed" ? h("span", { class: "dim small" }, ` (${verdict})`) : null);
-
-// Confirmed terms before others, each part in its order; what two decimals don't show is left out.
-export const told = (terms) => {
-  const shown = terms.filter(([, value]) => Math.abs(value) >= 0.005);
-  const confirmed = ([, , verdict]) => verdict === "confirmed";
-  return [...shown.filter(confirmed), ...shown.filter((term) => !confirmed(term))];
-};
 
 // The sum of [input, weight, verdict]; inputs below `direct` are sources, the others hidden units. Terms that are not
 // confirmed say so, and where no term has a verdict the whole says that.

@@ -58,3 +58,10 @@ export function shade(value, most) {
   const rgb = value < 0 ? "--minus" : "--fire";
   return part > 0 ? `background: rgba(var(${rgb}), ${(0.12 + 0.7 * part).toFixed(2)})` : "";
 }
+
+// Of terms [input, weight, verdict] the confirmed before the others, each part in its order; what two decimals don't show is left out.
+export const told = (terms) => {
+  const shown = terms.filter(([, value]) => Math.abs(value) >= 0.005);
+  const confirmed = ([, , verdict]) => verdict === "confirmed";
+  return [...shown.filter(confirmed), ...shown.filter((term) => !confirmed(term))];
+};

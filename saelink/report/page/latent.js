@@ -1,9 +1,9 @@
 // The card of one latent: a target, a source or a hidden unit.
 
 import { choice, h, nowhere, quoted } from "./dom.js";
-import { edgeTable, formula, missedTable, told } from "./edges.js";
+import { edgeTable, formula, missedTable } from "./edges.js";
 import { examplesSection, firingColumns } from "./examples.js";
-import { count, digits, percent } from "./format.js";
+import { count, digits, percent, told } from "./format.js";
 import { inputsSection, logicParts } from "./logic.js";
 import { readIndex } from "./names.js";
 import { entry, head, piece } from "./pieces.js";

@@ -10,6 +10,7 @@ import {
   shade,
   share,
   sign,
+  told,
   visible,
   weight,
 } from "../../../saelink/report/page/format.js";
@@ -66,4 +67,28 @@ test("a larger activation is shaded more, none not at all, a negative one in its
   assert.equal(shade(1, 0), "");
   assert.equal(shade(1, 2), "background: rgba(var(--fire), 0.47)");
   assert.equal(shade(-5, 2), "background: rgba(var(--minus), 0.82)");
+});
+
+test("confirmed terms come first, each part in its order, and what two decimals don't show is left out", () => {
+  const terms = [
+    [1, 0.9, "no effect"],
+    [2, -0.5, "confirmed"],
+    [3, 0.3, "weaker"],
+    [4, 0.2, "confirmed"],
+    [5, 0.004, "confirmed"],
+  ];
+  assert.deepEqual(
+    told(terms).map(([input]) => input),
+    [2, 4, 1, 3],
+  );
+});
+
+test("without verdicts the order is that of the weights", () => {
+  assert.deepEqual(
+    told([
+      [1, 0.9],
+      [2, -0.5],
+    ]).map(([input]) => input),
+    [1, 2],
+  );
 });

@@ -1,0 +1,203 @@
+"""Settings and groups that do not exist: found before anything runs, each with the one that was probably meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from saelink.compose import choices_of, composing, declared_options
+from saelink.config.schema import Config
+from saelink.errors import SaelinkError, closest
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
+    from hydra.core.override_parser.types import Override
+
+CHOSEN = ("connector", "solver")
+"""Groups whose settings depend on the choice."""
+
+COMBINATIONS = 64
+"""At most so many combinations of a multirun's choices are looked at."""
+
+
+def settings_by_choice() -> dict[str, Mapping[str, type[Any]]]:
+    """By group and choice the settings of every connector and solver."""
+    options = declared_options()
+    return {"connector": options.connectors, "solver": options.solvers}
+
+
+class Checked(NamedTuple):
+    """Overrides that name settings which exist."""
+
+    overrides: list[str]
+    """In a multirun, what only some of its jobs have is marked with ++, so that the others take it too."""
+    notes: list[str]
+    """Which these are, a line each."""
+
+
+def checked(overrides: Sequence[str]) -> Checked:
+    """The overrides of a job or of a multirun; those that can't be parsed are left for Hydra to refuse.
+
+    Raises SaelinkError for a setting or choice that does not exist, in a multirun for one that no job has.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with composing(declared_options()) as loader:
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+            return _Check(loader, parsed).done()
+    except (HydraException, OmegaConfBaseException):
+        return Checked(list(overrides), [])
+
+
+class _Check:
+    """The check of one command's overrides."""
+
+    def __init__(self, loader: ConfigLoader, parsed: list[Override]):
+        self._places = [each.input_line or "" for each in parsed if each.key_or_group == "hydra.searchpath"]
+        self._groups = choices_of(loader, self._places)
+        self._ours = [
+            each
+            for each in parsed
+            if not each.is_hydra_override() and each.package is None and "/" not in each.key_or_group
+        ]
+        self._choices = [
+            each for each in self._ours if each.key_or_group in self._groups and not isinstance(each.value(), dict)
+        ]
+        self._lines: list[str] = [each.input_line or "" for each in parsed]
+
+    def done(self) -> Checked:
+        for choice in self._choices:
+            self._check_choice(choice)
+        fixed = settings_of(Config) | settings_of(declared_options().experiment, "experiment.")
+        asked = [each for each in self._ours if each not in self._choices]
+        asked = [each for each in asked if each.key_or_group.startswith(CHOSEN) or not has(fixed, each.key_or_group)]
+        if not asked:
+            return Checked(self._lines, [])
+        jobs = self._chosen()
+        notes: list[str] = []
+        for each in asked:
+            key = each.key_or_group
+            lacking = [job for job in jobs if not has(fixed | of_chosen(job), key)]
+            if len(lacking) == len(jobs) or (lacking and each.is_delete()):
+                raise SaelinkError(self._unknown(each, fixed, jobs))
+            if lacking:
+                group = key.partition(".")[0]
+                without = listed(f"{group}={job[group].name}" for job in lacking)
+                notes.append(f"{key}: ignored by the jobs with {without}, which have no such setting")
+                line = each.input_line or ""
+                self._lines[self._lines.index(line)] = "++" + line.lstrip("+")
+        return Checked(self._lines, notes)
+
+    def _check_choice(self, override: Override) -> None:
+        group = override.key_or_group
+        options = self._groups[group]
+        for value in values_of(override):
+            if value not in options and "/" not in value and not override.is_delete():
+                meant = closest(value, options)
+                suggestion = "" if meant is None else f"did you mean {group}={meant}? "
+                raise SaelinkError(f"{group}={value}: {suggestion}There are {', '.join(options)}")
+
+    def _chosen(self) -> list[dict[str, Chosen]]:
+        """The connector and solver of each job that the choices make."""
+        from hydra import compose
+        from omegaconf import OmegaConf
+
+        each = [[_with(choice, value) for value in values_of(choice)] for choice in self._choices]
+        found: list[dict[str, Chosen]] = []
+        for words in itertools.islice(itertools.product(*each), COMBINATIONS):
+            cfg = compose("config", [*self._places, *words])
+            kinds: dict[str, Any] = {group: OmegaConf.get_type(cfg[group]) for group in CHOSEN}
+            found.append({group: Chosen(cfg[group].name, kind) for group, kind in kinds.items()})
+        return found
+
+    def _unknown(self, override: Override, fixed: dict[str, bool], jobs: list[dict[str, Chosen]]) -> str:
+        """The line for a setting that no job has."""
+        key, line = override.key_or_group, override.input_line or ""
+        names = list(fixed | {name: True for job in jobs for name in of_chosen(job)})
+        others = [
+            name
+            for group, kinds in settings_by_choice().items()
+            for kind in kinds.values()
+            for name in settings_of(kind, f"{group}.")
+        ]
+        if key in others:
+            return f"{line}: {_whose(key, jobs)}"
+        meant = closest(key, [*names, *self._groups, *others])
+        if meant is None:
+            return f"{line}: there is no such setting; `saelink train --help-all` lists all"
+        told = meant
+        if meant in self._groups:
+            told = "=".join([meant, *itertools.islice(values_of(override), 1)])
+        also = "" if meant in names else f" {_whose(meant, jobs)}"
+        return f"{line}: there is no such setting; did you mean {told}?{also}"
+
+
+class Chosen(NamedTuple):
+    """A connector or solver of a job."""
+
+    name: str
+    kind: type[Any]
+    """The dataclass of its settings."""
+
+
+def _whose(key: str, jobs: list[dict[str, Chosen]]) -> str:
+    """Which connector or solver is in use, and which ones have the setting."""
+    group, _, name = key.partition(".")
+    having = [choice for choice, kind in settings_by_choice()[group].items() if name in settings_of(kind)]
+    using = [f"{group}={job[group].name}" for job in jobs]
+    return f"{listed(using)} {_have(using)} no such setting; {listed(having)} {_have(having)} it"
+
+
+def _have(names: Sequence[str]) -> str:
+    return "has" if len(set(names)) == 1 else "have"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Each name once, in a sentence."""
+    *others, last = dict.fromkeys(names)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def values_of(override: Override) -> list[str]:
+    """The values of a choice: several in a multirun."""
+    if override.is_choice_sweep():
+        return [str(value) for value in override.sweep_string_iterator()]
+    value: Any = override.value()
+    return [str(each) for each in value] if isinstance(value, list) else ["null" if value is None else str(value)]
+
+
+def _with(choice: Override, value: str) -> str:
+    """A choice with one of its values, as an override."""
+    line = choice.input_line or ""
+    if isinstance(choice.value(), list):
+        return line
+    return f"{line.partition('=')[0]}={value}" if "=" in line else line
+
+
+def settings_of(kind: type[Any], prefix: str = "") -> dict[str, bool]:
+    """By name the settings of a dataclass and of those in it; whether it takes entries of its own (dicts, lists)."""
+    found: dict[str, bool] = {}
+    for entry in dataclasses.fields(kind):
+        name = f"{prefix}{entry.name}"
+        inner: Any = entry.default_factory
+        nested = isinstance(inner, type) and dataclasses.is_dataclass(inner)
+        found[name] = not nested and str(entry.type).startswith(("dict", "list", "Any"))
+        if nested and entry.name not in CHOSEN:
+            found |= settings_of(inner, f"{name}.")
+    return found
+
+
+def of_chosen(job: Mapping[str, Chosen]) -> dict[str, bool]:
+    """The settings of a job's connector and solver."""
+    return {name: open for group in CHOSEN for name, open in settings_of(job[group].kind, f"{group}.").items()}
+
+
+def has(settings: Mapping[str, bool], key: str) -> bool:
+    """Whether a key is a setting or an entry of one that takes entries."""
+    above = [key[:i] for i, sign in enumerate(key) if sign == "."]
+    return key in settings or any(settings.get(each, False) for each in above)
