@@ -20,79 +20,76 @@ def workspace(entity: str, project: str) -> Workspace:
     try:
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as workspaces
-        from wandb_workspaces.reports.v2.interface import ParallelCoordinatesPlotColumn
     except ModuleNotFoundError:
         raise SaelinkError("wandb workspace: needs wandb-workspaces, `pip install 'saelink[wandb]'`") from None
 
-    def scatter(title: str, x: str, y: str, **axes: Any) -> Any:
-        x_axis, y_axis = panels.SummaryMetric(x), panels.SummaryMetric(y)
-        return panels.ScatterPlot(title=title, x=x_axis, y=y_axis, log_x=True, **axes)
-
-    def line(title: str, x: str, *y: str, log_y: bool = False) -> Any:
-        return panels.LinePlot(title=title, x=x, y=list(y), log_x=True, log_y=log_y)
-
-    def column(config: str | None = None, summary: str | None = None, log: bool = False) -> Any:
-        metric = panels.Config(config) if config else panels.SummaryMetric(summary or "")
-        return ParallelCoordinatesPlotColumn(metric=metric, log=log)
-
-    def media(title: str, *keys: str) -> Any:
-        return panels.MediaBrowser(title=title, media_keys=list(keys))
-
-    settings = [column(config="l1_alpha", log=True), column(config="connector"), column(config="solver")]
-    settings += [column(config="layer"), column(summary="final_edges", log=True), column(summary="final_fvu")]
-    sections = [
-        workspaces.Section(
-            "Frontier, validation documents",
-            [
-                scatter("MSE against L1", "final_l1", "final_mse", log_y=True),
-                scatter("FVU against L1", "final_l1", "final_fvu", log_y=True),
-                scatter("FVU against edges", "final_edges", "final_fvu", log_y=True),
-                media("Frontier of the same latents", "pareto/picture"),
-                panels.WeavePanelSummaryTable(table_name="pareto/table"),
-                panels.ParallelCoordinatesPlot(title="Settings and what they come to", columns=settings),
-            ],
-            is_open=True,
-        ),
-        workspaces.Section(
-            "Fits",
-            [
-                line("Way through error and L1", "way/l1", "way/mse", log_y=True),
-                line("Edges along the way", "way/l1", "way/edges", log_y=True),
-                line("Validation FVU", "tokens", "validation_fvu"),
-                line("Training MSE", "tokens", "train_mse", log_y=True),
-                panels.LinePlot(title="Speed", x="live/done", y=["live/per_second"]),
-                panels.LinePlot(title="Seconds left", x="live/done", y=["live/seconds_left"]),
-                panels.LinePlot(title="Peak memory, GB", x="live/done", y=["live/peak_memory_gb"]),
-            ],
-            is_open=True,
-        ),
-        workspaces.Section(
-            "Test documents (saelink evaluate)",
-            [
-                scatter("FVU against edges", "test/n_edges", "test/fvu", log_y=True),
-                panels.BarPlot(title="Cross-entropy recovered", metrics=["test/ce_loss_recovered"]),
-                media("FVU by latent", "test/fvu_by_latent"),
-                panels.WeavePanelSummaryTable(table_name="test/circuits"),
-            ],
-        ),
-        workspaces.Section(
-            "Verdicts (saelink verify)",
-            [
-                scatter("Precision against edges", "final_edges", "verify/precision_1x"),
-                panels.BarPlot(
-                    title="How much of what a graph claims is causal",
-                    metrics=["verify/precision_1x", "verify/recall_suppressive_10x"],
-                ),
-                panels.WeavePanelSummaryTable(table_name="verify/graphs"),
-                panels.WeavePanelSummaryTable(table_name="verify/consequences"),
-            ],
-        ),
-        workspaces.Section(
-            "Experiments",
-            [media("Pictures", "experiment/picture"), panels.WeavePanelSummaryTable(table_name="experiment/table")],
-        ),
-    ]
+    sections = [_frontier(panels, workspaces), _fits(panels, workspaces), *_evidence(panels, workspaces)]
     return workspaces.Workspace(entity=entity, project=project, name=NAME, sections=sections)
+
+
+def _scatter(panels: Any, title: str, x: str, y: str, **axes: Any) -> Any:
+    x_axis, y_axis = panels.SummaryMetric(x), panels.SummaryMetric(y)
+    return panels.ScatterPlot(title=title, x=x_axis, y=y_axis, log_x=True, **axes)
+
+
+def _line(panels: Any, title: str, x: str, y: str, log_x: bool = True, log_y: bool = False) -> Any:
+    return panels.LinePlot(title=title, x=x, y=[y], log_x=log_x, log_y=log_y)
+
+
+def _frontier(panels: Any, workspaces: Any) -> Any:
+    from wandb_workspaces.reports.v2.interface import ParallelCoordinatesPlotColumn as Column
+
+    settings = [Column(metric=panels.Config("l1_alpha"), log=True)]
+    settings += [Column(metric=panels.Config(name)) for name in ("connector", "solver", "layer")]
+    settings += [Column(metric=panels.SummaryMetric("final_edges"), log=True)]
+    settings += [Column(metric=panels.SummaryMetric("final_fvu"))]
+    shown = [
+        _scatter(panels, "MSE against L1", "final_l1", "final_mse", log_y=True),
+        _scatter(panels, "FVU against L1", "final_l1", "final_fvu", log_y=True),
+        _scatter(panels, "FVU against edges", "final_edges", "final_fvu", log_y=True),
+        panels.MediaBrowser(title="Frontier of the same latents", media_keys=["pareto/picture"]),
+        panels.WeavePanelSummaryTable(table_name="pareto/table"),
+        panels.ParallelCoordinatesPlot(title="Settings and what they come to", columns=settings),
+    ]
+    return workspaces.Section("Frontier, validation documents", shown, is_open=True)
+
+
+def _fits(panels: Any, workspaces: Any) -> Any:
+    shown = [
+        _line(panels, "Way through error and L1", "way/l1", "way/mse", log_y=True),
+        _line(panels, "Edges along the way", "way/l1", "way/edges", log_y=True),
+        _line(panels, "Validation FVU", "tokens", "validation_fvu"),
+        _line(panels, "Training MSE", "tokens", "train_mse", log_y=True),
+        _line(panels, "Speed", "live/done", "live/per_second", log_x=False),
+        _line(panels, "Seconds left", "live/done", "live/seconds_left", log_x=False),
+        _line(panels, "Peak memory, GB", "live/done", "live/peak_memory_gb", log_x=False),
+    ]
+    return workspaces.Section("Fits", shown, is_open=True)
+
+
+def _evidence(panels: Any, workspaces: Any) -> list[Any]:
+    causal = ["verify/precision_1x", "verify/recall_suppressive_10x"]
+    test = [
+        _scatter(panels, "FVU against edges", "test/n_edges", "test/fvu", log_y=True),
+        panels.BarPlot(title="Cross-entropy recovered", metrics=["test/ce_loss_recovered"]),
+        panels.MediaBrowser(title="FVU by latent", media_keys=["test/fvu_by_latent"]),
+        panels.WeavePanelSummaryTable(table_name="test/circuits"),
+    ]
+    verdicts = [
+        _scatter(panels, "Precision against edges", "final_edges", "verify/precision_1x"),
+        panels.BarPlot(title="How much of what a graph claims is causal", metrics=causal),
+        panels.WeavePanelSummaryTable(table_name="verify/graphs"),
+        panels.WeavePanelSummaryTable(table_name="verify/consequences"),
+    ]
+    experiments = [
+        panels.MediaBrowser(title="Pictures", media_keys=["experiment/picture"]),
+        panels.WeavePanelSummaryTable(table_name="experiment/table"),
+    ]
+    return [
+        workspaces.Section("Test documents (saelink evaluate)", test),
+        workspaces.Section("Verdicts", verdicts),
+        workspaces.Section("Experiments", experiments),
+    ]
 
 
 def save_workspace(project: str, entity: str | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 import torch
 
@@ -9,7 +11,9 @@ from saelink.evidence import logic
 from saelink.evidence.logic import Condition, Logic, Source, bits
 
 
-def read_logic(fired: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor) -> Logic:
+def read_logic(
+    fired: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor, refuted: Collection[int] = ()
+) -> Logic:  # fmt: skip
     """From what the target fires on [n] bool, the sources' activations [n, k] and their weights."""
     terms = inputs * weights
     sources = [
@@ -18,6 +22,7 @@ def read_logic(fired: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor)
             terms[fired, i].abs().sum().item(),
             -terms[:, i].sum().item() if weights[i] < 0 else 0.0,
             lambda i=i: bits(inputs[:, i] > 0),
+            i in refuted,
         )
         for i in range(inputs.shape[1])
     ]
@@ -83,3 +88,15 @@ def test_an_interval_holds_the_rate() -> None:
         condition = Condition((0,), (), tokens, fired)
         assert 0 <= condition.low <= condition.rate <= condition.high <= 1 or tokens == 0
     assert Condition((0,), (), 10_000, 5000).high - Condition((0,), (), 10_000, 5000).low < 0.03
+
+
+@pytest.mark.parametrize("word", PLANTED)
+def test_no_word_names_what_ablations_refuted(word: str) -> None:
+    """Of a planted circuit whose second edge (of a copy: the only one) the model does not have."""
+    x = inputs()
+    rule, weights, sources = PLANTED[word]
+    fired = rule(x > 0)
+    gone = sources[-1]
+    found = read_logic(fired, x, torch.tensor(weights), refuted={gone})
+    assert gone not in found.sources and all(gone not in e.on + e.off for e in found.evidence)
+    assert found.word != word

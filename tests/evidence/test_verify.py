@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 
 from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
-from saelink.evidence.verdicts import VERDICTS, claims, judged
-from saelink.evidence.verify import VerifyStage
+from saelink.evidence.edges import EdgesStage
+from saelink.evidence.verdicts import VERDICTS, Verdicts, claims, judged
+from saelink.evidence.verify import VerdictsStage, VerifyStage, judges, verdicts_of
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.block import FOLDS
 from saelink.interventions.effects import EffectsStage, load_effects
@@ -278,6 +280,42 @@ def test_claims_are_what_the_connector_loses(world: World, store: Store, connect
         # A linear claim takes the source's mean from the model run anew, others from the stored bfloat16 latents.
         assert torch.allclose(found[source], expected, rtol=2e-2, atol=1e-3)
     assert VerifyStage(Job(cfg, store)).pull().json("figures.json")["edges"] > 0
+
+
+def test_verify_adds_nulls_to_the_same_verdicts(config: Callable[..., Config], store: Store) -> None:
+    job = Job(config("solver=exact"), store)
+    verdicts = verdicts_of(job)
+    assert verdicts is not None and verdicts.stage == "verdicts" and Verdicts(verdicts).nulls is None
+    verified = VerifyStage(job).pull()
+    for name, tensor in verdicts.tensors("edges.safetensors").items():
+        assert torch.equal(tensor, verified.tensors("edges.safetensors")[name]), name
+    assert verified.json("figures.json") == verdicts.json("figures.json")
+    found = verdicts_of(job)
+    assert found is not None and found.key == verified.key, "it holds the same and more"
+
+
+def test_no_verdicts_where_they_are_not_wanted_or_too_large(
+    config: Callable[..., Config], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(config("solver=exact"), store)
+    assert judges(job) and not judges(Job(config("solver=exact", "eval.verify=false"), store))
+    assert not judges(Job(config("solver=exact", "link=mlp_from_parts"), store)), "effects can't be measured there"
+    monkeypatch.setattr("saelink.evidence.verify.MOST_BYTES", 10)
+    assert not judges(job) and judges(Job(config("solver=exact", "eval.verify=true"), store))
+
+
+def test_the_logic_of_edges_says_what_their_verdicts_do(config: Callable[..., Config], store: Store) -> None:
+    job = Job(config("solver=exact", "l1_alpha=1e-3"), store)
+    edges, verdicts = EdgesStage(job).pull(), Verdicts(VerdictsStage(job).pull())
+    ids = edges.tensors("edges.safetensors")["target_ids"].tolist()
+    named = 0
+    for latent, target in zip(ids, edges.json("targets.json"), strict=True):
+        logic = target["logic"]
+        words = [verdicts.into(latent).get(source) for source in logic["inputs"]]
+        assert not set(words) & {"no effect", "opposite"}
+        assert logic["confirmed"] == (all(word == "confirmed" for word in words) if words else None)
+        named += bool(words)
+    assert named
 
 
 def test_evaluate_verifies_where_asked(saelink: Run) -> None:
