@@ -304,7 +304,11 @@ def test_no_verdicts_where_they_are_not_wanted_or_too_large(
     assert not judges(job) and judges(Job(config("solver=exact", "eval.verify=true"), store))
 
 
-def test_the_logic_of_edges_says_what_their_verdicts_do(config: Callable[..., Config], store: Store) -> None:
+def test_the_logic_of_edges_says_what_their_verdicts_do(
+    config: Callable[..., Config], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"HIGH": 0.05, "MIN_TOKENS": 2, "EXPLAINED": 0.01}.items():  # random latents: any logic will do
+        monkeypatch.setattr(f"saelink.evidence.logic.{name}", value)
     job = Job(config("solver=exact", "l1_alpha=1e-3"), store)
     edges, verdicts = EdgesStage(job).pull(), Verdicts(VerdictsStage(job).pull())
     ids = edges.tensors("edges.safetensors")["target_ids"].tolist()

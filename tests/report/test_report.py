@@ -128,14 +128,15 @@ def test_no_token_gets_out_of_its_text(nasty: tuple[Artifact, Store]) -> None:
 
 def test_verdicts_stand_on_the_edges(world: World, tmp_path: Path) -> None:
     before, store = made(world, tmp_path, "solver=exact")
-    (alone,) = pieces(before)["head"]["verified"]
+    alone, *_ = pieces(before)["head"]["verified"]
     assert "nulls" not in alone
     cfg = world.config(store.root, *SETTINGS, "solver=exact")
     judged = VerifyStage(Job(cfg, store)).pull()
     artifact = ReportStage(Job(cfg, store)).pull()
     assert artifact.key != before.key, "what verify adds makes the page anew"
     found, figures = pieces(artifact), judged.json("figures.json")
-    (mine,) = found["head"]["verified"]
+    mine, *others = found["head"]["verified"]
+    assert [entry["fit"] for entry in others] == [1, 2] and not any("nulls" in entry for entry in others)
     assert mine["figures"] == alone["figures"]
     assert mine["fit"] == 0 and mine["figures"]["edges_confirmed"] == figures["edges_confirmed"]
     assert set(mine["nulls"]) == {"permuted decoders", "random weights", "shuffled pairs"}
