@@ -73,7 +73,8 @@ def print_evaluation(
     if "ce.json" in evaluation.files:
         _print_ce(observer, evaluation.json("ce.json"), int(evaluation.json("metrics.json")["ce_tokens"]))
     if verdicts is not None:
-        observer.say(f"  {'verdicts':12} {_verdicts_text(verdicts)}")
+        for name, text in zip(("verdicts", ""), _verdicts_lines(verdicts), strict=True):
+            observer.say(f"  {name:12} {text}")
     observer.say("\n  Best predicted target latents (OF) from source latents (IF), each with its top token.")
     if verdicts is None:
         observer.say("  Unverified: `saelink verify` tells which edges the model has.\n")
@@ -86,12 +87,12 @@ def print_evaluation(
     observer.say(f"\n  connector  {connector.path}\n  evaluation {evaluation.path}")
 
 
-def _verdicts_text(verdicts: Verdicts) -> str:
+def _verdicts_lines(verdicts: Verdicts) -> tuple[str, str]:
     figures = verdicts.figures
     total = max(figures["edges"] - figures["edges_faint"], 1)
     words = [word for word in VERDICTS if word != "faint"]
     shares = [f"{figures['edges_' + word.replace(' ', '_')] / total:.0%} {word}" for word in words]
-    return f"of {total:,} edges that claim anything {', '.join(shares)}"
+    return f"{', '.join(shares[:3])},", f"{', '.join(shares[3:])}, of {total:,} edges that claim 1% or more"
 
 
 CE_NAMES = {
