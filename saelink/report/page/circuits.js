@@ -77,7 +77,7 @@ export async function circuits(page) {
     h(
       "p",
       { class: "dim small" },
-      "Each target latent as a sum of sources with their weights, strongest first. Logic is read from which sources are active when the target fires on test documents, not from the signs of the weights.",
+      "Each target latent as a sum of sources with their weights: first the edges that ablating the source in the model confirms, then others with their verdict, each part from the strongest on. Logic is read from which sources are active when the target fires on test documents, not from the signs of the weights, and names no source whose edge has no effect in the model or the opposite one.",
     ),
     h(
       "div",

@@ -34,6 +34,8 @@ function title(page) {
 
 function highlights(page) {
   page.append(h("h2", {}, "Start here"));
+  const chosen = "Best predicted first, and only where ablating every source that the logic names confirms its edge.";
+  if (head.verified.length) page.append(h("p", { class: "dim small" }, chosen));
   const chip = ({ latent, token }) =>
     h("a", { class: "chip", href: place("target", latent) }, `OF${latent} `, quoted(token));
   for (const [kind, text, meaning] of KINDS) {
@@ -76,8 +78,8 @@ function connectors(page) {
     ),
   );
   if (head.table.some((r) => given(r.ce_loss_recovered))) return;
-  const command = h("code", {}, "saelink evaluate eval.ce=true");
-  page.append(h("p", { class: "dim small" }, "CE recovered: run ", command, " and make the report again."));
+  const command = h("code", {}, `${head.command || "saelink report"} eval.ce=true`);
+  page.append(h("p", { class: "dim small" }, "CE recovered: ", command, " measures it."));
 }
 
 function plots(page, later) {
