@@ -69,7 +69,7 @@ class LiveFit(Observer):
 class _LiveProgress(Progress):
     def __init__(self, inner: Progress, begun: OpenRun, total: int):
         self._inner, self._begun, self._total = inner, begun, total
-        self._done, self._lock = 0, threading.Lock()
+        self._done, self._lost, self._lock = 0, False, threading.Lock()
         self._started = self._logged = time.monotonic()
         # A run that was online before has a part of the curve already.
         self._seen = begun.run.summary.get("tokens", -1) if begun.run.resumed else -1
@@ -94,12 +94,23 @@ class _LiveProgress(Progress):
             rate = self._done / max(now - self._started, 1e-9)
             left = (self._total - self._done) / max(rate, 1e-9)
             figures = {"live/done": self._done, "live/per_second": rate, "live/seconds_left": left}
-            self._begun.run.log({**figures, "live/peak_memory_gb": peak_memory_bytes() / 1e9})
+            self._log({**figures, "live/peak_memory_gb": peak_memory_bytes() / 1e9})
 
     def point(self, figures: Mapping[str, float]) -> None:
         self._inner.point(figures)
         if figures["tokens"] > self._seen:
-            self._begun.run.log(curve_point(figures))
+            self._log(curve_point(figures))
+
+    def _log(self, figures: dict[str, float]) -> None:
+        """Log them; a fit goes on where W&B's own process is gone."""
+        if self._lost:
+            return
+        try:
+            self._begun.run.log(figures)
+        except Exception:  # whatever wandb raises then
+            if not self._begun.online:
+                raise
+            self._lost = True
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from saelink.fit.train import TrainStage
 from saelink.job import Job
 from saelink.store.store import Store
 from saelink.tracking.live import watched
-from saelink.tracking.project import WAIT, Project
+from saelink.tracking.project import WAIT, OpenRun, Project
 from saelink.tracking.runs import fit_shown, publish, publish_experiment
 from saelink.tracking.workspace import save_workspace
 
@@ -104,6 +104,27 @@ def test_a_fit_that_stopped_midway_ends_in_the_same_run(
     after = [line["tokens"] for line in server.history[key] if "validation_mse" in line]
     assert connector.key == key and after == [point["tokens"] for point in connector.json("history.json")]
     assert server.finished[key] == 0
+
+
+def test_a_fit_goes_on_without_wandbs_process(server: WandbServer, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project(ONLINE, job.store)
+    with watched(job, project, fit_shown) as (seen, fit):
+
+        def begun() -> OpenRun:
+            found = begin(fit_shown(seen))
+            monkeypatch.setattr(found.run, "log", lost)
+            return found
+
+        def lost(*_: object, **__: object) -> None:
+            raise RuntimeError("the process is gone")
+
+        begin = project.begin
+        monkeypatch.setattr(project, "begin", lambda _: begun())
+        connector = TrainStage(seen).pull()
+        assert publish(project, connector, begun=fit.begun)
+    assert connector.facts["validation_fvu"] < 1
+    assert lines_of(job)[-1] == "wandb: the process is gone; `saelink track` shows the rest later"
+    assert not server.history[connector.key]
 
 
 def test_a_refused_key_keeps_the_run_offline(server: WandbServer, job: Job) -> None:
