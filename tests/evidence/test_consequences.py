@@ -120,7 +120,7 @@ def test_on_the_command_line(saelink: Run) -> None:
     code, out, err = saelink("report", *words, "report.ablated=0")  # holds what was measured before
     assert code == 0, err
     (page,) = [found for found in Store("outputs").artifacts() if found.stage == "report"]
-    (verified,) = Opened(page).head["verified"]
+    verified, *_ = Opened(page).head["verified"]
     assert {"edge", "target", "outlier"} >= {row["kind"] for row in verified["consequences"]} >= {"edge"}
     for chosen, said in (
         ("3", "verify.chosen=3: give source-target"),

@@ -115,7 +115,7 @@ def test_any_token_is_shown_as_text(token: str) -> None:
         "explained": True, "fvu": None, "edges": [{"name": "IF2", "weight": -0.5, "token": token}],
         "histogram": [1] * 48, "quantiles": {"0.5": 1.0, "0.99": 2.0},
         "tokens": [{"token": token, "share": 1.0, "fires": 1, "occurs": 2}], "examples": [example], "fired": 3,
-        "logic": {"word": "copy", "inputs": ["IF2"], "covered": 1.0, "evidence": []},
+        "logic": {"word": "copy", "confirmed": None, "inputs": ["IF2"], "covered": 1.0, "evidence": []},
     }  # fmt: skip
     text = rendered(card)
     assert "\x1b" not in text and "\x00" not in text and "\r" not in text
