@@ -34,6 +34,10 @@ class Observer:
     def say(self, line: str) -> None:
         """Show one line."""
 
+    def found(self, line: str) -> None:
+        """Show one line about what was made before and is used again."""
+        self.say(line)
+
     def progress(self, what: str, total: int, unit: str = "tokens", done: int = 0) -> Progress:
         """A count of `total` units of `what`, of which `done` were done before."""
         return Progress()

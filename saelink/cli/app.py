@@ -87,8 +87,8 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
     from saelink.errors import SaelinkError
 
     words = words_of(context, arguments)
-    as_json = "--json" in words
-    words = [word for word in words if word != "--json"]
+    as_json, verbose = "--json" in words, "-v" in words
+    words = [word for word in words if word not in ("--json", "-v")]
     asked = [word for word in words if not is_override(word) and not word.startswith("-")]
     if asks_for_help(words):
         asked = ["target", "0"]  # never looked at
@@ -97,7 +97,7 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
     side, latent = asked
     if side == "target" and not latent.isdigit():
         raise SaelinkError(f"show target {latent}: give the latent's number, such as 1064")
-    launch("show", [word for word in words if word not in asked], jobs.show(side, latent, as_json))
+    launch("show", [word for word in words if word not in asked], jobs.show(side, latent, as_json, verbose))
 
 
 @app.command("graph", context_settings=PASS_TO_HYDRA)

@@ -183,8 +183,8 @@ def track(keys: list[str]) -> Command:
     return command
 
 
-def show(side: str, latent: str, as_json: bool) -> Command:
-    """Print the card of a target or source latent."""
+def show(side: str, latent: str, as_json: bool, verbose: bool) -> Command:
+    """Print the card of a target or source latent; with `verbose` also what it was found in."""
 
     def command(job: Job) -> None:
         import sys
@@ -195,9 +195,9 @@ def show(side: str, latent: str, as_json: bool) -> Command:
         from saelink.terminal.cards import print_card_json, print_new_card
         from saelink.terminal.progress import TerminalObserver
 
-        if as_json:  # the card alone goes to standard output
-            store = type(job.store)(job.store.root, TerminalObserver(sys.stderr))
-            job = replace(job, store=store)
+        # A card as JSON is alone on standard output.
+        observer = TerminalObserver(sys.stderr if as_json else None, verbose)
+        job = replace(job, store=job.store.telling(observer))
         cards = Cards(job.at(single(job.cfg)))
         found = cards.target(int(latent)) if side == "target" else cards.source(cards.source_number(latent))
         if as_json:

@@ -170,15 +170,15 @@ PAGES = {
     "track": Page(
         "Publishes fitted connectors to Weights & Biases later. KEY is the key of a train artifact, or enough of its "
         "first digits; `saelink ls --stage train` lists them.",
-        ("saelink track 57156cd9f251", "saelink track 57156c 7d2c79 wandb.project=mine"),
+        ("saelink track cffb905f7367", "saelink track cffb90 615afd wandb.project=mine"),
         {"W&B": "wandb.mode wandb.project wandb.entity wandb.artifacts", "Where they are": "runtime.outputs"},
         "KEY...",
     ),
     "show": Page(
         "Prints the card of one latent: what it is predicted by or predicts, its logic, tokens, sizes and examples. "
         "target or source says which side; LATENT is its number in its SAE, such as 353, and where a link has several "
-        "sources 1.353 for the second one. --json prints the card as JSON and nothing else. Evaluates the connector "
-        "first.",
+        "sources 1.353 for the second one. --json prints the card as JSON and nothing else, -v also what it was found "
+        "in. Evaluates the connector first.",
         ("saelink show target 1262", "saelink show source 353 l1_alpha=3e-3", "saelink show target 1262 --json"),
         {
             "What is explained": TARGETS,
@@ -186,7 +186,7 @@ PAGES = {
             "The fit": FIT,
             "Where it runs": PLACE,
         },
-        "(target|source) LATENT [--json]",
+        "(target|source) LATENT [--json] [-v]",
     ),
     "graph": Page(
         "Writes what the connector says of one prompt as an attribution graph that circuit-tracer and Neuronpedia "

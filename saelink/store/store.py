@@ -60,7 +60,7 @@ class Store:
         artifact = self.find(plan)
         if artifact is not None and plan.key not in self._said:
             self._said.add(plan.key)
-            self.observer.say(f"{plan.stage} {plan.key}: up to date ({plan.about})")
+            self.observer.found(f"{plan.stage} {plan.key}: up to date ({plan.about})")
         return artifact
 
     @contextmanager

@@ -54,13 +54,17 @@ class TerminalProgress(Progress):
 
 
 class TerminalObserver(Observer):
-    """Prints to standard output, or to `out`."""
+    """Prints to standard output, or to `out`; what is only found, not made, where `verbose`."""
 
-    def __init__(self, out: TextIO | None = None):
-        self._out = out
+    def __init__(self, out: TextIO | None = None, verbose: bool = True):
+        self._out, self._verbose = out, verbose
 
     def say(self, line: str) -> None:
         print(line, file=self._out, flush=True)
+
+    def found(self, line: str) -> None:
+        if self._verbose:
+            self.say(line)
 
     def progress(self, what: str, total: int, unit: str = "tokens", done: int = 0) -> Progress:
         return TerminalProgress(what, total, unit, done, self._out)

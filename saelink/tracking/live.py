@@ -57,6 +57,9 @@ class LiveFit(Observer):
     def say(self, line: str) -> None:
         self._inner.say(line)
 
+    def found(self, line: str) -> None:
+        self._inner.found(line)
+
     def progress(self, what: str, total: int, unit: str = "tokens", done: int = 0) -> Progress:
         inner = self._inner.progress(what, total, unit, done)
         if what != TrainStage.name or self._project.disabled or self.begun is not None:
