@@ -84,7 +84,7 @@ def claims_of(job: Job, train: Artifact[TrainFacts], measured: Effects) -> tuple
     return claims(connector, measured, test, job.cfg.verify.tokens_per_source, job.device, job.observer), ids
 
 
-class VerifyStage(JobStage[VerifyFacts]):
+class VerifyStage(VerdictsStage):
     """The verdicts, and what they would be by chance.
 
     Files: those of `VerdictsStage`; `nulls.json`, the same figures against effects that the edges should not agree
@@ -95,21 +95,9 @@ class VerifyStage(JobStage[VerifyFacts]):
     name = "verify"
     version = 5
 
-    def __init__(self, job: Job):
-        super().__init__(job)
-        check_measurable(job.cfg)
-        self._train = TrainStage(job)
-
-    def recipe(self) -> dict[str, Any]:
-        return {"strong": self.job.cfg.verify.strong}
-
     def inputs(self) -> dict[str, str]:
         nulls = {null: EffectsStage(self.job, null=null).key for null in nulls_of(self.job.cfg)}
-        verdicts = VerdictsStage(self.job).key
-        return {"connector": self._train.key, "effects": EffectsStage(self.job).key, "verdicts": verdicts, **nulls}
-
-    def about(self) -> str:
-        return self._train.about()
+        return {**super().inputs(), "verdicts": VerdictsStage(self.job).key, **nulls}
 
     def make(self, draft: Draft) -> VerifyFacts:
         job, strong = self.job, self.job.cfg.verify.strong
@@ -139,6 +127,11 @@ def judges(job: Job) -> bool:
     if wanted is not None or not measurable(job.cfg):
         return bool(wanted)
     return effects_bytes(job.sides) <= MOST_BYTES
+
+
+def has_verdicts(job: Job) -> bool:
+    """Whether the job's edges have verdicts, or will: they get some, or were verified before."""
+    return judges(job) or verified(job) is not None
 
 
 def verdicts_of(job: Job) -> Artifact[VerifyFacts] | None:

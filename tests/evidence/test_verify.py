@@ -13,7 +13,7 @@ from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
 from saelink.evidence.edges import EdgesStage
 from saelink.evidence.verdicts import VERDICTS, Verdicts, claims, judged
-from saelink.evidence.verify import VerdictsStage, VerifyStage, judges, verdicts_of
+from saelink.evidence.verify import VerdictsStage, VerifyStage, has_verdicts, judges, verdicts_of
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.block import FOLDS
 from saelink.interventions.effects import EffectsStage, load_effects
@@ -292,6 +292,8 @@ def test_verify_adds_nulls_to_the_same_verdicts(config: Callable[..., Config], s
     assert verified.json("figures.json") == verdicts.json("figures.json")
     found = verdicts_of(job)
     assert found is not None and found.key == verified.key, "it holds the same and more"
+    later = Job(config("solver=exact", "eval.verify=false"), store)
+    assert has_verdicts(later) and "verdicts" in EdgesStage(later).inputs(), "what was verified counts without asking"
 
 
 def test_no_verdicts_where_they_are_not_wanted_or_too_large(
