@@ -12,6 +12,7 @@ from saelink.latents.encode import EncodeStage
 from saelink.latents.link import Link, Sides, link_of, pull_sides
 from saelink.model.describe import model_info
 from saelink.model.info import ModelInfo
+from saelink.model.vocabulary import vocabulary_of
 from saelink.progress import Observer
 from saelink.runtime import device_of
 from saelink.store.artifact import Artifact
@@ -69,6 +70,11 @@ class Job:
     def tokens(self) -> Artifact[TokensFacts]:
         """The packed tokens, made first where they are missing."""
         return TokensStage(self.cfg, self.store).pull()
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """By its number the text of every token, a blank in front kept."""
+        return vocabulary_of(self.cfg, self.store, self.model)
 
     @property
     def about(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import os
 import re
@@ -110,6 +111,8 @@ def _task(command: Command, sweep_id: str) -> Callable[[DictConfig], float | lis
 
         if not memories:
             memories.append(Memory())
+            gc.freeze()  # what is imported stays; see main
+            gc.enable()
         hydra = HydraConfig.get()
         sweeping = hydra.mode == RunMode.MULTIRUN
         try:

@@ -21,7 +21,7 @@ from saelink.interventions.block import Block, encoded_with_floor, open_block, r
 from saelink.job import Job, JobStage
 from saelink.latents.link import load_split
 from saelink.latents.outliers import flagged
-from saelink.model.load import load_bridge, load_tokenizer
+from saelink.model.load import load_bridge
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.store import Store
@@ -147,8 +147,7 @@ def _strongest(cfg: Config, judged: Artifact[VerifyFacts]) -> list[Item]:
 def _outliers(job: Job) -> list[Item]:
     sides = job.sides
     ids = job.tokens.tensors("test.safetensors")["ids"].long()
-    tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
-    found = flagged(sides.target, ids, tokenizer, job.cfg.outliers.shares)
+    found = flagged(sides.target, ids, job.vocabulary, job.cfg.outliers.shares)
     return [Item("outlier", None, latent) for latent in found.latents[: job.cfg.verify.consequences]]
 
 

@@ -7,7 +7,7 @@ reads, here called its inputs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -29,11 +29,11 @@ from saelink.store.draft import Draft
 
 EDGES_FILE = "edges.safetensors"
 
-TARGETS_FILE = "targets.json"
+TARGETS_FILE = "targets.jsonl"
 
 HIDDEN_TENSORS_FILE = "hidden_edges.safetensors"
 
-HIDDEN_FILE = "hidden.json"
+HIDDEN_FILE = "hidden.jsonl"
 
 BLOCK = 64
 """Targets that are laid out densely over all test tokens at a time."""
@@ -90,14 +90,14 @@ class EdgesStage(JobStage[EdgesFacts]):
     """What the edges of the configured connector do.
 
     Where its edges have verdicts, no logic names a source whose edge they refute, and it says whether all edges that it
-    names are confirmed. Files: `edges.safetensors`, the tensors of `EdgeTable`; `targets.json`, for every explained
-    latent what `_Target` finds: logic, inputs at its silence, a scatter or clusters of its inputs. For a connector with
-    hidden units also `hidden_edges.safetensors` and `hidden.json`: the same for the edges from source latents into
-    every hidden unit.
+    names are confirmed. Files: `edges.safetensors`, the tensors of `EdgeTable`; `targets.jsonl`, a line for every
+    explained latent, what `_Target` finds: logic, inputs at its silence, a scatter or clusters of its inputs. For a
+    connector with hidden units also `hidden_edges.safetensors` and `hidden.jsonl`: the same for the edges from source
+    latents into every hidden unit.
     """
 
     name = "edges"
-    version = 4
+    version = 5
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -130,15 +130,20 @@ class EdgesStage(JobStage[EdgesFacts]):
             matrix = _Matrix(connector.output_weight(), bias.get("b2", bias.get("b")), connector.relu_output)
             found, targets = _read(matrix, connector.target_ids, inputs, test.target, test, bar, verdicts)
             draft.save_tensors(EDGES_FILE, found._asdict())
-            draft.save_bytes(TARGETS_FILE, json.dumps(targets, separators=(",", ":")).encode())
+            draft.save_bytes(TARGETS_FILE, _json_lines(targets))
             if connector.n_hidden:
                 matrix = _Matrix(layers[0][0].detach(), bias.get("b1"), True)
                 units_of = torch.arange(connector.n_hidden)
                 outputs = inputs.columns(connector.direct + units_of)
                 inner, units = _read(matrix, units_of, test.source, outputs, test, bar)
                 draft.save_tensors(HIDDEN_TENSORS_FILE, inner._asdict())
-                draft.save_bytes(HIDDEN_FILE, json.dumps(units, separators=(",", ":")).encode())
+                draft.save_bytes(HIDDEN_FILE, _json_lines(units))
         return {"n_edges": len(found.source), "n_tokens": len(test), "inputs": inputs.d}
+
+
+def _json_lines(values: Iterable[Any]) -> bytes:
+    """One line of JSON each, so that one can be read without the others."""
+    return b"".join(json.dumps(value, separators=(",", ":")).encode() + b"\n" for value in values)
 
 
 def load_edge_table(artifact: Artifact[EdgesFacts], name: str = EDGES_FILE) -> EdgeTable:

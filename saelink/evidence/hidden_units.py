@@ -5,6 +5,7 @@ They are looked at on the validation and test documents: unlike latents they are
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,7 +33,6 @@ from saelink.latents.rows import Rows, unpack
 from saelink.latents.split import latent_shards
 from saelink.latents.stream import Stream, text_of
 from saelink.latents.top_tokens import TOP_TOKENS_FILE, TopTokens, count_tokens, load_top_tokens
-from saelink.model.load import load_tokenizer
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 
@@ -106,7 +106,7 @@ class HiddenUnitsStage(JobStage[ExamplesFacts]):
 
     def make(self, draft: Draft) -> ExamplesFacts:
         job = self.job
-        targets = self._edges.pull().json(HIDDEN_FILE)
+        targets = [json.loads(line) for line in self._edges.pull().file(HIDDEN_FILE).read_bytes().splitlines()]
         connector = fitted_connector(TrainStage(job).pull())
         stream = hidden_stream(connector, job.sides, 1.0)
         drop, text = job.cfg.data.drop_positions, text_of(job.tokens)
@@ -163,8 +163,7 @@ def _classed(
     )
     ids = tokens.tensors("test.safetensors")["ids"].long()
     massive = norms.amax(0) > TYPICAL_NORM_RATIO
-    tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
-    shares = carried(test, outlier_places(ids, massive, tokenizer))
+    shares = carried(test, outlier_places(ids, massive, job.vocabulary))
     limits = job.cfg.outliers.shares
     largest, text = found.top_value[:, 0], text_of(tokens)
     units = []

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from saelink.job import Job
 from saelink.latents.top_tokens import TopTokens, TopTokensStage, load_top_tokens
-from saelink.model.load import load_tokenizer
 from saelink.saes.neuronpedia import neuronpedia_page
 
 
@@ -51,7 +50,6 @@ class Names:
 
     def __init__(self, job: Job):
         self._job, self._pages = job, pages_of(job)
-        self._tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
         self._found: dict[str, TopTokens] = {}
 
     def top_tokens(self, hook_name: str) -> TopTokens:
@@ -66,9 +64,13 @@ class Names:
         token = int(self.top_tokens(hook_name).token[latent, 0])
         return token if token >= 0 else None
 
+    def page(self, hook_name: str) -> str | None:
+        """Where Neuronpedia shows a hook's latents; None where it does not, and for hidden units."""
+        return self._pages.get(hook_name)
+
     def text(self, token_id: int) -> str:
         """A token as text, a blank in front kept."""
-        return self._tokenizer.decode([token_id])
+        return self._job.vocabulary[token_id]
 
     def unit(self, kind: str, number: int) -> Unit:
         """`number` counts through the sources' latents, or is a target SAE's or a hidden unit's own."""

@@ -19,7 +19,6 @@ from saelink.latents.encode import TYPICAL_NORM_RATIO
 from saelink.latents.outliers import FIRST_POSITIONS, carried, outlier_places
 from saelink.latents.rows import Rows
 from saelink.latents.split import latent_shards
-from saelink.model.load import load_tokenizer
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
@@ -62,8 +61,7 @@ class OutliersExperiment(Experiment):
         rows_of = Rows.stack([rows for _, rows, _ in shards]).scaled(1 / sides.scales[-1])
         massive = torch.cat([norm for _, _, norm in shards]) > TYPICAL_NORM_RATIO * sides.target.facts["median_norm"]
         ids = job.tokens.tensors("test.safetensors")["ids"].long()
-        tokenizer = load_tokenizer(job.cfg.model, job.model.artifact)
-        places = outlier_places(ids, massive, tokenizer)
+        places = outlier_places(ids, massive, job.vocabulary)
         shares = carried(rows_of, places)
         connector = fitted_connector(done["mlp"].connector)
         weights = connector.output_weight()

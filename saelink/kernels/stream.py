@@ -1,4 +1,4 @@
-"""Latents' activations sorted by latent, and looked up around places of the text."""
+"""Latents' activations sorted by latent."""
 
 from __future__ import annotations
 
@@ -30,26 +30,3 @@ def by_latent(
                 rows[place], by_value[place] = row, values[pair]
                 after[indices[pair]] = place + 1
     return begins[-1]
-
-
-@njit(cache=True, nogil=True)
-def look(
-    first: int, last: int, offsets: Any, indices: Any, values: Any, rows: Any, latents: Any, context: int, window: int,
-    out: Any,
-) -> None:  # pragma: no cover  # fmt: skip
-    """out[r, k] = the value of latents[r] on row rows[r] - window + k, where that is in the same sequence."""
-    for r in range(first, last):
-        begin = rows[r] // context * context
-        for k in range(out.shape[1]):
-            row = rows[r] - window + k
-            if row < begin or row >= begin + context:
-                continue
-            low, high = offsets[row], offsets[row + 1]
-            while low < high:
-                middle = (low + high) // 2
-                if indices[middle] < latents[r]:
-                    low = middle + 1
-                else:
-                    high = middle
-            if low < offsets[row + 1] and indices[low] == latents[r]:
-                out[r, k] = values[low]

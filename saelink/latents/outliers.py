@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
 
 import torch
 
@@ -18,20 +18,20 @@ from saelink.store.artifact import Artifact
 FIRST_POSITIONS = 3
 
 
-def outlier_places(ids: torch.Tensor, massive: torch.Tensor, tokenizer: Any) -> dict[str, torch.Tensor]:
+def outlier_places(ids: torch.Tensor, massive: torch.Tensor, vocabulary: Sequence[str]) -> dict[str, torch.Tensor]:
     """Masks [sequences * context_size] of such places; `ids` [sequences, context_size], `massive` as the masks."""
     position = torch.arange(ids.numel()) % ids.shape[1]
     return {
         "first_positions": position < FIRST_POSITIONS,
-        "first_delimiter": first_delimiters(ids, tokenizer).flatten(),
+        "first_delimiter": first_delimiters(ids, vocabulary).flatten(),
         "massive": massive,
     }
 
 
-def first_delimiters(ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
+def first_delimiters(ids: torch.Tensor, vocabulary: Sequence[str]) -> torch.Tensor:
     """[sequences, context_size] bool: the first token of each sequence that holds a full stop or a newline."""
     known = cast("torch.Tensor", ids.unique())
-    holds = torch.tensor([any(mark in tokenizer.decode([int(token)]) for mark in ".\n") for token in known])
+    holds = torch.tensor([any(mark in vocabulary[int(token)] for mark in ".\n") for token in known])
     delimiter = holds[torch.searchsorted(known, ids)]
     return delimiter & (delimiter.cumsum(1) == 1)
 
@@ -49,7 +49,9 @@ class Outliers(NamedTuple):
     """[d] on how many tokens."""
 
 
-def flagged(side: Artifact[EncodeFacts], ids: torch.Tensor, tokenizer: Any, limits: Mapping[str, float]) -> Outliers:
+def flagged(
+    side: Artifact[EncodeFacts], ids: torch.Tensor, vocabulary: Sequence[str], limits: Mapping[str, float]
+) -> Outliers:
     """The latents of an encode artifact of whose activation such places carry at least the share in `limits`.
 
     `ids` [sequences, context_size] are the test split's tokens.
@@ -57,7 +59,7 @@ def flagged(side: Artifact[EncodeFacts], ids: torch.Tensor, tokenizer: Any, limi
     shards = list(latent_shards(side, ["test"]))
     rows = Rows.stack([rows for _, rows, _ in shards])
     massive = torch.cat([norm for _, _, norm in shards]) > TYPICAL_NORM_RATIO * side.facts["median_norm"]
-    shares = carried(rows, outlier_places(ids, massive, tokenizer))
+    shares = carried(rows, outlier_places(ids, massive, vocabulary))
     sums = torch.bincount(rows.indices, rows.values.double(), minlength=rows.d)
     fired = torch.bincount(rows.indices, minlength=rows.d)
     hit = torch.stack([share >= limits[name] for name, share in shares.items()]).any(0) & (fired > 0)

@@ -60,6 +60,17 @@ class Rows:
         pairs += torch.repeat_interleave(starts - offsets[:-1], lengths)
         return Rows(offsets, self.indices[pairs], self.values[pairs], self.d)
 
+    def at(self, rows: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """[m] float32: latents[i] on row rows[i], 0 where it is not active."""
+        known, place = rows.unique(return_inverse=True)
+        part = self.select(known)
+        pairs = part.row_of * self.d + part.indices
+        wanted = place * self.d + latents
+        found = torch.searchsorted(pairs, wanted).clamp(max=max(len(pairs) - 1, 0))
+        if not len(pairs):
+            return self.values.new_zeros(len(rows))
+        return torch.where(pairs[found] == wanted, part.values[found], 0.0)
+
     def dense(self) -> torch.Tensor:
         """[n, d] float32."""
         out = self.values.new_zeros(len(self), self.d)

@@ -10,7 +10,6 @@ import torch
 
 from saelink.activations.cache import Shard
 from saelink.activations.tokens import SPLITS, TokensFacts
-from saelink.kernels import in_parts
 from saelink.latents.encode import EncodeFacts
 from saelink.latents.rows import Rows
 from saelink.latents.split import latent_shards, scale_of
@@ -54,19 +53,18 @@ class Stream(NamedTuple):
 
     def windows(self, places: np.ndarray[Any, Any], latents: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """[m, WIDTH] float32: activations of latents[r] on the tokens around places[r] (-1 for none), in one pass."""
-        from saelink.kernels.stream import look
-
-        order = np.argsort(places, kind="stable")
-        ranked = places[order]
-        out = np.zeros((len(places), WIDTH), np.float32)
+        around = places[:, None] + np.arange(-WINDOW, WINDOW + 1)
+        inside = around // self.context == places[:, None] // self.context
+        wanted, latent = around[inside], np.broadcast_to(latents[:, None], around.shape)[inside]
+        order = np.argsort(wanted, kind="stable")
+        ranked = wanted[order]
+        values = np.zeros(len(wanted), np.float32)
         for shard, rows in self.shards():
             start = self.begins[shard.split] + shard.first * self.context
             here = order[slice(*np.searchsorted(ranked, [start, start + len(rows)]))]
-            found = np.zeros((len(here), WIDTH), np.float32)
-            arguments = (rows.offsets.numpy(), rows.indices.numpy(), rows.values.numpy())
-            asked = (places[here] - start, latents[here], self.context, WINDOW, found)
-            in_parts(len(here), 4096, lambda low, high, a=(*arguments, *asked): look(low, high, *a))
-            out[here] = found
+            values[here] = rows.at(torch.from_numpy(wanted[here] - start), torch.from_numpy(latent[here])).numpy()
+        out = np.zeros(around.shape, np.float32)
+        out[inside] = values
         return out
 
 

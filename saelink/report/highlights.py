@@ -9,7 +9,6 @@ import torch
 from saelink.evidence.token_ablation import ABLATIONS_FILE, AblationsStage
 from saelink.job import Job
 from saelink.latents.outliers import flagged
-from saelink.model.load import load_tokenizer
 from saelink.report.cards.cards import Cards
 
 HIGHLIGHTS = 6
@@ -62,8 +61,7 @@ class Highlights:
         """Target latents of whose activation on test documents such a share falls on outlier places; most first."""
         side = self.sides.target
         ids = self.job.tokens.tensors("test.safetensors")["ids"].long()
-        tokenizer = load_tokenizer(self.job.cfg.model, self.job.model.artifact)
-        outliers = flagged(side, ids, tokenizer, self.job.cfg.outliers.shares)
+        outliers = flagged(side, ids, self.job.vocabulary, self.job.cfg.outliers.shares)
         found = []
         for latent in outliers.latents:
             entry: dict[str, Any] = {name: round(share[latent].item(), 4) for name, share in outliers.shares.items()}

@@ -134,8 +134,8 @@ def test_the_stage_reads_the_connector(world: World, store: Store, connector: st
     found, fitted = load_edge_table(artifact), fitted_connector(TrainStage(Job(cfg, store)).pull())
     weight = fitted.output_weight()
     assert len(found.source) == int((weight != 0).sum()) and torch.equal(found.target_ids, fitted.target_ids)
-    assert len(artifact.json(TARGETS_FILE)) == fitted.d_target
-    assert ("hidden.json" in artifact.files) == (connector == "mlp")
+    assert len(artifact.file(TARGETS_FILE).read_text().splitlines()) == fitted.d_target
+    assert ("hidden.jsonl" in artifact.files) == (connector == "mlp")
     # Without all of its edges but the strongest a target's FVU changes; without one it changes by its rise.
     latent = int(found.target_ids[0])
     mine = slice(0, int(found.offsets[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
-from saelink.evidence.edges import EdgesStage
+from saelink.evidence.edges import TARGETS_FILE, EdgesStage
 from saelink.evidence.verdicts import VERDICTS, Verdicts, claims, judged
 from saelink.evidence.verify import VerdictsStage, VerifyStage, has_verdicts, judges, verdicts_of
 from saelink.fit.train import TrainStage, fitted_connector
@@ -315,7 +316,7 @@ def test_the_logic_of_edges_says_what_their_verdicts_do(
     edges, verdicts = EdgesStage(job).pull(), Verdicts(VerdictsStage(job).pull())
     ids = edges.tensors("edges.safetensors")["target_ids"].tolist()
     named = 0
-    for latent, target in zip(ids, edges.json("targets.json"), strict=True):
+    for latent, target in zip(ids, map(json.loads, edges.file(TARGETS_FILE).read_bytes().splitlines()), strict=True):
         logic = target["logic"]
         words = [verdicts.into(latent).get(source) for source in logic["inputs"]]
         assert not set(words) & {"no effect", "opposite"}

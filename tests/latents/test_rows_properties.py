@@ -250,3 +250,11 @@ def test_every_shuffled_pass_meets_every_token_once(split: Split, size: int, see
             break
     for first in range(0, 3 * n, n):
         assert sorted(order[first : first + n]) == list(range(n))
+
+
+@given(st.data())
+def test_single_values_are_those_of_the_dense_matrix(data: st.DataObject) -> None:
+    rows = data.draw(sparse(n=data.draw(st.integers(1, 5))))
+    places = st.tuples(st.integers(0, len(rows) - 1), st.integers(0, rows.d - 1))
+    asked = torch.tensor(data.draw(st.lists(places, max_size=8)), dtype=torch.int64).reshape(-1, 2)
+    assert torch.equal(rows.at(asked[:, 0], asked[:, 1]), by_hand(rows)[asked[:, 0], asked[:, 1]])

@@ -9,7 +9,7 @@ import torch
 
 from saelink.activations.tokens import SPLITS
 from saelink.evidence.hidden_units import HiddenUnitsStage, load_hidden
-from saelink.evidence.names import Names, pages_of
+from saelink.evidence.names import Names
 from saelink.job import Job
 from saelink.latents.encode import EncodeFacts
 from saelink.latents.examples import OCTAVES, Examples, ExamplesFacts, ExamplesStage, load_examples, tokens_around
@@ -71,7 +71,6 @@ class Firing:
         self._looked: dict[str, Looked] = {}
         splits = [self.tokens.tensors(f"{split}.safetensors")["document"].flatten() for split in SPLITS]
         self._document = torch.cat(splits).numpy()
-        self._pages = pages_of(job)
 
     def token(self, token_id: int) -> str:
         """A token as text, its blank in front kept."""
@@ -111,7 +110,7 @@ class Firing:
             if token >= 0 and weight > 0
         ]
         histogram = looked.found.histogram[latent]
-        page = self._pages.get(facts["hook_name"])
+        page = self.names.page(facts["hook_name"])
         card: LatentCard = {
             "name": name,
             "hook": facts["hook_name"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -48,6 +49,7 @@ class Wiring:
         self.verify = verdicts_of(job)
         self.verdicts = None if self.verify is None else Verdicts(self.verify)
         self.repeated = repeated(job)
+        self._known: dict[tuple[int, int], dict[str, Any]] = {}
         self.stability = None if self.repeated is None else Stability(self.repeated)
 
     def input_name(self, number: int) -> str:
@@ -77,10 +79,16 @@ class Wiring:
         return [load_edge_table(self._stage, name) for name in names]
 
     @cached_property
-    def _computed(self) -> list[list[dict[str, Any]]]:
-        """What the stage `edges` finds that each target, and each hidden unit, computes."""
+    def _lines(self) -> list[list[bytes]]:
+        """What the stage `edges` finds that each target, and each hidden unit, computes: JSON, read when asked for."""
         names = [TARGETS_FILE, *([HIDDEN_FILE] if self.has_hidden else [])]
-        return [self._stage.json(name) for name in names]
+        return [self._stage.file(name).read_bytes().splitlines() for name in names]
+
+    def _computed(self, layer: int, column: int) -> dict[str, Any]:
+        """What a target (layer 0) or a hidden unit (layer 1) computes."""
+        if (layer, column) not in self._known:
+            self._known[layer, column] = json.loads(self._lines[layer][column])
+        return self._known[layer, column]
 
     def circuit(self, latent: int) -> Circuit:
         """What predicts an explained target, and the logic that data shows."""
@@ -90,7 +98,7 @@ class Wiring:
             "fvu": short(fvu) if not math.isnan(fvu) else None,
             **self._linear(latent),
             **self._terms(self.tables[0], column, self.input_name),
-            **self._words(self._computed[0][column], self.input_name),
+            **self._words(self._computed(0, column), self.input_name),
         }
         if self.has_hidden:
             for edge in card["edges"]:
@@ -109,7 +117,7 @@ class Wiring:
     def hidden_circuit(self, unit: int) -> Wired:
         """What leads into a hidden unit, and what it computes from it."""
         terms = self._terms(self.tables[1], unit, self.sides.source_name)
-        return cast("Wired", {**terms, **self._words(self._computed[1][unit], self.sides.source_name)})
+        return cast("Wired", {**terms, **self._words(self._computed(1, unit), self.sides.source_name)})
 
     def source_feeds(self, latent: int) -> list[Edge]:
         """What a source latent feeds most: targets, hidden units, or both."""
@@ -135,12 +143,12 @@ class Wiring:
     def word(self, number: int, layer: int = 0) -> str | None:
         """The word for a target's logic, or with layer 1 for a hidden unit's; None for what is not explained."""
         column = self.columns_of.get(number) if layer == 0 else number
-        return None if column is None else self._computed[layer][column]["logic"]["word"]
+        return None if column is None else self._computed(layer, column)["logic"]["word"]
 
     def confirmed(self, number: int) -> bool | None:
         """Whether every edge that a target's logic names is confirmed; None without verdicts or names."""
         column = self.columns_of.get(number)
-        return None if column is None else self._computed[0][column]["logic"]["confirmed"]
+        return None if column is None else self._computed(0, column)["logic"]["confirmed"]
 
     def columns(self, terms: int) -> FitColumns:
         """By latent of the target SAE: number of edges, word, first terms: input, weight, verdict if any.
