@@ -98,7 +98,7 @@ def test_the_chain_on_a_slice(saelink: Run, outputs: Path) -> None:
     arguments = ["run", *SLICE, "solver=adam", "solver.tokens=200000", f"runtime.outputs={outputs}"]
     code, out, err = saelink(*arguments, bare=True)
     assert code == 0, err
-    assert "Best predicted target latents" in out and " = " in out
+    assert "best predicted target latents" in out and " = " in out
     code, out, _ = saelink(*arguments, bare=True)
     assert code == 0 and "done in" not in out
 

@@ -80,7 +80,7 @@ class ReportStage(JobStage[ReportFacts]):
     def _made(self) -> list[_Made]:
         made = []
         for number, job in enumerate(self.jobs, 1):
-            if len(self.jobs) > 1:
+            if len(self.jobs) > 1 and EdgesStage(job).find() is None:
                 job.observer.say(f"report: connector {number} of {len(self.jobs)}, l1_alpha {job.cfg.l1_alpha:g}")
             made.append(_Made(TrainStage(job).pull(), EvaluateStage(job).pull(), EdgesStage(job).pull()))
         return made

@@ -13,6 +13,7 @@ from saelink.evidence.verdicts import VERDICTS, Verdicts
 from saelink.fit.train import TrainFacts
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
+from saelink.terminal.table import Column, formula_lines, pair_lines, table_lines, terminal_width
 
 
 def evaluation_rows(connector: Artifact[TrainFacts], evaluation: Artifact[EvaluateFacts]) -> list[tuple[str, str]]:
@@ -67,32 +68,35 @@ def print_evaluation(
     observer: Observer, connector: Artifact[TrainFacts], evaluation: Artifact[EvaluateFacts], verdicts: Verdicts | None
 ) -> None:
     """The table of figures and the circuits, with the verdicts on their edges if there are any."""
+    width = terminal_width()
+    rows = evaluation_rows(connector, evaluation)
+    if verdicts is not None:
+        rows.append(("verdicts", _verdicts_text(verdicts)))
     observer.say("")
-    for name, text in evaluation_rows(connector, evaluation):
-        observer.say(f"  {name:12} {text}")
+    for line in pair_lines(rows, width):
+        observer.say(line)
     if "ce.json" in evaluation.files:
         _print_ce(observer, evaluation.json("ce.json"), int(evaluation.json("metrics.json")["ce_tokens"]))
-    if verdicts is not None:
-        for name, text in zip(("verdicts", ""), _verdicts_lines(verdicts), strict=True):
-            observer.say(f"  {name:12} {text}")
-    observer.say("\n  Best predicted target latents (OF) from source latents (IF), each with its top token.")
+    observer.say("\n  The best predicted target latents (OF), source latents (IF), with top tokens.")
     if verdicts is None:
         observer.say("  Unverified: `saelink verify` tells which edges the model has.\n")
     else:
-        observer.say("  Edges that ablating the source in the model confirms come first; others say why.\n")
+        observer.say("  Edges that ablation in the model confirms come first; the others say why.\n")
     for circuit in evaluation.json("circuits.json"):
-        text = circuit_text(circuit, verdicts and verdicts.word)
-        for line in text.splitlines():
-            observer.say(f"  {line}")
-    observer.say(f"\n  connector  {connector.path}\n  evaluation {evaluation.path}")
+        for text in circuit_text(circuit, verdicts and verdicts.word).splitlines():
+            for line in formula_lines(text, width):
+                observer.say(line)
+    observer.say("")
+    for line in pair_lines([("connector", str(connector.path)), ("evaluation", str(evaluation.path))], width):
+        observer.say(line)
 
 
-def _verdicts_lines(verdicts: Verdicts) -> tuple[str, str]:
+def _verdicts_text(verdicts: Verdicts) -> str:
     figures = verdicts.figures
     total = max(figures["edges"] - figures["edges_faint"], 1)
     words = [word for word in VERDICTS if word != "faint"]
     shares = [f"{figures['edges_' + word.replace(' ', '_')] / total:.0%} {word}" for word in words]
-    return f"{', '.join(shares[:3])},", f"{', '.join(shares[3:])}, of {total:,} edges that claim 1% or more"
+    return f"{', '.join(shares)}, of {total:,} edges that claim 1% or more"
 
 
 CE_NAMES = {
@@ -108,11 +112,15 @@ CE_NAMES = {
 
 
 def _print_ce(observer: Observer, figures: dict[str, dict[str, float]], n_tokens: int) -> None:
-    observer.say(f"\n  Cross-entropy at the target hook, {n_tokens:,} test tokens    CE    recovered (95%)")
+    rows = []
     for name, text in CE_NAMES.items():
         entry = figures[name]
-        interval = f"{entry['recovered_low']:.3f} to {entry['recovered_high']:.3f}"
-        observer.say(f"  {text:30} {entry['ce']:24.4f}    {entry['recovered']:.3f}  ({interval})")
+        interval = f"({entry['recovered_low']:.3f} to {entry['recovered_high']:.3f})"
+        rows.append((text, f"{entry['ce']:.4f}", f"{entry['recovered']:.3f}", interval))
+    observer.say(f"\n  Cross-entropy with this at the target hook, {n_tokens:,} test tokens")
+    columns = [Column(), Column("CE", right=True), Column("recovered", right=True), Column("(95%)")]
+    for line in table_lines(columns, rows, indent=2):
+        observer.say(line)
 
 
 def edges_text(figures: Mapping[str, Any]) -> str:
@@ -130,10 +138,14 @@ def print_comparison(observer: Observer, comparison: Artifact[TranscoderFacts]) 
     table = comparison.json(TRANSCODER_FILE)
     names = {"transcoder": "transcoder", "connector": "this connector", "sae": "target SAE's reconstruction"}
     with_ce = "ce" in table["transcoder"]
-    observer.say(
-        "\n  Beside the transcoder              FVU of acts  of latents      l0"
-        + ("      CE  recovered" if with_ce else "")
-    )
-    for name, row in table.items():
-        line = f"  {names[name]:32} {row['fvu_acts']:12.3f} {row['fvu_latents']:11.3f} {row['l0']:7.1f}"
-        observer.say(line + (f" {row['ce']:7.3f}  {row['recovered']:9.3f}" if with_ce else ""))
+    figures = {"fvu_acts": "FVU of acts", "fvu_latents": "of latents", "l0": "L0"}
+    figures |= {"ce": "CE", "recovered": "recovered"} if with_ce else {}
+    digits = {"l0": 1}
+    rows = [
+        (names[name], *(f"{row[figure]:.{digits.get(figure, 3)}f}" for figure in figures))
+        for name, row in table.items()
+    ]
+    columns = [Column("Beside the transcoder"), *(Column(title, right=True) for title in figures.values())]
+    observer.say("")
+    for line in table_lines(columns, rows, indent=2):
+        observer.say(line)

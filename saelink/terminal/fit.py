@@ -10,6 +10,7 @@ from saelink.fit.train import TrainFacts
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 from saelink.terminal.evaluation import edges_text
+from saelink.terminal.table import pair_lines, terminal_width
 
 
 def map_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
@@ -59,6 +60,6 @@ def print_fit(observer: Observer, connector: Artifact[TrainFacts], rows: list[Ro
         observer.say(f"  {figures}; frontier: {frontier_text(connector, rows)}")
         return
     observer.say("")
-    for name, text in [*fit_rows(connector), ("frontier", frontier_text(connector, rows))]:
-        observer.say(f"  {name:10} {text}")
+    for line in pair_lines([*fit_rows(connector), ("frontier", frontier_text(connector, rows))], terminal_width()):
+        observer.say(line)
     observer.say(f"\n  {connector.path}\n  next: {then}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from saelink.evidence.compared import Row, differing, series_of
 from saelink.progress import Observer
+from saelink.terminal.table import Column, table_lines
 
 
 def print_pareto(observer: Observer, sweep_id: str, rows: list[Row], folder: Path) -> None:
@@ -18,14 +19,28 @@ def print_pareto(observer: Observer, sweep_id: str, rows: list[Row], folder: Pat
     series: dict[str, list[Row]] = {}
     for row in rows:
         series.setdefault(series_of(row, names), []).append(row)
-    observer.say(f"\n  {'l1_alpha':>8} {'MSE':>8} {'FVU':>6} {'L1':>8} {'edges':>10} {'above .01':>10}  train")
+    titles = ("l1_alpha", "MSE", "FVU", "L1", "edges", "above .01")
+    columns = [Column(), *(Column(title, right=True) for title in titles), Column("train")]
+    cells = [_cells(row) for part in series.values() for row in part]
+    header, *lines = table_lines(columns, cells)
+    observer.say(f"\n{header}")
     for name, part in series.items():
-        observer.say(f"  {name}")
-        for row in part:
-            mark = "*" if row["pareto"] else " "
-            observer.say(
-                f"{mark} {row['l1_alpha']:8g} {row['mse']:8.3g} {row['fvu']:6.3f} {row['l1']:8.3g} "
-                f"{row['n_edges']:10,} {row['n_edges_above_0.01']:10,}  {row['train']}"
-            )
+        observer.say(f"   {name}")
+        for line in lines[: len(part)]:
+            observer.say(line)
+        lines = lines[len(part) :]
     observer.say("\n  * below FVU 1, and no other connector of the same latents has a lower MSE and a lower L1")
     observer.say(f"  {folder / 'pareto.csv'}\n  {folder / 'pareto.png'}")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        "*" if row["pareto"] else "",
+        f"{row['l1_alpha']:g}",
+        f"{row['mse']:.3g}",
+        f"{row['fvu']:.3f}",
+        f"{row['l1']:.3g}",
+        f"{row['n_edges']:,}",
+        f"{row['n_edges_above_0.01']:,}",
+        row["train"],
+    )

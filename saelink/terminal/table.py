@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import NamedTuple
 class Column(NamedTuple):
     """A column and how its cells are set."""
 
-    title: str
+    title: str = ""
     right: bool = False
     """Numbers: aligned at their end."""
     wraps: bool = False
@@ -23,17 +24,22 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
-    """A header and the rows; with a width the columns that wrap take as many lines as they need to fit into it."""
+def table_lines(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None = None, indent: int = 0
+) -> list[str]:
+    """A header, unless no column has a title, and the rows, `indent` blanks in front.
+
+    With a width the columns that wrap take as many lines as they need to fit into it.
+    """
     from io import StringIO
 
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="", show_header=any(column.title for column in columns))
     for i, column in enumerate(columns):
-        longest = max(len(text) for text in (column.title, *(row[i] for row in rows)))
+        longest = max((len(text) for text in (column.title, *(row[i] for row in rows))), default=0)
         table.add_column(
             column.title,
             justify="right" if column.right else "left",
@@ -44,8 +50,27 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width:
     for row in rows:
         table.add_row(*map(Text, row))
     text = StringIO()
-    Console(file=text, width=width or 100_000, color_system=None).print(table)
-    return [line.rstrip() for line in text.getvalue().splitlines()]
+    Console(file=text, width=max((width or 100_000) - indent, 20), color_system=None).print(table)
+    return [" " * indent + line.rstrip() for line in text.getvalue().splitlines()]
+
+
+def pair_lines(rows: Sequence[tuple[str, str]], width: int | None = None, indent: int = 2) -> list[str]:
+    """Names and what is to be said of each, side by side; the texts wrap."""
+    return table_lines([Column(), Column(wraps=True)], rows, width, indent)
+
+
+def formula_lines(text: str, width: int | None = None, indent: int = 2) -> list[str]:
+    """A formula on as many lines as it needs, broken in front of a term; later lines stand further in."""
+    from rich.cells import cell_len
+
+    lines = [" " * indent]
+    for term in re.split(r"(?= [+-] [\d.])", text):
+        fits = width is None or cell_len(lines[-1]) + cell_len(term) <= width
+        if fits or not lines[-1].strip():
+            lines[-1] += term
+        else:
+            lines.append(" " * (indent + 3) + term)
+    return lines
 
 
 def blocks(sizes: Sequence[int], naming: int, width: int | None) -> list[list[int]]:

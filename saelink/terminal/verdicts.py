@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from saelink.evidence.circuits import circuit_text
 from saelink.evidence.consequences import CONSEQUENCES_FILE, TOKENS, ConsequencesFacts
 from saelink.evidence.evaluate import EvaluateFacts
@@ -10,6 +13,7 @@ from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, QUANTILES, TOPS,
 from saelink.evidence.verify import VerifyFacts
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
+from saelink.terminal.table import Column, formula_lines, pair_lines, table_lines, terminal_width
 
 
 def print_verdicts(
@@ -23,43 +27,32 @@ def print_verdicts(
             return "-"
         return f"{f[name]:.2f} ({f[f'{name}_low']:.2f} to {f[f'{name}_high']:.2f})".replace("0.", ".")
 
-    observer.say("")
-    share = f["strong_suppressive"] / max(f["strong"], 1)
-    observer.say(f"  strong effects {f['strong']:,} in the model, {share:.0%} of them suppressive")
     edges = max(f["edges"], 1)
     words = [f"{f['edges_' + word.replace(' ', '_')] / edges:.0%} {word}" for word in VERDICTS]
-    observer.say(f"  claimed edges  {f['edges']:,}")
-    observer.say(f"  of these       {', '.join(words[:3])},")
-    observer.say(f"                 {', '.join(words[3:])}")
-    observer.say(
-        f"  missed         {f['missed']:,} strong effects without edge, {f['missed_suppressive']:,} suppressive"
-    )
-    observer.say("\n  The strongest claims, in multiples of the sources that were judged (95%)")
-    observer.say(f"  {'':12} {'1x':20} {'3x':20} {'10x':20}")
-    for label, name in (
-        ("precision", "precision"),
-        ("recall", "recall"),
-        ("  positive", "recall_positive"),
-        ("  suppressive", "recall_suppressive"),
-    ):
-        observer.say(f"  {label:13} " + " ".join(f"{interval(f'{name}_{times}x'):20}" for times in TOPS))
+    share = f["strong_suppressive"] / max(f["strong"], 1)
+    rows = [
+        ("strong effects", f"{f['strong']:,} in the model, {share:.0%} of them suppressive"),
+        ("claimed edges", f"{f['edges']:,}"),
+        ("of these", ", ".join(words)),
+        ("missed", f"{f['missed']:,} strong effects without edge, {f['missed_suppressive']:,} suppressive"),
+    ]
     observer.say("")
-    for label, name in (
-        ("same sign", "sign_1x"),
-        ("slope", "slope_1x"),
-        ("r2", "r2_1x"),
-        ("rank correlation", "rank_correlation_1x"),
-    ):
-        observer.say(f"  {label:17} {interval(name)}")
-    observer.say(f"\n  {max(TOPS)}x, one by one: 10% / median / 90%")
-    for name in ("target", "source"):
-        cells = []
-        for word in ("recall", "precision"):
-            key = f"{word}_{max(TOPS)}x_by_{name}"
-            values = [f.get(f"{key}_{q}") for q in QUANTILES]
-            text = " / ".join("-" if v is None else f"{v:.2f}".replace("0.", ".") for v in values)
-            cells.append(f"{word} {text} of {f[f'{key}_n']:,}")
-        observer.say(f"  {name + 's':9} {cells[0]:34} {cells[1]}")
+    for line in pair_lines(rows, terminal_width() or 80):
+        observer.say(line)
+    observer.say("\n  The strongest claims, in multiples of the sources that were judged (95%)")
+    measures = ("precision", "recall", "recall_positive", "recall_suppressive")
+    names = ("precision", "recall", "  positive", "  suppressive")
+    rows = [
+        (name, *(interval(f"{measure}_{times}x") for times in TOPS))
+        for name, measure in zip(names, measures, strict=True)
+    ]
+    for line in table_lines([Column(), *(Column(f"{times}x") for times in TOPS)], rows, indent=2):
+        observer.say(line)
+    names = {"same sign": "sign_1x", "slope": "slope_1x", "r2": "r2_1x", "rank correlation": "rank_correlation_1x"}
+    observer.say("")
+    for line in pair_lines([(name, interval(measure)) for name, measure in names.items()]):
+        observer.say(line)
+    _print_one_by_one(observer, f)
     if NULLS_FILE in artifact.files:
         _print_nulls(observer, artifact)
     if stable is not None:
@@ -72,14 +65,38 @@ def print_verdicts(
     _print_circuits(observer, Verdicts(artifact), evaluation, stable)
 
 
+def _print_one_by_one(observer: Observer, figures: Mapping[str, Any]) -> None:
+    """How recall and precision differ from latent to latent."""
+    rows = []
+    for name in ("target", "source"):
+        cells = []
+        for word in ("recall", "precision"):
+            key = f"{word}_{max(TOPS)}x_by_{name}"
+            values = [figures.get(f"{key}_{q}") for q in QUANTILES]
+            cells.append(f"{word} {' / '.join(_share(v) for v in values)} of {figures[f'{key}_n']:,}")
+        rows.append((f"{name}s", *cells))
+    observer.say(f"\n  {max(TOPS)}x, one by one: 10% / median / 90%")
+    for line in table_lines([Column()] * 3, rows, indent=2):
+        observer.say(line)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}".replace("0.", ".").replace("-.00", ".00")
+
+
 def _print_nulls(observer: Observer, artifact: Artifact[VerifyFacts]) -> None:
+    columns = {
+        "precision 1x": "precision_1x",
+        "recall 10x": "recall_10x",
+        "same sign": "sign_1x",
+        "slope": "slope_1x",
+        "r2": "r2_1x",
+    }
+    nulls = artifact.json(NULLS_FILE).items()
+    rows = [(name, *(_share(null.get(key)) for key in columns.values())) for name, null in nulls]
     observer.say("\n  Against effects that they should not agree with")
-    observer.say(f"  {'':18} {'precision 1x':>12} {'recall 10x':>11} {'same sign':>10} {'slope':>6} {'r2':>6}")
-    for name, null in artifact.json(NULLS_FILE).items():
-        shown = [null.get(key) for key in ("precision_1x", "recall_10x", "sign_1x", "slope_1x", "r2_1x")]
-        cells = ["-" if v is None else f"{v:.2f}".replace("0.", ".").replace("-.00", ".00") for v in shown]
-        line = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, (12, 11, 10, 6, 6), strict=True))
-        observer.say(f"  {name:18} {line}")
+    for line in table_lines([Column(), *(Column(title, right=True) for title in columns)], rows, indent=2):
+        observer.say(line)
 
 
 def _print_circuits(
@@ -101,20 +118,24 @@ def _print_circuits(
             lines.append(circuit_text({**bare, "terms": kept}, verdicts.word))
     if lines:
         observer.say(f"\n  Circuits of confirmed{'' if stable is None else ' and stable'} edges")
-        for line in lines:
-            observer.say(f"  {line}")
+        for text in lines:
+            for line in formula_lines(text, terminal_width()):
+                observer.say(line)
 
 
 def print_consequences(observer: Observer, artifact: Artifact[ConsequencesFacts]) -> None:
     """The table, in 80 columns."""
     observer.say(f"\n  What the next token loses without it, in nats, on up to {TOKENS} test tokens each")
-    observer.say(f"  {'':42} {'log-prob.':>10} {'KL':>8} {'KL, other':>9}")
     words = {"edge": "", "target": "all of ", "outlier": "outlier "}
+    rows = []
     for row in artifact.json(CONSEQUENCES_FILE):
         name = f"{words[row['kind']]}OF{row['target']} {_quoted_token(row['target_token'])}"
         if row["source"] is not None:
             name += f" by {row['source_name']} {_quoted_token(row['source_token'])}"
-        observer.say(f"  {name[:42]:42} {row['logp']:+10.4f} {row['kl']:8.4f} {row['kl_null']:9.4f}")
+        rows.append((name, f"{row['logp']:+.4f}", f"{row['kl']:.4f}", f"{row['kl_null']:.4f}"))
+    columns = [Column(wraps=True), *(Column(title, right=True) for title in ("log-prob.", "KL", "KL, other"))]
+    for line in table_lines(columns, rows, terminal_width(), indent=2):
+        observer.say(line)
 
 
 def _quoted_token(token: str | None) -> str:
