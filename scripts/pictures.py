@@ -9,6 +9,7 @@ The terminal's pictures need Chromium, which draws them.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -68,18 +69,20 @@ def on_a_terminal(words: list[str], folder: Path) -> str:
 
 def draw_terminal(name: str, printed: str, folder: Path) -> None:
     """A PNG of the text as a terminal of 80 columns shows it."""
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"), force_terminal=True)
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     command = " ".join(SHOWN[name])
     console.print(Text.from_ansi(f"$ saelink {command}\n{printed.rstrip()}"), soft_wrap=False)
     svg = console.export_svg(title=f"saelink {command}", font_aspect_ratio=0.6)
-    svg = "\n".join(line for line in svg.splitlines() if "url(" not in line or "clip-path" in line)  # no fonts from afar
+    svg = "\n".join(
+        line for line in svg.splitlines() if "url(" not in line or "clip-path" in line
+    )  # no fonts from afar
     svg = svg.replace("Fira Code, monospace", "DejaVu Sans Mono, monospace").replace("Fira Code", "DejaVu Sans Mono")
     (page := folder / f"{name}.svg").write_text(svg)
     width, height = (float(part) for part in svg.split('viewBox="0 0 ')[1].split('"')[0].split())
     target = DOCS / "terminal" / f"{name}.png"
     subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking",
-         f"--window-size={width:.0f},{height:.0f}", f"--screenshot={target}", f"--user-data-dir={folder}/chromium",
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+         "--disable-background-networking", f"--window-size={width:.0f},{height:.0f}", f"--screenshot={target}", f"--user-data-dir={folder}/chromium",
          page.as_uri()],
         check=True, capture_output=True,
     )  # fmt: skip
@@ -104,7 +107,9 @@ def draw_charts(run: Path) -> None:
         ("tokens", "tokens"): {"train_mse": "train MSE", "validation_mse": "validation MSE"},
         ("live/done", "done"): {"live/per_second": "units a second"},
     }
-    tables = {name: next(run.glob(f"files/media/table/pareto/{name}_table_*.json")) for name in ("mse", "fvu", "n_edges")}
+    tables = {
+        name: next(run.glob(f"files/media/table/pareto/{name}_table_*.json")) for name in ("mse", "fvu", "n_edges")
+    }
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     panels = figure.subplots(2, 3)
     for axes, ((step, label), shown) in zip(panels[0], curves.items(), strict=True):
@@ -118,7 +123,7 @@ def draw_charts(run: Path) -> None:
         x, key, y = (table["columns"].index(column) for column in ("step", "lineKey", "lineVal"))
         for line in dict.fromkeys(row[key] for row in table["data"]):
             points = [(row[x], row[y]) for row in table["data"] if row[key] == line]
-            axes.plot(*zip(*points, strict=True), ".-" if len(points) > 2 else ".-", label=line)
+            axes.plot(*zip(*points, strict=True), ".-", label=line)
         axes.set(xlabel="log10 L1", title=f"pareto/{name} (log10)")
         axes.legend(fontsize=7)
     figure.savefig(DOCS / "charts.png", dpi=110, metadata={"Software": None})

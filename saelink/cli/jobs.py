@@ -130,6 +130,7 @@ def run_evaluate(job: Job) -> None:
 def run_verify(job: Job) -> None:
     from saelink.evidence.consequences import ConsequencesStage, chosen_edges
     from saelink.evidence.evaluate import EvaluateStage
+    from saelink.evidence.outlook import outlook
     from saelink.evidence.stability import Stability, StabilityStage, wanted
     from saelink.evidence.verify import VerifyStage
     from saelink.interventions.effects import check_measurable
@@ -139,6 +140,9 @@ def run_verify(job: Job) -> None:
     chosen_edges(job)  # a mistake there gets its line before hours of work
     with tracked(job) as (job, show):
         again = StabilityStage(job) if wanted(job.cfg) else None
+        ahead = outlook(job)
+        if ahead is not None:
+            job.observer.say(ahead.text)
         verdicts, evaluation = VerifyStage(job).pull(), EvaluateStage(job).pull()
         stable = None if again is None else Stability(again.pull())
         asked = job.cfg.verify.consequences or job.cfg.verify.chosen

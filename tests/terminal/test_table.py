@@ -15,7 +15,9 @@ WORDS = st.lists(st.text("abcdé漢0.,", min_size=1, max_size=12), min_size=1, m
 WEIGHTS = st.integers(1, 99).map(lambda w: f".{w:02d}")
 
 
-@given(st.lists(st.tuples(st.text("abc", min_size=1, max_size=10), WORDS), min_size=1, max_size=4), st.integers(30, 120))
+@given(
+    st.lists(st.tuples(st.text("abc", min_size=1, max_size=10), WORDS), min_size=1, max_size=4), st.integers(30, 120)
+)
 def test_pairs_wrap_and_lose_nothing(pairs: list[tuple[str, list[str]]], width: int) -> None:
     lines = pair_lines([(name, " ".join(words)) for name, words in pairs], width)
     assert all(cell_len(line) <= width for line in lines)
