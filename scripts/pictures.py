@@ -73,17 +73,16 @@ def draw_terminal(name: str, printed: str, folder: Path) -> None:
     command = " ".join(SHOWN[name])
     console.print(Text.from_ansi(f"$ saelink {command}\n{printed.rstrip()}"), soft_wrap=False)
     svg = console.export_svg(title=f"saelink {command}", font_aspect_ratio=0.6)
-    svg = "\n".join(
-        line for line in svg.splitlines() if "url(" not in line or "clip-path" in line
-    )  # no fonts from afar
+    # Its fonts would be fetched from afar.
+    svg = "\n".join(line for line in svg.splitlines() if "url(" not in line or "clip-path" in line)
     svg = svg.replace("Fira Code, monospace", "DejaVu Sans Mono, monospace").replace("Fira Code", "DejaVu Sans Mono")
     (page := folder / f"{name}.svg").write_text(svg)
     width, height = (float(part) for part in svg.split('viewBox="0 0 ')[1].split('"')[0].split())
     target = DOCS / "terminal" / f"{name}.png"
     subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-         "--disable-background-networking", f"--window-size={width:.0f},{height:.0f}", f"--screenshot={target}", f"--user-data-dir={folder}/chromium",
-         page.as_uri()],
+         "--disable-background-networking", f"--window-size={width:.0f},{height:.0f}", f"--screenshot={target}",
+         f"--user-data-dir={folder}/chromium", page.as_uri()],
         check=True, capture_output=True,
     )  # fmt: skip
     print(target)
