@@ -53,7 +53,6 @@ def run_train(job: Job) -> None:
 def tracked(job: Job) -> Generator[tuple[Job, Callable[..., None]], None, None]:
     """The job, its fit live in W&B, and what shows a connector there with its evaluation and verdicts at the end."""
     from saelink.fit.train import TrainStage
-    from saelink.interventions.oracle import OracleStage
     from saelink.tracking.live import watched
     from saelink.tracking.project import Project
     from saelink.tracking.runs import fit_shown, publish
@@ -66,11 +65,22 @@ def tracked(job: Job) -> Generator[tuple[Job, Callable[..., None]], None, None]:
         ) -> None:
             assert connector.stage == TrainStage.name
             if not project.disabled and job.cfg.wandb.oracle:
-                stage = OracleStage(job, "validation")
-                _ = stage.find() or stage.pull()
+                _draw_oracle(job)
             publish(project, connector, evaluation, job.cfg.runtime.sweep, verdicts, fit.begun)
 
         yield job, show
+
+
+def _draw_oracle(job: Job) -> None:
+    """Measure the oracle that the charts show. What keeps it from being measured is no reason to lose the fit's run."""
+    from saelink.errors import SaelinkError
+    from saelink.interventions.oracle import OracleStage
+
+    stage = OracleStage(job, "validation")
+    try:
+        _ = stage.find() or stage.pull()
+    except SaelinkError as error:
+        job.observer.say(f"wandb: the charts show no oracle: {error}")
 
 
 def fitted(job: Job) -> Artifact[TrainFacts]:
@@ -168,7 +178,8 @@ def run_report(job: Job) -> None:
     from saelink.report.stage import ReportStage, page_path
 
     # What is no part of a key is no part of the page: equal recipes make equal pages, wherever they are made.
-    overrides = [o for o in HydraConfig.get().overrides.task if not re.match(r"\+*(runtime|wandb|report\.path)\b", o)]
+    given = (override.lstrip("+") for override in HydraConfig.get().overrides.task)
+    overrides = [override for override in given if not re.match(r"(runtime|wandb|report\.path)\b", override)]
     artifact = ReportStage(job, shlex.join(["saelink", "report", *overrides])).pull()
     path, size = page_path(job.cfg, artifact), artifact.facts["bytes"] / 1e6
     job.observer.say(f"\n  report     {path} ({size:.0f} MB; opens in any browser, offline)")

@@ -54,14 +54,10 @@ def finite(value: Any) -> Any:
 
 def picture(draw: Callable[[Any], None]) -> bytes:
     """A PNG of what `draw` puts into a figure."""
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: a notebook keeps its own backend
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(8, 4.6), layout="constrained")
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
     draw(figure)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=130, metadata={"Software": None})
-    plt.close(figure)
     return data.getvalue()
