@@ -12,6 +12,9 @@ from saelink.config.schema import ConnectorConfig
 from saelink.errors import SaelinkError
 from saelink.latents.rows import Rows
 
+ENTRIES = 2**25
+"""Entries of a matrix that are looked at in one go: a wide one has gigabytes of them."""
+
 
 class StrongestEdges(NamedTuple):
     """What leads into one unit: its strongest inputs by magnitude."""
@@ -170,16 +173,23 @@ class Connector(torch.nn.Module, ABC):
     def l1(self) -> float:
         """The penalty's value for l1_alpha = 1: mean over output rows of the sum of |weights|."""
         with torch.no_grad():
-            return sum(scale * weight.double().abs().sum().item() for weight, scale in self.penalised())
+            parts = ((scale, part) for weight, scale in self.penalised() for part in pieces_of(weight))
+            return sum(scale * part.double().abs().sum().item() for scale, part in parts)
 
     def n_edges(self, threshold: float = 0.0) -> int:
         """Number of weights with magnitude above `threshold`."""
         with torch.no_grad():
-            return sum(int((weight.abs() > threshold).sum()) for weight, _ in self.penalised())
+            parts = (part for weight, _ in self.penalised() for part in pieces_of(weight))
+            return sum(int((part.abs() > threshold).sum()) for part in parts)
 
     def output_weight(self) -> torch.Tensor:
         """The matrix whose column i leads into target i: [direct + n_hidden, d_target]."""
         return self.penalised()[-1][0].detach()
+
+
+def pieces_of(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The matrix in groups of rows of at most about ENTRIES entries."""
+    return weight.split(max(ENTRIES // max(weight.shape[1], 1), 1))
 
 
 def strongest(column: torch.Tensor, n: int) -> StrongestEdges:

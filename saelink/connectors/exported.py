@@ -12,14 +12,60 @@ import torch
 from omegaconf import OmegaConf
 
 from saelink.connectors import CONNECTORS
-from saelink.connectors.base import Connector
+from saelink.connectors.base import Connector, pieces_of
 from saelink.errors import SaelinkError
 from saelink.fetch import ON_HUB, hub_address, hub_errors
-from saelink.latents.rows import Rows
+from saelink.latents.rows import Rows, offsets_of
 
 WEIGHTS_FILE = "connector.safetensors"
 
 CONFIG_FILE = "cfg.json"
+
+
+LARGE = 2**24
+"""Entries of a matrix from which on it is stored by its non-zero ones, if these are few."""
+
+
+def packed_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A connector's tensors as its file holds them.
+
+    A large matrix most of which is zero becomes `name.shape`, `name.offsets` [rows + 1], `name.indices` (column, int32)
+    and `name.values`, by its rows.
+    """
+    packed: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        few = tensor.dim() == 2 and tensor.numel() >= LARGE and _non_zero(tensor) < tensor.numel() // 4
+        packed |= _by_rows(name, tensor) if few else {name: tensor}
+    return packed
+
+
+def _non_zero(matrix: torch.Tensor) -> int:
+    return sum(int(part.count_nonzero()) for part in pieces_of(matrix))
+
+
+def _by_rows(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
+    lengths: list[torch.Tensor] = []
+    indices: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    for part in pieces_of(matrix):
+        row, column = part.nonzero(as_tuple=True)
+        lengths.append(torch.bincount(row, minlength=len(part)))
+        indices.append(column.int())
+        values.append(part[row, column])
+    shape = torch.tensor(matrix.shape)
+    parts = {"shape": shape, "offsets": offsets_of(torch.cat(lengths)), "indices": torch.cat(indices)}
+    return {f"{name}.{part}": tensor for part, tensor in {**parts, "values": torch.cat(values)}.items()}
+
+
+def unpacked_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What `packed_state` was given."""
+    state = {name: tensor for name, tensor in tensors.items() if "." not in name}
+    for name in [key.removesuffix(".shape") for key in tensors if key.endswith(".shape")]:
+        matrix = torch.zeros(*tensors[f"{name}.shape"].tolist())
+        row = torch.repeat_interleave(torch.arange(len(matrix)), tensors[f"{name}.offsets"].diff())
+        matrix[row, tensors[f"{name}.indices"].long()] = tensors[f"{name}.values"]
+        state[name] = matrix
+    return state
 
 
 def connector_of(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Connector:
@@ -27,7 +73,7 @@ def connector_of(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor])
     kind = CONNECTORS[config["connector"]["name"]]
     settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.Settings), config["connector"]))
     connector = kind(settings, sum(source["d"] for source in config["sources"]), tensors["target_ids"])
-    connector.load_state_dict(dict(tensors))
+    connector.load_state_dict(unpacked_state(tensors), assign=True)  # a wide matrix is in memory once
     return connector.eval()
 
 

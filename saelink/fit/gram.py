@@ -16,13 +16,12 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import torch
 
-from saelink.errors import SaelinkError
 from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
 from saelink.latents.link import counted_split
 from saelink.latents.rows import Rows, offsets_of
 from saelink.latents.split import Split, Tokens
-from saelink.runtime import memory_available
+from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.files import gigabytes
@@ -191,7 +190,7 @@ class GramStage(JobStage[GramFacts]):
         if found is not None:
             return found
         training, sides = self._open(), job.sides
-        need_memory(sides.d_source, sides.d_target)
+        need_dense_memory(sides.d_source, sides.d_target)
         parts = self._parts(training)
         size = 8 * sides.d_source * (sides.d_source + sides.d_target) * (1 if parts == 1 else parts + 1)
         what = f"gram: {sides.d_source:,} x {sides.d_target:,} latents over {len(training):,} tokens"
@@ -239,14 +238,13 @@ class GramStage(JobStage[GramFacts]):
         return finish
 
 
-def need_memory(d_source: int, d_target: int, solver: str = "exact") -> None:
+def need_dense_memory(d_source: int, d_target: int, solver: str = "exact") -> None:
     """Raise SaelinkError unless products, path and weights of that many latents fit into memory."""
-    need, free = 12 * d_source**2 + 56 * d_source * d_target, memory_available()
-    if free is not None and need > free:
-        raise SaelinkError(
-            f"solver={solver}: {d_source:,} source and {d_target:,} target latents need {gigabytes(need)} of memory, "
-            f"{gigabytes(free)} are free; use a link or an SAE with fewer latents, or solver=proximal"
-        )
+    need_memory(
+        f"solver={solver}: {d_source:,} source and {d_target:,} target latents",
+        12 * d_source**2 + 56 * d_source * d_target,
+        "use a link or an SAE with fewer latents, or solver=proximal",
+    )
 
 
 def load_gram(artifact: Artifact[GramFacts]) -> Gram:

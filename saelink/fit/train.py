@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import Any, NotRequired, TypedDict, cast
 
 import torch
@@ -11,10 +12,12 @@ from saelink.activations.norms import NormsStage
 from saelink.config.schema import Normalise
 from saelink.connectors import CONNECTORS
 from saelink.connectors.base import Connector
-from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, connector_of
+from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, connector_of, packed_state
 from saelink.errors import SaelinkError
 from saelink.fit.gram import GRAM_VERSION, Gram, GramStage, load_gram
 from saelink.fit.lasso.coordinate import LASSO_VERSION
+from saelink.fit.lasso.sparse import SPARSE_LASSO_VERSION
+from saelink.fit.products.sparse import PRODUCTS_VERSION, ProductsStage, SparseGram, is_wide, load_products
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.base import Problem, validation_point
 from saelink.fit.warm_start import STARTS, exported, names_exported, warm_start
@@ -107,13 +110,21 @@ class TrainStage(JobStage[TrainFacts]):
             recipe["connector"] = {**recipe["connector"], "init": "exported"}  # what it holds counts, not its place
         if self._solver.seeded:
             recipe["seed"] = cfg.seed
-        if self._solver.uses_gram:
+        if self._solver.uses_gram and self._wide:
+            recipe |= {"products": PRODUCTS_VERSION, "lasso": SPARSE_LASSO_VERSION}
+        elif self._solver.uses_gram:
             recipe |= {"gram": GRAM_VERSION, "lasso": LASSO_VERSION}
         if cfg.normalise is Normalise.post:
             recipe["normalise_layers"] = sorted(set(cfg.normalise_layers))
         if cfg.targets.subset is not None:
             recipe["part"] = cfg.targets.part.name
         return recipe
+
+    @cached_property
+    def _wide(self) -> bool:
+        """Whether it is fitted from sparse products: there are too many latents for dense ones."""
+        sides = self.job.sides
+        return self._solver.goes_wide and float(self.job.cfg.l1_alpha) > 0 and is_wide(sides.d_source, sides.d_target)
 
     def inputs(self) -> dict[str, str]:
         job = self.job
@@ -165,7 +176,7 @@ class TrainStage(JobStage[TrainFacts]):
             fit = solver.solve(connector, problem, bar)
         seen, train_mse = int(fit.final["tokens"]), fit.final["train_mse"]
         last = validation_point(connector, problem, problem.validation, seen, train_mse)
-        draft.save_tensors(WEIGHTS_FILE, connector.state_dict())
+        draft.save_tensors(WEIGHTS_FILE, packed_state(connector.state_dict()))
         draft.save_json(CONFIG_FILE, self._config(problem.c))
         draft.save_json(HISTORY_FILE, fit.history)
         facts = {"described": self.described(), "n_tokens": n_tokens, "n_targets": connector.d_target}
@@ -196,6 +207,9 @@ class TrainStage(JobStage[TrainFacts]):
         def products() -> Gram:
             return load_gram(GramStage(job, everything).pull()).explain(target_ids)
 
+        def sparse() -> SparseGram:
+            return load_products(ProductsStage(job, everything).pull()).explain(target_ids)
+
         def changes() -> Changes:
             found = load_changes(EffectsStage(job, "train").pull())
             return found._replace(rows=found.rows.columns(target_ids))
@@ -212,6 +226,7 @@ class TrainStage(JobStage[TrainFacts]):
             gram_name=f"{GramStage(job).key} {targets}",
             effects=lambda: load_effects(EffectsStage(job, "train").pull()).explain(target_ids),
             changes=changes,
+            sparse_gram=sparse if self._wide else None,
             effects_name=EffectsStage(job, "train").key if self._solver.uses_effects else "",
             memory=job.memory,
         )

@@ -173,12 +173,12 @@ def test_the_dense_steps_of_a_gpu_reach_the_same_optimum(noisy: tuple[Rows, Rows
 
 
 def test_too_little_memory_is_said_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from saelink.fit.gram import need_memory
+    from saelink.fit.gram import need_dense_memory
 
-    monkeypatch.setattr("saelink.fit.gram.memory_available", lambda: 10**9)
-    need_memory(1000, 1000)
+    monkeypatch.setattr("saelink.runtime.memory_available", lambda: 10**9)
+    need_dense_memory(1000, 1000)
     with pytest.raises(SaelinkError, match=r"solver=exact: 16,384 source .* need 18\.3 GB of memory, 1\.0 GB are free"):
-        need_memory(16384, 16384)
+        need_dense_memory(16384, 16384)
 
 
 def test_at_alpha_max_and_above_all_weights_are_zero(noisy: tuple[Rows, Rows]) -> None:

@@ -13,6 +13,7 @@ from saelink.config.schema import SolverConfig
 from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
 from saelink.fit.gram import Gram
+from saelink.fit.products.sparse import SparseGram
 from saelink.interventions.measure import Changes, Effects
 from saelink.job import Memory
 from saelink.latents.metrics import ErrorSums, in_steps
@@ -45,6 +46,8 @@ class Problem(NamedTuple):
     """What each of these ablations changes."""
     effects_name: str = ""
     """What these effects are known by."""
+    sparse_gram: Callable[[], SparseGram] | None = None
+    """The same products where the latents are too many for dense ones; None where they are not."""
     memory: Memory | None = None
     """Where a path of penalties is kept for the next problem."""
 
@@ -76,6 +79,11 @@ class Solver(ABC):
 
     uses_gram: ClassVar[bool] = False
     """Whether it fits from the products of the training tokens."""
+
+    @property
+    def goes_wide(self) -> bool:
+        """Whether it can fit from sparse products, of more latents than dense ones can hold."""
+        return False
 
     uses_effects: ClassVar[bool] = False
     """Whether it fits to what ablating sources in the model does."""

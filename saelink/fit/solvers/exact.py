@@ -25,6 +25,8 @@ from saelink.errors import SaelinkError
 from saelink.fit.gram import Gram
 from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.lasso.dense import DenseLasso
+from saelink.fit.lasso.sparse import SparseLasso
+from saelink.fit.products.sparse import SparseGram
 from saelink.fit.solvers.base import Fit, Problem, Solver, Work, validation_point
 from saelink.progress import Progress
 
@@ -50,6 +52,10 @@ class ExactSolver(Solver):
     seeded = False
     uses_gram = True
 
+    @property
+    def goes_wide(self) -> bool:
+        return type(self) is ExactSolver
+
     def check(self, connector: type[Connector], settings: Any) -> None:
         if connector is not LinearConnector:
             raise SaelinkError(
@@ -70,6 +76,8 @@ class ExactSolver(Solver):
         if self.config.positive and not problem.l1_alpha:
             raise SaelinkError("solver.positive=true needs l1_alpha above 0; 1e-6 is next to none")
         lam = problem.l1_alpha * problem.c / 2
+        if problem.sparse_gram is not None and lam:
+            return self._solve_wide(connector, problem, problem.sparse_gram(), progress)
         lasso, products = self.problem(connector, problem)
         W, gaps = lasso.solve(lam, self.config.tolerance, self.config.max_sweeps, progress.advance)
         value = squared_error(products, W) * connector.d_target / 2 + lam * W.abs().sum().item()
@@ -95,6 +103,34 @@ class ExactSolver(Solver):
             point["worst_gap"] = (gaps / (products.yy / 2).clamp(min=1e-300)).max().item()
             note = f"worst gap {point['worst_gap']:.1e}"
         progress.advance(0, f"validation FVU {point['validation_fvu']:.3f}, {note}")
+        progress.point(point)
+        return Fit([point], point)
+
+    def _solve_wide(
+        self, connector: LinearConnector, problem: Problem, products: SparseGram, progress: Progress
+    ) -> Fit:
+        """`solve` from sparse products, one target after the other."""
+        lam = problem.l1_alpha * problem.c / 2
+        lasso = SparseLasso(products, connector.b is not None, self.config.positive)
+        tolerance, sweeps = self.config.tolerance, self.config.max_sweeps
+        found = lasso.solve(lam, tolerance, sweeps, self.config.debias, progress.advance)
+        l1 = found.weight.abs().sum().item()
+        with torch.no_grad():
+            connector.W.zero_()
+            connector.W[found.source, found.target] = found.weight.float()
+            if connector.b is not None:
+                moved = torch.bincount(found.target, found.weight * products.x[found.source], minlength=len(products.y))
+                connector.b.copy_(products.y - moved)
+        connector.to(problem.device)
+        train_mse = found.errors.mean().item()
+        point = validation_point(connector, problem, problem.validation, len(problem.train), train_mse)
+        point["training_objective"] = train_mse / problem.c + problem.l1_alpha * l1 / connector.d_target
+        value = train_mse * connector.d_target / 2 + lam * l1
+        point["duality_gap"] = found.gaps.sum().item() * 2 / problem.c / connector.d_target
+        point["relative_gap"] = found.gaps.sum().item() / max(value, 1e-300)
+        point["worst_gap"] = (found.gaps / (lasso.yy / 2).clamp(min=1e-300)).max().item()
+        note = f"validation FVU {point['validation_fvu']:.3f}, worst gap {point['worst_gap']:.1e}"
+        progress.advance(0, note)
         progress.point(point)
         return Fit([point], point)
 

@@ -25,7 +25,7 @@ import torch
 from saelink.connectors.base import Connector
 from saelink.connectors.mlp import MLPConnector
 from saelink.errors import SaelinkError
-from saelink.fit.gram import Gram, need_memory
+from saelink.fit.gram import Gram, need_dense_memory
 from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.lasso.dense import DenseLasso
 from saelink.fit.solvers.base import Fit, Problem, validation_point
@@ -172,7 +172,7 @@ def features(connector: MLPConnector, problem: Problem, with_hidden: bool = True
     if not with_hidden:
         return plain
     h = connector.n_hidden
-    need_memory(connector.d_source + h, connector.d_target, "readout")
+    need_dense_memory(connector.d_source + h, connector.d_target, "readout")
     hh, xh = torch.zeros(h, h, dtype=torch.float64), torch.zeros(connector.d_source, h, dtype=torch.float64)
     hy, sums = torch.zeros(h, connector.d_target, dtype=torch.float64), torch.zeros(h, dtype=torch.float64)
     n = 0
