@@ -189,7 +189,8 @@ class Connector(torch.nn.Module, ABC):
 
 def pieces_of(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The matrix in groups of rows of at most about ENTRIES entries."""
-    return weight.split(max(ENTRIES // max(weight.shape[1], 1), 1))
+    rows = max(ENTRIES // max(weight.shape[1], 1), 1)
+    return tuple(weight[first : first + rows] for first in range(0, len(weight), rows))
 
 
 def strongest(column: torch.Tensor, n: int) -> StrongestEdges:

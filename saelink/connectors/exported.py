@@ -61,7 +61,8 @@ def unpacked_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     """What `packed_state` was given."""
     state = {name: tensor for name, tensor in tensors.items() if "." not in name}
     for name in [key.removesuffix(".shape") for key in tensors if key.endswith(".shape")]:
-        matrix = torch.zeros(*tensors[f"{name}.shape"].tolist())
+        n, m = (int(size) for size in tensors[f"{name}.shape"])
+        matrix = torch.zeros(n, m)
         row = torch.repeat_interleave(torch.arange(len(matrix)), tensors[f"{name}.offsets"].diff())
         matrix[row, tensors[f"{name}.indices"].long()] = tensors[f"{name}.values"]
         state[name] = matrix

@@ -85,10 +85,5 @@ class SparseLasso:
 
         in_parts(m, STEP, work)
         lengths = torch.tensor([0, *(len(ids) for ids, _ in found)])
-        source, weight = (np.concatenate(list(each)) for each in zip(*found, strict=True))
-        return SparseSolution(
-            lengths.cumsum(0),
-            torch.from_numpy(source),
-            torch.from_numpy(weight),
-            *map(torch.from_numpy, (gaps, errors)),
-        )
+        source, weight = (torch.from_numpy(np.concatenate(list(each))) for each in zip(*found, strict=True))
+        return SparseSolution(lengths.cumsum(0), source, weight, torch.from_numpy(gaps), torch.from_numpy(errors))

@@ -56,8 +56,8 @@ class SparseMatrix(NamedTuple):
     values: torch.Tensor
     """[pairs] float32"""
 
-    def arrays(self) -> tuple[np.ndarray[Any, Any], ...]:
-        return tuple(tensor.numpy() for tensor in self)
+    def arrays(self) -> tuple[Any, Any, Any]:
+        return self.offsets.numpy(), self.indices.numpy(), self.values.numpy()
 
     def rows(self, ids: torch.Tensor) -> SparseMatrix:
         """The rows `ids`, in this order."""
@@ -109,10 +109,11 @@ def _by_blocks(n: int, work: Callable[[int, int], tuple[Any, Any, Any]]) -> Spar
     counts, indices, values = (
         np.concatenate(list(each)) for each in zip(*(parts[i] for i in sorted(parts)), strict=True)
     )
-    return SparseMatrix(*map(torch.from_numpy, (np.concatenate([[0], counts]).cumsum(), indices, values)))
+    offsets = np.concatenate([np.zeros(1, np.int64), counts]).cumsum()
+    return SparseMatrix(torch.from_numpy(offsets), torch.from_numpy(indices), torch.from_numpy(values))
 
 
-def _compact(rows: Rows) -> tuple[np.ndarray[Any, Any], ...]:
+def _compact(rows: Rows) -> tuple[Any, Any, Any]:
     return rows.offsets.numpy(), rows.indices.int().numpy(), rows.values.numpy()
 
 
