@@ -41,8 +41,8 @@ def tokens_of(n: int, p: int, m: int, seed: int) -> list[Tokens]:
     target[:, m - 1] = 0
     pieces = []
     for rows in torch.arange(n).chunk(3):
-        both = (Rows.from_dense(side[rows]) for side in (source, target))
-        pieces.append(Tokens(*both, rows, torch.ones(len(rows), dtype=torch.bool)))
+        x, y = Rows.from_dense(source[rows]), Rows.from_dense(target[rows])
+        pieces.append(Tokens(x, y, rows, torch.ones(len(rows), dtype=torch.bool)))
     return pieces
 
 
