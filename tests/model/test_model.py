@@ -82,7 +82,7 @@ def test_hooks_by_the_models_own_modules_are_the_bridges(
     info = model_info(cfg, store)
     names = [name for name in BLOCK_HOOKS if f"blocks.1.{name}" in info.hooks]
     assert {"hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"} <= set(names)
-    assert set(info.places) == set(names), "every hook is found in the model itself"
+    assert set(names) <= set(info.places), "every hook is found in the model itself"
     ids = torch.randint(0, len(WORDS), (3, 16), generator=torch.Generator().manual_seed(1))
     for layer in range(2):
         hooks = [f"blocks.{layer}.{name}" for name in names]
