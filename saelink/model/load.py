@@ -6,7 +6,7 @@ import gc
 import importlib.util
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any, NamedTuple
 
 from saelink.config.schema import Config, ModelConfig, ModelSource
@@ -36,7 +36,7 @@ def readable(cfg: ModelConfig, problem: str) -> Iterator[None]:
     """One line that begins with `problem` for a model that the libraries can't read or run, whatever they raise."""
     where = f"model.path={cfg.path}: {problem}"
     try:
-        with hub_errors("model.path", cfg.path):
+        with hub_errors("model.path", cfg.path) if cfg.source is ModelSource.hub else nullcontext():
             yield
     except Exception as error:
         system = isinstance(error, OSError) and error.errno is not None  # a full disk, say: no fault of the model

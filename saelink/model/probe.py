@@ -118,12 +118,15 @@ def look_inside(hf_model: Any) -> Inside:
 
     ids, longer = probe_ids(hf_model), _longer_ids(hf_model)
     found: dict[Place, dict[int, torch.Tensor]] = {}
+    flat: set[Place] = set()
     calls: dict[tuple[Place, int], int] = {}
 
     def keep_at(place: Place, layer: int) -> Callable[[Any], None]:
         def keep(given: Any) -> None:
             tensor = by_token(given, ids.shape)
             if tensor is not None:
+                if given.dim() == 2:
+                    flat.add(place)
                 found.setdefault(place, {})[layer] = tensor.clone()
                 calls[place, layer] = calls.get((place, layer), 0) + 1
 
@@ -145,4 +148,6 @@ def look_inside(hf_model: Any) -> Inside:
             found[place].pop(layer)
     with torch.inference_mode():
         further = None if longer is None else (longer, hf_model(longer, use_cache=False).logits)
-    return Inside(ids, found, logits, further)
+    # The same tensor as [sequences, length, width] first: what gives [tokens, width] may be one step of a module's own.
+    ordered = {place: found[place] for place in sorted(found, key=flat.__contains__)}
+    return Inside(ids, ordered, logits, further)
