@@ -124,7 +124,8 @@ def compare(where: str, bridge: Any, inside: Inside) -> Hooks:
     _check_sums(where, bridge, seen)
     for name, figure in off.items():
         if name not in wrong and name != "logits":
-            refused[name] = f"is nothing that Hugging Face's own modules take or give (the nearest is {figure:.2g} off)"
+            nearest = f" (the nearest is {figure:.2g} off)" if figure < float("inf") else ""
+            refused[name] = f"is nothing that Hugging Face's own modules take or give{nearest}"
     return Hooks(sorted(names), places, refused)
 
 

@@ -176,7 +176,9 @@ class Attended:
         finally:
             for handle in handles:
                 handle.remove()
-        return seen[0][0, n:].flatten(1)
+        found = by_token(seen[0], torch.Size([1, len(index)]))
+        assert found is not None
+        return found[0, n:]
 
     def _enter(self, sequence: int) -> None:
         """Run the model on a sequence as far as the block, and keep what the block is given, by name."""
@@ -228,7 +230,7 @@ def _put(values: torch.Tensor) -> Callable[..., Any]:
 
     def hook(_: Any, _args: Any, out: Any) -> Any:
         tensor = first_of(out).clone()
-        tensor[0, -len(values) :] = values
+        tensor.view(-1, tensor.shape[-1])[-len(values) :] = values  # [1, tokens, width], or [tokens, width]
         return (tensor, *out[1:]) if isinstance(out, tuple) else tensor
 
     return hook

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from saelink.errors import SaelinkError
@@ -34,6 +35,23 @@ def check_loaded(where: str, hf_model: Any, loading: dict[str, Any]) -> None:
             f"{where}: {_counted(len(missing), total)} no values in its files: {_listed(missing)}; "
             f"{_cure(missing, loading['unexpected_keys'])}"
         )
+
+
+def check_sizes(where: str, config: Any, folder: Path) -> None:
+    """Raise SaelinkError for a config that asks for more than the files in its folder can hold, at a bit a number.
+
+    transformers would make room for all of it before it compares.
+    """
+    text = config.get_text_config()
+    width = getattr(text, "hidden_size", None)
+    held = 8 * sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    for name in ("vocab_size", "intermediate_size", "num_hidden_layers"):
+        size = getattr(text, name, None)
+        if isinstance(size, int) and isinstance(width, int) and held and size * width > held:
+            raise SaelinkError(
+                f"{where}: its files are too small for its config.json ({name}={size}, hidden_size={width}); they are "
+                "cut short, or the config is another model's"
+            )
 
 
 def check_finite(where: str, hf_model: Any) -> None:

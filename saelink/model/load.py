@@ -7,12 +7,13 @@ import importlib.util
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from saelink.config.schema import Config, ModelConfig, ModelSource
 from saelink.errors import SaelinkError, reason_of
 from saelink.fetch import hub_errors
-from saelink.model.completeness import check_loaded, unused
+from saelink.model.completeness import check_loaded, check_sizes, unused
 from saelink.model.identity import model_folder, model_identity
 from saelink.model.info import ModelInfo
 from saelink.model.remarks import quiet
@@ -82,10 +83,14 @@ def load_hf(cfg: ModelConfig, info: Artifact | None = None, attention: str | Non
     artifact `info`; without one it is `attention`, None for transformers' own choice. Raises SaelinkError for a model
     that can't be read or lacks something.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    where = f"model.path={cfg.path}"
     tokenizer = load_tokenizer(cfg, info)
     path, options = _location(cfg, info)
+    if cfg.source is not ModelSource.hub and "gguf_file" not in options:
+        with readable(cfg, "its config can't be read"):
+            check_sizes(where, AutoConfig.from_pretrained(path, trust_remote_code=False), Path(path))
     if info is not None:
         attention = info.facts["attention"]
     # The GGUF reader draws a progress bar of its own, and makes millions of objects that all stay: collecting
@@ -100,7 +105,7 @@ def load_hf(cfg: ModelConfig, info: Artifact | None = None, attention: str | Non
             output_loading_info=True,
             **options,
         )
-    check_loaded(f"model.path={cfg.path}", hf_model, loading)
+    check_loaded(where, hf_model, loading)
     return Loaded(tokenizer, _changed(cfg, info, hf_model).requires_grad_(False).eval(), unused(loading))
 
 

@@ -148,6 +148,6 @@ def look_inside(hf_model: Any) -> Inside:
             found[place].pop(layer)
     with torch.inference_mode():
         further = None if longer is None else (longer, hf_model(longer, use_cache=False).logits)
-    # The same tensor as [sequences, length, width] first: what gives [tokens, width] may be one step of a module's own.
-    ordered = {place: found[place] for place in sorted(found, key=flat.__contains__)}
+    # Of places with the same tensor the outermost module is first, and one by sequence before one of a list of tokens.
+    ordered = {place: found[place] for place in sorted(found, key=lambda at: (at in flat, at.module.count(".")))}
     return Inside(ids, ordered, logits, further)

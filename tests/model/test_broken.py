@@ -23,9 +23,11 @@ from saelink.model.probe import look_inside
 from saelink.store.store import Store
 
 from helpers.families import FAMILIES, VOCABULARY, write_family
-from helpers.world import Run, World
+from helpers.world import Bomb, Run, World
 
 WEIGHTS = "model.safetensors"
+
+CODE = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
 
 Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
@@ -66,7 +68,19 @@ def cut(share: float) -> Callable[[Path], object]:
     return change
 
 
-CODE = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
+def own_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "MyTokenizer", "auto_map": {"AutoTokenizer": ["mine.MyTokenizer", None]}})
+    )
+    (folder / "tokenizer.json").unlink()
+    configured(folder, model_type="mine", auto_map=CODE)
+
+
+def code_in_weights(folder: Path) -> None:
+    """A pickle that would make a file."""
+    (folder / WEIGHTS).unlink()
+    torch.save({"model.norm.weight": Bomb(folder.parent / "ran")}, folder / "pytorch_model.bin")
+
 
 NORM = "model.layers.1.input_layernorm.weight"
 
@@ -110,8 +124,25 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "[18, 32] there, [20, 32] here; and model.embed_tokens.weight",
     ),
     "an MLP that does not fit": (lambda f: configured(f, intermediate_size=48), "6 of the model's 21 tensors have"),
+    "a vocabulary that no file holds": (
+        lambda f: configured(f, vocab_size=10**10),
+        "its files are too small for its config.json (vocab_size=10000000000, hidden_size=32)",
+    ),
+    "layers that no file holds": (
+        lambda f: configured(f, num_hidden_layers=10**8),
+        "(num_hidden_layers=100000000, hidden",
+    ),
+    "an MLP that no file holds": (
+        lambda f: configured(f, intermediate_size=10**9),
+        "(intermediate_size=1000000000, h",
+    ),
+    "a config 100,000 deep": (
+        lambda f: (f / "config.json").write_text('{"a": ' * 100_000 + "1" + "}" * 100_000),
+        "can't be read (",
+    ),
+    "code in the weights": (code_in_weights, "its weights can't be read ("),
     "a file cut in the weights": (cut(0.6), "its weights can't be read (SafetensorError: "),
-    "a file cut in the header": (cut(0.001), "its weights can't be read (SafetensorError: "),
+    "a file cut in the header": (cut(0.001), "its files are too small for its config.json"),
     "an empty file": (cut(0), "its weights can't be read (SafetensorError: "),
     "a file of something else": (
         lambda f: (f / WEIGHTS).write_bytes(b"<html>404</html>" * 100),
@@ -134,6 +165,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "code of its own": (
         lambda f: configured(f, model_type="mine", auto_map=CODE),
         "it brings code of its own, which is never run",
+    ),
+    "a tokenizer with code of its own": (
+        own_tokenizer,
+        "its tokenizer can't be read (it brings code of its own, which is never run",
     ),
     "an unknown architecture": (
         lambda f: configured(f, model_type="nothing"),
@@ -163,6 +198,14 @@ def test_a_broken_model_gets_one_line(
     assert expected in err
     assert not any(word in err for word in ("trust_remote_code", "pip install", "ignore_mismatched", "Please"))
     assert not (tmp_path / "ran").exists() and not list(tmp_path.glob("outputs/*/*/manifest.json"))
+
+
+def test_a_broken_gguf_gets_one_line(world: World, saelink: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(world.llama, tmp_path / "model")
+    for data in (b"", b"GGUF", b"GGUF" + bytes(range(256)) * 10, b"<html>404</html>" * 100):
+        (folder / "x.gguf").write_bytes(data)
+        code, _, err = saelink("cache", f"model.path={folder}", "model.file=x.gguf")
+        assert code == 1 and err.startswith(f"saelink: model.path={folder}: its ") and err.count("\n") == 1, err
 
 
 def test_the_cure_that_is_offered_cures(world: World, store: Store, tmp_path: Path) -> None:

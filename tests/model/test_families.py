@@ -138,3 +138,10 @@ def test_a_family_is_right_or_refused(name: str, world: World, store: Store, tmp
     else:
         with pytest.raises(SaelinkError, match="no chain of modules"):
             effect_of_the_mlp(cfg, info, bridge, ids, new)
+
+
+def test_the_guide_counts_them() -> None:
+    page = " ".join((Path(__file__).parents[2] / "docs/guides/your-model.md").read_text().split())
+    refused = sum(family.refused is not None for family in FAMILIES.values())
+    assert f"random models of {len(FAMILIES)} kinds" in page
+    assert f"{len(FAMILIES) - refused} are right" in page and f"and {refused} are refused" in page
