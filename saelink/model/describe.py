@@ -14,7 +14,7 @@ from saelink.config.schema import Config, DType, ModelConfig
 from saelink.errors import SaelinkError
 from saelink.model.agreement import DisagreementError, Hooks, check_answers, check_attention, compare
 from saelink.model.completeness import check_finite
-from saelink.model.identity import model_folder, model_identity
+from saelink.model.identity import check_identity, model_folder, model_identity
 from saelink.model.info import ModelInfo
 from saelink.model.load import boot_bridge, load_hf, readable
 from saelink.model.probe import Inside, Place, context_of, look_inside, n_tokens
@@ -64,6 +64,7 @@ def _describe(cfg: ModelConfig, draft: Draft, store: Store) -> dict[str, Any]:
     cfg = replace(cfg, dtype=DType.float32)  # one key for all types: unpack without rounding, compare without rounding
     with remarks() as lines:
         tokenizer, hf_model, unused = load_hf(cfg)
+        check_identity(cfg, draft.plan.recipe)
         check_finite(f"model.path={cfg.path}", hf_model)
         if cfg.file is not None:
             _unpack(hf_model, tokenizer, draft)

@@ -14,7 +14,7 @@ from saelink.config.schema import Config, ModelConfig, ModelSource
 from saelink.errors import SaelinkError, reason_of
 from saelink.fetch import hub_errors
 from saelink.model.completeness import check_loaded, check_sizes, unused
-from saelink.model.identity import model_folder, model_identity
+from saelink.model.identity import check_identity, model_folder, model_identity
 from saelink.model.info import ModelInfo
 from saelink.model.remarks import quiet
 from saelink.model.weights import center_writing_weights, permute_weights
@@ -105,6 +105,8 @@ def load_hf(cfg: ModelConfig, info: Artifact | None = None, attention: str | Non
             output_loading_info=True,
             **options,
         )
+    if info is not None and path != str(info.path):
+        check_identity(cfg, info.manifest["recipe"])
     check_loaded(where, hf_model, loading)
     return Loaded(tokenizer, _changed(cfg, info, hf_model).requires_grad_(False).eval(), unused(loading))
 

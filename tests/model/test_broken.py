@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from saelink.model.probe import look_inside
 from saelink.store.store import Store
 
 from helpers.families import FAMILIES, VOCABULARY, write_family
-from helpers.world import Bomb, Run, World
+from helpers.world import Bomb, Run, World, write_llama
 
 WEIGHTS = "model.safetensors"
 
@@ -170,6 +171,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         own_tokenizer,
         "its tokenizer can't be read (it brings code of its own, which is never run",
     ),
+    "an adapter beside the weights": (lambda f: (f / "adapter_config.json").write_text("{}"), "that is an adapter"),
     "an unknown architecture": (
         lambda f: configured(f, model_type="nothing"),
         "can't be read (ValueError: The checkpoint you are trying to load has model type `nothing` but",
@@ -223,6 +225,46 @@ def test_the_cure_that_is_offered_cures(world: World, store: Store, tmp_path: Pa
         wrapped.save_pretrained(folder)
         _, hf_model, _ = load_hf(world.config(store.root, f"model.path={folder}").model)
         assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), hf_model.parameters(), strict=True))
+
+
+def overwritten(folder: Path, other: Path) -> None:
+    """Its weights replaced by another model's, under the same name, size and time."""
+    path = folder / WEIGHTS
+    before = path.stat()
+    path.write_bytes((other / WEIGHTS).read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size and path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_weights_replaced_meanwhile_are_noticed(world: World, store: Store, tmp_path: Path) -> None:
+    """In one process: another model under the same path has another key, or is an error where the old one is meant."""
+    other = write_llama(tmp_path / "other", seed=7)
+    folder = shutil.copytree(world.llama, tmp_path / "model")
+    cfg = world.config(store.root, f"model.path={folder}")
+    info = model_info(cfg, store)
+    overwritten(folder, other)
+    with pytest.raises(ValueError, match="its files have changed since they were identified; run it again"):
+        load_forward(cfg, info, ["blocks.1.hook_mlp_out"], "cpu")
+    assert model_info(cfg, store).artifact.key != info.artifact.key
+
+
+def test_weights_replaced_while_they_are_read(
+    world: World, saelink: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    other = write_llama(tmp_path / "other", seed=7)
+    folder = shutil.copytree(world.llama, tmp_path / "model")
+    load = AutoModelForCausalLM.from_pretrained
+
+    def slow(*args: Any, **settings: Any) -> Any:
+        overwritten(folder, other)
+        return load(*args, **settings)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", slow)
+    code, _, err = saelink("cache", f"model.path={folder}")
+    assert code == 1 and err.count("\n") == 1 and "its files have changed since they were identified" in err
+    assert not list(tmp_path.glob("outputs/model/*/manifest.json"))
 
 
 def test_tied_weights_are_one(world: World, store: Store, tmp_path: Path) -> None:
