@@ -65,7 +65,7 @@ def _stamp(cfg: ModelConfig) -> Stamp:
 
 
 def model_folder(cfg: ModelConfig) -> Path:
-    """Folder of a model from a wheel or from disk. Raises SaelinkError when it, or its file, is missing, or an adapter."""
+    """Folder of a model from a wheel or from disk. Raises SaelinkError when it lacks something, and for an adapter."""
     if cfg.source is ModelSource.wheel:
         folder = wheel_folder(cfg.path, cfg.install, "model.path")
     else:
