@@ -147,7 +147,7 @@ def _run(bridge: Any, inside: Inside) -> tuple[torch.Tensor, dict[str, ByLayer],
             tensor = by_token(given, inside.ids.shape)
             copy = None if tensor is None else tensor.clone()  # it may be changed in place behind the hook
             for name in mine:
-                _, layer, short = name.split(".", 2)
+                layer, short = name.split(".", 2)[1:]
                 if copy is not None:
                     seen.setdefault(short, {})[int(layer)] = copy
                 elif isinstance(given, torch.Tensor):

@@ -96,7 +96,7 @@ def load_hf(cfg: ModelConfig, info: Artifact | None = None, attention: str | Non
     # The GGUF reader draws a progress bar of its own, and makes millions of objects that all stay: collecting
     # garbage meanwhile takes a third of its time and finds none.
     with readable(cfg, "its weights can't be read"), redirect_stderr(io.StringIO()), _no_garbage_collection():
-        hf_model, loading = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch_dtype(cfg.dtype),
             attn_implementation=attention,
@@ -105,6 +105,7 @@ def load_hf(cfg: ModelConfig, info: Artifact | None = None, attention: str | Non
             output_loading_info=True,
             **options,
         )
+    hf_model, loading = read
     if info is not None and path != str(info.path):
         check_identity(cfg, info.manifest["recipe"])
     check_loaded(where, hf_model, loading)

@@ -218,8 +218,10 @@ def test_the_cure_that_is_offered_cures(world: World, store: Store, tmp_path: Pa
             super().__init__()
             self.module = module
 
-    plain = AutoModelForCausalLM.from_pretrained(world.llama)
-    for number, wrapped in enumerate((torch.compile(plain).get_submodule("_orig_mod"), Wrapper(plain).module)):
+    plain: Any = AutoModelForCausalLM.from_pretrained(world.llama)
+    compiled: Any = torch.compile(plain)
+    wrappers: list[Any] = [compiled.get_submodule("_orig_mod"), Wrapper(plain).module]
+    for number, wrapped in enumerate(wrappers):
         folder = shutil.copytree(world.llama, tmp_path / str(number))
         (folder / WEIGHTS).unlink()
         wrapped.save_pretrained(folder)
@@ -354,7 +356,7 @@ def test_a_model_of_more_than_text_does_not_install_anything(
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision |= {"image_size": 16, "patch_size": 8}
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_id=5)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
     folder = shutil.copytree(world.llama, tmp_path / "model")
     Gemma3ForConditionalGeneration(config).save_pretrained(folder)
     started: list[Any] = []
