@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -24,3 +25,18 @@ def closest(word: str, names: Iterable[str]) -> str | None:
     for close in get_close_matches(word, as_deep, n=1, cutoff=0.8):
         return close
     return next((anywhere[close] for close in get_close_matches(last, anywhere, n=1, cutoff=0.8)), None)
+
+
+ADVICE = re.compile(
+    r"pip install|trust_remote_code|\b(please|try|consider|make sure|see|you (can|could|may|might|must|need|should))\b",
+    re.IGNORECASE,
+)
+"""Where a library begins to advise something, which nobody has tried here."""
+
+
+def reason_of(error: BaseException, longest: int = 200) -> str:
+    """What an error of a library says, as part of a line: its type and its text as far as the first advice."""
+    text = re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;]*m", "", str(error)))
+    said = ADVICE.split(text, maxsplit=1)[0].strip(" .,:;(`")
+    said = said if len(said) <= longest else said[: longest - 3].rstrip() + "..."
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -85,7 +85,7 @@ def of_the_network(error: BaseException | None) -> bool:
 
     By the name of its package, because which HTTP library that is has changed from version to version.
     """
-    if error is None:
+    if error is None or type(error).__name__.startswith("StrictDataclass"):  # a value that a config can't have
         return False
     package = type(error).__module__.split(".")[0]
     network = package in ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3")

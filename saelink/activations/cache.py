@@ -15,7 +15,6 @@ import torch
 
 from saelink.activations.tokens import SPLITS, TokensFacts, TokensStage
 from saelink.config.schema import Config
-from saelink.errors import SaelinkError
 from saelink.model.describe import model_info
 from saelink.model.forward import load_forward
 from saelink.progress import Progress
@@ -183,13 +182,6 @@ def run_model(
             batch = ids[shard.split][first:last].long().to(device)
             with torch.inference_mode():
                 for hook, tensor in forward(batch).items():
-                    if tensor.dim() == 4:  # heads: their outputs side by side
-                        tensor = tensor.flatten(2)
-                    if tensor.shape[:2] != batch.shape or tensor.dim() != 3:
-                        raise SaelinkError(
-                            f"link: {hook} has shape {list(tensor.shape)}, not one vector for each of "
-                            f"{list(batch.shape)} tokens; it can't be explained"
-                        )
                     if hook not in acts:
                         size = (shard.last - shard.first, context, tensor.shape[2])
                         acts[hook] = torch.empty(size, dtype=torch.bfloat16, pin_memory=device == "cuda")

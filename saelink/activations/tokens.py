@@ -82,9 +82,13 @@ class TokensStage(Stage[TokensFacts]):
         tokenizer = load_tokenizer(self.cfg.model, self._model.artifact)
         separator = separator_id(tokenizer, self.cfg.model.separator)
         bos = _bos_id(self.cfg, tokenizer)
+        self._model.check_ids([separator], f"model.separator={self.cfg.model.separator or 'null'}")
+        self._model.check_ids([] if bos is None else [bos], "data.prepend_bos=true")
         read = self._read(tokenizer, separator)
         n_tokens, n_documents = sum(map(len, itertools.chain(*read.ids.values()))), sum(read.n_documents.values())
         path = self.cfg.data.path
+        largest = [int(piece.max()) for piece in itertools.chain(*read.ids.values())]
+        self._model.check_ids(largest, f"model.path={self.cfg.model.path}")
         if not n_tokens:
             raise SaelinkError(f"data.path={path}: no document holds any text in column {self.cfg.data.text_column}")
         context = self.cfg.data.context_size

@@ -9,15 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from saelink.config.schema import Config
+from saelink.config.schema import Config, DType
 from saelink.errors import SaelinkError
 from saelink.model.info import ModelInfo
 from saelink.model.load import load_hf
-from saelink.model.probe import PROBE_TOKENS, Place, SeenError, listen
+from saelink.model.probe import Place, SeenError, by_token, first_of, listen, probe_ids
 from saelink.model.weights import permute_weights
 
 MOST_MODULES = 4
@@ -30,7 +30,10 @@ STEP = 4096
 """Tokens of one pass through a chain."""
 
 AGREES = 1e-4
-"""Copies of tokens from which nothing is taken must give what the tokens give, within this share of its norm."""
+"""Copies of tokens from which nothing is taken must give what the tokens give, within this share of its norm,"""
+
+ROUNDED = 0.05
+"""and within this one where the model computes in bfloat16."""
 
 
 class Chain:
@@ -173,7 +176,9 @@ class Attended:
         finally:
             for handle in handles:
                 handle.remove()
-        return seen[0][0, n:].flatten(1)
+        found = by_token(seen[0], torch.Size([1, len(index)]))
+        assert found is not None
+        return found[0, n:]
 
     def _enter(self, sequence: int) -> None:
         """Run the model on a sequence as far as the block, and keep what the block is given, by name."""
@@ -224,8 +229,8 @@ def _put(values: torch.Tensor) -> Callable[..., Any]:
     """A hook that gives the copies, the last tokens, these values."""
 
     def hook(_: Any, _args: Any, out: Any) -> Any:
-        tensor = (out[0] if isinstance(out, tuple) else out).clone()
-        tensor[0, -len(values) :] = values
+        tensor = first_of(out).clone()
+        tensor.view(-1, tensor.shape[-1])[-len(values) :] = values  # [1, tokens, width], or [tokens, width]
         return (tensor, *out[1:]) if isinstance(out, tuple) else tensor
 
     return hook
@@ -252,15 +257,32 @@ def load_attended(
     x: list[torch.Tensor], y: torch.Tensor, device: str,
 ) -> Attended:  # fmt: skip
     """A block between several hooks and one, attention included; see Attended for what it is given and raises."""
-    _, hf_model = load_hf(cfg.model, info.artifact, attention=None)
+    hf_model = load_hf(cfg.model, info.artifact).hf_model
     return Attended(hf_model.to(device).float(), info, sources, target, ids, row, x, y, device)
 
 
-def load_module(cfg: Config, info: ModelInfo, source: str, target: str, device: str) -> torch.nn.Sequential:
+class Steps(torch.nn.Module):
+    """Modules one behind the other, [n, d] -> [n, d]."""
+
+    def __init__(self, modules: list[torch.nn.Module], flat: bool):
+        """flat: whether the model gives them [n, d]; else [1, n, d], a batch of one sequence, as experts insist on."""
+        super().__init__()
+        self.steps = torch.nn.ModuleList(modules)
+        self._flat = flat
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = x if self._flat else x[None]
+        for step in self.steps:
+            out = first_of(step(out))
+        return out if self._flat else out[0]
+
+
+def load_module(cfg: Config, info: ModelInfo, source: str, target: str, device: str) -> Steps:
     """What a block does between two hooks, [n, d_model] -> [n, d_model], token by token: its MLP, norms included.
 
     It is the chain of Hugging Face modules each of which is given just what the one before gave, found by running a few
-    tokens. Raises SaelinkError where there is no such chain: where tokens are mixed (attention) or something is added.
+    tokens. Raises SaelinkError where there is no such chain, where tokens are mixed (attention) or something is added,
+    and where it gives something else token by token.
     """
     first, last = info.place(source), info.place(target)
     missing = SaelinkError(
@@ -269,43 +291,62 @@ def load_module(cfg: Config, info: ModelInfo, source: str, target: str, device: 
     )
     if first is None or last is None or last.side != "output":
         raise missing
-    _, hf_model = load_hf(cfg.model, info.artifact, attention=None)
-    hf_model.to(device)
+    hf_model = load_hf(cfg.model, info.artifact).hf_model.to(device)
     modules = dict(hf_model.named_modules())
-    block = last.module.rsplit(f".{target.split('.')[1]}.", 1)[0] + f".{target.split('.')[1]}."
-    calls: list[tuple[str, list[Any], Any]] = []
-    handles = []
-    start: list[Any] = []
-    end: list[Any] = []
+    layer = target.split(".")[1]
+    block = last.module.rsplit(f".{layer}.", 1)[0] + f".{layer}."
+    calls: list[_Call] = []
+    ends: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def keep(tensor: torch.Tensor) -> None:
+        ends.append((tensor, tensor.clone()))  # it may be changed in place
 
     def record(name: str) -> Callable[..., None]:
         def after(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-            calls.append((name, given, out))
+            calls.append(_Call(name, given, first_of(out)))
 
         return after
 
-    for name, module in modules.items():
-        if name.startswith(block):
-            handles.append(module.register_forward_hook(record(name), with_kwargs=True))
-    handles.append(listen(modules[first.module], first.side, start.append))
-    handles.append(listen(modules[last.module], last.side, end.append))
+    handles = [
+        module.register_forward_hook(record(name), with_kwargs=True)
+        for name, module in modules.items()
+        if name.startswith(block)
+    ]
+    handles += [listen(modules[place.module], place.side, keep) for place in (first, last)]
     with torch.inference_mode():
-        hf_model(torch.arange(PROBE_TOKENS, device=device)[None], use_cache=False)
+        hf_model(probe_ids(hf_model)[:1].to(device), use_cache=False)
     for handle in handles:
         handle.remove()
-
-    def chain(tensor: Any, depth: int) -> list[str] | None:
-        takers = [(name, out) for name, given, out in calls if len(given) == 1 and given[0] is tensor]
-        for name, out in sorted(takers, key=lambda call: call[0].count(".")):  # a module before those inside it
-            if out is end[0]:
-                return [name]
-            rest = chain(out, depth + 1) if isinstance(out, torch.Tensor) and depth < MOST_MODULES else None
-            if rest is not None:
-                return [name, *rest]
-        return None
-
-    names = chain(start[0], 0) if start and end else None
+    names = _chain(calls, ends[0][0], ends[1][0], 0) if len(ends) == 2 else None
     if names is None:
         raise missing
-    return torch.nn.Sequential(*(modules[name] for name in names))
+    steps = Steps([modules[name] for name in names], ends[0][0].dim() == 2)
+    x, y = (by_token(value, torch.Size([1, value.shape[-2]])) for _, value in ends)
+    assert x is not None and y is not None
+    with torch.inference_mode():
+        off = (steps(x[0]) - y[0]).norm() / y.norm()
+    if not off <= (AGREES if cfg.model.dtype is DType.float32 else ROUNDED):
+        raise missing
+    return steps
+
+
+class _Call(NamedTuple):
+    """A module was run."""
+
+    name: str
+    given: list[torch.Tensor]
+    out: Any
+
+
+def _chain(calls: list[_Call], start: torch.Tensor, end: torch.Tensor, depth: int) -> list[str] | None:
+    """The modules that make one tensor of another, each of what the one before gave and of nothing else."""
+    takers = [call for call in calls if len(call.given) == 1 and call.given[0] is start]
+    for call in sorted(takers, key=lambda call: call.name.count(".")):  # a module before those inside it
+        if call.out is end:
+            return [call.name]
+        if isinstance(call.out, torch.Tensor) and depth < MOST_MODULES:
+            rest = _chain(calls, call.out, end, depth + 1)
+            if rest is not None:
+                return [call.name, *rest]
+    return None

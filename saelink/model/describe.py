@@ -1,7 +1,8 @@
-"""The stage `model`, the first of all: weights identified by content, a GGUF unpacked, hooks found.
+"""The stage `model`, the first of all: weights identified by content, a GGUF unpacked, hooks found and compared.
 
 It writes down what later stages ask without loading the model: layers, width, context, hooks. A GGUF file is unpacked
-once into an ordinary folder, because reading one takes ten times as long as the model itself.
+once into an ordinary folder, because reading one takes ten times as long as the model itself. A model whose numbers are
+not all from its files, or of which the TransformerBridge says something else than Hugging Face's own, is refused.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from dataclasses import replace
 from typing import Any
 
 from saelink.config.schema import Config, DType, ModelConfig
-from saelink.model.identity import model_folder, model_identity
+from saelink.errors import SaelinkError
+from saelink.model.agreement import DisagreementError, Hooks, check_answers, check_attention, compare
+from saelink.model.completeness import check_finite
+from saelink.model.identity import check_identity, model_folder, model_identity
 from saelink.model.info import ModelInfo
-from saelink.model.load import boot_bridge, load_hf
-from saelink.model.probe import Place, places_of_hooks, tensors_inside
+from saelink.model.load import boot_bridge, load_hf, readable
+from saelink.model.probe import Inside, Place, context_of, look_inside, n_tokens
+from saelink.model.remarks import remarks
 from saelink.store.draft import Draft
 from saelink.store.recipe import Plan
 from saelink.store.store import Store
 
-VERSION = 2
+VERSION = 3
 
 _infos: dict[tuple[str, str], ModelInfo] = {}
 
@@ -44,6 +49,8 @@ def model_info(cfg: Config, store: Store) -> ModelInfo:
         parallel=facts["parallel"],
         hooks=frozenset(artifact.json("hooks.json")),
         places={name: Place(*place) for name, place in artifact.json("places.json").items()},
+        refused=artifact.json("refused.json"),
+        vocabulary=facts["vocabulary"],
     )
     _infos[str(store.root), plan.key] = info
     return info
@@ -54,25 +61,73 @@ def _describe(cfg: ModelConfig, draft: Draft, store: Store) -> dict[str, Any]:
         size = (model_folder(cfg) / cfg.file).stat().st_size
         store.observer.say(f"model {draft.plan.key}: unpacking {cfg.file} once (about {size * 7 / 1e9:.1f} GB)")
         store.need_space(f"model: unpacking {cfg.file}", size * 7)
-    tokenizer, hf_model = load_hf(replace(cfg, dtype=DType.float32))  # one key for all types: unpack without rounding
-    if cfg.file is not None:
-        # What was read is plain float32 now; the model still calls itself quantised and would refuse to be saved.
-        hf_model.hf_quantizer = None
-        hf_model.is_quantized = False
-        del hf_model.config.quantization_config
-        hf_model.save_pretrained(draft.folder)
-        tokenizer.save_pretrained(draft.folder)
-        for path in sorted(draft.folder.iterdir()):
-            draft.adopt(path.name)
-    inside = tensors_inside(hf_model)  # before the bridge rebuilds the model
-    bridge = boot_bridge(cfg, tokenizer, hf_model)
-    draft.save_json("hooks.json", sorted(bridge.hook_dict))
-    draft.save_json("places.json", places_of_hooks(bridge, inside))
-    context = getattr(hf_model.config, "max_position_embeddings", None) or getattr(hf_model.config, "n_positions", None)
-    return {
+    cfg = replace(cfg, dtype=DType.float32)  # one key for all types: unpack without rounding, compare without rounding
+    with remarks() as lines:
+        tokenizer, hf_model, unused = load_hf(cfg)
+        check_identity(cfg, draft.plan.recipe)
+        check_finite(f"model.path={cfg.path}", hf_model)
+        if cfg.file is not None:
+            _unpack(hf_model, tokenizer, draft)
+        facts, hooks = _tried(cfg, tokenizer, hf_model)
+    for line in [*([] if unused is None else [unused]), *(f"remark of a library: {line}" for line in lines)]:
+        store.observer.say(f"model {draft.plan.key}: {line}")
+    draft.save_json("hooks.json", hooks.names)
+    draft.save_json("places.json", hooks.places)
+    draft.save_json("refused.json", hooks.refused)
+    return facts
+
+
+def _unpack(hf_model: Any, tokenizer: Any, draft: Draft) -> None:
+    """Into a folder. What was read is plain float32; the model calls itself quantised and would refuse to be saved."""
+    hf_model.hf_quantizer = None
+    hf_model.is_quantized = False
+    del hf_model.config.quantization_config
+    hf_model.save_pretrained(draft.folder)
+    tokenizer.save_pretrained(draft.folder)
+    for path in sorted(draft.folder.iterdir()):
+        draft.adopt(path.name)
+
+
+def _tried(cfg: ModelConfig, tokenizer: Any, hf_model: Any) -> tuple[dict[str, Any], Hooks]:
+    """What a few tokens show of the model: its facts, and the hooks where the bridge agrees with it.
+
+    Its attention is transformers' own choice. Where the bridge agrees only with `eager`, it is that in all stages, if
+    the model says the same by both.
+    """
+    where = f"model.path={cfg.path}"
+    attention = hf_model.config._attn_implementation  # noqa: SLF001 (there is no other word for it)
+    inside = _looked_at(cfg, hf_model)
+    check_answers(where, inside)
+    facts = {"vocabulary": n_tokens(hf_model), "context_size": context_of(hf_model)}
+    try:
+        bridge, hooks = _bridged(cfg, tokenizer, hf_model, inside)
+    except DisagreementError as disagreement:
+        if attention == "eager":
+            raise
+        hf_model = load_hf(cfg, attention="eager").hf_model
+        eager = _looked_at(cfg, hf_model)
+        check_attention(where, attention, inside, eager)
+        try:
+            bridge, hooks = _bridged(cfg, tokenizer, hf_model, eager)
+        except SaelinkError:
+            raise disagreement from None
+        attention = "eager"
+    return facts | {
         "n_layers": bridge.cfg.n_layers,
         "d_model": bridge.cfg.d_model,
-        "context_size": context,
         "parallel": bool(bridge.cfg.parallel_attn_mlp),
         "architecture": hf_model.config.architectures[0],
-    }
+        "attention": attention,
+    }, hooks
+
+
+def _looked_at(cfg: ModelConfig, hf_model: Any) -> Inside:
+    with readable(cfg, "a forward pass fails"):
+        return look_inside(hf_model)
+
+
+def _bridged(cfg: ModelConfig, tokenizer: Any, hf_model: Any, inside: Inside) -> tuple[Any, Hooks]:
+    """The bridge around the model, which it rebuilds, and its hooks that agree with what was seen before."""
+    bridge = boot_bridge(cfg, tokenizer, hf_model)
+    with readable(cfg, f"TransformerLens does not run {bridge.cfg.architecture}"):
+        return bridge, compare(f"model.path={cfg.path}", bridge, inside)

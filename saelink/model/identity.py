@@ -13,15 +13,24 @@ from saelink.store.files import file_sha256
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".model", ".txt")
 
-_identities: dict[str, dict[str, Any]] = {}
+Stamp = tuple[tuple[str, int, int, int, int], ...]
+"""Name, size, times and inode of every file: where it is the same, a file need not be read again."""
+
+_identities: dict[str, tuple[Stamp, dict[str, Any]]] = {}
 
 
 def model_identity(cfg: ModelConfig) -> dict[str, Any]:
-    """What identifies the weights: contents, never names or times. Taken once per process."""
-    where = repr((cfg.source, cfg.path, cfg.file, cfg.revision))
-    if where not in _identities:
-        _identities[where] = _take_identity(cfg)
-    return _identities[where]
+    """What identifies the weights: contents, never names or times. Taken once per process, until a file changes."""
+    where, stamp = repr((cfg.source, cfg.path, cfg.file, cfg.revision)), _stamp(cfg)
+    if where not in _identities or _identities[where][0] != stamp:
+        _identities[where] = stamp, _take_identity(cfg)
+    return _identities[where][1]
+
+
+def check_identity(cfg: ModelConfig, recipe: dict[str, Any]) -> None:
+    """Raise SaelinkError where the files that were read are not those any more that a recipe identifies."""
+    if not model_identity(cfg).items() <= recipe.items():
+        raise SaelinkError(f"model.path={cfg.path}: its files have changed since they were identified; run it again")
 
 
 def _take_identity(cfg: ModelConfig) -> dict[str, Any]:
@@ -32,18 +41,31 @@ def _take_identity(cfg: ModelConfig) -> dict[str, Any]:
             return {"hub": cfg.path, "commit": cfg.revision}
         with hub_errors("model.path", cfg.path):
             return {"hub": cfg.path, "commit": HfApi().model_info(cfg.path, revision=cfg.revision).sha}
-    folder = model_folder(cfg)
     if cfg.file is not None:
-        return {"file": file_sha256(folder / cfg.file)}
+        return {"file": file_sha256(model_folder(cfg) / cfg.file)}
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in WEIGHT_SUFFIXES and path.is_file():
-            digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    for path in _files(cfg):
+        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return {"folder": digest.hexdigest()}
 
 
+def _files(cfg: ModelConfig) -> list[Path]:
+    """What a model on disk consists of."""
+    folder = model_folder(cfg)
+    if cfg.file is not None:
+        return [folder / cfg.file]
+    return [path for path in sorted(folder.iterdir()) if path.suffix in WEIGHT_SUFFIXES and path.is_file()]
+
+
+def _stamp(cfg: ModelConfig) -> Stamp:
+    if cfg.source is ModelSource.hub:
+        return ()
+    files = [(path.name, path.stat()) for path in _files(cfg)]
+    return tuple((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for name, at in files)
+
+
 def model_folder(cfg: ModelConfig) -> Path:
-    """Folder of a model from a wheel or from disk. Raises SaelinkError when it, or its file, is missing."""
+    """Folder of a model from a wheel or from disk. Raises SaelinkError when it lacks something, and for an adapter."""
     if cfg.source is ModelSource.wheel:
         folder = wheel_folder(cfg.path, cfg.install, "model.path")
     else:
@@ -54,4 +76,6 @@ def model_folder(cfg: ModelConfig) -> Path:
     if not (folder / wanted).is_file():
         field = f"model.file={cfg.file}" if cfg.file else f"model.path={cfg.path}"
         raise SaelinkError(f"{field}: {folder} has no {wanted}")
+    if cfg.file is None and (folder / "adapter_config.json").is_file():  # which is used where peft is installed only
+        raise SaelinkError(f"model.path={cfg.path}: that is an adapter; merge it into its model, and save that")
     return folder

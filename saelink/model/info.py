@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from saelink.errors import SaelinkError
@@ -21,14 +22,28 @@ class ModelInfo:
     parallel: bool
     """Whether attention and MLP read the same residual stream, side by side."""
     hooks: frozenset[str]
+    """Those that show the same in Hugging Face's own model."""
     places: dict[str, Place]
     """Where in the Hugging Face model a block's hooks are, by the hook's name inside the block."""
+    refused: dict[str, str]
+    """Why other hooks can't be used, by the hook's name inside the block."""
+    vocabulary: int
+    """How many token ids the model knows."""
 
     def place(self, hook_name: str) -> Place | None:
         """Where in the Hugging Face model `blocks.<layer>.<name>` is; None where only the bridge knows."""
         _, layer, name = hook_name.split(".", 2)
         place = self.places.get(name)
         return None if place is None else place._replace(module=place.module.replace("*", layer))
+
+    def check_ids(self, ids: Iterable[int], where: str) -> None:
+        """Raise SaelinkError, which begins with `where`, for a token id that the model has no embedding for."""
+        largest = max(ids, default=0)
+        if largest >= self.vocabulary:
+            raise SaelinkError(
+                f"{where}: the tokenizer gives token {largest}, the model's embedding ends at {self.vocabulary - 1}; "
+                "the tokenizer is another model's, or the model was not resized for tokens that were added to it"
+            )
 
     def hook(self, name: str, layer: int) -> str:
         """Full name of a link's hook at `layer`; `mlp_in` is resid_pre in parallel blocks, else resid_mid.
@@ -45,6 +60,8 @@ class ModelInfo:
             name, layer = "hook_resid_post", layer - 1
         full = f"blocks.{layer}.{name}"
         if full not in self.hooks:
+            if name in self.refused:
+                raise SaelinkError(f"link: {full} {self.refused[name]}; it can't be explained")
             known = sorted(hook.split(".", 2)[2] for hook in self.hooks if hook.startswith(f"blocks.{layer}.hook_"))
             raise SaelinkError(f"link: the model has no hook {full}; block hooks here: {', '.join(known)}, mlp_in")
         return full

@@ -3,55 +3,57 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from typing import Any
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from saelink.config.schema import Config, ModelConfig, ModelSource
-from saelink.errors import SaelinkError
+from saelink.errors import SaelinkError, reason_of
 from saelink.fetch import hub_errors
-from saelink.model.identity import model_folder, model_identity
+from saelink.model.completeness import check_loaded, check_sizes, unused
+from saelink.model.identity import check_identity, model_folder, model_identity
 from saelink.model.info import ModelInfo
+from saelink.model.remarks import quiet
 from saelink.model.weights import center_writing_weights, permute_weights
 from saelink.runtime import torch_dtype
 from saelink.store.artifact import Artifact
-
-
-def _quiet() -> None:
-    """Hugging Face's own progress bars and advice would run across ours."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def load_tokenizer(cfg: ModelConfig, info: Artifact | None = None) -> Any:
     """The model's tokenizer; `info` is the `model` artifact, which holds it where the weights were a GGUF."""
     from transformers import AutoTokenizer
 
-    _quiet()
+    quiet()
     path, options = _location(cfg, info)
-    with _readable(cfg, "tokenizer"):
-        return AutoTokenizer.from_pretrained(path, **options)
+    with readable(cfg, "its tokenizer can't be read"):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
 
 
 @contextmanager
-def _readable(cfg: ModelConfig, what: str) -> Iterator[None]:
-    """One line for a model that the libraries can't read: no tokenizer, no weights, unknown architecture."""
+def readable(cfg: ModelConfig, problem: str) -> Iterator[None]:
+    """One line that begins with `problem` for a model that the libraries can't read or run, whatever they raise."""
+    where = f"model.path={cfg.path}: {problem}"
     try:
-        with hub_errors("model.path", cfg.path):
+        with hub_errors("model.path", cfg.path) if cfg.source is ModelSource.hub else nullcontext():
             yield
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, SaelinkError) or (isinstance(error, OSError) and error.errno is not None):
+    except Exception as error:
+        system = isinstance(error, OSError) and error.errno is not None  # a full disk, say: no fault of the model
+        if isinstance(error, SaelinkError | MemoryError) or system:
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SaelinkError(f"model.path={cfg.path}: its {what} can't be read ({reason})") from None
+        reason = reason_of(error)
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own, which is never run; only architectures that transformers has are"
+        elif isinstance(error, ImportError):
+            reason = f"it needs a Python package that is not installed; {reason}"
+        raise SaelinkError(f"{where} ({reason})") from None
 
 
 def load_bridge(cfg: Config, info: ModelInfo, device: str) -> Any:
     """The model as a TransformerBridge on `device`: raw Hugging Face weights, nothing folded."""
-    tokenizer, hf_model = load_hf(cfg.model, info.artifact)
+    tokenizer, hf_model, _ = load_hf(cfg.model, info.artifact)
     return boot_bridge(cfg.model, tokenizer, hf_model.to(device))
 
 
@@ -65,29 +67,65 @@ def _location(cfg: ModelConfig, info: Artifact | None) -> tuple[str, dict[str, A
     return str(model_folder(cfg)), {"gguf_file": cfg.file} if cfg.file else {}
 
 
-def load_hf(cfg: ModelConfig, info: Artifact | None = None, attention: str | None = "eager") -> tuple[Any, Any]:
-    """Tokenizer and Hugging Face model; the bridge needs eager attention, None is the model's own choice."""
-    from transformers import AutoModelForCausalLM
+class Loaded(NamedTuple):
+    """What was read of a model."""
 
+    tokenizer: Any
+    hf_model: Any
+    unused: str | None
+    """What to say of tensors in its files that it has no place for."""
+
+
+def load_hf(cfg: ModelConfig, info: Artifact | None = None, attention: str | None = None) -> Loaded:
+    """Tokenizer and Hugging Face model, every tensor of it from its files.
+
+    All stages use the attention implementation that the model was described with, which is noted in the `model`
+    artifact `info`; without one it is `attention`, None for transformers' own choice. Raises SaelinkError for a model
+    that can't be read or lacks something.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    where = f"model.path={cfg.path}"
     tokenizer = load_tokenizer(cfg, info)
     path, options = _location(cfg, info)
+    if cfg.source is not ModelSource.hub and "gguf_file" not in options:
+        with readable(cfg, "its config can't be read"):
+            check_sizes(where, AutoConfig.from_pretrained(path, trust_remote_code=False), Path(path))
+    if info is not None:
+        attention = info.facts["attention"]
     # The GGUF reader draws a progress bar of its own, and makes millions of objects that all stay: collecting
     # garbage meanwhile takes a third of its time and finds none.
-    with _readable(cfg, "weights"), redirect_stderr(io.StringIO()), _no_garbage_collection():
-        hf_model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch_dtype(cfg.dtype), attn_implementation=attention, **options
+    with readable(cfg, "its weights can't be read"), redirect_stderr(io.StringIO()), _no_garbage_collection():
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch_dtype(cfg.dtype),
+            attn_implementation=attention,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are named below
+            output_loading_info=True,
+            **options,
         )
+    hf_model, loading = read
+    if info is not None and path != str(info.path):
+        check_identity(cfg, info.manifest["recipe"])
+    check_loaded(where, hf_model, loading)
+    return Loaded(tokenizer, _changed(cfg, info, hf_model).requires_grad_(False).eval(), unused(loading))
+
+
+def _changed(cfg: ModelConfig, info: Artifact | None, hf_model: Any) -> Any:
+    """With the weights that the settings ask for."""
     if not hf_model.config.architectures:  # a GGUF does not say
         hf_model.config.architectures = [type(hf_model).__name__]
-    unpacked = cfg.file is not None and info is not None  # from the artifact, whose weights are changed already
-    if cfg.center_writing_weights and not unpacked:
+    if cfg.file is not None and info is not None:  # from the artifact, whose weights are changed already
+        return hf_model
+    if cfg.center_writing_weights:
         center_writing_weights(hf_model)
-    if cfg.random_mlp is not None and not unpacked:
+    if cfg.random_mlp is not None:
         mlps = [module for name, module in hf_model.named_modules() if name.endswith(f".{cfg.random_mlp}.mlp")]
         if len(mlps) != 1:
             raise SaelinkError(f"model.random_mlp={cfg.random_mlp}: {cfg.path} has no MLP in such a block")
         permute_weights(mlps[0])
-    return tokenizer, hf_model.requires_grad_(False).eval()
+    return hf_model
 
 
 @contextmanager
@@ -103,7 +141,13 @@ def boot_bridge(cfg: ModelConfig, tokenizer: Any, hf_model: Any) -> Any:
     """The TransformerBridge around a Hugging Face model, which it rebuilds: save the model before."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    with _readable(cfg, "architecture"):
+    architecture = hf_model.config.architectures[0]
+    if hf_model.config.get_text_config() is not hf_model.config and importlib.util.find_spec("torchvision") is None:
+        raise SaelinkError(  # the bridge would install it
+            f"model.path={cfg.path}: {architecture} reads more than text, for which torchvision is needed; install it, "
+            "or take a model of text alone"
+        )
+    with readable(cfg, f"TransformerLens does not run {architecture}"):
         return TransformerBridge.boot_transformers(
             cfg.path, hf_model=hf_model, tokenizer=tokenizer, dtype=torch_dtype(cfg.dtype)
         )

@@ -1,4 +1,4 @@
-"""Where a block's hooks are among the Hugging Face model's modules, found by running a few tokens."""
+"""A few tokens run through Hugging Face's own model: what its modules take and give, and what it answers."""
 
 from __future__ import annotations
 
@@ -23,38 +23,112 @@ class SeenError(Exception):
     """All hooks have been seen: the rest of the forward pass is not wanted."""
 
 
+def first_of(value: Any) -> Any:
+    """What a module gives, without what it gives besides."""
+    return value[0] if isinstance(value, tuple) and value else value
+
+
 def listen(module: Any, side: str, keep: Callable[[Any], None]) -> Any:
-    """Call `keep` with the first thing that the module is given, or that it gives; the handle that ends it."""
+    """Call `keep` with the first thing that the module is given, or that it gives; the handle that ends it.
+
+    A module may change it in place behind the hook: what is kept has to be copied at once.
+    """
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep(next(iter((*args, *kwargs.values())), None))
 
     def after(_: Any, _args: Any, out: Any) -> None:
-        keep(out[0] if isinstance(out, tuple) else out)
+        keep(first_of(out))
 
     if side == "input":
         return module.register_forward_pre_hook(before, with_kwargs=True)
     return module.register_forward_hook(after)
 
 
-PROBE_TOKENS = 8
-"""Length of the sequence by which the hooks are found in the Hugging Face model."""
+PROBE_TOKENS = 16
+"""Length of the sequences by which a model is looked at."""
+
+WINDOWS = ("sliding_window", "window_size", "attention_window_size")
+"""How configs call the number of tokens that a token sees."""
+
+LONGEST_WINDOW = 1024
+"""A longer one is not tried: that takes a laptop minutes."""
 
 BLOCK_HOOKS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
-"""The hooks of a block that are looked for there."""
+"""The hooks of a block between which effects are measured."""
 
 
-def tensors_inside(hf_model: Any) -> dict[Place, dict[int, torch.Tensor]]:
-    """What every layer's modules are given and give on a few tokens, where it is as wide as the residual stream."""
+def n_tokens(hf_model: Any) -> int:
+    """How many token ids it has an embedding for."""
+    return int(hf_model.get_input_embeddings().weight.shape[0])
+
+
+def context_of(hf_model: Any) -> int | None:
+    """The longest sequence that its config allows; None where it does not say."""
+    config = hf_model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+def probe_ids(hf_model: Any, length: int = PROBE_TOKENS) -> torch.Tensor:
+    """[3, length] token ids from all of the vocabulary; the third sequence begins as the first does."""
     import torch
 
+    length = min(length, context_of(hf_model) or length)
+    ids = torch.randint(n_tokens(hf_model), (3, length), generator=torch.Generator().manual_seed(0))
+    ids[2, : length // 2] = ids[0, : length // 2]
+    return ids
+
+
+def _longer_ids(hf_model: Any) -> torch.Tensor | None:
+    """One sequence whose end does not see its beginning."""
+    config = hf_model.config.get_text_config()
+    windows = [getattr(config, name, None) for name in WINDOWS]
+    longest = max((window for window in windows if isinstance(window, int)), default=0)
+    if not PROBE_TOKENS <= longest <= LONGEST_WINDOW:
+        return None
+    return probe_ids(hf_model, longest + PROBE_TOKENS)[:1]
+
+
+class Inside(NamedTuple):
+    """What Hugging Face's own model makes of the probe's tokens [sequences, length]."""
+
+    ids: torch.Tensor
+    tensors: dict[Place, dict[int, torch.Tensor]]
+    """By place and layer [sequences, length, width]: what modules of the layers take and give, token by token."""
+    logits: torch.Tensor
+    longer: tuple[torch.Tensor, torch.Tensor] | None
+    """Tokens [1, length] and their logits, longer than the window of the model's attention; None where it has none, or
+    one above LONGEST_WINDOW."""
+
+
+def by_token(tensor: Any, shape: torch.Size) -> torch.Tensor | None:
+    """[*shape, width], heads side by side; None for what is not one vector a token."""
+    import torch
+
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        return None
+    if tensor.dim() == 2 and len(tensor) == shape.numel():
+        return tensor.view(*shape, -1)
+    return tensor.flatten(2) if tensor.dim() > 2 and tensor.shape[:2] == shape else None
+
+
+def look_inside(hf_model: Any) -> Inside:
+    """Run the probe, and keep what every layer's modules take and give; not of modules that run more than once."""
+    import torch
+
+    ids, longer = probe_ids(hf_model), _longer_ids(hf_model)
     found: dict[Place, dict[int, torch.Tensor]] = {}
-    shape = (1, PROBE_TOKENS, getattr(hf_model.config.get_text_config(), "hidden_size", None))
+    flat: set[Place] = set()
+    calls: dict[tuple[Place, int], int] = {}
 
     def keep_at(place: Place, layer: int) -> Callable[[Any], None]:
-        def keep(tensor: Any) -> None:
-            if isinstance(tensor, torch.Tensor) and tensor.shape == shape:
+        def keep(given: Any) -> None:
+            tensor = by_token(given, ids.shape)
+            if tensor is not None:
+                if given.dim() == 2:
+                    flat.add(place)
                 found.setdefault(place, {})[layer] = tensor.clone()
+                calls[place, layer] = calls.get((place, layer), 0) + 1
 
         return keep
 
@@ -66,30 +140,14 @@ def tensors_inside(hf_model: Any) -> dict[Place, dict[int, torch.Tensor]]:
             for side in ("input", "output"):
                 handles.append(listen(module, side, keep_at(Place(module_name, side), int(inside[2]))))
     with torch.inference_mode():
-        hf_model(torch.arange(PROBE_TOKENS)[None], use_cache=False)
+        logits = hf_model(ids, use_cache=False).logits
     for handle in handles:
         handle.remove()
-    return found
-
-
-def places_of_hooks(bridge: Any, inside: dict[Place, dict[int, torch.Tensor]]) -> dict[str, Place]:
-    """The hooks of FOUND whose tensor is the same one in every layer's place in the Hugging Face model."""
-    import torch
-
-    names = [f"blocks.{layer}.{name}" for layer in range(bridge.cfg.n_layers) for name in BLOCK_HOOKS]
+    for (place, layer), times in calls.items():
+        if times > 1:
+            found[place].pop(layer)
     with torch.inference_mode():
-        _, seen = bridge.run_with_cache(torch.arange(PROBE_TOKENS)[None], names_filter=names, return_cache_object=False)
-
-    def same(layer: int, name: str, tensors: dict[int, torch.Tensor]) -> bool:
-        hook, tensor = seen.get(f"blocks.{layer}.{name}"), tensors.get(layer)
-        if hook is None or tensor is None or hook.shape != tensor.shape:
-            return False
-        return bool((hook - tensor).norm() <= 1e-4 * hook.norm())
-
-    found = {}
-    for name in BLOCK_HOOKS:
-        for place, tensors in inside.items():
-            if all(same(layer, name, tensors) for layer in range(bridge.cfg.n_layers)):
-                found[name] = place
-                break
-    return found
+        further = None if longer is None else (longer, hf_model(longer, use_cache=False).logits)
+    # Of places with the same tensor the outermost module is first, and one by sequence before one of a list of tokens.
+    ordered = {place: found[place] for place in sorted(found, key=lambda at: (at in flat, at.module.count(".")))}
+    return Inside(ids, ordered, logits, further)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from saelink.errors import SaelinkError
+from saelink.model.agreement import LIMIT, centred, difference
+from saelink.model.probe import probe_ids
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +33,7 @@ def center_writing_weights(hf_model: Any) -> None:
 
     What writes is found by its size and name: the embeddings, and every product of a block whose output is as wide as
     the stream. An unembedding that shares its weights with the embedding keeps them as they were. Raises SaelinkError
-    for a model without LayerNorm, which would then say something else.
+    for a model that says something else then: one without LayerNorm, or with other names.
     """
     import torch
 
@@ -41,6 +43,9 @@ def center_writing_weights(hf_model: Any) -> None:
             f"model.center_writing_weights=true: the model normalises by {', '.join(sorted(kinds)) or 'nothing'}, which"
             " does not take the mean away; only models with LayerNorm stay the same"
         )
+    ids = probe_ids(hf_model)
+    with torch.inference_mode():
+        before = hf_model(ids, use_cache=False).logits
     width = hf_model.config.get_text_config().hidden_size
     unembedding = hf_model.get_output_embeddings()
     if unembedding is not None:
@@ -58,3 +63,10 @@ def center_writing_weights(hf_model: Any) -> None:
             bias = getattr(module, "bias", None)
             if isinstance(bias, torch.Tensor):
                 bias -= bias.mean()
+        after = hf_model(ids, use_cache=False).logits
+    apart = difference(centred(after), centred(before))
+    if before.dtype is torch.float32 and apart > LIMIT:  # that is how every model is described first
+        raise SaelinkError(
+            f"model.center_writing_weights=true: with them this model says something else (logits {apart:.2g} off, "
+            f"relative, where {LIMIT:g} is allowed); leave it out"
+        )

@@ -52,6 +52,7 @@ def prompt_ids(job: Job) -> list[int]:
         raise SaelinkError(
             f"graph.prompt has {len(prompt)} tokens; with the one in front at most data.context_size={most} fit"
         )
+    info.check_ids([first, *prompt], f"model.path={job.cfg.model.path}")
     return [first, *prompt]
 
 
@@ -94,7 +95,7 @@ class Tracer:
 
         def look(name: str) -> Any:
             def hook(acts: torch.Tensor, **_: object) -> torch.Tensor:
-                seen[name] = acts
+                seen[name] = acts.clone()  # it may be changed in place behind the hook
                 return acts
 
             return hook
