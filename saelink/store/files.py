@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
-import io
 import json
 import os
 import re
@@ -138,15 +136,15 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\N{FULLWIDTH EQUALS SIGN}", "\N{FULL
 def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     """A table as CSV. Text that a spreadsheet would run as a formula begins with an apostrophe."""
 
-    def cell(value: Any) -> Any:
-        runs = isinstance(value, str) and (value.startswith(FORMULA) or value.lstrip().startswith(FORMULA))
-        return f"'{value}" if runs else value
+    def cell(value: Any) -> str:
+        text = "" if value is None else str(value)
+        if isinstance(value, str) and (text.startswith(FORMULA) or text.lstrip().startswith(FORMULA)):
+            text = f"'{text}"
+        # The csv module leaves what other programs cut at, such as semicolons and carriage returns, without quotes.
+        return '"' + text.replace('"', '""') + '"' if re.search(r'[",;\s]', text.replace(" ", "")) else text
 
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(cell, columns))
-    writer.writerows([cell(row.get(column)) for column in columns] for row in rows)
-    return text.getvalue().encode("utf-8", "surrogatepass")
+    lines = [columns, *([row.get(column) for column in columns] for row in rows)]
+    return "".join(",".join(map(cell, line)) + "\n" for line in lines).encode("utf-8", "surrogatepass")
 
 
 def folder_bytes(folder: Path) -> int:

@@ -50,9 +50,9 @@ def names(folder: Path) -> list[str]:
 def foreign(tmp_path: Path) -> Path:
     """A folder of another program, some of whose names are those of a store's."""
     for name in (
-        f"downloads/{KEY}.partial/a",
-        "downloads/film.partial/b",
-        f"downloads/.{KEY}.7.removed/c",
+        f"one/{KEY}.partial/a",
+        "one/film.partial/b",
+        f"one/.{KEY}.7.removed/c",
         f"x/{KEY}/d",
     ):
         path = tmp_path / "other" / name
