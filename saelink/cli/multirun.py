@@ -68,7 +68,7 @@ def finish_sweep(store: Store, sweep_id: str, settings: WandbConfig) -> None:
     from saelink.tracking.runs import publish_sweep
 
     folder = sweep_folder(store, sweep_id)
-    if (folder / "jobs").is_dir():
+    if any((folder / "jobs").glob("*.json")):
         found = write_pareto(store, sweep_id)
         print_pareto(store.observer, sweep_id, found.rows, folder)
         publish_sweep(Project(settings, store), sweep_id, found)
