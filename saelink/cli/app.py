@@ -233,6 +233,9 @@ def main() -> Any:
             print(file=sys.stderr)
         print_line(stop.line)
         raise
+    except OSError as error:
+        print_line(one_line(error))
+        sys.exit(1)
     except Exception as error:  # one_line raises again what is no user's mistake
         from hydra.errors import HydraException
 

@@ -221,17 +221,17 @@ def objective(job: Job) -> float | list[float]:
 
 def one_line(error: Exception) -> str:
     """The line that a user's mistake gets, or the error again when it is not one."""
-    from omegaconf.errors import OmegaConfBaseException
-
     from saelink.errors import SaelinkError
 
     if isinstance(error, SaelinkError):
         return str(error)
-    if isinstance(error, OmegaConfBaseException):
-        return str(error).splitlines()[0]
     if isinstance(error, OSError) and error.errno is not None and error.errno != errno.EPIPE:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; {WAYS_OUT.get(error.errno, AGAIN)}"
+    from omegaconf.errors import OmegaConfBaseException  # after those that may keep anything from being imported
+
+    if isinstance(error, OmegaConfBaseException):
+        return str(error).splitlines()[0]
     raise error
 
 
