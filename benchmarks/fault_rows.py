@@ -154,7 +154,9 @@ ERRORS = ("ENOSPC", "EIO", "EINTR")
 def errors() -> list[tuple[str, str, int, bool]]:
     """Each error at each call, once and lasting (for EINTR five times: no system says it for ever)."""
     places = [(call, n + 1) for call, most in calls(False).items() if call in CALLS[:4] for n in range(most)]
-    return [(error, call, n, lasting) for error in ERRORS for call, n in places for lasting in (False, True)]
+    found = [(error, call, n, lasting) for error in ERRORS for call, n in places for lasting in (False, True)]
+    random.Random("errors").shuffle(found)
+    return found
 
 
 def error_at_a_call(case: int, folder: Path) -> str:

@@ -1,6 +1,6 @@
 """The fault bench of the store: what is lost, wrong or left over when something goes wrong, row by row.
 
-    python -m benchmarks.faults                          # what is missing of benchmarks/faults.json, about 30 minutes
+    python -m benchmarks.faults                          # what is missing of benchmarks/faults.json, about 20 minutes
     python -m benchmarks.faults --row races --count 100  # some of one row
     python -m benchmarks.faults --anew                   # all of it again
 

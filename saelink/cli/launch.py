@@ -228,6 +228,8 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.errno != errno.EPIPE:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; {WAYS_OUT.get(error.errno, AGAIN)}"
+    if isinstance(error, MemoryError):
+        return "out of memory; free some, or work on less at once (runtime.forward_tokens, data.max_tokens)"
     from omegaconf.errors import OmegaConfBaseException  # after those that may keep anything from being imported
 
     if isinstance(error, OmegaConfBaseException):
