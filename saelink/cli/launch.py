@@ -38,7 +38,7 @@ WAYS_OUT = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR), ROOM),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), or run fewer jobs at once"),
-    errno.ENOENT: "it was removed meanwhile; the same command again makes what is missing",
+    errno.ENOENT: "if it was removed meanwhile, the same command makes it again",
     errno.ENOMEM: "free memory, or run fewer jobs at once",
 }
 """What helps against errors of the operating system."""
@@ -64,7 +64,7 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
     given = overrides_of(arguments)
     overrides, notes = checked(given)
     for note in notes:
-        print(note)
+        print(printable(note))
     if not _shows(arguments):  # else what was registered for the check will do
         register()
     OUTCOME.begin()

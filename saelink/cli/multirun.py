@@ -70,5 +70,6 @@ def finish_sweep(store: Store, sweep_id: str, settings: WandbConfig) -> None:
     folder = sweep_folder(store, sweep_id)
     if any((folder / "jobs").glob("*.json")):
         found = write_pareto(store, sweep_id)
+        OUTCOME.failed_elsewhere += found.left_out
         print_pareto(store.observer, sweep_id, found.rows, folder)
         publish_sweep(Project(settings, store), sweep_id, found)

@@ -118,6 +118,8 @@ class Gathered(NamedTuple):
     """A fit each, with `job`, the overrides that made it, and `pareto`; by place, connector, solver, penalty."""
     bounds: Bounds | None
     """The mean predictor and the oracle, where all fits are of the same latents and targets."""
+    left_out: int
+    """Jobs whose note or connector is damaged or gone."""
 
 
 def gathered(store: Store, sweep_id: str) -> Gathered:
@@ -140,7 +142,8 @@ def gathered(store: Store, sweep_id: str) -> Gathered:
     rows = marked([{**row_of(connector), "job": job} for connector, job in found], places)
     bounds = Bounds(rows[0], oracle(store, found[0][0])) if len(set(places)) == 1 else None
     order = ("model", "layer", "link", "connector", "solver", "l1_alpha")
-    return Gathered(sorted(rows, key=lambda row: [row[name] for name in order]), bounds)
+    left_out = len(list((folder / "jobs").glob("*.json"))) - len(found)
+    return Gathered(sorted(rows, key=lambda row: [row[name] for name in order]), bounds, left_out)
 
 
 def write_pareto(store: Store, sweep_id: str) -> Gathered:

@@ -176,6 +176,19 @@ def test_a_failure_in_a_sweep_is_said_once(saelink: Run) -> None:
     assert "job 1 failed, see its line above" in out
 
 
+def test_a_sweep_whose_record_was_damaged_fails(saelink: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line says which, and the exit code that the table is not whole."""
+    from saelink.tracking.sweep import sweep_folder, write_pareto
+
+    def after_damage(store: Store, sweep_id: str) -> Any:
+        min((sweep_folder(store, sweep_id) / "jobs").iterdir()).write_text("{}")
+        return write_pareto(store, sweep_id)
+
+    monkeypatch.setattr("saelink.cli.multirun.write_pareto", after_damage)
+    code, out, err = saelink("train", "-m", "l1_alpha=1e-3,1e-2")
+    assert code == 1 and "it is left out" in out and "1 connectors" in out, out + err
+
+
 def test_a_bug_at_the_end_of_a_sweep_keeps_its_traceback(saelink: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
