@@ -54,16 +54,32 @@ def measured(row: Row, known: dict[str, Any], count: int, save: Any) -> dict[str
     return figures
 
 
+def table(result: dict[str, Any]) -> str:
+    """The results as the documentation shows them."""
+    lines = ["| fault | wanted | cases | failed | how they came out |", "|---|---|---|---|---|"]
+    for row in ROWS:
+        figures = result.get(row.name)
+        if figures is not None:
+            outcomes = ", ".join(f"{number:,} {name}" for name, number in figures["outcomes"].items())
+            outcomes = "all found" if row.name == "damage" and not figures["failed"] else outcomes
+            lines.append(f"| {row.name} | {row.wanted} | {figures['cases']:,} | {figures['failed']} | {outcomes} |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="the fault bench of the store")
     parser.add_argument("--row", action="append", choices=[row.name for row in ROWS], help="only this row")
     parser.add_argument("--count", type=int, help="at most so many cases of a row")
     parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--table", action="store_true", help="only print what was measured, for the documentation")
     parser.add_argument("--anew", action="store_true", help="forget what was measured before")
     asked = parser.parse_args(arguments)
     result: dict[str, Any] = {}
     if asked.result.exists() and not asked.anew:
         result = json.loads(asked.result.read_bytes())
+    if asked.table:
+        print(table(result))
+        return 0
     prepare()
     failed = 0
     for row in ROWS:

@@ -19,7 +19,8 @@ from saelink.store.files import write_durably
 from saelink.store.store import Store
 
 from helpers.observing import Lines
-from helpers.world import Run
+from helpers.slurm import PLUGINS, has
+from helpers.world import Run, World
 
 STAGES = ["model", "tokens", "cache", "encode", "gram", "train", "evaluate", "edges", "report"]
 
@@ -174,6 +175,16 @@ def test_a_failure_in_a_sweep_is_said_once(saelink: Run) -> None:
     assert code == 1
     assert (out + err).count("layer=9: the model has") == 1
     assert "job 1 failed, see its line above" in out
+
+
+def test_a_failure_in_another_process_is_said_once(world: World, tmp_path: Path) -> None:
+    if not has(PLUGINS["processes"]):
+        pytest.skip(f"{PLUGINS['processes']} is not installed")
+    launcher = ["hydra/launcher=processes", "hydra.launcher.n_jobs=2", "runtime.threads=1"]
+    command = [sys.executable, "-m", "saelink", "train", "-m", *world.overrides("outputs"), *launcher, "layer=1,9"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).count("layer=9: the model has") == 1, done.stdout + done.stderr
 
 
 def test_a_sweep_whose_record_was_damaged_fails(saelink: Run, monkeypatch: pytest.MonkeyPatch) -> None:
