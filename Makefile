@@ -19,7 +19,7 @@ torch = $(if $(TORCH_BACKEND),$(1)/bin/pip install -q uv && $(1)/bin/uv pip inst
 LATEST_TORCH ?= torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-latest test-latest-saelens test-latest-bare lock check lint-page docs bench bench-memory bench-gpu bench-run clean
+.PHONY: help demo test test-all test-latest test-latest-saelens test-latest-bare lock check lint-page docs bench bench-memory bench-gpu bench-run faults clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -83,6 +83,9 @@ bench-gpu: $(INSTALLED)  ## speed on a CUDA GPU, write benchmarks/gpu.json (unde
 
 bench-run: $(INSTALLED)  ## time `saelink run` cold and warm on this machine, write benchmarks/run.json
 	$(BIN)/python -m benchmarks.run
+
+faults: $(INSTALLED)  ## what is lost when processes, disks and files fail, into benchmarks/faults.json; goes on where it was (20 minutes)
+	$(BIN)/python -m benchmarks.faults
 
 clean:  ## remove .venv and caches; outputs/ stays
 	rm -rf $(VENV) .venv-latest-saelens .venv-latest-bare .pytest_cache .ruff_cache dist build

@@ -6,8 +6,17 @@ keep quiet; terminal/progress.py has those that print.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import TracebackType
+
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Characters that move the cursor, change colours, answer as a keyboard would, or turn the order of what is read."""
+
+
+def printable(line: str) -> str:
+    """A line in which names, whoever gave them, only stand: what steers a terminal is shown as an escape."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 class Progress:

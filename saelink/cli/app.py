@@ -13,8 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from saelink.cli import jobs, wandb
-from saelink.cli.launch import hydra_line, launch, one_line
+from saelink.cli.launch import hydra_line, launch, one_line, print_line
+from saelink.cli.signals import StoppedError, stopping
 from saelink.cli.words import asks_for_help, is_override
+from saelink.progress import printable
 
 app = typer.Typer(
     name="saelink",
@@ -162,7 +164,7 @@ def rm(key: Key, outputs: Outputs = "outputs") -> None:
     from saelink.store.store import Store
 
     for path in Store(outputs).remove(key):
-        print(f"removed {path}")
+        print(printable(f"removed {path}"))
 
 
 @app.command("push")
@@ -189,7 +191,7 @@ def gc(outputs: Outputs = "outputs") -> None:
     from saelink.store.store import Store
 
     for path, size in Store(outputs).collect_garbage():
-        print(f"removed {path} ({gigabytes(size)})")
+        print(printable(f"removed {path} ({gigabytes(size)})"))
 
 
 @app.command("pareto")
@@ -226,19 +228,26 @@ def main() -> Any:
     # Imports make millions of objects that all stay: looking for garbage among them takes a sixth of the start.
     garbage.disable()
     try:
-        _check_command(sys.argv[1:])
-        app()
+        with stopping():
+            _check_command(sys.argv[1:])
+            app()
+    except StoppedError as stop:
+        if sys.stderr.isatty():  # behind the ^C that it shows, or a bar
+            print(file=sys.stderr)
+        print_line(stop.line)
+        raise
+    except OSError as error:
+        print_line(one_line(error))
+        sys.exit(1)
     except Exception as error:  # one_line raises again what is no user's mistake
         from hydra.errors import HydraException
 
         if isinstance(error, HydraException):
-            print(f"saelink: {hydra_line(error)}", file=sys.stderr)
+            print_line(hydra_line(error))
         elif "No trials are completed yet" in str(error):  # Optuna's, after each trial got a line of its own
-            print("saelink: no trial of the search succeeded, see the lines above", file=sys.stderr)
-        elif isinstance(error, OSError) and error.filename:  # Hydra makes a multirun's folder itself
-            print(f"saelink: {error.filename}: {error.strerror}; change runtime.outputs", file=sys.stderr)
+            print_line("no trial of the search succeeded, see the lines above")
         else:
-            print(f"saelink: {one_line(error)}", file=sys.stderr)
+            print_line(one_line(error))
         sys.exit(1)
     finally:
         garbage.enable()

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,6 +17,7 @@ import typer
 from saelink.cli.jobs import EACH_PENALTY, Command, run_all, run_report, swept
 from saelink.cli.outcome import OUTCOME
 from saelink.cli.words import asks_for_help, check_words, hydra_arguments, overrides_of
+from saelink.progress import printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,7 +33,19 @@ EXTRAS = {
 }
 """Hydra's launchers and sweepers that are packages of their own, by the extra that brings them."""
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+ROOM = "nothing half-written stays. Make room or change runtime.outputs"
+
+WAYS_OUT = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR), ROOM),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), or run fewer jobs at once"),
+    errno.ENOENT: "if it was removed meanwhile, the same command makes it again",
+    errno.ENOMEM: "free memory, or run fewer jobs at once",
+}
+"""What helps against errors of the operating system."""
+
+AGAIN = "the disk or the network failed; once it works, the same command resumes from what is finished"
+"""What helps against all others."""
 
 
 def launch(name: str, arguments: list[str], command: Command) -> None:
@@ -51,7 +65,7 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
     given = overrides_of(arguments)
     overrides, notes = checked(given)
     for note in notes:
-        print(note)
+        print(printable(note))
     if not _shows(arguments):  # else what was registered for the check will do
         register()
     OUTCOME.begin()
@@ -70,6 +84,8 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task(command, sweep_id))()
     finally:
         sys.argv = argv
+    if OUTCOME.error is not None:
+        raise OUTCOME.error
     if OUTCOME.failed_here or OUTCOME.failed_elsewhere:  # jobs of a sweep may have run in other processes
         raise typer.Exit(1)
 
@@ -115,19 +131,33 @@ def _task(command: Command, sweep_id: str) -> Callable[[DictConfig], float | lis
             gc.enable()
         hydra = HydraConfig.get()
         sweeping = hydra.mode == RunMode.MULTIRUN
+        if OUTCOME.error is not None:  # the sweep could not begin
+            return None
         try:
             return _run(raw, command, memories[0], hydra.job.num if sweeping else None, sweep_id)
-        except KeyboardInterrupt:
-            print("\nsaelink: interrupted; the same command resumes from what is finished", file=sys.stderr)
+        except KeyboardInterrupt:  # in the process of a launcher; the one that began the sweep says so
             raise SystemExit(130) from None
         except Exception as error:  # one_line raises again what is no user's mistake
-            print(f"saelink: {one_line(error)}", file=sys.stderr, flush=True)
-            OUTCOME.failed_here += 1
-            if sweeping:
-                record_failure(Store(raw.runtime.outputs), raw.runtime.sweep, hydra.job.num, one_line(error))
+            line = one_line(error)
+            if not sweeping:
+                print_line(line)
+                OUTCOME.failed_here.append(None)
+                return None
+            noted = False
+            with suppress(OSError):  # on a full disk, say, which the line tells
+                record_failure(Store(raw.runtime.outputs), raw.runtime.sweep, hydra.job.num, line)
+                noted = True
+            if OUTCOME.begun or not noted:  # else the process that began the sweep prints it at the end
+                print_line(line)
+            OUTCOME.failed_here.append(hydra.job.num)
             return None
 
     return task
+
+
+def print_line(line: str) -> None:
+    """A user's mistake, on standard error."""
+    print(f"saelink: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def _run(
@@ -194,17 +224,19 @@ def objective(job: Job) -> float | list[float]:
 
 def one_line(error: Exception) -> str:
     """The line that a user's mistake gets, or the error again when it is not one."""
-    from omegaconf.errors import OmegaConfBaseException
-
     from saelink.errors import SaelinkError
 
     if isinstance(error, SaelinkError):
         return str(error)
+    if isinstance(error, OSError) and error.errno is not None and error.errno != errno.EPIPE:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; {WAYS_OUT.get(error.errno, AGAIN)}"
+    if isinstance(error, MemoryError):
+        return "out of memory; free some, or work on less at once (runtime.forward_tokens, data.max_tokens)"
+    from omegaconf.errors import OmegaConfBaseException  # after those that may keep anything from being imported
+
     if isinstance(error, OmegaConfBaseException):
         return str(error).splitlines()[0]
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; nothing half-written stays. Make room or change runtime.outputs"
     raise error
 
 

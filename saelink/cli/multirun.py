@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -18,25 +20,45 @@ class Finish(Callback):
     """A clean record at the start; table, picture and W&B run at the end."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        given = [text.split("=", 1)[1] for text in config.hydra.overrides.task if text.startswith("layer=")]
-        swept = given[-1] if given else str((config.hydra.sweeper.get("params") or {}).get("layer", ""))
-        OUTCOME.layers = len(swept.split(","))
-        begin(Store(config.runtime.outputs), config.runtime.sweep)
+        with _kept():
+            given = [text.split("=", 1)[1] for text in config.hydra.overrides.task if text.startswith("layer=")]
+            swept = given[-1] if given else str((config.hydra.sweeper.get("params") or {}).get("layer", ""))
+            OUTCOME.layers = len(swept.split(","))
+            begin(Store(config.runtime.outputs), config.runtime.sweep)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        observer = TerminalObserver()
-        store, sweep_id = Store(config.runtime.outputs, observer), config.runtime.sweep
-        folder = sweep_folder(store, sweep_id)
-        failed = failures(store, sweep_id)
-        OUTCOME.failed_elsewhere = len(failed)
-        for failure in failed:  # first, because Hydra swallows what a callback raises
+        if OUTCOME.error is not None:
+            return
+        with _kept():
+            _end(config)
+
+
+@contextmanager
+def _kept() -> Generator[None, None, None]:
+    """What is raised inside is raised again when Hydra is done."""
+    try:
+        yield
+    except Exception as error:
+        OUTCOME.error = error
+
+
+def _end(config: DictConfig) -> None:
+    observer = TerminalObserver()
+    store, sweep_id = Store(config.runtime.outputs, observer), config.runtime.sweep
+    folder = sweep_folder(store, sweep_id)
+    failed = failures(store, sweep_id)
+    OUTCOME.failed_elsewhere = len(failed)
+    for failure in failed:  # first: they may be why the rest can't be made
+        if failure["job"] in OUTCOME.failed_here:
+            observer.say(f"job {failure['job']} failed, see its line above")
+        else:
             observer.say(f"job {failure['job']} failed: {failure['error']}")
-        if (folder / "experiments").is_dir():
-            observer.say("\nTables and pictures of all layers:")
-            for path in gather_experiments(store, sweep_id):
-                observer.say(f"  {path}")
-        settings: Any = OmegaConf.to_object(config.wandb)
-        finish_sweep(store, sweep_id, settings)
+    if (folder / "experiments").is_dir():
+        observer.say("\nTables and pictures of all layers:")
+        for path in gather_experiments(store, sweep_id):
+            observer.say(f"  {path}")
+    settings: Any = OmegaConf.to_object(config.wandb)
+    finish_sweep(store, sweep_id, settings)
 
 
 def finish_sweep(store: Store, sweep_id: str, settings: WandbConfig) -> None:
@@ -46,7 +68,8 @@ def finish_sweep(store: Store, sweep_id: str, settings: WandbConfig) -> None:
     from saelink.tracking.runs import publish_sweep
 
     folder = sweep_folder(store, sweep_id)
-    if (folder / "jobs").is_dir():
+    if any((folder / "jobs").glob("*.json")):
         found = write_pareto(store, sweep_id)
+        OUTCOME.failed_elsewhere += found.left_out
         print_pareto(store.observer, sweep_id, found.rows, folder)
         publish_sweep(Project(settings, store), sweep_id, found)

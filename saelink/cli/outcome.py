@@ -8,13 +8,18 @@ class Outcome:
 
     def __init__(self) -> None:
         self.begin()
+        self.begun = False
+        """Whether this process was given the command; jobs of a launcher run in others."""
 
     def begin(self) -> None:
         """Before a command."""
-        self.failed_here = 0
-        """Jobs of this process that ended with a user's error; their line is already printed."""
+        self.begun = True
+        self.failed_here: list[int | None] = []
+        """Numbers of the jobs of this process that ended with a user's error; their line is already printed."""
         self.failed_elsewhere = 0
         """Jobs of the multirun that did, in whichever process."""
+        self.error: Exception | None = None
+        """What kept the multirun from beginning or from ending whole: Hydra swallows what a callback raises."""
         self.layers = 1
         """Layers that the multirun goes over."""
 

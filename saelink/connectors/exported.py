@@ -16,11 +16,14 @@ from saelink.connectors.base import Connector, pieces_of
 from saelink.errors import SaelinkError
 from saelink.fetch import ON_HUB, hub_address, hub_errors
 from saelink.latents.rows import Rows, offsets_of
+from saelink.store.seal import SealError, sealed, unsealed
 
 WEIGHTS_FILE = "connector.safetensors"
 
 CONFIG_FILE = "cfg.json"
 
+WEIGHTS_SEAL = "weights_sha256"
+"""The entry of an export's `cfg.json` that holds the sha256 of its weights."""
 
 LARGE = 2**24
 """Entries of a matrix from which on it is stored by its non-zero ones, if these are few."""
@@ -78,20 +81,39 @@ def connector_of(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor])
     return connector.eval()
 
 
+def exported_config(config: Mapping[str, Any], weights_sha256: str) -> dict[str, Any]:
+    """What `cfg.json` of an export says, given what the connector's own says: it seals itself and the weights."""
+    return sealed({**config, "format": "saelink", WEIGHTS_SEAL: weights_sha256})
+
+
+def _damaged(folder: Path, name: str, how: str) -> SaelinkError:
+    return SaelinkError(f"{folder / name} {how}: get the connector again, or write it anew with `saelink export`")
+
+
 class ExportedConnector:
-    """A connector from an exported folder, in the raw units of both SAEs."""
+    """A connector from an exported folder, in the raw units of both SAEs.
+
+    Raises SaelinkError when a file is missing, or is not as it was written.
+    """
 
     def __init__(self, folder: Path):
-        from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType] (its PathLike has no argument)
+        from safetensors.torch import load
 
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise SaelinkError(f"{folder}: no connector is there, {name} is missing; `saelink export` makes one")
+        data = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
+        digests = {name: hashlib.sha256(content) for name, content in data.items()}
         try:
-            self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
+            self.config = unsealed(data[CONFIG_FILE])
+        except SealError as error:
+            raise _damaged(folder, CONFIG_FILE, str(error)) from None
+        if self.config.get(WEIGHTS_SEAL) != digests[WEIGHTS_FILE].hexdigest():
+            raise _damaged(folder, WEIGHTS_FILE, f"does not have the sha256 that {CONFIG_FILE} names")
+        try:
             if "${" in json.dumps(self.config["connector"]):
                 raise ValueError("its settings refer to something outside")
-            self.connector = connector_of(self.config, load_file(folder / WEIGHTS_FILE))
+            self.connector = connector_of(self.config, load(data[WEIGHTS_FILE]))
             sides = self.config["sources"]
             self.scales = torch.cat([torch.full((side["d"],), float(side["scale"])) for side in sides])
             self.target_scale = float(self.config["target"]["scale"])
@@ -99,8 +121,7 @@ class ExportedConnector:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SaelinkError(f"{folder}: the connector can't be read ({reason})") from None
         self.connector.requires_grad_(False)
-        parts = (folder / name for name in (CONFIG_FILE, WEIGHTS_FILE))
-        self.sha256 = hashlib.sha256(b"".join(hashlib.sha256(part.read_bytes()).digest() for part in parts)).hexdigest()
+        self.sha256 = hashlib.sha256(b"".join(digest.digest() for digest in digests.values())).hexdigest()
         """Of both files."""
 
     @property

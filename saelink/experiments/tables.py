@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from saelink.store.artifact import Artifact
+from saelink.store.files import csv_bytes
 
 TABLE_FILE = "table.csv"
 
@@ -35,11 +35,7 @@ def shown_rows(result: Artifact) -> list[Row]:
 
 def table_csv(rows: Sequence[Row]) -> bytes:
     """The rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    return csv_bytes(list(rows[0]), rows)
 
 
 def paragraph(text: str) -> str:

@@ -80,7 +80,7 @@ def _gap(c: Any, yy: float, lam: float, w: Any, q_chosen: Any, q: Any, positive:
 def solve_target(
     offsets: Any, indices: Any, values: Any, x: Any, c_indices: Any, c_values: Any, yy: float, y: float,
     centred: bool, lam: float, tolerance: float, max_sweeps: int, positive: bool, q: Any, place: Any,
-) -> tuple[Any, Any, float, int]:  # pragma: no cover  # fmt: skip
+) -> tuple[Any, Any, float, float]:  # pragma: no cover  # fmt: skip
     """The sources with a weight, ascending, their weights, the duality gap over all sources, and the squared error.
 
     G is symmetric, row j in values[offsets[j] : offsets[j + 1]]; c is sparse too; x and y are means; `centred`

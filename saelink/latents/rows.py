@@ -62,7 +62,7 @@ class Rows:
 
     def at(self, rows: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """[m] float32: latents[i] on row rows[i], 0 where it is not active."""
-        known, place = rows.unique(return_inverse=True)
+        known, place = torch.unique(rows, return_inverse=True)  # pyright: ignore[reportUnknownMemberType]
         part = self.select(known)
         pairs = part.row_of * self.d + part.indices
         wanted = place * self.d + latents

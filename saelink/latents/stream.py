@@ -1,5 +1,8 @@
 """Latents of the whole text as a stream that is read shard by shard, and the pieces a pass over it goes by."""
 
+# torch leaves arguments of some of its methods without types.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

@@ -59,9 +59,9 @@ class _Made(NamedTuple):
 class ReportStage(JobStage[ReportFacts]):
     """The page about the configured connector.
 
-    `command` is what it says makes it, when it is made anew. Files: `report.html`, `data.zip`. It is made anew when
-    something it shows has changed: an evaluation of another connector between the same latents, say, or an experiment
-    on them. So naming it pulls all that it shows.
+    `command` is what it says makes it. Files: `report.html`, `data.zip`. It is made anew when something it shows has
+    changed: a name, the command, an evaluation of another connector between the same latents, say, or an experiment on
+    them. So naming it pulls all that it shows.
     """
 
     name = "report"
@@ -96,6 +96,11 @@ class ReportStage(JobStage[ReportFacts]):
     def recipe(self) -> dict[str, Any]:
         cfg, sides = self.job.cfg, self.job.sides
         recipe: dict[str, Any] = {
+            "model": cfg.model.label,
+            "data": cfg.data.label,
+            "layer": cfg.layer,
+            "link": cfg.link.name,
+            "command": self._command,
             "cards": cfg.report.cards,
             "ablated": cfg.report.ablated,
             "ablated_examples": cfg.report.ablated_examples,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
+import html
 import io
 import json
 import math
+import re
 from typing import Any, TypedDict
 
 import torch
 
 from saelink.config.schema import Config
-from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE
+from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, exported_config
 from saelink.evidence.edges import HIDDEN_TENSORS_FILE, EdgesStage, EdgeTable, load_edge_table
 from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage
 from saelink.evidence.names import Names, names_inputs, pages_of
@@ -19,6 +20,7 @@ from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
 from saelink.job import Job, JobStage
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
+from saelink.store.files import csv_bytes, file_sha256
 
 
 class ExportFacts(TypedDict):
@@ -36,7 +38,7 @@ class ExportStage(JobStage[ExportFacts]):
     """
 
     name = "export"
-    version = 2
+    version = 3
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -48,7 +50,8 @@ class ExportStage(JobStage[ExportFacts]):
 
     def recipe(self) -> dict[str, Any]:
         cfg = self.job.cfg
-        return {"model": cfg.model.name, "data": cfg.data.name, "pages": pages_of(self.job)}  # the card has them
+        said = {"model": cfg.model.name, "data": cfg.data.name, "layer": cfg.layer, "link": cfg.link.name}
+        return {**said, "pages": pages_of(self.job)}  # the card and the tables have them
 
     def inputs(self) -> dict[str, str]:
         found = {"connector": self._train.key, "evaluation": self._evaluate.key, "edges": self._edges.key}
@@ -60,9 +63,9 @@ class ExportStage(JobStage[ExportFacts]):
     def make(self, draft: Draft) -> ExportFacts:
         job = self.job
         connector, evaluation, table = self._train.pull(), self._evaluate.pull(), self._edges.pull()
-        config = connector.json(CONFIG_FILE)
-        draft.save_json(CONFIG_FILE, config | {"format": "saelink", "model": job.cfg.model.name})
         draft.save_tensors(WEIGHTS_FILE, connector.tensors(WEIGHTS_FILE))
+        config = connector.json(CONFIG_FILE) | {"model": job.cfg.model.name}
+        draft.save_json(CONFIG_FILE, exported_config(config, file_sha256(draft.folder / WEIGHTS_FILE)))
         names = Names(job)
         fitted = fitted_connector(connector)
         count = _write_edges(draft, "edges", load_edge_table(table), names, "target", fitted.direct)
@@ -107,11 +110,7 @@ def _write_edges(draft: Draft, name: str, found: EdgeTable, names: Names, target
         graph.add_edge(
             of.name, to.name, weight=weight, both_active=both, **({} if math.isnan(rise) else {"fvu_rise": rise})
         )
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    draft.save_bytes(f"{name}.csv", text.getvalue().encode("utf-8", "surrogatepass"))
+    draft.save_bytes(f"{name}.csv", csv_bytes(COLUMNS, rows))
     kinds = {"weight": "float64", "fvu_rise": "float64", "target": "int64", "source": "int64", "both_active": "int64"}
     features = datasets.Features({column: datasets.Value(kinds.get(column, "string")) for column in COLUMNS})
     data = io.BytesIO()
@@ -129,11 +128,17 @@ def _plain(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def _shown(name: str) -> str:
+    """A name as Markdown shows it: one line, no markup and no HTML in it."""
+    line = html.escape(_plain(" ".join(name.split())), quote=False)
+    return re.sub(r"([\\`\[\]!|])", r"\\\1", line)
+
+
 def _card(cfg: Config, connector: Artifact[TrainFacts], evaluation: Artifact[EvaluateFacts]) -> str:
     """The model card: what it maps, how well on held-out documents, how to use it."""
     config, figures = connector.json(CONFIG_FILE), evaluation.json("metrics.json")
     sources = ", ".join(f"`{side['hook_name']}` ({side['d']:,} latents)" for side in config["sources"])
-    target = config["target"]
+    target, model, data = config["target"], _shown(cfg.model.name), _shown(cfg.data.name)
     numbers = {
         "FVU on test documents": f"{figures['fvu']:.4f}",
         "FVU of the median target latent": f"{figures['fvu_median_latent']:.4f}",
@@ -153,10 +158,10 @@ library_name: saelink
 tags: [sparse-autoencoder, interpretability, saelink]
 ---
 
-# {config["connector"]["name"]} connector, {cfg.model.label}, layer {cfg.layer}, link {cfg.link.name}
+# {config["connector"]["name"]} connector, {_shown(cfg.model.label)}, layer {cfg.layer}, link {_shown(cfg.link.name)}
 
-Predicts the SAE latents of `{target["hook_name"]}` ({target["d"]:,}) from those of {sources} in {cfg.model.name}.
-Solver {config["solver"]["name"]}, l1_alpha {config["l1_alpha"]:g}, on {cfg.data.name}.
+Predicts the SAE latents of `{target["hook_name"]}` ({target["d"]:,}) from those of {sources} in {model}.
+Solver {config["solver"]["name"]}, l1_alpha {config["l1_alpha"]:g}, on {data}.
 
 | on held-out documents | |
 |---|---|
@@ -170,5 +175,6 @@ connector.target_ids                    # which target latents the columns are
 connector.weight                        # what the output reads, scaled units
 ```
 
-`edges.csv` and `edges.parquet` hold every edge, `graph.graphml` and `graph.json` the same as a graph.
+`edges.csv` and `edges.parquet` hold every edge (in the CSV a token that a spreadsheet would run as a formula begins
+with an apostrophe), `graph.graphml` and `graph.json` the same as a graph.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from saelink.errors import SaelinkError
-from saelink.store.files import file_sha256, read_tensors
+from saelink.store.files import file_sha256, is_regular, read_tensors
 from saelink.store.manifest import MANIFEST, Manifest, ManifestError, read_manifest
 
 if TYPE_CHECKING:
@@ -17,10 +17,15 @@ Facts = TypeVar("Facts", covariant=True)
 """What its stage found out about it, see Stage."""
 
 
+class RemovedError(SaelinkError):
+    """An artifact that was there, and was removed before it was read."""
+
+
 class Artifact(Generic[Facts]):
     """A finished artifact. Every file is compared with the manifest before it is first used.
 
-    Raises SaelinkError when the manifest is missing, changed since it was written, or that of another artifact.
+    Raises SaelinkError when the manifest is missing, changed since it was written, or that of another artifact, and
+    RemovedError where the whole folder is gone.
     """
 
     def __init__(self, path: Path):
@@ -51,6 +56,11 @@ class Artifact(Generic[Facts]):
         return sorted(self._files)
 
     def _damaged(self, name: str, how: str) -> SaelinkError:
+        if not self.path.exists():
+            return RemovedError(
+                f"{self.path} was removed while it was read; the same command as before makes the {self.stage} "
+                f"artifact anew"
+            )
         return SaelinkError(
             f"{self.path / name} {how}: the {self.stage} artifact is damaged; "
             f"`saelink rm {self.key}` removes it, and the same command as before makes it anew"
@@ -66,19 +76,27 @@ class Artifact(Generic[Facts]):
         if name not in self._checked:
             expected = self._files[name]
             try:
+                if not is_regular(path):
+                    raise self._damaged(name, "is no file of its own")
                 size = path.stat().st_size
+                if size != expected["size"]:
+                    raise self._damaged(name, f"has {size:,} bytes where the manifest says {expected['size']:,}")
+                if file_sha256(path) != expected["sha256"]:
+                    raise self._damaged(name, "does not have the sha256 of the manifest")
             except FileNotFoundError:
                 raise self._damaged(name, "is missing") from None
-            if size != expected["size"]:
-                raise self._damaged(name, f"has {size:,} bytes where the manifest says {expected['size']:,}")
-            if file_sha256(path) != expected["sha256"]:
-                raise self._damaged(name, "does not have the sha256 of the manifest")
             self._checked.add(name)
         return path
 
     def tensors(self, name: str, device: str = "cpu") -> dict[str, torch.Tensor]:
         """The tensors of one safetensors file, checked first."""
-        return read_tensors(self.file(name), device)
+        try:
+            return read_tensors(self.file(name), device)
+        except FileNotFoundError:
+            raise self._damaged(name, "is missing") from None
 
     def json(self, name: str) -> Any:
-        return json.loads(self.file(name).read_bytes())
+        try:
+            return json.loads(self.file(name).read_bytes())
+        except FileNotFoundError:
+            raise self._damaged(name, "is missing") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelink.errors import SaelinkError
-from saelink.store.files import file_sha256, fsync_folder, json_bytes, read_tensors, write_durably
-from saelink.store.manifest import MANIFEST, FileEntry, Manifest, notes_in_journal, notes_in_manifest, sealed
+from saelink.store.files import file_sha256, fsync_folder, is_regular, json_bytes, naming, read_tensors, write_durably
+from saelink.store.manifest import MANIFEST, FileEntry, journal_line, notes_in_journal, notes_in_manifest
 from saelink.store.provenance import provenance
 from saelink.store.recipe import Plan
+from saelink.store.seal import sealed
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,7 @@ class Draft:
         self.plan = plan
         self.folder = folder
         self.shared = shared
+        self._resumable = resumable
         self._files: dict[str, FileEntry] = {}
         self._others: set[str] = set()
         """Files that other workers finished since this draft was made: of them only the size was compared."""
@@ -88,7 +89,7 @@ class Draft:
         """Keep the finished files of an earlier try: those whose bytes are what was noted of them.
 
         A manifest is there when it was killed before the rename, a journal when it was killed before that or since.
-        Each note counts for itself, so that a damaged one loses the file that it is about and no other.
+        Each line of a journal counts for itself, so that a damaged one loses the file that it is about and no other.
         """
         noted: dict[str, list[FileEntry]] = {}
         for name, entry in [*self._manifest_notes(), *self._new_lines()]:
@@ -96,7 +97,7 @@ class Draft:
         for name, entries in noted.items():
             path = self.folder / name
             with suppress(OSError, ValueError):  # missing, or no name of a file
-                size = path.stat().st_size
+                size = path.stat().st_size if is_regular(path) else -1
                 if any(entry["size"] == size for entry in entries):
                     found: FileEntry = {"size": size, "sha256": file_sha256(path)}
                     if found in entries:
@@ -104,12 +105,18 @@ class Draft:
 
     def _manifest_notes(self) -> Iterator[tuple[str, FileEntry]]:
         path = self.folder / MANIFEST
-        return notes_in_manifest(path.read_bytes() if path.exists() else b"")
+        with suppress(FileNotFoundError):
+            if is_regular(path):
+                return notes_in_manifest(path.read_bytes(), self.plan.key)
+        return iter(())
 
     def _new_lines(self) -> list[tuple[str, FileEntry]]:
         """What was noted in the journal since it was last read; all of it the first time."""
+        path = self.folder / JOURNAL
         try:
-            with (self.folder / JOURNAL).open("rb") as journal:
+            if not is_regular(path):
+                return []
+            with naming(path), path.open("rb") as journal:
                 if os.fstat(journal.fileno()).st_size < self._journal_read:  # it was begun anew
                     self._journal_read = 0
                 journal.seek(self._journal_read)
@@ -117,7 +124,7 @@ class Draft:
         except FileNotFoundError:
             return []
         self._journal_read += len(data)
-        return list(notes_in_journal(data))
+        return list(notes_in_journal(data, self.plan.key))
 
     def __contains__(self, name: str) -> bool:
         """Whether this file is finished, now or in an earlier try."""
@@ -127,9 +134,9 @@ class Draft:
         """Write one file durably and note it in the journal."""
         write_durably(self.folder / name, data)
         entry: FileEntry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        with (self.folder / JOURNAL).open("a") as journal:
-            # On a line of its own also behind the half line of a process that was killed in the middle of one.
-            journal.write("\n" + json.dumps({"name": name, **entry}) + "\n")
+        path = self.folder / JOURNAL
+        with naming(path), path.open("ab") as journal:
+            journal.write(journal_line(self.plan.key, name, entry))
             journal.flush()
             os.fsync(journal.fileno())
         self._files[name] = entry
@@ -167,7 +174,13 @@ class Draft:
             self._others.discard(name)
         return read_tensors(path)
 
-    def _manifest(self, facts: Mapping[str, Any], device: str) -> Manifest:
+    def abandon(self) -> None:
+        """Leave nothing of it that no later try goes on from: it failed, or its process was told to stop."""
+        if self.shared or (self._resumable and self._files):
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _manifest(self, facts: Mapping[str, Any], device: str) -> dict[str, Any]:
         return sealed(
             {
                 "stage": self.plan.stage,

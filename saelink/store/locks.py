@@ -7,6 +7,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+REMOVED = ".removed"
+"""The suffix of a folder whose removal is under way."""
+
 
 def still_held(locks: Iterable[Path]) -> list[Path]:
     """Those lock files that a running process holds; what dead ones left is cleared away."""
@@ -20,30 +23,40 @@ def still_held(locks: Iterable[Path]) -> list[Path]:
         except Timeout:
             held.append(path)
             continue
-        path.unlink(missing_ok=True)
-        lock.release()
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            lock.release()
     return held
 
 
-def delete_unless_held(folder: Path) -> bool:
-    """Delete an artifact's folder, finished or not, under its lock; False while another process makes it.
+def delete_unless_held(folder: Path, key: str) -> bool:
+    """Delete the folder of an artifact, finished or not or half removed, under the lock of its key.
 
-    By rename first, so that a killed removal leaves no half artifact.
+    By rename first, so that a killed removal leaves no half artifact. False while another process makes or removes it,
+    and where it is gone already.
     """
     from filelock import FileLock, Timeout
 
-    path = folder.with_name(f".{folder.stem}.lock")
+    path = folder.with_name(f".{key}.lock")
     lock = FileLock(path, mode=0o644)
     try:
         with lock.acquire(timeout=0):
-            if still_held(folder.parent.glob(f".{folder.stem}.*.worker")):
+            try:
+                if still_held(folder.parent.glob(f".{key}.*.worker")):
+                    return False
+                doomed = folder
+                if folder.suffix != REMOVED:
+                    doomed = folder.with_name(f".{folder.name}.{os.getpid()}{REMOVED}")
+                    folder.rename(doomed)
+                if doomed.is_symlink():  # what it leads to is not the store's
+                    doomed.unlink()
+                else:
+                    shutil.rmtree(doomed)
+            except FileNotFoundError:
                 return False
-            doomed = folder
-            if folder.suffix != ".removed":
-                doomed = folder.with_name(f".{folder.name}.{os.getpid()}.removed")
-                folder.rename(doomed)
-            shutil.rmtree(doomed)
-            path.unlink(missing_ok=True)
+            finally:
+                path.unlink(missing_ok=True)
     except Timeout:
         return False
     return True

@@ -14,6 +14,8 @@ class Provenance(TypedDict):
     """When, in UTC, such as 2030-01-31T12:00:00Z."""
     seconds: float
     device: str
+    machine: str
+    """Its kind: what the same work, done on another kind, may differ by in the last digits. See `machine_kind`."""
     peak_memory_bytes: int
     git_sha: str | None
     packages: dict[str, str]
@@ -25,10 +27,25 @@ def provenance(started: float, device: str) -> Provenance:
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(time.time() - started, 1),
         "device": device,
+        "machine": machine_kind(device),
         "peak_memory_bytes": peak_memory_bytes(),
         "git_sha": git_sha(),
         "packages": package_versions(),
     }
+
+
+def machine_kind(device: str) -> str:
+    """System, processor and torch's instruction set on it, such as "Linux x86_64 AVX512"; on CUDA the GPU too."""
+    import platform
+    import sys
+
+    kind = [platform.system(), platform.machine()]
+    torch = sys.modules.get("torch")  # which has computed whatever an artifact is of
+    if torch is not None:
+        kind.append(torch.backends.cpu.get_cpu_capability())
+        if device.startswith("cuda") and torch.cuda.is_available():
+            kind.append(torch.cuda.get_device_name())
+    return " ".join(kind)
 
 
 def peak_memory_bytes() -> int:

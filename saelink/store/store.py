@@ -3,6 +3,7 @@
     outputs/<stage>/<key>/manifest.json     recipe, inputs, provenance, size and sha256 of every file and of itself
     outputs/<stage>/<key>/*.safetensors     the tensors
     outputs/<stage>/<key>.partial/          unfinished work; a resumable stage goes on from its journal
+    outputs/.saelink-store                  says that this folder is a store: nothing is listed or removed without it
 
 `key` is a short sha256 over the stage's name and VERSION, its *recipe* (what changes the numbers) and the
 keys of its inputs. A folder gets its final name only after everything in it, manifest last, has reached the
@@ -11,23 +12,23 @@ disk, so a folder without `.partial` is a whole artifact, whatever was killed wh
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from saelink.errors import SaelinkError
 from saelink.progress import Observer
-from saelink.store.artifact import Artifact
+from saelink.store.artifact import Artifact, RemovedError
 from saelink.store.draft import Claim, Draft
-from saelink.store.files import folder_bytes, gigabytes
-from saelink.store.locks import delete_unless_held, still_held
+from saelink.store.files import gigabytes
+from saelink.store.locks import still_held
 from saelink.store.manifest import MANIFEST
-from saelink.store.recipe import KEY_LENGTH, Plan
+from saelink.store.recipe import Plan
+from saelink.store.upkeep import collect_garbage, folders, mark, remove
 
 POLL_SECONDS = 0.2
 """How often a process looks whether others have finished."""
@@ -40,6 +41,7 @@ class Store:
         self.root = Path(root)
         self.observer = observer or Observer()
         self._said: set[str] = set()
+        self._marked = False
 
     def telling(self, observer: Observer) -> Store:
         """The same folder with another observer, which is told nothing again that this one's was told once."""
@@ -53,12 +55,17 @@ class Store:
     def find(self, plan: Plan) -> Artifact[Any] | None:
         """The finished artifact of this plan, or None. Raises SaelinkError when its manifest is damaged."""
         folder = self.folder(plan)
-        return Artifact(folder) if folder.exists() else None
+        try:
+            return Artifact(folder) if folder.exists() else None
+        except RemovedError:
+            return None
 
     def up_to_date(self, plan: Plan) -> Artifact[Any] | None:
         """`find`, saying so in one line, once, when there is one."""
         artifact = self.find(plan)
         if artifact is not None and plan.key not in self._said:
+            with suppress(OSError):  # a store that may only be read
+                self.mark()
             self._said.add(plan.key)
             self.observer.found(f"{plan.stage} {plan.key}: up to date ({plan.about})")
         return artifact
@@ -87,6 +94,7 @@ class Store:
         folder = self.root / plan.stage
         lock = FileLock(folder / f".{plan.key}.lock", mode=0o644)
         try:
+            self.mark()
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:  # an OSError too, so it stands before it
@@ -99,6 +107,8 @@ class Store:
         try:
             yield
         finally:
+            with suppress(OSError):  # while it is held, so that nobody's newer one goes
+                Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
     @contextmanager
@@ -118,10 +128,13 @@ class Store:
             for plan in sorted(plans, key=lambda plan: plan.key):
                 locks.enter_context(self._lock(plan))
             # Only now: another process may have finished some of them while we waited.
-            yield [Draft(plan, self._partial(plan), resumable) for plan in plans if self.find(plan) is None]
-        for plan in plans:
-            if self.find(plan) is not None:  # nobody makes it again, so nobody needs its lock
-                (self.root / plan.stage / f".{plan.key}.lock").unlink(missing_ok=True)
+            drafts = [Draft(plan, self._partial(plan), resumable) for plan in plans if self.find(plan) is None]
+            try:
+                yield drafts
+            except BaseException:
+                for draft in drafts:
+                    draft.abandon()
+                raise
 
     def _workers(self, plan: Plan) -> list[Path]:
         """Locks of the running workers on a plan; those of dead ones are cleared away."""
@@ -208,13 +221,19 @@ class Store:
 
     def need_space(self, what: str, needed: int) -> None:
         """Say what will be written, and raise SaelinkError when the disk has no room for it."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.mark()
         free = shutil.disk_usage(self.root).free
         if needed > free:
             raise SaelinkError(
                 f"{what} takes {gigabytes(needed)} in {self.root} and {gigabytes(free)} are free: "
                 f"make room (`saelink ls`, `saelink gc`) or set runtime.outputs to another disk"
             )
+
+    def mark(self) -> None:
+        """Make the folder, and say in it that it is a store."""
+        if not self._marked:
+            mark(self.root)
+            self._marked = True
 
     # ----------------------------------------------------------------------- looking after it
 
@@ -232,11 +251,13 @@ class Store:
         """All finished artifacts, oldest first, and the folders of those whose manifest is damaged or missing."""
         whole: list[tuple[int, str, Artifact[Any]]] = []
         damaged: list[Path] = []
-        for folder in self._folders(""):
+        for folder in folders(self.root, ""):
             if folder.suffix == "":
                 try:
                     artifact: Artifact[Any] = Artifact(folder)
                     whole.append(((folder / MANIFEST).stat().st_mtime_ns, artifact.key, artifact))
+                except RemovedError:
+                    continue
                 except (SaelinkError, OSError):
                     if folder.exists():  # else it was removed just now
                         damaged.append(folder)
@@ -244,42 +265,16 @@ class Store:
 
     def get(self, key: str) -> Artifact[Any]:
         """The artifact whose key starts with `key`. Raises SaelinkError when none or several do."""
-        folders = [folder for folder in self._folders(key) if folder.suffix == ""]
-        if len(folders) != 1:
-            found = "no artifact has" if not folders else f"{len(folders)} artifacts have"
-            raise SaelinkError(f"{found} a key starting with {key!r} in {self.root}; `saelink ls` lists them")
-        return Artifact(folders[0])
-
-    def _folders(self, key: str) -> list[Path]:
-        """Finished and unfinished artifact folders whose key starts with `key`; nothing else in the store."""
-        name = re.compile(rf"{re.escape(key)}[0-9a-f]*(\.partial)?")
-        return [
-            folder
-            for folder in sorted(self.root.glob("*/*"))
-            if name.fullmatch(folder.name) and len(folder.stem) == KEY_LENGTH and folder.is_dir()
-        ]
+        found = [folder for folder in folders(self.root, key) if folder.suffix == ""]
+        if len(found) != 1:
+            some = "no artifact has" if not found else f"{len(found)} artifacts have"
+            raise SaelinkError(f"{some} a key starting with {key!r} in {self.root}; `saelink ls` lists them")
+        return Artifact(found[0])
 
     def remove(self, key: str) -> list[Path]:
         """Delete one artifact, finished or not. Raises SaelinkError when none, several or a busy one has the key."""
-        folders = self._folders(key)
-        if len({folder.stem for folder in folders}) != 1:
-            found = "no artifact has" if not folders else "several artifacts have"
-            raise SaelinkError(f"{found} a key starting with {key!r} in {self.root}; `saelink ls` lists them")
-        removed = [folder for folder in folders if delete_unless_held(folder)]
-        if not removed:
-            raise SaelinkError(f"{folders[0].stem} is being made by another process right now; try again later")
-        return removed
+        return remove(self.root, key)
 
     def collect_garbage(self) -> Iterator[tuple[Path, int]]:
-        """Delete unfinished work that no running process holds, and remains of killed removals; path and bytes.
-
-        A lock that a process left when it was killed just after its artifact was whole goes too, silently.
-        """
-        for folder in [*self.root.glob("*/.*.removed"), *self.root.glob("*/*.partial")]:
-            size = folder_bytes(folder)
-            if delete_unless_held(folder):
-                yield folder, size
-        still_held(self.root.glob("*/.*.worker"))
-        for lock in self.root.glob("*/.*.lock"):
-            if (lock.with_name(lock.stem[1:]) / MANIFEST).exists():  # whole: nobody takes its lock again
-                lock.unlink(missing_ok=True)
+        """Delete what killed processes left: unfinished work, half removed artifacts; path and bytes of each."""
+        return collect_garbage(self.root)

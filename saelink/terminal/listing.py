@@ -37,6 +37,8 @@ class Row:
     about: str
     damaged: bool
     path: str
+    machine: str | None = None
+    """The kind that it was made on; None for a damaged one."""
 
 
 ORDERS: dict[str, Callable[[Row], Any]] = {
@@ -91,6 +93,9 @@ def print_artifacts(observer: Observer, rows: Sequence[Row], root: Path, width: 
         observer.say(line)
     number = "1 artifact" if len(rows) == 1 else f"{len(rows):,} artifacts"
     observer.say(f"{number} in {root}, {gigabytes(sum(row.bytes for row in rows))}")
+    kinds = sorted({row.machine for row in rows if row.machine is not None})
+    if len(kinds) > 1:
+        observer.say(f"made on {len(kinds)} kinds of machines ({', '.join(kinds)}): last digits may differ")
 
 
 def print_artifacts_json(observer: Observer, rows: Sequence[Row]) -> None:
@@ -113,7 +118,9 @@ def _row(artifact: Artifact[Any]) -> Row:
     fvu = artifact.facts.get(FVU.get(artifact.stage, ""))
     made = artifact.manifest["provenance"]["made"]
     size = folder_bytes(artifact.path)
-    return Row(artifact.stage, artifact.key, fvu, size, made, model, layer, about, False, str(artifact.path))
+    fvu = fvu if isinstance(fvu, int | float) else None
+    machine = artifact.manifest["provenance"].get("machine")
+    return Row(artifact.stage, artifact.key, fvu, size, made, model, layer, about, False, str(artifact.path), machine)
 
 
 def _damaged_row(folder: Path) -> Row:
@@ -125,7 +132,10 @@ def _damaged_row(folder: Path) -> Row:
 def _age(row: Row) -> str:
     if row.made is None:
         return ""
-    seconds = time.time() - timegm(time.strptime(row.made, "%Y-%m-%dT%H:%M:%SZ"))
+    try:
+        seconds = time.time() - timegm(time.strptime(row.made, "%Y-%m-%dT%H:%M:%SZ"))
+    except ValueError:
+        return ""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f}{unit}"

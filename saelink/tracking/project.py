@@ -6,7 +6,6 @@ offline, and one line says how to send it.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -15,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from saelink.config.schema import WandbConfig, WandbMode
 from saelink.errors import SaelinkError
-from saelink.store.files import json_bytes, write_durably
+from saelink.store.files import is_file_name, json_bytes, read_regular, write_durably
+from saelink.store.seal import sealed, unsealed
 from saelink.store.store import Store
 
 AGENT = "WANDB_SWEEP_ID"
@@ -74,13 +75,21 @@ class Project:
     def noted(self, run_id: str) -> dict[str, Any]:
         """What was shown of this run: `content`, whether `online`, the offline `folder`. Empty for what never was."""
         path = self._note_path(run_id)
-        if not path.exists():
-            return {}
         try:
-            note = json.loads(path.read_bytes())
-        except ValueError:  # damaged: shown once more at worst
+            note = unsealed(read_regular(path))
+        except FileNotFoundError:
             return {}
-        return note if isinstance(note, dict) and {"content", "online", "folder"} <= note.keys() else {}
+        except ValueError as error:
+            self.store.observer.say(f"{path} {error}: what it noted is shown once more")
+            return {}
+        whole = note.get("run") == run_id and {"content", "online", "folder"} <= note.keys()
+        return note if whole else {}
+
+    def _folder_of(self, note: dict[str, Any]) -> Path | None:
+        """The folder of the offline run that a note names, if it is one of this store's."""
+        folder = note.get("folder")
+        inside = is_file_name(folder) and str(folder).startswith("offline-run-")
+        return self._root.resolve() / str(folder) if inside else None
 
     def shows(self, run_id: str, content: dict[str, Any]) -> bool:
         """Whether the project has a run of this id with just this content."""
@@ -90,7 +99,10 @@ class Project:
         online = self._wants_online()
         if not note or note["content"] != content or note["online"] != online:
             return False
-        return self._may_exist_online(run_id) if online else Path(note["folder"]).exists()
+        if online:
+            return self._may_exist_online(run_id)
+        folder = self._folder_of(note)
+        return folder is not None and folder.exists()
 
     @contextmanager
     def showing(
@@ -122,8 +134,8 @@ class Project:
 
         agents = AGENT in os.environ
         note = {} if agents else self.noted(shown.run_id)
-        old = Path(note["folder"]) if note.get("folder") else None
-        self.store.root.mkdir(parents=True, exist_ok=True)
+        old = self._folder_of(note)
+        self.store.mark()
         run, online = None, self._wants_online()
         if online:
             started = time.monotonic()
@@ -237,14 +249,15 @@ class Project:
         return self.store.root / "wandb"
 
     def _note_path(self, run_id: str) -> Path:
-        project = f"{self.settings.entity or ''}_{self.settings.project}"
+        project = quote(f"{self.settings.entity or ''}_{self.settings.project}", safe=" ")  # the name of one folder
         return self._root / "published" / project / f"{run_id}.json"
 
     def _note(self, begun: OpenRun, content: dict[str, Any] | None) -> None:
-        folder = None if begun.online else str(begun.folder)
+        folder = None if begun.online else begun.folder.name
         path = self._note_path(begun.shown.run_id)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, json_bytes({"content": content, "online": begun.online, "folder": folder}))
+        note = {"run": begun.shown.run_id, "content": content, "online": begun.online, "folder": folder}
+        write_durably(path, json_bytes(sealed(note)))
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from saelink.evidence.compared import Row, described, differing, marked, measure
 from saelink.experiments.tables import PICTURE_FILE, rows_of, table_csv
 from saelink.fit.train import TrainFacts
 from saelink.store.artifact import Artifact
-from saelink.store.files import json_bytes, write_durably
+from saelink.store.files import is_file_name, json_bytes, read_regular, write_durably
+from saelink.store.seal import SealError, sealed, unsealed
 from saelink.store.store import Store
 from saelink.tracking.charts import Bounds, picture
 
@@ -27,7 +27,15 @@ COLUMNS = [
 
 
 def sweep_folder(store: Store, sweep_id: str) -> Path:
+    """Where what is noted of a sweep lies. Raises SaelinkError for what is no sweep's name."""
+    if not re.fullmatch(r"sweep\w+", sweep_id):
+        raise SaelinkError(f"sweep {sweep_id}: names are like sweep1a2b3c4d; {_known(store)}")
     return store.root / "sweeps" / sweep_id
+
+
+def _known(store: Store) -> str:
+    known = sorted(path.name for path in (store.root / "sweeps").glob("sweep*"))
+    return f"known in {store.root}: {', '.join(known) or 'none'}"
 
 
 def sweep_of(keys: list[str]) -> str:
@@ -38,27 +46,43 @@ def sweep_of(keys: list[str]) -> str:
 def record(store: Store, sweep_id: str | None, connector: Artifact[TrainFacts], overrides: str) -> None:
     """Note that a job of this sweep, with these overrides, made or found this train artifact."""
     if sweep_id is not None:
-        folder = sweep_folder(store, sweep_id) / "jobs"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_durably(folder / f"{connector.key}.json", json_bytes({"train": connector.key, "job": overrides}))
+        _note(store, sweep_id, "jobs", connector.key, {"train": connector.key, "job": overrides})
 
 
 def record_experiment(store: Store, sweep_id: str | None, result: Artifact[Any]) -> None:
     """Note that a job of this sweep made or found this experiment's result."""
     if sweep_id is not None:
-        folder = sweep_folder(store, sweep_id) / "experiments"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_durably(folder / f"{result.key}.json", json_bytes({"experiment": result.key}))
+        _note(store, sweep_id, "experiments", result.key, {"experiment": result.key})
+
+
+def record_failure(store: Store, sweep_id: str, job: int, line: str) -> None:
+    """Note that a job ended with a user's error; jobs may run in other processes."""
+    _note(store, sweep_id, "failed", str(job), {"job": job, "error": line})
+
+
+def _note(store: Store, sweep_id: str, kind: str, name: str, note: dict[str, Any]) -> None:
+    """Write down what a job did. The note says whose it is, so that no other can stand in its place."""
+    folder = sweep_folder(store, sweep_id) / kind
+    store.mark()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / f"{name}.json", json_bytes(sealed({**note, "sweep": sweep_id, "name": name})))
 
 
 def gather_experiments(store: Store, sweep_id: str) -> list[str]:
     """One table per experiment over all jobs, and each job's picture, in the sweep's folder; their paths."""
     folder = sweep_folder(store, sweep_id)
-    results = [store.get(note["experiment"]) for note in _notes(store, folder / "experiments", "experiment")]
+    results: list[Artifact[Any]] = []
+    for note in _notes(store, sweep_id, "experiments", "experiment"):
+        try:
+            results.append(store.get(note["experiment"]))
+        except SaelinkError as error:  # damaged or removed since; the others still make a table
+            store.observer.say(f"experiments: left out: {error}")
     results.sort(key=lambda result: (result.facts["name"], result.facts["link"], result.facts["layer"] or 0))
     written = []
     for name in dict.fromkeys(result.facts["name"] for result in results):
         chosen = [result for result in results if result.facts["name"] == name]
+        if not is_file_name(f"{name}.csv"):
+            raise SaelinkError(f"{chosen[0].path}: its experiment is called {name!r}, which is no name of a file")
         rows = [row for result in chosen for row in rows_of(result)]
         write_durably(folder / f"{name}.csv", table_csv(rows))
         written.append(str(folder / f"{name}.csv"))
@@ -73,24 +97,18 @@ def gather_experiments(store: Store, sweep_id: str) -> list[str]:
     return written
 
 
-def _notes(store: Store, folder: Path, *names: str) -> Iterator[dict[str, Any]]:
-    """What jobs noted in a folder; of one that can't be read or lacks any of `names` a line says so."""
-    for path in sorted(folder.glob("*.json")):
+def _notes(store: Store, sweep_id: str, kind: str, *names: str) -> Iterator[dict[str, Any]]:
+    """What jobs of a sweep noted, these `names` at least; of a note that is damaged or another's a line says so."""
+    for path in sorted((sweep_folder(store, sweep_id) / kind).glob("*.json")):
         try:
-            note = json.loads(path.read_bytes())
-            if isinstance(note, dict) and set(names) <= note.keys():
-                yield note
-                continue
-        except (ValueError, OSError):
-            pass
-        store.observer.say(f"{path} can't be read and is left out; the sweep's command again writes it anew")
-
-
-def record_failure(store: Store, sweep_id: str, job: int, line: str) -> None:
-    """Note that a job ended with a user's error; jobs may run in other processes."""
-    folder = sweep_folder(store, sweep_id) / "failed"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_durably(folder / f"{job}.json", json_bytes({"job": job, "error": line}))
+            note = unsealed(read_regular(path))
+            if (note.get("sweep"), note.get("name")) != (sweep_id, path.stem) or not set(names) <= note.keys():
+                raise SealError("is another job's")
+            yield note
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            store.observer.say(f"{path} {error}: it is left out; the sweep's command again writes it anew")
 
 
 class Gathered(NamedTuple):
@@ -100,6 +118,8 @@ class Gathered(NamedTuple):
     """A fit each, with `job`, the overrides that made it, and `pareto`; by place, connector, solver, penalty."""
     bounds: Bounds | None
     """The mean predictor and the oracle, where all fits are of the same latents and targets."""
+    left_out: int
+    """Jobs whose note or connector is damaged or gone."""
 
 
 def gathered(store: Store, sweep_id: str) -> Gathered:
@@ -108,11 +128,10 @@ def gathered(store: Store, sweep_id: str) -> Gathered:
     One that is damaged or was removed is left out, and a line says so.
     """
     folder = sweep_folder(store, sweep_id)
-    if not folder.is_dir() or not re.fullmatch(r"sweep\w+", sweep_id):
-        known = sorted(path.name for path in (store.root / "sweeps").glob("sweep*"))
-        raise SaelinkError(f"no sweep {sweep_id} in {store.root}; known: {', '.join(known) or 'none'}")
+    if not folder.is_dir():
+        raise SaelinkError(f"there is no sweep {sweep_id}; {_known(store)}")
     found: list[tuple[Artifact[TrainFacts], str]] = []
-    for job in _notes(store, folder / "jobs", "train", "job"):
+    for job in _notes(store, sweep_id, "jobs", "train", "job"):
         try:
             found.append((described(store.get(job["train"])), job["job"]))
         except SaelinkError as error:  # damaged or removed since; the others still make a table
@@ -123,7 +142,8 @@ def gathered(store: Store, sweep_id: str) -> Gathered:
     rows = marked([{**row_of(connector), "job": job} for connector, job in found], places)
     bounds = Bounds(rows[0], oracle(store, found[0][0])) if len(set(places)) == 1 else None
     order = ("model", "layer", "link", "connector", "solver", "l1_alpha")
-    return Gathered(sorted(rows, key=lambda row: [row[name] for name in order]), bounds)
+    left_out = len(list((folder / "jobs").glob("*.json"))) - len(found)
+    return Gathered(sorted(rows, key=lambda row: [row[name] for name in order]), bounds, left_out)
 
 
 def write_pareto(store: Store, sweep_id: str) -> Gathered:
@@ -138,9 +158,12 @@ def write_pareto(store: Store, sweep_id: str) -> Gathered:
 
 def failures(store: Store, sweep_id: str) -> list[dict[str, Any]]:
     """The jobs of a sweep that ended with a user's error: `job`, its number, and `error`, the line it got."""
-    return list(_notes(store, sweep_folder(store, sweep_id) / "failed", "job", "error"))
+    return sorted(_notes(store, sweep_id, "failed", "job", "error"), key=lambda failure: failure["job"])
 
 
 def begin(store: Store, sweep_id: str) -> None:
     """A clean record: what an earlier run of the same sweep noted goes, its artifacts stay."""
-    shutil.rmtree(sweep_folder(store, sweep_id), ignore_errors=True)
+    store.mark()
+    folder = sweep_folder(store, sweep_id)
+    if folder.exists():
+        shutil.rmtree(folder)

@@ -7,6 +7,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,25 @@ def test_it_is_made_anew_when_there_is_more_to_show(world: World, tmp_path: Path
     assert first.key != second.key
     names = [row["name"] for row in pieces(second)["head"]["table"]]
     assert "nonlinear by adam" in names and len(pieces(second)["index"]["gains"]) == 1
+
+
+def test_its_bytes_are_those_of_its_key_whoever_made_one_first(world: World, tmp_path: Path) -> None:
+    """Names and the command stand on the page, so they are part of the key."""
+    others = [{}, {"model": "another/model"}, {"data": "another"}, {"link": "of mine"}]
+
+    def report(store: Store, names: dict[str, str], command: str | None = None) -> Artifact:
+        cfg = world.config(store.root, "solver=exact", "report.ablated=0", "report.l1_alphas=[]")
+        for part, name in names.items():
+            cfg = replace(cfg, **{part: replace(getattr(cfg, part), name=name)})
+        return ReportStage(Job(cfg, store), command).pull()
+
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
+    pages = {}
+    for artifact in [*(report(one, names) for names in others), report(one, {}, "saelink report")]:
+        pages[artifact.key] = artifact.file(PAGE_FILE).read_bytes()
+    assert len(pages) == 5
+    for artifact in [report(two, {}, "saelink report"), *(report(two, names) for names in others[::-1])]:
+        assert pages[artifact.key] == artifact.file(PAGE_FILE).read_bytes()
 
 
 def test_hidden_units_have_cards(world: World, tmp_path: Path) -> None:

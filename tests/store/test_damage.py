@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from saelink.store.draft import JOURNAL, Draft
 from saelink.store.files import json_bytes
 from saelink.store.manifest import MANIFEST
 from saelink.store.recipe import Plan
+from saelink.store.seal import sealed
 from saelink.store.store import Store
+from saelink.tracking.project import Project
 from saelink.tracking.runs import publish_key
-from saelink.tracking.sweep import record, sweep_folder, write_pareto
+from saelink.tracking.sweep import begin, failures, record, sweep_folder, write_pareto
 
 from helpers.observing import Lines
 from helpers.world import Run
@@ -333,6 +336,93 @@ def test_pareto_leaves_a_damaged_connector_out_and_says_so(tmp_path: Path) -> No
     said = [line for line in lines.said if line.startswith("pareto: left out: ")]
     assert len(said) == 2
     assert all(any(connector.key in line for line in said) for connector in connectors[:2])
+
+
+@pytest.fixture
+def swept(tmp_path: Path) -> tuple[Store, list[str], Path]:
+    """A sweep of two jobs, its lines, and the note of the first."""
+    lines = Lines()
+    store = Store(tmp_path / "outputs", lines)
+    for alpha in (0.1, 0.2):
+        record(store, "sweep1", trained(store, alpha), f"l1_alpha={alpha}")
+    return store, lines.said, min((sweep_folder(store, "sweep1") / "jobs").iterdir())
+
+
+def test_any_change_of_a_sweeps_record_is_named(swept: tuple[Store, list[str], Path]) -> None:
+    """A key, an override, the name of an entry: what is wrong is left out, in one line, whichever bit it is."""
+    store, said, note = swept
+    data = note.read_bytes()
+    for place in range(0, len(data) - 1, 2):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << place % 8
+        note.write_bytes(flipped)
+        said.clear()
+        assert len(write_pareto(store, "sweep1").rows) == 1, place
+        assert [line for line in said if line.startswith(str(note))] == said and len(said) == 1
+    for content in (b"", b"[]", b"7", b"\xff", b"[" * 100_000, b'{"train": "x", "job": "y"}', data[:-9]):
+        note.write_bytes(content)
+        assert len(write_pareto(store, "sweep1").rows) == 1
+
+
+def test_a_record_in_anothers_place_is_named(swept: tuple[Store, list[str], Path]) -> None:
+    store, said, note = swept
+    other = next(path for path in note.parent.iterdir() if path != note)
+    said.clear()
+    note.write_bytes(other.read_bytes())
+    assert len(write_pareto(store, "sweep1").rows) == 1
+    assert said == [f"{note} is another job's: it is left out; the sweep's command again writes it anew"]
+    shutil.copytree(note.parent.parent, note.parent.parent.with_name("sweep2"))
+    with pytest.raises(SaelinkError, match="sweep2: no job of it has made a connector yet"):
+        write_pareto(store, "sweep2")
+
+
+@pytest.mark.parametrize("name", ["../../precious", "sweep1/../..", "x", "", "sweep", "sweep 1"])
+def test_a_sweeps_name_leads_nowhere_else(store: Store, name: str) -> None:
+    (store.root.parent / "precious").mkdir()
+    for use in (begin, write_pareto, failures):
+        with pytest.raises(SaelinkError, match="names are like sweep"):
+            use(store, name)
+    assert (store.root.parent / "precious").exists()
+
+
+def noted(store: Store, **entries: Any) -> tuple[Project, Path]:
+    """A project, and its note of the run `run1` with these entries changed."""
+    project = Project(WandbConfig(mode=WandbMode.offline, project="p"), store)
+    run = store.root / "wandb" / "offline-run-1-run1"
+    run.mkdir(parents=True, exist_ok=True)
+    path = store.root / "wandb" / "published" / "_p" / "run1.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    note = {"run": "run1", "content": {"x": 1}, "online": False, "folder": run.name, **entries}
+    path.write_bytes(json_bytes(sealed(note)))
+    return project, path
+
+
+def test_any_change_of_a_note_of_wandb_counts_as_none(store: Store) -> None:
+    project, path = noted(store)
+    assert project.shows("run1", {"x": 1}) and not project.shows("run1", {"x": 2})
+    data = path.read_bytes()
+    for place in range(0, len(data) - 1, 2):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        assert project.noted("run1") == {}, place
+    path.write_bytes(data)
+    shutil.copy(path, path.with_name("run2.json"))
+    assert project.noted("run2") == {}
+
+
+@pytest.mark.parametrize("folder", ["../../precious", "/precious", "..", "published", None, 3])
+def test_a_note_of_wandb_names_no_other_folder(store: Store, folder: Any) -> None:
+    """The folder of a run that is replaced is deleted."""
+    project, _ = noted(store, folder=folder)
+    assert not project.shows("run1", {"x": 1})
+    assert project._folder_of(project.noted("run1")) is None  # noqa: SLF001
+
+
+def test_a_projects_notes_stay_in_a_folder(store: Store) -> None:
+    for name in ("../../x", "a/b:c", ".."):
+        path = Project(WandbConfig(project=name, entity="../e"), store)._note_path("run1")  # noqa: SLF001
+        assert path.parent.parent == store.root / "wandb" / "published"
 
 
 def test_track_copes_with_other_damaged_artifacts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.recipe import Plan
 from saelink.store.store import Store
+from saelink.store.upkeep import MARKER
 
 SHARDS = [f"shard-{number}.safetensors" for number in range(3)]
 
@@ -76,7 +77,7 @@ def run(root: Path, shared: bool = False, end: int | None = None) -> dict[str, A
 
 
 def damage(root: Path, file: int, how: str, place: int) -> None:
-    files = sorted(path for path in root.rglob("*") if path.is_file())
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MARKER)
     if not files:
         return
     path = files[file % len(files)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,13 +155,15 @@ class Events(RuleBasedStateMachine):
             yield draft, known
 
     @precondition(lambda self: len(self.whole) < len(PLANS))
-    @rule(data=st.data(), store=st.integers(0, 1), count=counts, resumable=st.booleans(), how=st.sampled_from(
-        ["exception", "half a file", "half a line", "before the rename"]
-    ))  # fmt: skip
-    def break_off(self, data: st.DataObject, store: int, count: int, resumable: bool, how: str) -> None:
-        """A build that ends after `count` files were written, some way or other."""
+    @rule(data=st.data(), store=st.integers(0, 1), count=counts, resumable=st.booleans(), killed=st.booleans(),
+        how=st.sampled_from(["exception", "half a file", "half a line", "before the rename"]))  # fmt: skip
+    def break_off(
+        self, data: st.DataObject, store: int, count: int, resumable: bool, killed: bool, how: str
+    ) -> None:  # fmt: skip
+        """A build that ends after `count` files were written, some way or other; unless killed it clears up."""
         plan = data.draw(st.sampled_from([plan for plan in PLANS if plan.key not in self.whole]))
-        with suppress(Broken), self.drafted(store, plan, resumable) as (draft, known):
+        clears_up = patch.object(Draft, "abandon") if killed else nullcontext()
+        with suppress(Broken), clears_up, self.drafted(store, plan, resumable) as (draft, known):
             for name in FILES[:count]:
                 if name not in draft:
                     write(draft, name)
@@ -176,6 +178,8 @@ class Events(RuleBasedStateMachine):
                 with patch("os.rename", side_effect=Broken):
                     self.stores[store].commit(draft, fill(draft))
             raise Broken
+        if not killed and not (resumable and self.partial[plan.key].finished):
+            del self.partial[plan.key]
 
     @precondition(lambda self: self.partial)
     @rule(data=st.data(), store=st.integers(0, 1))
@@ -319,7 +323,7 @@ class Events(RuleBasedStateMachine):
 
     def stages(self) -> list[Path]:
         outputs = self.root / "outputs"
-        return sorted(outputs.iterdir()) if outputs.exists() else []
+        return sorted(path for path in outputs.iterdir() if path.is_dir()) if outputs.exists() else []
 
     @invariant()
     def what_is_found_is_whole(self) -> None:

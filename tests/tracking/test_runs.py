@@ -291,7 +291,7 @@ def test_a_damaged_note_of_a_sweep_costs_itself(saelink: Run, tmp_path: Path) ->
     (folder / "jobs" / "bad.json").write_text("{")
     (folder / "jobs" / "other.json").write_text("[1]")
     code, out, _ = saelink("pareto", folder.name, bare=True)
-    assert code == 0 and out.count("can't be read and is left out") == 2 and "2 connectors" in out
+    assert code == 0 and out.count("can't be read: it is left out") == 2 and "2 connectors" in out
 
 
 def test_track_says_what_is_there_already(saelink: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

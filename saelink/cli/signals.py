@@ -1,0 +1,42 @@
+"""Signals that end a command: one line, the usual exit code, and nothing left that no later try goes on from."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+
+ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+"""What the line says of each."""
+
+
+class StoppedError(SystemExit):
+    """A signal that ends the command; no library takes it for a failure of what it was doing."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
+        self.line = f"{ENDED[signal.Signals(number)]}; the same command resumes from what is finished"
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once, whatever it clears up
+    raise StoppedError(number)
+
+
+@contextmanager
+def stopping() -> Generator[None, None, None]:
+    """Inside, these signals raise StoppedError, unless whoever started the command had them ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in ENDED}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
