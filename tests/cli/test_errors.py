@@ -173,7 +173,7 @@ def test_a_model_folder_that_lacks_something(saelink: Run, tmp_path: Path, world
 
 def test_too_little_text(saelink: Run, tmp_path: Path) -> None:
     little = tmp_path / "little.jsonl"
-    little.write_text('{"text": "the old cat sat"}\n')
+    little.write_text('{"text": "the old cat sat"}\n{"text": "the king ran"}\n')
     code, _, err = saelink("train", f"data.path={little}")
     assert code == 1 and "less than one sequence" in err and len(err.strip().splitlines()) == 1
     nothing_half_written(tmp_path)
