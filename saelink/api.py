@@ -36,13 +36,11 @@ def configure(*overrides: str) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if any(override.startswith("+") for override in overrides):  # Hydra adds whatever that names
-        checked(overrides)
+    given = checked(overrides, many=False).overrides
     try:
         with composing():
-            cfg = OmegaConf.to_object(compose("config", list(overrides)))
+            cfg = OmegaConf.to_object(compose("config", given))
     except (HydraException, OmegaConfBaseException) as error:
-        checked(overrides)  # has a better line for what does not exist
         reason = (
             f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) not in str(error) else ""
         )

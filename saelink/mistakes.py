@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saelink.compose import choices_of, composing, declared_options
+from saelink.config.files import conf_dir
+from saelink.config.grammar import is_text, parsed, quoted, shortened, with_quotes
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError, closest
 
@@ -37,33 +40,44 @@ class Checked(NamedTuple):
     """Which these are, a line each."""
 
 
-def checked(overrides: Sequence[str]) -> Checked:
-    """The overrides of a job or of a multirun; those that can't be parsed are left for Hydra to refuse.
+def checked(overrides: Sequence[str], many: bool = True) -> Checked:
+    """The overrides of a job, or with `many` of a multirun, as Hydra takes them.
 
-    Raises SaelinkError for a setting or choice that does not exist, in a multirun for one that no job has.
+    Raises SaelinkError for what can't be read, for a setting or choice that does not exist, in a multirun for one that
+    no job has, and for several values where there is one job.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    texts = text_settings()
+    overrides = with_quotes(overrides, texts)
+    for override in overrides:
+        _check_outputs(override)
     try:
         with composing(declared_options()) as loader:
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-            return _Check(loader, parsed).done()
+            return _Check(loader, parsed(overrides, loader, texts), many).done()
     except (HydraException, OmegaConfBaseException):
         return Checked(list(overrides), [])
+
+
+def _check_outputs(override: str) -> None:
+    """Hydra makes a multirun's folder itself, before any job looks at its settings."""
+    key, _, value = override.partition("=")
+    if key.lstrip("+") == "runtime.outputs" and not value.strip("'\" "):
+        raise SaelinkError(f"{override}: there is no name; give a folder for the artifacts, such as outputs")
 
 
 class _Check:
     """The check of one command's overrides."""
 
-    def __init__(self, loader: ConfigLoader, parsed: list[Override]):
+    def __init__(self, loader: ConfigLoader, parsed: list[Override], many: bool):
         self._places = [each.input_line or "" for each in parsed if each.key_or_group == "hydra.searchpath"]
         self._groups = choices_of(loader, self._places)
+        self._loader = loader
+        self._parsed = parsed
+        self._many = many
         self._ours = [
-            each
-            for each in parsed
-            if not each.is_hydra_override() and each.package is None and "/" not in each.key_or_group
+            each for each in parsed if not each.is_hydra_override() and not each.key_or_group.startswith("hydra/")
         ]
         self._choices = [
             each for each in self._ours if each.key_or_group in self._groups and not isinstance(each.value(), dict)
@@ -71,10 +85,17 @@ class _Check:
         self._lines: list[str] = [each.input_line or "" for each in parsed]
 
     def done(self) -> Checked:
+        for each in self._parsed:
+            self._check_key(each)
+            if each.is_sweep_override() and not self._many:
+                raise SaelinkError(_several(each))
         for choice in self._choices:
             self._check_choice(choice)
         fixed = settings_of(Config) | settings_of(declared_options().experiment, "experiment.")
         asked = [each for each in self._ours if each not in self._choices]
+        for each in asked:
+            if has(fixed, each.key_or_group):
+                self._as_entries(each, fixed)
         asked = [each for each in asked if each.key_or_group.startswith(CHOSEN) or not has(fixed, each.key_or_group)]
         if not asked:
             return Checked(self._lines, [])
@@ -89,9 +110,34 @@ class _Check:
                 group = key.partition(".")[0]
                 without = listed(f"{group}={job[group].name}" for job in lacking)
                 notes.append(f"{key}: ignored by the jobs with {without}, which have no such setting")
-                line = each.input_line or ""
-                self._lines[self._lines.index(line)] = "++" + line.lstrip("+")
+                self._force(each)
         return Checked(self._lines, notes)
+
+    def _check_key(self, override: Override) -> None:
+        """Raise SaelinkError for what Hydra would take for a setting or a group that there is none of."""
+        key, line = override.key_or_group, shortened(override.input_line or "")
+        if override.package is not None:
+            raise SaelinkError(f"{line}: @ is for files of settings; choose by the group's own name, {key}=...")
+        if "/" in key and not key.startswith("hydra/"):
+            raise SaelinkError(f"{line}: there is no group {key}; there are {', '.join(self._groups)}")
+        if override.is_hydra_override() and "/" not in key and not _hydra_has(key):
+            raise SaelinkError(f"{line}: Hydra has no such setting; `saelink train --cfg hydra` shows those it has")
+
+    def _as_entries(self, override: Override, fixed: Mapping[str, bool]) -> None:
+        """Entries of a table that is free to have any are added, with or without a + before them."""
+        from hydra.core.override_parser.types import OverrideType
+
+        key = override.key_or_group
+        if key.rpartition(".")[2].isdigit():  # a place in a list
+            return
+        table = fixed.get(key, True) and isinstance(override.value(), dict)
+        changes = override.type is OverrideType.CHANGE and key not in fixed
+        if changes or (table and override.type in (OverrideType.CHANGE, OverrideType.ADD)):
+            self._force(override)
+
+    def _force(self, override: Override) -> None:
+        line = override.input_line or ""
+        self._lines[self._lines.index(line)] = "++" + line.lstrip("+")
 
     def _check_choice(self, override: Override) -> None:
         group = override.key_or_group
@@ -135,6 +181,69 @@ class _Check:
             told = "=".join([meant, *itertools.islice(values_of(override), 1)])
         also = "" if meant in names else f" {_whose(meant, jobs)}"
         return f"{line}: there is no such setting; did you mean {told}?{also}"
+
+
+def _several(override: Override) -> str:
+    """The line for several values of what is one job's."""
+    line, key = shortened(override.input_line or ""), override.key_or_group
+    value = (override.input_line or "").partition("=")[2]
+    quotes = shlex.quote(f"{key}={quoted(value)}")
+    if is_text(key, text_settings()):
+        return (
+            f"{line}: several values are jobs of a sweep, which need -m; a text with a comma stands in quotes: {quotes}"
+        )
+    lists = settings_of(Config) | settings_of(declared_options().experiment, "experiment.")
+    if lists.get(key) and override.is_choice_sweep():
+        return f"{line}: several values are jobs of a sweep, which need -m; one list is {key}=[{shortened(value)}]"
+    return f"{line}: several values are jobs of a sweep, which need -m"
+
+
+def _hydra_has(key: str) -> bool:
+    """Whether Hydra itself has a setting, or takes entries there."""
+    from hydra.conf import HydraConf
+    from omegaconf import DictConfig, OmegaConf
+
+    node: Any = OmegaConf.structured(HydraConf)
+    for part in key.split(".")[1:]:
+        kind = OmegaConf.get_type(node)
+        if not isinstance(node, DictConfig) or not dataclasses.is_dataclass(kind):
+            return True  # its plugins', or a table
+        if part not in {entry.name for entry in dataclasses.fields(kind)}:
+            return False
+        if OmegaConf.is_missing(node, part) or OmegaConf.is_interpolation(node, part):
+            return True
+        node = node[part]
+    return True
+
+
+def text_settings() -> set[str]:
+    """The settings that are texts; a dot behind one says that its entries are."""
+    kinds = {"str": "", "str | None": "", "dict[str, str]": "."}
+    return {f"{name}{kinds[kind]}" for name, kind in _types(Config) if kind in kinds}
+
+
+def _types(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting with its type as it is written."""
+    for entry in dataclasses.fields(kind):
+        inner: Any = entry.default_factory
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            yield from _types(inner, f"{prefix}{entry.name}.")
+        else:
+            yield f"{prefix}{entry.name}", str(entry.type)
+
+
+def names_setting(word: str) -> bool:
+    """Whether a word key=value is about a setting or group that some job has, without a look at the choices."""
+    key = word.partition("=")[0].lstrip("+~").split("@")[0]
+    top = key.split(".")[0]
+    options = declared_options()
+    if key in {path.name for path in conf_dir().iterdir()} or top == "hydra" or key.startswith("hydra/"):
+        return True
+    known = settings_of(Config) | settings_of(options.experiment, "experiment.")
+    for group, kinds in settings_by_choice().items():
+        for kind in kinds.values():
+            known |= settings_of(kind, f"{group}.")
+    return has(known, key)
 
 
 class Chosen(NamedTuple):

@@ -109,14 +109,16 @@ class TokensStage(Stage[TokensFacts]):
                 document = torch.cat([document[:, :1], document], dim=1)
             draft.save_tensors(f"{split}.safetensors", {"ids": text, "document": document})
             sequences[split] = len(text)
-        return {
+        facts: TokensFacts = {
             "sequences": sequences,
             "documents": read.n_documents,
             "tokens": {split: sequences[split] * context for split in SPLITS},
             "context_size": context,
             "separator_id": separator,
-            **({"skipped": read.skipped} if read.skipped else {}),
         }
+        if read.skipped:
+            facts["skipped"] = read.skipped
+        return facts
 
     def _too_little(self, read: _Read, n_tokens: int, split: str) -> str:
         """Why a split has no sequence, and what would help."""

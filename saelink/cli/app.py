@@ -103,12 +103,16 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
 @app.command("graph", context_settings=PASS_TO_HYDRA)
 def graph(context: typer.Context, arguments: Overrides = None) -> None:
     """Write a prompt's graph: graph "The old king"."""
+    from saelink.mistakes import names_setting
+
     words = words_of(context, arguments)
     asked = [
         word
         for before, word in zip(["", *words], words, strict=False)
         if not is_override(word) and not word.startswith("-") and before not in ("--cfg", "-c", "--package", "-p")
     ]
+    if not asked:  # a text such as x=1 looks like a setting and is none
+        asked = [word for word in words if is_override(word) and not names_setting(word)][:1]
     launch("graph", [word for word in words if word not in asked], jobs.graph(asked))
 
 
@@ -117,7 +121,16 @@ app.add_typer(wandb.app, name="wandb")
 
 # --------------------------------------------------------------------------- housekeeping
 
-Outputs = Annotated[str, typer.Option("--outputs", "-o", help="Folder of the artifacts.")]
+
+def _folder(name: str) -> str:
+    from saelink.errors import SaelinkError
+
+    if not name.strip():
+        raise SaelinkError("--outputs is empty: give a folder of artifacts, such as outputs")
+    return os.path.expanduser(name)  # noqa: PTH111 (a path as text)
+
+
+Outputs = Annotated[str, typer.Option("--outputs", "-o", help="Folder of the artifacts.", callback=_folder)]
 
 
 def _complete_key(incomplete: str) -> list[str]:

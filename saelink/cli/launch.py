@@ -48,7 +48,7 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
         return
     sweeping = _sweeps(name, arguments)
     given = overrides_of(arguments)
-    overrides, notes = checked(given)
+    overrides, notes = checked(given, many=sweeping)
     for note in notes:
         print(note)
     if not _shows(arguments):  # else what was registered for the check will do
@@ -207,6 +207,8 @@ def one_line(error: Exception) -> str:
 
 def hydra_line(error: Exception) -> str:
     """Hydra's own complaint in one line, with the way out where we know a better one."""
+    from saelink.config.grammar import shortened
+
     text = str(error)
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text += f" ({error.__cause__})"
@@ -215,4 +217,6 @@ def hydra_line(error: Exception) -> str:
         if re.search(rf"hydra/(launcher|sweeper)/{plugin}\b", text):
             text += f" (install it with `pip install 'saelink[{extra}]'`)"
             break
-    return " ".join(text.split())
+    text = " ".join(text.split())
+    value = re.fullmatch(r"Error merging override (.*) \((.*?) full_key: .*\)", text)
+    return text if value is None else f"{shortened(value[1])}: {value[2]}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 from dataclasses import replace
 from typing import Any, cast
 
@@ -46,8 +48,16 @@ def _at_least(minimum: float, **values: float | None) -> None:
             raise SaelinkError(f"{name.replace('__', '.')}={value} must be at least {minimum:g}")
 
 
+LARGEST = 2**63 - 1
+"""What an integer of a tensor, of a random generator and of a file can hold."""
+
+
 def check(cfg: Config) -> None:
-    """Raise SaelinkError for a value that is out of range whatever model and data it meets."""
+    """Raise SaelinkError for a value that is out of range whatever model and data it meets; ~/ becomes a folder."""
+    _at_home(cfg)
+    _check_numbers(cfg, "")
+    if not cfg.runtime.outputs.strip():
+        raise SaelinkError("runtime.outputs= has no name: give a folder for the artifacts, such as outputs")
     l1_alphas(cfg.l1_alpha)
     _at_least(0, layer=cfg.layer, data__drop_positions=cfg.data.drop_positions, seed=cfg.seed, sae__seed=cfg.sae.seed)
     _at_least(2, data__context_size=cfg.data.context_size)
@@ -80,6 +90,42 @@ def check(cfg: Config) -> None:
         raise SaelinkError("link.sources=[] names no source hook: give at least one, such as [mlp_in]")
 
 
+def _at_home(cfg: Config) -> None:
+    """Make what begins with ~/ a folder in the user's home, as a shell does with what stands alone."""
+
+    def expanded(value: Any) -> Any:
+        return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 (patterns, hub ids)
+
+    for group, names in PLACES.items():
+        for name in names:
+            setattr(getattr(cfg, group), name, expanded(getattr(getattr(cfg, group), name)))
+    cfg.sae.files = {hook: expanded(place) for hook, place in cfg.sae.files.items()}
+
+
+PLACES = {
+    "model": ["path"], "data": ["path"], "sae": ["path"], "connector": ["init"], "transcoder": ["path"],
+    "report": ["path"], "runtime": ["outputs"],
+}  # fmt: skip
+"""Settings that may name a file or folder."""
+
+
+def _check_numbers(value: Any, name: str) -> None:
+    """Raise SaelinkError for a number anywhere that is not finite, or too large an integer for any library."""
+    if dataclasses.is_dataclass(value):
+        for entry in dataclasses.fields(value):
+            _check_numbers(getattr(value, entry.name), f"{name}.{entry.name}".strip("."))
+    elif isinstance(value, dict):
+        for key, item in cast("dict[Any, Any]", value).items():
+            _check_numbers(item, f"{name}.{key}")
+    elif isinstance(value, list):
+        for item in cast("list[Any]", value):
+            _check_numbers(item, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise SaelinkError(f"{name}={value}: give a finite number")
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise SaelinkError(f"{name}={value}: give a number below 2^63")
+
+
 def _check_sae(settings: SAEConfig) -> None:
     if not settings.epochs > 0 or not settings.lr > 0:
         raise SaelinkError(f"sae.epochs={settings.epochs} and sae.lr={settings.lr} must be above 0")
@@ -90,7 +136,8 @@ def _check_sae(settings: SAEConfig) -> None:
     for hook, figures in settings.published.items():
         values = cast("dict[str, Any]", figures).values() if isinstance(figures, dict) else [None]
         numbers = [number for value in values for number in _listed(value)]
-        if not all(isinstance(number, int | float) for number in numbers):
+        known = isinstance(figures, dict) and {"fvu", "l0"} >= set(cast("dict[str, Any]", figures))
+        if not known or not all(isinstance(number, int | float) for number in numbers):
             raise SaelinkError(f"sae.published.{hook}={figures}: give fvu and l0, each a number or a list by layer")
 
 
