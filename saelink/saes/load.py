@@ -28,7 +28,12 @@ def pull_sae(cfg: Config, store: Store, hook_name: str) -> SAE:
     artifact = SAEStage(cfg, store, hook_name).pull()
     for name in artifact.files:
         artifact.file(name)  # compared with the manifest before it is read
-    return read_sae(artifact.path, "sae")
+    try:
+        return read_sae(artifact.path, "sae")
+    except SaelinkError as error:  # one that diverged, kept before that was looked at
+        raise SaelinkError(
+            f"{error}; `saelink rm {artifact.key}` removes it, and a smaller sae.lr trains a better one"
+        ) from None
 
 
 def load_choice(cfg: Config, choice: SAEChoice) -> SAE:
