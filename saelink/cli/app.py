@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `saelink --help` an
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -235,6 +236,9 @@ def main() -> Any:
     """Entry point: users' mistakes end as one line and exit code 1, bugs with their traceback."""
     # torch's large buffers on huge pages: fewer page faults on Linux, ignored elsewhere.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    for stream in (sys.stdout, sys.stderr):  # a terminal of ASCII, or a name that is no UTF-8
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         _check_command(sys.argv[1:])
         app()

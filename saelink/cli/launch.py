@@ -194,14 +194,20 @@ def one_line(error: Exception) -> str:
     from omegaconf.errors import OmegaConfBaseException
 
     from saelink.errors import SaelinkError
+    from saelink.fetch import hub_cache_line, in_hub_cache
 
     if isinstance(error, SaelinkError):
         return str(error)
     if isinstance(error, OmegaConfBaseException):
         return str(error).splitlines()[0]
+    if isinstance(error, OSError) and in_hub_cache(error):
+        return hub_cache_line(error)
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; nothing half-written stays. Make room or change runtime.outputs"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        reason = str(error).splitlines()[0].rpartition("] ")[2] if str(error) else "there is no memory left"
+        return f"{reason[:200]}; nothing half-written stays. Smaller sizes or less text need less"
     raise error
 
 

@@ -359,15 +359,15 @@ class WandbConfig:
     """Weights & Biases. Never part of a key."""
 
     mode: WandbMode = WandbMode.auto
-    """auto, online, offline or disabled."""
-    project: str = "saelink"
-    """W&B project."""
+    """auto, online, offline or disabled; auto is WANDB_MODE, or else online when a key is there, offline otherwise."""
+    project: str | None = None
+    """W&B project; null is WANDB_PROJECT, or else saelink."""
     artifacts: bool = False
     """Also keep the connectors' files in W&B."""
     oracle: bool = True
     """Also run the oracle on validation documents, once for all fits of the same latents, for the charts."""
     entity: str | None = None
-    """W&B team or user; null is your default."""
+    """W&B team or user; null is WANDB_ENTITY, or else your default."""
 
 
 @dataclass

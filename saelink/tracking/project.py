@@ -13,6 +13,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from saelink.store.store import Store
 
 AGENT = "WANDB_SWEEP_ID"
 """The environment variable by which an agent of a W&B sweep says that it started this process."""
+
+DEFAULT = "saelink"
+"""The project where neither a setting nor the environment names one."""
 
 WAIT = 30.0
 """Seconds that W&B may keep one job waiting, in all."""
@@ -61,15 +65,61 @@ class OpenRun:
 
 
 class Project:
-    """The project that `wandb.project` names. For one job: what it waited for W&B in vain it does not wait again."""
+    """The project that `wandb.project` names. For one job: what it waited for W&B in vain it does not wait again.
+
+    Where no setting is given the environment counts: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY.
+    """
 
     def __init__(self, settings: WandbConfig, store: Store):
         self.settings, self.store = settings, store
         self._left = WAIT
 
+    @cached_property
+    def mode(self) -> WandbMode:
+        """The setting, or what the environment or `wandb offline` says; `auto`: online where there is a key.
+
+        Raises SaelinkError for what W&B itself does not take.
+        """
+        if self.settings.mode is not WandbMode.auto:
+            return self.settings.mode
+        if os.environ.get("WANDB_MODE", "").strip().lower() == "disabled":
+            return WandbMode.disabled
+        import wandb
+
+        with _environment():
+            said = wandb.setup().settings.mode
+        return {"disabled": WandbMode.disabled, "offline": WandbMode.offline, "dryrun": WandbMode.offline}.get(
+            said, WandbMode.auto
+        )
+
+    @property
+    def name(self) -> str:
+        return self.settings.project or os.environ.get("WANDB_PROJECT") or DEFAULT
+
+    @property
+    def entity(self) -> str | None:
+        return self.settings.entity or os.environ.get("WANDB_ENTITY") or None
+
     @property
     def disabled(self) -> bool:
-        return self.settings.mode is WandbMode.disabled
+        return self.mode is WandbMode.disabled
+
+    def check(self) -> None:
+        """Raise SaelinkError, before the work, for a name or key that W&B would refuse after it."""
+        if self.disabled:
+            return
+        import wandb
+
+        field = "wandb.project" if self.settings.project else "WANDB_PROJECT"
+        bad = sorted({sign for sign in self.name if sign in "/\\#?%:"})
+        if bad:
+            raise SaelinkError(f"{field}={self.name}: a project's name has no {' '.join(bad)} in it")
+        if len(self.name) > 128:
+            raise SaelinkError(f"{field}={self.name}: a project's name has at most 128 characters")
+        with _environment():
+            wandb.setup()
+            if self.mode is not WandbMode.offline:
+                wandb.login(prompt=False, verify=False)
 
     def noted(self, run_id: str) -> dict[str, Any]:
         """What was shown of this run: `content`, whether `online`, the offline `folder`. Empty for what never was."""
@@ -181,8 +231,8 @@ class Project:
 
         wait = max(self._left, 1.0)
         return {
-            "project": self.settings.project,
-            "entity": self.settings.entity,
+            "project": self.name,
+            "entity": self.entity,
             "id": shown.run_id,
             "name": shown.name,
             "group": shown.group,
@@ -210,12 +260,10 @@ class Project:
     def _wants_online(self) -> bool:
         if self._left <= 0:
             return False
-        if self.settings.mode is not WandbMode.auto:
-            return self.settings.mode is WandbMode.online
+        if self.mode is not WandbMode.auto:
+            return self.mode is WandbMode.online
         import wandb
 
-        if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):  # WANDB_MODE, or `wandb offline`
-            return False
         return wandb.login(prompt=False, verify=False)  # whether there is a key, without asking for one or using it
 
     def _may_exist_online(self, run_id: str) -> bool:
@@ -225,7 +273,7 @@ class Project:
 
         started = time.monotonic()
         try:
-            path = "/".join(filter(None, [self.settings.entity, self.settings.project, run_id]))
+            path = "/".join(filter(None, [self.entity, self.name, run_id]))
             wandb.Api(timeout=int(max(min(self._left, 20), 1))).run(path)
         except (CommError, ValueError) as error:
             self._left = max(self._left - (time.monotonic() - started), 0)
@@ -237,7 +285,7 @@ class Project:
         return self.store.root / "wandb"
 
     def _note_path(self, run_id: str) -> Path:
-        project = f"{self.settings.entity or ''}_{self.settings.project}"
+        project = f"{self.entity or ''}_{self.name}"
         return self._root / "published" / project / f"{run_id}.json"
 
     def _note(self, begun: OpenRun, content: dict[str, Any] | None) -> None:
@@ -245,6 +293,18 @@ class Project:
         path = self._note_path(begun.shown.run_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, json_bytes({"content": content, "online": begun.online, "folder": folder}))
+
+
+@contextmanager
+def _environment() -> Generator[None, None, None]:
+    """One line for a value in W&B's environment or settings files that W&B does not take."""
+    try:
+        yield
+    except Exception as error:  # of several kinds, wandb's own and those of the library that checks its settings
+        reason = " ".join(str(error).split("For further information")[0].split())
+        raise SaelinkError(
+            f"W&B does not take what its environment says: {reason}; mend or unset that, or set wandb.mode=disabled"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:
