@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saelink.compose import choices_of, composing, declared_options
 from saelink.config.files import conf_dir
 from saelink.config.grammar import is_text, parsed, quoted, shortened, with_quotes
-from saelink.config.schema import Config
+from saelink.config.names import CHOSEN, TABLE, Settings, has, settings_of, texts_of
+from saelink.config.schema import Config, ConnectorConfig
 from saelink.errors import SaelinkError, closest
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
     from hydra.core.override_parser.types import Override
-
-CHOSEN = ("connector", "solver")
-"""Groups whose settings depend on the choice."""
 
 COMBINATIONS = 64
 """At most so many combinations of a multirun's choices are looked at."""
@@ -123,15 +121,13 @@ class _Check:
         if override.is_hydra_override() and "/" not in key and not _hydra_has(key):
             raise SaelinkError(f"{line}: Hydra has no such setting; `saelink train --cfg hydra` shows those it has")
 
-    def _as_entries(self, override: Override, fixed: Mapping[str, bool]) -> None:
+    def _as_entries(self, override: Override, fixed: Settings) -> None:
         """Entries of a table that is free to have any are added, with or without a + before them."""
         from hydra.core.override_parser.types import OverrideType
 
         key = override.key_or_group
-        if key.rpartition(".")[2].isdigit():  # a place in a list
-            return
-        table = fixed.get(key, True) and isinstance(override.value(), dict)
-        changes = override.type is OverrideType.CHANGE and key not in fixed
+        table = fixed.get(key, TABLE) == TABLE and isinstance(override.value(), dict)
+        changes = override.type is OverrideType.CHANGE and key not in fixed and not key.rpartition(".")[2].isdigit()
         if changes or (table and override.type in (OverrideType.CHANGE, OverrideType.ADD)):
             self._force(override)
 
@@ -161,10 +157,10 @@ class _Check:
             found.append({group: Chosen(cfg[group].name, kind) for group, kind in kinds.items()})
         return found
 
-    def _unknown(self, override: Override, fixed: dict[str, bool], jobs: list[dict[str, Chosen]]) -> str:
+    def _unknown(self, override: Override, fixed: Settings, jobs: list[dict[str, Chosen]]) -> str:
         """The line for a setting that no job has."""
         key, line = override.key_or_group, override.input_line or ""
-        names = list(fixed | {name: True for job in jobs for name in of_chosen(job)})
+        names = list(dict.fromkeys([*fixed, *(name for job in jobs for name in of_chosen(job))]))
         others = [
             name
             for group, kinds in settings_by_choice().items()
@@ -218,18 +214,7 @@ def _hydra_has(key: str) -> bool:
 
 def text_settings() -> set[str]:
     """The settings that are texts; a dot behind one says that its entries are."""
-    kinds = {"str": "", "str | None": "", "dict[str, str]": "."}
-    return {f"{name}{kinds[kind]}" for name, kind in _types(Config) if kind in kinds}
-
-
-def _types(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Each setting with its type as it is written."""
-    for entry in dataclasses.fields(kind):
-        inner: Any = entry.default_factory
-        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-            yield from _types(inner, f"{prefix}{entry.name}.")
-        else:
-            yield f"{prefix}{entry.name}", str(entry.type)
+    return texts_of(Config) | texts_of(ConnectorConfig, "connector.")
 
 
 def names_setting(word: str) -> bool:
@@ -288,25 +273,6 @@ def _with(choice: Override, value: str) -> str:
     return f"{line.partition('=')[0]}={value}" if "=" in line else line
 
 
-def settings_of(kind: type[Any], prefix: str = "") -> dict[str, bool]:
-    """By name the settings of a dataclass and of those in it; whether it takes entries of its own (dicts, lists)."""
-    found: dict[str, bool] = {}
-    for entry in dataclasses.fields(kind):
-        name = f"{prefix}{entry.name}"
-        inner: Any = entry.default_factory
-        nested = isinstance(inner, type) and dataclasses.is_dataclass(inner)
-        found[name] = not nested and str(entry.type).startswith(("dict", "list", "Any"))
-        if nested and entry.name not in CHOSEN:
-            found |= settings_of(inner, f"{name}.")
-    return found
-
-
-def of_chosen(job: Mapping[str, Chosen]) -> dict[str, bool]:
+def of_chosen(job: Mapping[str, Chosen]) -> Settings:
     """The settings of a job's connector and solver."""
     return {name: open for group in CHOSEN for name, open in settings_of(job[group].kind, f"{group}.").items()}
-
-
-def has(settings: Mapping[str, bool], key: str) -> bool:
-    """Whether a key is a setting or an entry of one that takes entries."""
-    above = [key[:i] for i, sign in enumerate(key) if sign == "."]
-    return key in settings or any(settings.get(each, False) for each in above)

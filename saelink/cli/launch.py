@@ -191,6 +191,12 @@ def objective(job: Job) -> float | list[float]:
 
 def one_line(error: Exception) -> str:
     """The line that a user's mistake gets, or the error again when it is not one."""
+    from saelink.errors import printable
+
+    return printable(_line(error))
+
+
+def _line(error: Exception) -> str:
     from omegaconf.errors import OmegaConfBaseException
 
     from saelink.errors import SaelinkError
@@ -214,6 +220,7 @@ def one_line(error: Exception) -> str:
 def hydra_line(error: Exception) -> str:
     """Hydra's own complaint in one line, with the way out where we know a better one."""
     from saelink.config.grammar import shortened
+    from saelink.errors import printable
 
     text = str(error)
     if error.__cause__ is not None and str(error.__cause__) not in text:
@@ -225,4 +232,4 @@ def hydra_line(error: Exception) -> str:
             break
     text = " ".join(text.split())
     value = re.fullmatch(r"Error merging override (.*) \((.*?) full_key: .*\)", text)
-    return text if value is None else f"{shortened(value[1])}: {value[2]}"
+    return printable(text if value is None else f"{shortened(value[1])}: {value[2]}")

@@ -52,6 +52,10 @@ LARGEST = 2**63 - 1
 """What an integer of a tensor, of a random generator and of a file can hold."""
 
 
+MOST_THREADS = 4096
+"""More are a mistake, and what torch starts them with overflows."""
+
+
 def check(cfg: Config) -> None:
     """Raise SaelinkError for a value that is out of range whatever model and data it meets; ~/ becomes a folder."""
     _at_home(cfg)
@@ -63,6 +67,8 @@ def check(cfg: Config) -> None:
     _at_least(2, data__context_size=cfg.data.context_size)
     _at_least(1, data__max_tokens=cfg.data.max_tokens, data__max_norm_ratio=cfg.data.max_norm_ratio)
     _at_least(1, sae__d_sae=cfg.sae.d_sae, sae__k=cfg.sae.k, sae__batch_tokens=cfg.sae.batch_tokens)
+    if (cfg.runtime.threads or 1) > MOST_THREADS:
+        raise SaelinkError(f"runtime.threads={cfg.runtime.threads} must be at most {MOST_THREADS}")
     _at_least(1, runtime__forward_tokens=cfg.runtime.forward_tokens, runtime__threads=cfg.runtime.threads)
     _at_least(0, eval__circuits=cfg.eval.circuits, eval__edges=cfg.eval.edges, eval__min_active=cfg.eval.min_active)
     _at_least(1, report__top=cfg.report.top, report__per_size=cfg.report.per_size, report__random=cfg.report.random)

@@ -113,5 +113,5 @@ def _unreadable(override: str, texts: Collection[str]) -> str:
 
 
 def shortened(text: str) -> str:
-    """For a message."""
+    """An override for a message: its beginning, where it is long."""
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."

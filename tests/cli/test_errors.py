@@ -71,6 +71,14 @@ MISTAKES = {
     "diverging with patience": (["solver.lr=1e30", "solver.patience=2"], "solver.lr: the fit diverged"),
     "GGUF on a hub": (["model=hub", "model.path=a/b", "model.file=x.gguf"], "model.file=x.gguf"),
     "hook of no vectors": (["sae=train", "link.target=attn.hook_pattern"], "blocks.1.attn.hook_pattern has shape"),
+    "seed": (["seed=18446744073709551616"], "seed=18446744073709551616: give a number below 2^63"),
+    "seed of an SAE": (["sae=train", "sae.seed=1e30"], "sae.seed=1e30"),
+    "seeds": (["experiment.seeds=[0,9223372036854775808]"], "experiment.seeds=9223372036854775808"),
+    "endless training": (["sae=train", "sae.epochs=1e400"], "sae.epochs=inf: give a finite number"),
+    "no number in a list": (["eval.edge_thresholds=[0.1,nan]"], "eval.edge_thresholds=nan: give a finite number"),
+    "no number in a table": (["outliers.shares.massive=inf"], "outliers.shares.massive=inf: give a finite number"),
+    "solver's number": (["solver.lr=nan"], "solver.lr=nan: give a finite number"),
+    "threads": (["runtime.threads=1000000"], "runtime.threads=1000000"),
     "missing value": (["model=hub", "~model.path"], "model.path"),
 }
 
