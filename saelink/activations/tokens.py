@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from functools import cached_property
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -74,8 +75,12 @@ class TokensStage(Stage[TokensFacts]):
             "separator": self.cfg.model.separator,
         }
         if self.cfg.data.chat:
-            recipe["chat"] = template_digest(load_tokenizer(self.cfg.model, self._model.artifact))
+            recipe["chat"] = self._template
         return recipe | ({"prepend_bos": True} if self.cfg.data.prepend_bos else {})
+
+    @cached_property
+    def _template(self) -> str:
+        return template_digest(load_tokenizer(self.cfg.model, self._model.artifact))
 
     def inputs(self) -> dict[str, str]:
         return {"model": self._model.artifact.key}

@@ -231,5 +231,6 @@ def hydra_line(error: Exception) -> str:
             text += f" (install it with `pip install 'saelink[{extra}]'`)"
             break
     text = " ".join(text.split())
+    text = re.sub(r" To append to your (config|default list) use \+\S+", "", text)  # which is seldom what helps
     value = re.fullmatch(r"Error merging override (.*) \((.*?) full_key: .*\)", text)
     return printable(text if value is None else f"{shortened(value[1])}: {value[2]}")

@@ -79,6 +79,13 @@ def readable(override: str) -> bool:
     return True
 
 
+def sweeps(override: str) -> bool:
+    """Whether one that can be read has several values, for the jobs of a multirun."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(override).is_sweep_override()
+
+
 def parsed(overrides: Sequence[str], loader: Any, texts: Collection[str]) -> list[Override]:
     """The overrides, read. Raises SaelinkError for one that can't be, with the way to write it."""
     from hydra.core.override_parser.overrides_parser import OverridesParser

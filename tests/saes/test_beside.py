@@ -19,7 +19,7 @@ from saelink.progress import Observer
 from saelink.saes.check import mismatches
 from saelink.saes.choice import sae_choice
 from saelink.saes.formats import EXTRA_FILES, identity, read_sae
-from saelink.saes.load import pull_sae
+from saelink.saes.load import load_choice, pull_sae
 from saelink.store.store import Store
 
 from helpers.sae_files import D_IN, D_SAE, X, write_dictionary
@@ -73,6 +73,18 @@ def test_the_scale_is_part_of_what_an_sae_is(config: Callable[..., Config], stor
         (plain / name).write_text("{}")
     assert identity(plain) == known
     assert "activation_scaler.json" in EXTRA_FILES  # fetched from a hub too
+
+
+def test_an_sae_that_is_replaced_before_it_is_read_is_not_taken_for_the_old_one(
+    config: Callable[..., Config], store: Store, tmp_path: Path
+) -> None:
+    write_sae(tmp_path / HOOK)
+    cfg = config(f"sae.path={tmp_path}")
+    choice = sae_choice(cfg, store, HOOK)
+    load_choice(cfg, choice)
+    write_sae(tmp_path / HOOK, seed=1)
+    with pytest.raises(SaelinkError, match="was changed while it was read; run the command again"):
+        load_choice(cfg, choice)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
