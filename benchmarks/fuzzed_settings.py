@@ -125,8 +125,8 @@ class Words:
         return [draw.choice(OTHERS), *words]
 
 
-def try_configuration(words: list[str]) -> str | None:
-    """What is wrong with the answer to a configuration: None where it was taken, or refused in a line."""
+def try_configuration(words: list[str], limit: float) -> str | None:
+    """What is wrong with the answer to a configuration: None where it was taken, or refused in a line, in `limit` s."""
     from saelink import SaelinkError, configure
 
     started = time.perf_counter()
@@ -138,10 +138,10 @@ def try_configuration(words: list[str]) -> str | None:
     except BaseException:
         return traceback.format_exc(limit=-3)
     seconds = time.perf_counter() - started
-    return None if seconds < SECONDS else f"took {seconds:.1f} s"
+    return None if seconds < limit else f"took {seconds:.1f} s"
 
 
-def try_command(words: list[str]) -> str | None:
+def try_command(words: list[str], limit: float) -> str | None:
     """The same of a command: its exit code is 0, or 1 with one line on standard error."""
     from saelink.cli.app import main
 
@@ -161,15 +161,15 @@ def try_command(words: list[str]) -> str | None:
     seconds, lines = time.perf_counter() - started, err.getvalue().strip().splitlines()
     if code not in (0, 1) or (code == 1 and len(lines) != 1):
         return f"exit code {code}, {len(lines)} lines: {err.getvalue()[:300]!r}"
-    return None if seconds < SECONDS else f"took {seconds:.1f} s"
+    return None if seconds < limit else f"took {seconds:.1f} s"
 
 
-def failures(kind: str, seed: str, count: int) -> Iterator[Failure]:
+def failures(kind: str, seed: str, count: int, limit: float = SECONDS) -> Iterator[Failure]:
     """Of `count` configurations or commands those with another answer, inside an empty folder."""
     draw, attempt = Words(f"{kind} {seed}"), try_configuration if kind == "configurations" else try_command
     for _ in range(count):
         words = draw.configuration() if kind == "configurations" else draw.command()
-        what = attempt(words)
+        what = attempt(words, limit)
         if what is not None:
             yield Failure(words, what)
 

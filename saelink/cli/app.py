@@ -15,6 +15,7 @@ import typer
 from saelink.cli import jobs, wandb
 from saelink.cli.launch import hydra_line, launch, one_line
 from saelink.cli.words import asks_for_help, is_override
+from saelink.errors import SaelinkError, closest, printable
 
 app = typer.Typer(
     name="saelink",
@@ -73,8 +74,6 @@ _stage_command("export", "Write a connector as a folder for others to load.", jo
 @app.command("track", context_settings=PASS_TO_HYDRA)
 def track(context: typer.Context, arguments: Overrides = None) -> None:
     """Publish fitted connectors to W&B later: track KEY."""
-    from saelink.errors import SaelinkError
-
     words = words_of(context, arguments)
     keys = [word for word in words if not is_override(word) and not word.startswith("-")]
     if not keys and not asks_for_help(words):
@@ -85,8 +84,6 @@ def track(context: typer.Context, arguments: Overrides = None) -> None:
 @app.command("show", context_settings=PASS_TO_HYDRA)
 def show(context: typer.Context, arguments: Overrides = None) -> None:
     """Print one latent's card: show target 1064."""
-    from saelink.errors import SaelinkError
-
     words = words_of(context, arguments)
     as_json, verbose = "--json" in words, "-v" in words
     words = [word for word in words if word not in ("--json", "-v")]
@@ -124,8 +121,6 @@ app.add_typer(wandb.app, name="wandb")
 
 
 def _folder(name: str) -> str:
-    from saelink.errors import SaelinkError
-
     if not name.strip():
         raise SaelinkError("--outputs is empty: give a folder of artifacts, such as outputs")
     return os.path.expanduser(name)  # noqa: PTH111 (a path as text)
@@ -223,13 +218,23 @@ def pareto(sweep_id: Annotated[str, typer.Argument(metavar="SWEEP")], outputs: O
 
 def _check_command(words: list[str]) -> None:
     """Raise SaelinkError for a command that does not exist."""
-    from saelink.errors import SaelinkError, closest
 
     names = [each.name or "" for each in [*app.registered_commands, *app.registered_groups]]
     if words and not words[0].startswith("-") and words[0] not in names:
         meant = closest(words[0], names)
         way_out = "saelink --help lists them" if meant is None else f"did you mean saelink {meant}?"
         raise SaelinkError(f"there is no command {words[0]}; {way_out}")
+
+
+def _say_usage(error: Any) -> None:
+    """What is wrong with a command's flags and arguments, or its help where it was called with none."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(error.exit_code)
+    path = error.ctx.command_path if getattr(error, "ctx", None) is not None else ""
+    command = " ".join(["saelink", *path.rpartition("saelink")[2].split()])
+    message = printable(error.format_message()).rstrip(".")
+    print(f"saelink: {message}; `{command} --help` has more", file=sys.stderr)
 
 
 def main() -> Any:
@@ -241,11 +246,18 @@ def main() -> Any:
             stream.reconfigure(errors="backslashreplace")
     try:
         _check_command(sys.argv[1:])
-        app()
+        code = app(standalone_mode=False)
+        if isinstance(code, int) and code:
+            sys.exit(code)
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:  # one_line raises again what is no user's mistake
         from hydra.errors import HydraException
 
-        if isinstance(error, HydraException):
+        if hasattr(error, "format_message"):  # Typer's, whichever click it brings
+            _say_usage(error)
+        elif isinstance(error, HydraException):
             print(f"saelink: {hydra_line(error)}", file=sys.stderr)
         elif "No trials are completed yet" in str(error):  # Optuna's, after each trial got a line of its own
             print("saelink: no trial of the search succeeded, see the lines above", file=sys.stderr)

@@ -83,6 +83,13 @@ def test_one_line_says_what_was_probably_meant(saelink: Run, tmp_path: Path, wor
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", ["rm", "rm a b", "ls --nope", "wandb nope", "push a", "pareto"])
+def test_a_wrong_flag_or_argument_is_one_line(saelink: Run, tmp_path: Path, words: str) -> None:
+    code, out, err = saelink(*words.split(), bare=True)
+    assert (code, out) == (1, "") and len(err.strip().splitlines()) == 1 and err.startswith("saelink: ")
+    assert f"`saelink {words.split()[0]} --help` has more" in err and list(tmp_path.iterdir()) == []
+
+
 QUOTED = ["a=b", "a,b", "x[1]", "a(1)#{}", "it's", 'say "x"', "1e3", "true", "é ü", "back\\slash", "a b"]
 
 
