@@ -104,6 +104,7 @@ def _task(command: Command, sweep_id: str) -> Callable[[DictConfig], float | lis
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        from saelink.config.check import at_home
         from saelink.job import Memory
         from saelink.store.store import Store
         from saelink.tracking.sweep import record_failure
@@ -121,7 +122,7 @@ def _task(command: Command, sweep_id: str) -> Callable[[DictConfig], float | lis
             print(f"saelink: {one_line(error)}", file=sys.stderr, flush=True)
             OUTCOME.failed_here += 1
             if sweeping:
-                record_failure(Store(raw.runtime.outputs), raw.runtime.sweep, hydra.job.num, one_line(error))
+                record_failure(Store(at_home(raw.runtime.outputs)), raw.runtime.sweep, hydra.job.num, one_line(error))
             return None
 
     return task

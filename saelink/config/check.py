@@ -96,16 +96,19 @@ def check(cfg: Config) -> None:
         raise SaelinkError("link.sources=[] names no source hook: give at least one, such as [mlp_in]")
 
 
+def at_home(place: str) -> str:
+    """What begins with ~/ as a folder in the user's home, as a shell has it for what stands alone."""
+    return os.path.expanduser(place)  # noqa: PTH111 (patterns and hub ids are no paths)
+
+
 def _at_home(cfg: Config) -> None:
-    """Make what begins with ~/ a folder in the user's home, as a shell does with what stands alone."""
-
-    def expanded(value: Any) -> Any:
-        return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 (patterns, hub ids)
-
+    """The same for every setting that may name a file or folder, in place."""
     for group, names in PLACES.items():
         for name in names:
-            setattr(getattr(cfg, group), name, expanded(getattr(getattr(cfg, group), name)))
-    cfg.sae.files = {hook: expanded(place) for hook, place in cfg.sae.files.items()}
+            place = getattr(getattr(cfg, group), name)
+            if isinstance(place, str):
+                setattr(getattr(cfg, group), name, at_home(place))
+    cfg.sae.files = {hook: at_home(place) for hook, place in cfg.sae.files.items()}
 
 
 PLACES = {

@@ -65,6 +65,12 @@ def test_an_installation_that_no_one_may_write_compiles_each_time(tmp_path: Path
     assert done.stdout.strip() == "[0, 2]", done.stderr
 
 
+def test_a_user_without_a_home(world: World, tmp_path: Path) -> None:
+    base = [word for word in world.overrides("out") if not word.startswith("wandb")]
+    done = run(tmp_path, "train", *base, "solver.tokens=4096", "wandb.mode=offline", HOME="/proc/nobody")
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+
+
 def test_the_hubs_own_folder_is_named_when_it_cant_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "closed" / "hf"))
     for place in ("closed", "closed/hf", "closed/hf/hub/models--a--b/blobs"):
