@@ -93,6 +93,7 @@ class _Check:
         asked = [each for each in self._ours if each not in self._choices]
         for each in asked:
             if has(fixed, each.key_or_group):
+                _check_group(each, fixed)
                 self._as_entries(each, fixed)
         asked = [each for each in asked if each.key_or_group.startswith(CHOSEN) or not has(fixed, each.key_or_group)]
         if not asked:
@@ -177,6 +178,15 @@ class _Check:
             told = "=".join([meant, *itertools.islice(values_of(override), 1)])
         also = "" if meant in names else f" {_whose(meant, jobs)}"
         return f"{line}: there is no such setting; did you mean {told}?{also}"
+
+
+def _check_group(override: Override, fixed: Settings) -> None:
+    """Raise SaelinkError for one value in the place of a group of settings."""
+    key = override.key_or_group
+    inside = [name for name in fixed if name.startswith(f"{key}.")]
+    if inside and not override.is_delete() and not isinstance(override.value(), dict):
+        line = shortened(override.input_line or "")
+        raise SaelinkError(f"{line}: {key} is a group of settings, such as {inside[0]}=...")
 
 
 def _several(override: Override) -> str:

@@ -82,9 +82,9 @@ def text_files(place: str) -> tuple[list[TextFile], list[Path]]:
     place = os.path.expanduser(place)  # noqa: PTH111 (a pattern is no path)
     others: list[Path] = []
     if Path(place).is_dir():
-        paths = sorted(path for path in Path(place).rglob("*") if path.is_file() and not _hidden(path, Path(place)))
-        others = [path for path in paths if text_file(path) is None]
-        paths = [path for path in paths if path not in others] or paths
+        all_files = sorted(path for path in Path(place).rglob("*") if path.is_file() and not _hidden(path, Path(place)))
+        others = [path for path in all_files if text_file(path) is None]
+        paths = [path for path in all_files if text_file(path) is not None] or all_files
     elif Path(place).exists():
         paths = [Path(place)]
     else:

@@ -29,6 +29,9 @@ CHOICES = {
 BESIDE = {("--resolve",): ("--cfg", "-c"), ("--package", "-p"): ("--cfg", "-c")}
 """Flags that mean something only beside another."""
 
+ONE_OF = (("--run", "-r"), ("--multirun", "-m"), ("--cfg", "-c"), ("--info", "-i"))
+"""Flags of which a command takes one."""
+
 HELP_FLAGS = {"--help", "-h", "--help-all"}
 
 
@@ -81,6 +84,10 @@ def check_words(command: str, words: list[str]) -> None:
 def _check_values(command: str, words: list[str]) -> None:
     """Raise SaelinkError for a flag without its value, with one that it does not take, or without its other flag."""
     flags = {word.partition("=")[0] for word in words}
+    given = [name for names in ONE_OF for name in names if name in flags]
+    many = {"--multirun", "-m"}.intersection(given)
+    if len(given) > 1 and (not many or {"--run", "-r"}.intersection(given)):  # else there is a line that says more
+        raise SaelinkError(f"{command}: {given[0]} and {given[1]} exclude each other")
     for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
         for names, choices in CHOICES.items():
@@ -92,5 +99,6 @@ def _check_values(command: str, words: list[str]) -> None:
             if flag in names and flags.isdisjoint(others):
                 raise SaelinkError(f"{command}: {flag} goes with --cfg job, which prints the settings and runs nothing")
         needs = flag in {*WITH_VALUE, *(FLAGS[name] for name in WITH_VALUE)} and flag not in ("--info", "-i")
-        if needs and not equals and (i + 1 == len(words) or words[i + 1].startswith("-")):
+        behind = words[i + 1] if i + 1 < len(words) else "-"
+        if needs and not equals and (behind.startswith("-") or is_override(behind)):
             raise SaelinkError(f"{command}: {flag} needs a value behind it")
