@@ -15,7 +15,7 @@ from saelink.config.check import check, single
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.job import Job, Memory
-from saelink.mistakes import checked
+from saelink.mistakes import checked, hydra_line
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
@@ -41,10 +41,7 @@ def configure(*overrides: str) -> Config:
         with composing():
             cfg = OmegaConf.to_object(compose("config", given))
     except (HydraException, OmegaConfBaseException) as error:
-        reason = (
-            f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) not in str(error) else ""
-        )
-        raise SaelinkError(" ".join(f"{error}{reason}".split())) from None
+        raise SaelinkError(hydra_line(error)) from None
     assert isinstance(cfg, Config)
     check(cfg)
     return cfg

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,11 +14,20 @@ from saelink.config.files import conf_dir
 from saelink.config.grammar import is_text, parsed, quoted, shortened, with_quotes
 from saelink.config.names import CHOSEN, TABLE, Settings, has, settings_of, texts_of
 from saelink.config.schema import Config, ConnectorConfig
-from saelink.errors import SaelinkError, closest
+from saelink.errors import SaelinkError, closest, printable
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
     from hydra.core.override_parser.types import Override
+
+EXTRAS = {
+    "joblib": "joblib",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
+    "ray": "ray",
+    "optuna": "optuna",
+}
+"""Hydra's launchers and sweepers that are packages of their own, by the extra that brings them."""
 
 COMBINATIONS = 64
 """At most so many combinations of a multirun's choices are looked at."""
@@ -286,3 +296,19 @@ def _with(choice: Override, value: str) -> str:
 def of_chosen(job: Mapping[str, Chosen]) -> Settings:
     """The settings of a job's connector and solver."""
     return {name: open for group in CHOSEN for name, open in settings_of(job[group].kind, f"{group}.").items()}
+
+
+def hydra_line(error: Exception) -> str:
+    """Hydra's own complaint in one line, with the way out where we know a better one."""
+    text = str(error)
+    if error.__cause__ is not None and str(error.__cause__) not in text:
+        text += f" ({error.__cause__})"
+    text = text.split("Config search path:")[0].split("See https://hydra.cc")[0]
+    for plugin, extra in EXTRAS.items():
+        if re.search(rf"hydra/(launcher|sweeper)/{plugin}\b", text):
+            text += f" (install it with `pip install 'saelink[{extra}]'`)"
+            break
+    text = " ".join(text.split())
+    text = re.sub(r" To append to your (config|default list) use \+\S+", "", text)  # which is seldom what helps
+    value = re.fullmatch(r"Error merging override (.*?) \((.*?) full_key: .*\)", text)
+    return printable(text if value is None else f"{shortened(value[1])}: {value[2]}")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from saelink.cli import jobs, wandb
-from saelink.cli.launch import hydra_line, launch, one_line
+from saelink.cli.launch import launch, one_line
 from saelink.cli.words import asks_for_help, is_override
 from saelink.errors import SaelinkError, closest, printable
 
@@ -258,6 +258,8 @@ def main() -> Any:
         if hasattr(error, "format_message"):  # Typer's, whichever click it brings
             _say_usage(error)
         elif isinstance(error, HydraException):
+            from saelink.mistakes import hydra_line
+
             print(f"saelink: {hydra_line(error)}", file=sys.stderr)
         elif "No trials are completed yet" in str(error):  # Optuna's, after each trial got a line of its own
             print("saelink: no trial of the search succeeded, see the lines above", file=sys.stderr)

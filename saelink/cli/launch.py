@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -20,15 +19,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from saelink.job import Job, Memory
-
-EXTRAS = {
-    "joblib": "joblib",
-    "submitit_local": "submitit",
-    "submitit_slurm": "submitit",
-    "ray": "ray",
-    "optuna": "optuna",
-}
-"""Hydra's launchers and sweepers that are packages of their own, by the extra that brings them."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
@@ -216,22 +206,3 @@ def _line(error: Exception) -> str:
         reason = str(error).splitlines()[0].rpartition("] ")[2] if str(error) else "there is no memory left"
         return f"{reason[:200]}; nothing half-written stays. Smaller sizes or less text need less"
     raise error
-
-
-def hydra_line(error: Exception) -> str:
-    """Hydra's own complaint in one line, with the way out where we know a better one."""
-    from saelink.config.grammar import shortened
-    from saelink.errors import printable
-
-    text = str(error)
-    if error.__cause__ is not None and str(error.__cause__) not in text:
-        text += f" ({error.__cause__})"
-    text = text.split("Config search path:")[0].split("See https://hydra.cc")[0]
-    for plugin, extra in EXTRAS.items():
-        if re.search(rf"hydra/(launcher|sweeper)/{plugin}\b", text):
-            text += f" (install it with `pip install 'saelink[{extra}]'`)"
-            break
-    text = " ".join(text.split())
-    text = re.sub(r" To append to your (config|default list) use \+\S+", "", text)  # which is seldom what helps
-    value = re.fullmatch(r"Error merging override (.*) \((.*?) full_key: .*\)", text)
-    return printable(text if value is None else f"{shortened(value[1])}: {value[2]}")
