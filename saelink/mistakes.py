@@ -186,7 +186,7 @@ class _Check:
         told = meant
         if meant in self._groups:
             told = "=".join([meant, *itertools.islice(values_of(override), 1)])
-        also = "" if meant in names else f" {_whose(meant, jobs)}"
+        also = "" if meant in names or meant in self._groups else f" {_whose(meant, jobs)}"
         return f"{line}: there is no such setting; did you mean {told}?{also}"
 
 

@@ -58,8 +58,8 @@ MOST_THREADS = 4096
 
 def check(cfg: Config) -> None:
     """Raise SaelinkError for a value that is out of range whatever model and data it meets; ~/ becomes a folder."""
+    _check_values(cfg, "")
     _at_home(cfg)
-    _check_numbers(cfg, "")
     if not cfg.runtime.outputs.strip():
         raise SaelinkError("runtime.outputs= has no name: give a folder for the artifacts, such as outputs")
     l1_alphas(cfg.l1_alpha)
@@ -118,17 +118,25 @@ PLACES = {
 """Settings that may name a file or folder."""
 
 
-def _check_numbers(value: Any, name: str) -> None:
-    """Raise SaelinkError for a number anywhere that is not finite, or too large an integer for any library."""
+def _check_values(value: Any, name: str) -> None:
+    """Raise SaelinkError for a number anywhere that is not finite, or too large an integer for any library.
+
+    Also for what is no list or table where one belongs: ${...} may put anything there.
+    """
     if dataclasses.is_dataclass(value):
         for entry in dataclasses.fields(value):
-            _check_numbers(getattr(value, entry.name), f"{name}.{entry.name}".strip("."))
+            inner, place = getattr(value, entry.name), f"{name}.{entry.name}".strip(".")
+            for kind, written in ((list, "list"), (dict, "dict")):
+                missing = inner is None and "None" in str(entry.type)
+                if str(entry.type).startswith(written) and not missing and not isinstance(inner, kind):
+                    raise SaelinkError(f"{place}={inner}: give a {'list' if kind is list else 'table'}")
+            _check_values(inner, place)
     elif isinstance(value, dict):
         for key, item in cast("dict[Any, Any]", value).items():
-            _check_numbers(item, f"{name}.{key}")
+            _check_values(item, f"{name}.{key}")
     elif isinstance(value, list):
         for item in cast("list[Any]", value):
-            _check_numbers(item, name)
+            _check_values(item, name)
     elif isinstance(value, float) and not math.isfinite(value):
         raise SaelinkError(f"{name}={value}: give a finite number")
     elif isinstance(value, int) and abs(value) > LARGEST:

@@ -80,10 +80,9 @@ class Project:
 
         Raises SaelinkError for what W&B itself does not take.
         """
-        if self.settings.mode is not WandbMode.auto:
-            return self.settings.mode
-        if os.environ.get("WANDB_MODE", "").strip().lower() == "disabled":
-            return WandbMode.disabled
+        given = self._given()
+        if given is not WandbMode.auto:
+            return given
         import wandb
 
         with _environment():
@@ -91,6 +90,11 @@ class Project:
         return {"disabled": WandbMode.disabled, "offline": WandbMode.offline, "dryrun": WandbMode.offline}.get(
             said, WandbMode.auto
         )
+
+    def _given(self) -> WandbMode:
+        """What the setting says, or the environment where that is plain without W&B."""
+        off = os.environ.get("WANDB_MODE", "").strip().lower() == "disabled"
+        return WandbMode.disabled if off and self.settings.mode is WandbMode.auto else self.settings.mode
 
     @property
     def name(self) -> str:
@@ -106,16 +110,18 @@ class Project:
 
     def check(self) -> None:
         """Raise SaelinkError, before the work, for a name or key that W&B would refuse after it."""
-        if self.disabled:
+        if self._given() is WandbMode.disabled:
             return
-        import wandb
-
         field = "wandb.project" if self.settings.project else "WANDB_PROJECT"
         bad = sorted({sign for sign in self.name if sign in "/\\#?%:"})
         if bad:
             raise SaelinkError(f"{field}={self.name}: a project's name has no {' '.join(bad)} in it")
         if len(self.name) > 128:
             raise SaelinkError(f"{field}={self.name}: a project's name has at most 128 characters")
+        if self.disabled:
+            return
+        import wandb
+
         with _environment():
             wandb.setup()
             if self.mode is not WandbMode.offline:

@@ -51,9 +51,10 @@ def test_a_locale_of_another_time(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------- folders
 
 NO_CACHE = """
-from numba.core import caching
-caching.CacheImpl._locator_classes = []  # no folder of numba's can be written
-caching._CodeLibraryCacheImpl = caching.CacheImpl
+from numba.core.dispatcher import Dispatcher
+def refuse(self):  # as numba does where no folder of its own can be written
+    raise RuntimeError(f"cannot cache function {self.py_func.__name__!r}: no locator available for file 'x.py'")
+Dispatcher.enable_caching = refuse
 import torch
 from saelink.saes.sae import active_entries
 print(active_entries(torch.tensor([[1.0, -2.0, 3.0]]), 2, None)[1].tolist())

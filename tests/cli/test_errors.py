@@ -78,6 +78,7 @@ MISTAKES = {
     "no number in a list": (["eval.edge_thresholds=[0.1,nan]"], "eval.edge_thresholds=nan: give a finite number"),
     "no number in a table": (["outliers.shares.massive=inf"], "outliers.shares.massive=inf: give a finite number"),
     "solver's number": (["solver.lr=nan"], "solver.lr=nan: give a finite number"),
+    "no list": (["experiment.l1_grid=${layer}"], "experiment.l1_grid=1: give a list"),
     "threads": (["runtime.threads=1000000"], "runtime.threads=1000000"),
     "missing value": (["model=hub", "~model.path"], "model.path"),
 }

@@ -29,6 +29,7 @@ LINES = {
     "train conector=mlp": "conector=mlp: there is no such setting; did you mean connector=mlp?",
     "train solver.tolerence=1": "solver.tolerence=1: there is no such setting; did you mean solver.tolerance?",
     "train max_tokens=9": "max_tokens=9: there is no such setting; did you mean data.max_tokens?",
+    "train bdget=x": "bdget=x: there is no such setting; did you mean budget=x?",
     "train zzz=1": "zzz=1: there is no such setting; `saelink train --help-all` lists all",
     "train connector=mpl": "connector=mpl: did you mean connector=mlp? There are linear, mlp, nonlinear, sae, skip, "
     "two_nonlinear",
