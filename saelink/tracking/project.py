@@ -180,6 +180,7 @@ class Project:
         note = {} if agents else self.noted(shown.run_id)
         old = Path(note["folder"]) if note.get("folder") else None
         self.store.root.mkdir(parents=True, exist_ok=True)
+        _make_room(self._root)
         run, online = None, self._wants_online()
         if online:
             started = time.monotonic()
@@ -299,6 +300,21 @@ class Project:
         path = self._note_path(begun.shown.run_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, json_bytes({"content": content, "online": begun.online, "folder": folder}))
+
+
+def _make_room(folder: Path) -> None:
+    """Have W&B keep in `folder` what it can't keep where it would, as of a user without a home."""
+    from wandb import env
+
+    for name, usual in (("WANDB_DATA_DIR", env.get_data_dir), ("WANDB_CACHE_DIR", env.get_cache_dir)):
+        if name not in os.environ:
+            try:
+                Path(usual()).mkdir(parents=True, exist_ok=True)
+                kept = os.access(usual(), os.W_OK)
+            except OSError:
+                kept = False
+            if not kept:
+                os.environ[name] = str(folder.resolve())
 
 
 @contextmanager
