@@ -1,4 +1,7 @@
-"""Settings and groups that do not exist: found before anything runs, each with the one that was probably meant."""
+"""Settings and groups that do not exist: found before anything runs, each with the one that was probably meant.
+
+What Hydra complains of is put into our own words here too.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import dataclasses
 import itertools
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saelink.compose import choices_of, composing, declared_options
@@ -81,7 +84,6 @@ class _Check:
     def __init__(self, loader: ConfigLoader, parsed: list[Override], many: bool):
         self._places = [each.input_line or "" for each in parsed if each.key_or_group == "hydra.searchpath"]
         self._groups = choices_of(loader, self._places)
-        self._loader = loader
         self._parsed = parsed
         self._many = many
         self._ours = [
@@ -105,16 +107,16 @@ class _Check:
             if has(fixed, each.key_or_group):
                 _check_group(each, fixed)
                 self._as_entries(each, fixed)
-        asked = [each for each in asked if each.key_or_group.startswith(CHOSEN) or not has(fixed, each.key_or_group)]
-        if not asked:
+        named = [(each, key) for each in asked for key in _named(each, fixed)]
+        named = [(each, key) for each, key in named if key.startswith(CHOSEN) or not has(fixed, key)]
+        if not named:
             return Checked(self._lines, [])
         jobs = self._chosen()
         notes: list[str] = []
-        for each in asked:
-            key = each.key_or_group
+        for each, key in named:
             lacking = [job for job in jobs if not has(fixed | of_chosen(job), key)]
-            if len(lacking) == len(jobs) or (lacking and each.is_delete()):
-                raise SaelinkError(self._unknown(each, fixed, jobs))
+            if len(lacking) == len(jobs) or (lacking and (each.is_delete() or key != each.key_or_group)):
+                raise SaelinkError(self._unknown(each, key, fixed, jobs))
             if lacking:
                 group = key.partition(".")[0]
                 without = listed(f"{group}={job[group].name}" for job in lacking)
@@ -137,7 +139,8 @@ class _Check:
         from hydra.core.override_parser.types import OverrideType
 
         key = override.key_or_group
-        table = fixed.get(key, TABLE) == TABLE and isinstance(override.value(), dict)
+        group = any(name.startswith(f"{key}.") for name in fixed)
+        table = (fixed.get(key, TABLE) == TABLE or group) and isinstance(override.value(), dict)
         changes = override.type is OverrideType.CHANGE and key not in fixed and not key.rpartition(".")[2].isdigit()
         if changes or (table and override.type in (OverrideType.CHANGE, OverrideType.ADD)):
             self._force(override)
@@ -168,9 +171,9 @@ class _Check:
             found.append({group: Chosen(cfg[group].name, kind) for group, kind in kinds.items()})
         return found
 
-    def _unknown(self, override: Override, fixed: Settings, jobs: list[dict[str, Chosen]]) -> str:
+    def _unknown(self, override: Override, key: str, fixed: Settings, jobs: list[dict[str, Chosen]]) -> str:
         """The line for a setting that no job has."""
-        key, line = override.key_or_group, override.input_line or ""
+        line = shortened(override.input_line or "")
         names = list(dict.fromkeys([*fixed, *(name for job in jobs for name in of_chosen(job))]))
         others = [
             name
@@ -188,6 +191,20 @@ class _Check:
             told = "=".join([meant, *itertools.islice(values_of(override), 1)])
         also = "" if meant in names or meant in self._groups else f" {_whose(meant, jobs)}"
         return f"{line}: there is no such setting; did you mean {told}?{also}"
+
+
+def _named(override: Override, fixed: Settings) -> list[str]:
+    """The settings that an override is about: itself, or those in {...} for a group of settings."""
+
+    def inside(name: str, value: Any) -> Iterator[str]:
+        group = any(each.startswith(f"{name}.") for each in fixed) or name in CHOSEN
+        if not group or not isinstance(value, dict):
+            yield name
+            return
+        for key, inner in value.items():
+            yield from inside(f"{name}.{key}", inner)
+
+    return list(inside(override.key_or_group, None if override.is_delete() else override.value()))
 
 
 def _check_group(override: Override, fixed: Settings) -> None:
@@ -309,6 +326,8 @@ def hydra_line(error: Exception) -> str:
             text += f" (install it with `pip install 'saelink[{extra}]'`)"
             break
     text = " ".join(text.split())
-    text = re.sub(r" To append to your (config|default list) use \+\S+", "", text)  # which is seldom what helps
+    text = re.sub(
+        r" To append to your (config|default list) use \+.*?(?= \(Key|$)", "", text
+    )  # which is seldom what helps
     value = re.fullmatch(r"Error merging override (.*?) \((.*?) full_key: .*\)", text)
     return printable(text if value is None else f"{shortened(value[1])}: {value[2]}")

@@ -47,6 +47,10 @@ LINES = {
     "sae, skip, two_nonlinear",
     "train +lr=3 ++sae.dsae=7": "+lr=3: there is no such setting; did you mean sae.lr?",
     "train ++sae.dsae=7": "++sae.dsae=7: there is no such setting; did you mean sae.d_sae?",
+    "train +sae={dsae:7}": "+sae={dsae:7}: there is no such setting; did you mean sae.d_sae?",
+    "train eval={circuits:1,edgs:2}": "eval={circuits:1,edgs:2}: there is no such setting; did you mean eval.edges?",
+    "train connector={d_hidden:7}": "connector={d_hidden:7}: connector=linear has no such setting; mlp, sae, skip and "
+    "two_nonlinear have it",
     "train +model/x=3": "+model/x=3: there is no group model/x; there are budget, connector, data, experiment, link, "
     "model, sae, solver",
     "train sae@x=folder": "sae@x=folder: @ is for files of settings; choose by the group's own name, sae=...",
