@@ -15,7 +15,7 @@ from saelink.config.check import check, single
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.job import Job, Memory
-from saelink.mistakes import checked
+from saelink.mistakes import checked, hydra_line
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
@@ -36,17 +36,12 @@ def configure(*overrides: str) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if any(override.startswith("+") for override in overrides):  # Hydra adds whatever that names
-        checked(overrides)
+    given = checked(overrides, many=False).overrides
     try:
         with composing():
-            cfg = OmegaConf.to_object(compose("config", list(overrides)))
+            cfg = OmegaConf.to_object(compose("config", given))
     except (HydraException, OmegaConfBaseException) as error:
-        checked(overrides)  # has a better line for what does not exist
-        reason = (
-            f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) not in str(error) else ""
-        )
-        raise SaelinkError(" ".join(f"{error}{reason}".split())) from None
+        raise SaelinkError(hydra_line(error)) from None
     assert isinstance(cfg, Config)
     check(cfg)
     return cfg

@@ -106,7 +106,7 @@ class _Part(InspectLoader):
         self._file, self._node = file, node
 
     def get_source(self, fullname: str) -> str:
-        return _path(self._file).read_text()
+        return _path(self._file).read_text("utf-8")
 
     def get_code(self, fullname: str) -> CodeType:
         future = ast.parse("from __future__ import annotations").body
@@ -132,7 +132,7 @@ def _path(file: str) -> Path:
 
 @cache
 def _tree(file: str) -> ast.Module:
-    return ast.parse(_path(file).read_text())
+    return ast.parse(_path(file).read_text("utf-8"))
 
 
 @cache

@@ -8,7 +8,18 @@ from difflib import get_close_matches
 
 
 class SaelinkError(ValueError):
-    """A user's mistake or a broken file: one line that names the field, the value and the way out."""
+    """A user's mistake or a broken file: one line that names the field, the value and the way out.
+
+    What can't be printed (a new line, a terminal's escapes in a name) stands in it as Python writes it.
+    """
+
+    def __init__(self, line: str):
+        super().__init__(printable(line))
+
+
+def printable(text: str) -> str:
+    """Without signs that break a line or steer a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def closest(word: str, names: Iterable[str]) -> str | None:

@@ -69,7 +69,9 @@ def hub_errors(field: str, repository: str, pinned: str | None = None) -> Iterat
         raise SaelinkError(
             f"{field}={repository}: the hub has no such repository, or it needs a login (HF_TOKEN)"
         ) from None
-    except Exception as error:  # raised again unless it comes from the network
+    except Exception as error:  # raised again unless it comes from the network or the client's own folder
+        if isinstance(error, OSError) and in_hub_cache(error):
+            raise SaelinkError(f"{field}={repository}: {hub_cache_line(error)}") from None
         if not of_the_network(error):
             raise
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -90,6 +92,23 @@ def of_the_network(error: BaseException | None) -> bool:
     package = type(error).__module__.split(".")[0]
     network = package in ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3")
     return network or isinstance(error, ConnectionError) or of_the_network(error.__cause__ or error.__context__)
+
+
+def in_hub_cache(error: OSError) -> bool:
+    """Whether a file that could not be read or written is where the hub's client keeps what it fetched."""
+    if error.errno is None or not isinstance(error.filename, str):
+        return False
+    file = Path(error.filename).absolute()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
+    named = [os.environ.get(each) for each in ("HF_HOME", "HF_HUB_CACHE", "HF_XET_CACHE", "HF_DATASETS_CACHE")]
+    places = [Path(place).expanduser().absolute() for place in named if place]
+    # A folder above one that was named may be what is missing or closed.
+    return file.is_relative_to(home) or any(file.is_relative_to(p) or p.is_relative_to(file) for p in places)
+
+
+def hub_cache_line(error: OSError) -> str:
+    """What to do about it."""
+    return f"{error.filename}: {error.strerror}; what the hub sends is kept there: set HF_HOME to a folder of yours"
 
 
 _commits: dict[tuple[str, str | None], str] = {}

@@ -14,7 +14,7 @@ CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u20
 """Characters that move the cursor, change colours, answer as a keyboard would, or turn the order of what is read."""
 
 
-def printable(line: str) -> str:
+def harmless(line: str) -> str:
     """A line in which names, whoever gave them, only stand: what steers a terminal is shown as an escape."""
     return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 

@@ -200,9 +200,9 @@ def test_saes_of_every_format_from_a_hub(world: World, hub: dict[str, str], tmp_
     found = [json.loads(line) for line in done.stdout.splitlines()]
     for (path, local), (key, total, d_sae) in zip(made.items(), found, strict=False):
         sae = read_sae(local, "sae.path")
-        assert key == f"hub:models/formats@{COMMIT}/{path}" and d_sae == sae.d_sae
+        assert key == f"hub:models/formats@{COMMIT}/{path} read 2" and d_sae == sae.d_sae
         assert total == pytest.approx(sae.W_enc.double().sum().item())
-    assert found[-3][0] == f"hub:models/formats@{COMMIT}/blocks.1.hook_mlp_out"
+    assert found[-3][0] == f"hub:models/formats@{COMMIT}/blocks.1.hook_mlp_out read 2"
     assert "the repository has no SAE at nowhere/at/all; it would hold " in found[-2][1]
     assert "models/none: the hub has no such repository" in found[-1][1]
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from typing import Any, NamedTuple, TypedDict
+from functools import cached_property
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
 
-from saelink.activations.documents import documents, text_identity
+from saelink.activations.chat import rendered, template_digest
+from saelink.activations.documents import Documents, text_identity
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.model.describe import model_info
@@ -41,6 +43,8 @@ class TokensFacts(TypedDict):
     tokens: dict[str, int]
     context_size: int
     separator_id: int
+    skipped: NotRequired[dict[str, int]]
+    """Why texts were left out (null, missing, empty) -> how many, unless none was."""
 
 
 class TokensStage(Stage[TokensFacts]):
@@ -70,7 +74,13 @@ class TokensStage(Stage[TokensFacts]):
             "max_tokens": self.cfg.data.max_tokens,
             "separator": self.cfg.model.separator,
         }
+        if self.cfg.data.chat:
+            recipe["chat"] = self._template
         return recipe | ({"prepend_bos": True} if self.cfg.data.prepend_bos else {})
+
+    @cached_property
+    def _template(self) -> str:
+        return template_digest(load_tokenizer(self.cfg.model, self._model.artifact))
 
     def inputs(self) -> dict[str, str]:
         return {"model": self._model.artifact.key}
@@ -85,41 +95,62 @@ class TokensStage(Stage[TokensFacts]):
         self._model.check_ids([separator], f"model.separator={self.cfg.model.separator or 'null'}")
         self._model.check_ids([] if bos is None else [bos], "data.prepend_bos=true")
         read = self._read(tokenizer, separator)
-        n_tokens, n_documents = sum(map(len, itertools.chain(*read.ids.values()))), sum(read.n_documents.values())
-        path = self.cfg.data.path
+        n_tokens = sum(map(len, itertools.chain(*read.ids.values())))
         largest = [int(piece.max()) for piece in itertools.chain(*read.ids.values())]
         self._model.check_ids(largest, f"model.path={self.cfg.model.path}")
         if not n_tokens:
-            raise SaelinkError(f"data.path={path}: no document holds any text in column {self.cfg.data.text_column}")
+            raise SaelinkError(
+                f"data.path={self.cfg.data.path}: no document holds any text in column {self.cfg.data.text_column}"
+                f"{_listed(read.skipped)}"
+            )
+        if read.skipped:
+            self.store.observer.say(f"tokens: documents without text are left out{_listed(read.skipped)}")
         context = self.cfg.data.context_size
         room = context if bos is None else context - 1
         sequences: dict[str, int] = {}
+        short = [split for split in SPLITS if sum(map(len, read.ids[split])) < room]
+        if short:
+            raise SaelinkError(self._too_little(read, n_tokens, min(short, key=lambda split: read.n_documents[split])))
         for split in SPLITS:
-            if sum(map(len, read.ids[split])) < room:
-                raise SaelinkError(
-                    f"data.path={path}: {n_tokens:,} tokens in {n_documents:,} documents leave less than one sequence "
-                    f"of {context} for the {split} split; use more text or a smaller data.context_size"
-                )
             text, document = _packed(read.ids[split], room), _packed(read.owner[split], room)
             if bos is not None:  # it counts to the document that follows it
                 text = torch.nn.functional.pad(text, (1, 0), value=bos)
                 document = torch.cat([document[:, :1], document], dim=1)
             draft.save_tensors(f"{split}.safetensors", {"ids": text, "document": document})
             sequences[split] = len(text)
-        return {
+        facts: TokensFacts = {
             "sequences": sequences,
             "documents": read.n_documents,
             "tokens": {split: sequences[split] * context for split in SPLITS},
             "context_size": context,
             "separator_id": separator,
         }
+        if read.skipped:
+            facts["skipped"] = read.skipped
+        return facts
+
+    def _too_little(self, read: _Read, n_tokens: int, split: str) -> str:
+        """Why a split has no sequence, and what would help."""
+        path, context, n = self.cfg.data.path, self.cfg.data.context_size, sum(read.n_documents.values())
+        if n == 1:
+            return (
+                f"data.path={path}: all of it is one document of {n_tokens:,} tokens, and documents are what is split "
+                "into training, validation and test: give several (a .txt file is one; in jsonl each line is one)"
+            )
+        room = f"{n_tokens:,} tokens in {n:,} documents leave less than one sequence of {context} for the {split} split"
+        if not read.n_documents[split]:
+            return f"data.path={path}: {room}, which no document fell into; use more documents"
+        if self.cfg.data.max_tokens is not None and n_tokens >= self.cfg.data.max_tokens:
+            return f"data.max_tokens={self.cfg.data.max_tokens}: {room}; use more, or a smaller data.context_size"
+        return f"data.path={path}: {room}; use more text or a smaller data.context_size"
 
     def _read(self, tokenizer: Any, separator: int) -> _Read:
         """The documents' tokens by split, until data.max_tokens are reached."""
         limit = self.cfg.data.max_tokens
-        read = _Read({split: [] for split in SPLITS}, {split: [] for split in SPLITS}, dict.fromkeys(SPLITS, 0))
+        read = _Read({split: [] for split in SPLITS}, {split: [] for split in SPLITS}, dict.fromkeys(SPLITS, 0), {})
         n_tokens = 0
-        texts = documents(self.cfg.data)
+        source = Documents(self.cfg.data, rendered(tokenizer) if self.cfg.data.chat else None)
+        texts = iter(source)
         with self.store.observer.progress("tokens", limit or 0) as bar:
             while limit is None or n_tokens < limit:
                 batch = list(itertools.islice(texts, DOCUMENTS_PER_STEP))
@@ -134,7 +165,11 @@ class TokensStage(Stage[TokensFacts]):
                     read.n_documents[split] += 1
                     n_tokens += len(piece) + 1
                     bar.advance(len(piece) + 1)
-        return read
+        source.check()
+        if source.left_out:
+            some = ", ".join(path.name for path in source.left_out[:3]) + (", ..." if source.left_out[3:] else "")
+            self.store.observer.say(f"tokens: left out of {self.cfg.data.path}, because it is no text: {some}")
+        return read._replace(skipped=source.skipped)
 
 
 class _Read(NamedTuple):
@@ -144,6 +179,14 @@ class _Read(NamedTuple):
     owner: dict[str, list[np.ndarray[Any, Any]]]
     """The number of the document each token belongs to."""
     n_documents: dict[str, int]
+    skipped: dict[str, int]
+    """Why texts were left out -> how many."""
+
+
+def _listed(skipped: dict[str, int]) -> str:
+    """` (3 null, 1 empty)`, or nothing."""
+    told = ", ".join(f"{n:,} {why}" for why, n in sorted(skipped.items()))
+    return f" ({told})" if told else ""
 
 
 def _packed(pieces: list[np.ndarray[Any, Any]], length: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `saelink --help` an
 from __future__ import annotations
 
 import gc as garbage
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -13,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from saelink.cli import jobs, wandb
-from saelink.cli.launch import hydra_line, launch, one_line, print_line
+from saelink.cli.launch import launch, one_line, print_line
 from saelink.cli.signals import StoppedError, stopping
 from saelink.cli.words import asks_for_help, is_override
-from saelink.progress import printable
+from saelink.errors import SaelinkError, closest, printable
 
 app = typer.Typer(
     name="saelink",
@@ -75,8 +76,6 @@ _stage_command("export", "Write a connector as a folder for others to load.", jo
 @app.command("track", context_settings=PASS_TO_HYDRA)
 def track(context: typer.Context, arguments: Overrides = None) -> None:
     """Publish fitted connectors to W&B later: track KEY."""
-    from saelink.errors import SaelinkError
-
     words = words_of(context, arguments)
     keys = [word for word in words if not is_override(word) and not word.startswith("-")]
     if not keys and not asks_for_help(words):
@@ -87,8 +86,6 @@ def track(context: typer.Context, arguments: Overrides = None) -> None:
 @app.command("show", context_settings=PASS_TO_HYDRA)
 def show(context: typer.Context, arguments: Overrides = None) -> None:
     """Print one latent's card: show target 1064."""
-    from saelink.errors import SaelinkError
-
     words = words_of(context, arguments)
     as_json, verbose = "--json" in words, "-v" in words
     words = [word for word in words if word not in ("--json", "-v")]
@@ -106,12 +103,16 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
 @app.command("graph", context_settings=PASS_TO_HYDRA)
 def graph(context: typer.Context, arguments: Overrides = None) -> None:
     """Write a prompt's graph: graph "The old king"."""
+    from saelink.mistakes import names_setting
+
     words = words_of(context, arguments)
     asked = [
         word
         for before, word in zip(["", *words], words, strict=False)
         if not is_override(word) and not word.startswith("-") and before not in ("--cfg", "-c", "--package", "-p")
     ]
+    if not asked:  # a text such as x=1 looks like a setting and is none
+        asked = [word for word in words if is_override(word) and not names_setting(word)][:1]
     launch("graph", [word for word in words if word not in asked], jobs.graph(asked))
 
 
@@ -120,7 +121,14 @@ app.add_typer(wandb.app, name="wandb")
 
 # --------------------------------------------------------------------------- housekeeping
 
-Outputs = Annotated[str, typer.Option("--outputs", "-o", help="Folder of the artifacts.")]
+
+def _folder(name: str) -> str:
+    if not name.strip():
+        raise SaelinkError("--outputs is empty: give a folder of artifacts, such as outputs")
+    return os.path.expanduser(name)  # noqa: PTH111 (a path as text)
+
+
+Outputs = Annotated[str, typer.Option("--outputs", "-o", help="Folder of the artifacts.", callback=_folder)]
 
 
 def _complete_key(incomplete: str) -> list[str]:
@@ -212,7 +220,6 @@ def pareto(sweep_id: Annotated[str, typer.Argument(metavar="SWEEP")], outputs: O
 
 def _check_command(words: list[str]) -> None:
     """Raise SaelinkError for a command that does not exist."""
-    from saelink.errors import SaelinkError, closest
 
     names = [each.name or "" for each in [*app.registered_commands, *app.registered_groups]]
     if words and not words[0].startswith("-") and words[0] not in names:
@@ -221,28 +228,51 @@ def _check_command(words: list[str]) -> None:
         raise SaelinkError(f"there is no command {words[0]}; {way_out}")
 
 
+def _say_usage(error: Any) -> None:
+    """What is wrong with a command's flags and arguments, or its help where it was called with none."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(error.exit_code)
+    path = error.ctx.command_path if getattr(error, "ctx", None) is not None else ""
+    command = " ".join(["saelink", *path.rpartition("saelink")[2].split()])
+    message = printable(error.format_message()).rstrip(".")
+    print(f"saelink: {message}; `{command} --help` has more", file=sys.stderr)
+
+
 def main() -> Any:
     """Entry point: users' mistakes end as one line and exit code 1, bugs with their traceback."""
     # torch's large buffers on huge pages: fewer page faults on Linux, ignored elsewhere.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    for stream in (sys.stdout, sys.stderr):  # a terminal of ASCII, or a name that is no UTF-8
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     # Imports make millions of objects that all stay: looking for garbage among them takes a sixth of the start.
     garbage.disable()
     try:
         with stopping():
             _check_command(sys.argv[1:])
-            app()
+            code = app(standalone_mode=False)
+            if isinstance(code, int) and code:
+                sys.exit(code)
     except StoppedError as stop:
         if sys.stderr.isatty():  # behind the ^C that it shows, or a bar
             print(file=sys.stderr)
         print_line(stop.line)
         raise
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         print_line(one_line(error))
         sys.exit(1)
     except Exception as error:  # one_line raises again what is no user's mistake
         from hydra.errors import HydraException
 
-        if isinstance(error, HydraException):
+        if hasattr(error, "format_message"):  # Typer's, whichever click it brings
+            _say_usage(error)
+        elif isinstance(error, HydraException):
+            from saelink.mistakes import hydra_line
+
             print_line(hydra_line(error))
         elif "No trials are completed yet" in str(error):  # Optuna's, after each trial got a line of its own
             print_line("no trial of the search succeeded, see the lines above")

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from saelink.cli.pages import PAGES, Page
 from saelink.compose import choices_of, composing, declared_options
+from saelink.config.grammar import sweeps
 from saelink.config.texts import docstrings, shown
 from saelink.mistakes import checked
 
@@ -50,16 +51,12 @@ FlowLists.add_representer(list, lambda dumper, value: dumper.represent_sequence(
 def print_help(command: str, overrides: list[str], everything: bool) -> None:
     """A command's help with the values that these overrides give; `everything` is --help-all."""
     from hydra import compose
-    from hydra.errors import HydraException
 
+    overrides = [each for each in checked(overrides).overrides if not sweeps(each)]
     width = min(shutil.get_terminal_size().columns, 100)
     with composing(declared_options()) as loader:
         choices = choices_of(loader, overrides)
-        try:
-            root = compose("config", overrides, return_hydra_config=True)
-        except HydraException:
-            checked(overrides)  # has a better line for what does not exist
-            raise
+        root = compose("config", overrides, return_hydra_config=True)
     parts = [head(command, PAGES[command], width)]
     if not everything:
         parts += _examples(PAGES[command]), _settings(PAGES[command], root, width)

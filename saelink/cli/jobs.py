@@ -58,6 +58,7 @@ def tracked(job: Job) -> Generator[tuple[Job, Callable[..., None]], None, None]:
     from saelink.tracking.runs import fit_shown, publish
 
     project = Project(job.cfg.wandb, job.store)
+    project.check()
     with watched(job, project, fit_shown) as (job, fit):
 
         def show(
@@ -109,6 +110,7 @@ def run_all(job: Job) -> None:
     from saelink.tracking.sweep import record_experiment
 
     project = Project(job.cfg.wandb, job.store)
+    project.check()
     for override in HydraConfig.get().overrides.task:
         if re.match(r"(l1_alpha|seed|connector)\b", override):
             raise SaelinkError(f"{override}: an experiment chooses that itself; see the experiment.* settings")
@@ -189,11 +191,14 @@ def track(keys: list[str]) -> Command:
     """Publish train artifacts by their keys."""
 
     def command(job: Job) -> None:
+        from saelink.tracking.project import Project
         from saelink.tracking.runs import publish_key
 
+        project = Project(job.cfg.wandb, job.store)
+        project.check()
         for key in keys:
             if not publish_key(job.cfg.wandb, job.store, key):
-                job.observer.say(f"wandb: {key} is in project {job.cfg.wandb.project} already, with all there is of it")
+                job.observer.say(f"wandb: {key} is in project {project.name} already, with all there is of it")
 
     return command
 

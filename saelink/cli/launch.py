@@ -6,7 +6,6 @@ import errno
 import gc
 import hashlib
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,21 +16,12 @@ import typer
 from saelink.cli.jobs import EACH_PENALTY, Command, run_all, run_report, swept
 from saelink.cli.outcome import OUTCOME
 from saelink.cli.words import asks_for_help, check_words, hydra_arguments, overrides_of
-from saelink.progress import printable
+from saelink.errors import printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from saelink.job import Job, Memory
-
-EXTRAS = {
-    "joblib": "joblib",
-    "submitit_local": "submitit",
-    "submitit_slurm": "submitit",
-    "ray": "ray",
-    "optuna": "optuna",
-}
-"""Hydra's launchers and sweepers that are packages of their own, by the extra that brings them."""
 
 ROOM = "nothing half-written stays. Make room or change runtime.outputs"
 
@@ -63,7 +53,7 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
         return
     sweeping = _sweeps(name, arguments)
     given = overrides_of(arguments)
-    overrides, notes = checked(given)
+    overrides, notes = checked(given, many=sweeping)
     for note in notes:
         print(printable(note))
     if not _shows(arguments):  # else what was registered for the check will do
@@ -116,11 +106,13 @@ def _task(command: Command, sweep_id: str) -> Callable[[DictConfig], float | lis
     command, for a list of penalties.
     """
     memories: list[Memory] = []
+    began_in = os.getpid()  # jobs of a launcher run in other processes
 
     def task(raw: DictConfig) -> float | list[float] | None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        from saelink.config.check import at_home
         from saelink.job import Memory
         from saelink.store.store import Store
         from saelink.tracking.sweep import record_failure
@@ -145,9 +137,9 @@ def _task(command: Command, sweep_id: str) -> Callable[[DictConfig], float | lis
                 return None
             noted = False
             with suppress(OSError):  # on a full disk, say, which the line tells
-                record_failure(Store(raw.runtime.outputs), raw.runtime.sweep, hydra.job.num, line)
+                record_failure(Store(at_home(raw.runtime.outputs)), raw.runtime.sweep, hydra.job.num, line)
                 noted = True
-            if OUTCOME.begun or not noted:  # else the process that began the sweep prints it at the end
+            if os.getpid() == began_in or not noted:  # else the process that began the sweep prints it at the end
                 print_line(line)
             OUTCOME.failed_here.append(hydra.job.num)
             return None
@@ -225,29 +217,19 @@ def objective(job: Job) -> float | list[float]:
 def one_line(error: Exception) -> str:
     """The line that a user's mistake gets, or the error again when it is not one."""
     from saelink.errors import SaelinkError
+    from saelink.fetch import hub_cache_line, in_hub_cache
 
     if isinstance(error, SaelinkError):
         return str(error)
+    if isinstance(error, OSError) and in_hub_cache(error):
+        return hub_cache_line(error)
     if isinstance(error, OSError) and error.errno is not None and error.errno != errno.EPIPE:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; {WAYS_OUT.get(error.errno, AGAIN)}"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "out of memory; free some, or work on less at once (runtime.forward_tokens, data.max_tokens)"
     from omegaconf.errors import OmegaConfBaseException  # after those that may keep anything from being imported
 
     if isinstance(error, OmegaConfBaseException):
         return str(error).splitlines()[0]
     raise error
-
-
-def hydra_line(error: Exception) -> str:
-    """Hydra's own complaint in one line, with the way out where we know a better one."""
-    text = str(error)
-    if error.__cause__ is not None and str(error.__cause__) not in text:
-        text += f" ({error.__cause__})"
-    text = text.split("Config search path:")[0].split("See https://hydra.cc")[0]
-    for plugin, extra in EXTRAS.items():
-        if re.search(rf"hydra/(launcher|sweeper)/{plugin}\b", text):
-            text += f" (install it with `pip install 'saelink[{extra}]'`)"
-            break
-    return " ".join(text.split())

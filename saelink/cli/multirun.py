@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from saelink.cli.outcome import OUTCOME
+from saelink.config.check import at_home
 from saelink.config.schema import WandbConfig
 from saelink.store.store import Store
 from saelink.terminal.progress import TerminalObserver
@@ -24,7 +25,7 @@ class Finish(Callback):
             given = [text.split("=", 1)[1] for text in config.hydra.overrides.task if text.startswith("layer=")]
             swept = given[-1] if given else str((config.hydra.sweeper.get("params") or {}).get("layer", ""))
             OUTCOME.layers = len(swept.split(","))
-            begin(Store(config.runtime.outputs), config.runtime.sweep)
+            begin(Store(at_home(config.runtime.outputs)), config.runtime.sweep)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if OUTCOME.error is not None:
@@ -44,7 +45,7 @@ def _kept() -> Generator[None, None, None]:
 
 def _end(config: DictConfig) -> None:
     observer = TerminalObserver()
-    store, sweep_id = Store(config.runtime.outputs, observer), config.runtime.sweep
+    store, sweep_id = Store(at_home(config.runtime.outputs), observer), config.runtime.sweep
     folder = sweep_folder(store, sweep_id)
     failed = failures(store, sweep_id)
     OUTCOME.failed_elsewhere = len(failed)

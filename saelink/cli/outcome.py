@@ -8,12 +8,9 @@ class Outcome:
 
     def __init__(self) -> None:
         self.begin()
-        self.begun = False
-        """Whether this process was given the command; jobs of a launcher run in others."""
 
     def begin(self) -> None:
         """Before a command."""
-        self.begun = True
         self.failed_here: list[int | None] = []
         """Numbers of the jobs of this process that ended with a user's error; their line is already printed."""
         self.failed_elsewhere = 0

@@ -58,7 +58,7 @@ PAGES = {
         {
             "Which activations": "layer link.sources link.target",
             "The model": "model.path model.revision model.dtype model.separator model.center_writing_weights",
-            "The text": f"data.path data.split data.revision data.streaming data.text_column {TEXT}",
+            "The text": f"data.path data.split data.revision data.streaming data.text_column data.chat {TEXT}",
             "Where it runs": f"{PLACE} runtime.worker runtime.forward_tokens",
         },
     ),
@@ -88,7 +88,7 @@ PAGES = {
         ),
         {
             "Which latents": "layer link.sources link.target stream",
-            "The SAEs": "sae.path sae.files sae.hub sae.revision sae.check sae.train_missing sae.dtype",
+            "The SAEs": "sae.path sae.files sae.hub sae.revision sae.check sae.strict sae.train_missing sae.dtype",
             "The text": f"{TEXT} data.max_norm_ratio",
             "Where it runs": f"{PLACE} runtime.worker runtime.forward_tokens",
         },

@@ -16,7 +16,7 @@ def group() -> None:
 
 @app.command("workspace")
 def workspace(
-    project: Annotated[str, typer.Option(help="W&B project.")] = "saelink",
+    project: Annotated[str, typer.Option(help="W&B project.", envvar="WANDB_PROJECT")] = "saelink",
     entity: Annotated[str | None, typer.Option(help="Team or user; else your default.")] = None,
 ) -> None:
     """Make the panels that connectors are compared by.

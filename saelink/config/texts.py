@@ -31,7 +31,7 @@ def docstrings(kind: type[Any]) -> dict[str, str]:
 
 @cache
 def _classes(file: str) -> dict[str, ast.ClassDef]:
-    return {node.name: node for node in ast.parse(Path(file).read_text()).body if isinstance(node, ast.ClassDef)}
+    return {node.name: node for node in ast.parse(Path(file).read_text("utf-8")).body if isinstance(node, ast.ClassDef)}
 
 
 def shown(value: Any) -> str:

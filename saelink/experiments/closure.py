@@ -69,7 +69,7 @@ class ClosureExperiment(Experiment):
         )
         by_source = [edges[starts[i] : starts[i + 1]].sum(0).double() for i in range(len(names))]
         said = ", ".join(f"{name} {count.mean():.1f}" for name, count in zip(names, by_source, strict=True))
-        circuits = done["lasso"].evaluation.file("circuits.txt").read_text().splitlines()
+        circuits = done["lasso"].evaluation.file("circuits.txt").read_text("utf-8").splitlines()
         lines = [f"  Edges per output by source: {said}. In circuits IF0 is {names[0]}, and so on:", ""]
         lines += [f"  {line}" for line in circuits]
 

@@ -77,7 +77,7 @@ class SparseLinearExperiment(Experiment):
             )
         lines = [f"  l1_alpha {alpha:g}; edges per output (mlp: from hidden units)."]
         if "linear debiased, linear" in done:
-            circuits = done["linear debiased, linear"].evaluation.file("circuits.txt").read_text().splitlines()
+            circuits = done["linear debiased, linear"].evaluation.file("circuits.txt").read_text("utf-8").splitlines()
             lines += ["  Best predicted linear latents, debiased weights:", "", *(f"  {line}" for line in circuits)]
 
         def draw(figure: Any) -> None:

@@ -27,6 +27,7 @@ from saelink.store.draft import Draft
 from saelink.store.files import gigabytes
 
 GRAM_VERSION = 1
+"""Of dense and of sparse products: part of the keys of what is fitted from them."""
 
 GRAM_FILE = "gram.safetensors"
 

@@ -16,8 +16,7 @@ from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, connector_of,
 from saelink.errors import SaelinkError
 from saelink.fit.gram import GRAM_VERSION, Gram, GramStage, load_gram
 from saelink.fit.lasso.coordinate import LASSO_VERSION
-from saelink.fit.lasso.sparse import SPARSE_LASSO_VERSION
-from saelink.fit.products.sparse import PRODUCTS_VERSION, ProductsStage, SparseGram, is_wide, load_products
+from saelink.fit.products.sparse import ProductsStage, SparseGram, is_wide, load_products
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.base import Problem, validation_point
 from saelink.fit.warm_start import STARTS, exported, names_exported, warm_start
@@ -110,9 +109,7 @@ class TrainStage(JobStage[TrainFacts]):
             recipe["connector"] = {**recipe["connector"], "init": "exported"}  # what it holds counts, not its place
         if self._solver.seeded:
             recipe["seed"] = cfg.seed
-        if self._solver.uses_gram and self._wide:
-            recipe |= {"products": PRODUCTS_VERSION, "lasso": SPARSE_LASSO_VERSION}
-        elif self._solver.uses_gram:
+        if self._solver.uses_gram:
             recipe |= {"gram": GRAM_VERSION, "lasso": LASSO_VERSION}
         if cfg.normalise is Normalise.post:
             recipe["normalise_layers"] = sorted(set(cfg.normalise_layers))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from saelink.kernels.compiled import compiled
 
 LANES = 4
 """Groups that a row is dealt into, for each entry that is kept."""
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
+@compiled(error_model="numpy", fastmath={"nnan", "nsz"})
 def top_k(first: int, last: int, values: Any, k: int, ids: Any, kept: Any, counts: Any) -> None:  # pragma: no cover
     """For the rows `first` to `last` of values [n, d]: the ids, ascending, and values of the k largest above 0.
 
@@ -75,7 +76,7 @@ def top_k(first: int, last: int, values: Any, k: int, ids: Any, kept: Any, count
         counts[row] = min(size, k)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def above(first: int, last: int, values: Any, least: Any, ids: Any, kept: Any, counts: Any) -> None:  # pragma: no cover
     """For the rows `first` to `last` of values [n, d]: the ids, ascending, and values of those above least [d].
 
@@ -91,7 +92,7 @@ def above(first: int, last: int, values: Any, least: Any, ids: Any, kept: Any, c
         counts[row] = n
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _kth_largest(entries: Any, n: int, k: int) -> float:  # pragma: no cover
     """Quickselect among the first n entries, which are reordered."""
     low, high, want = 0, n - 1, k - 1

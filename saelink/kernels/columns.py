@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from saelink.kernels.compiled import compiled
 
 TILE = 96
 """Columns of a tile, as measured: fewer cost more loops, with more the weights of 4,096 sources leave the cache."""
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def transpose(
     step: int, batch: int, offsets: Any, indices: Any, values: Any, starts: Any, by_column_row: Any, by_column: Any
 ) -> None:  # pragma: no cover
@@ -40,7 +41,7 @@ def transpose(
             by_column[place] = values[pair]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"}, boundscheck=False)
+@compiled(error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"}, boundscheck=False)
 def steps(
     tile: int, batch: int, x_offsets: Any, x_indices: Any, x_values: Any, x_starts: Any, x_rows: Any, x_by_column: Any,
     y_starts: Any, y_rows: Any, y_by_column: Any, W: Any, m: Any, v: Any, b: Any, b_m: Any, b_v: Any, rates: Any,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from saelink.kernels.compiled import compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def remove_each(
     first: int, last: int, begins: Any, rows: Any, values: Any, z: Any, y: Any, relu: bool, offsets: Any, source: Any,
     weight: Any, change: Any, both: Any, added: Any,
@@ -36,7 +37,7 @@ def remove_each(
             change[edge], both[edge], added[edge] = total, fired, sum_added
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def companions(
     begins: Any, rows: Any, offsets: Any, indices: Any, leader: int, fired: Any, counts: Any
 ) -> None:  # pragma: no cover

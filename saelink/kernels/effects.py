@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
+from saelink.kernels.compiled import compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def add_differences(
     first: int, last: int, cuts: Any, slots: Any, tokens: Any, offsets: Any, indices: Any, values: Any, pre: Any,
     floor: Any, column_floor: Any, out: Any,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from saelink.kernels.compiled import compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def lottery(place: Any, latent: Any) -> Any:  # pragma: no cover
     """A number for this activation that looks random (SplitMix64's mixing) and depends on nothing else."""
     x = np.uint64(place) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(latent + 1) * np.uint64(0xD1B54A32D192ED03)
@@ -17,7 +18,7 @@ def lottery(place: Any, latent: Any) -> Any:  # pragma: no cover
     return np.int64((x ^ (x >> np.uint64(31))) >> np.uint64(1))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _draw(ticket: int, place: int, value: float, tickets: Any, places: Any, values: Any) -> None:  # pragma: no cover
     """Keep the activations with the smallest tickets, sorted by them: a uniform sample whatever the order."""
     n = len(tickets)
@@ -30,7 +31,7 @@ def _draw(ticket: int, place: int, value: float, tickets: Any, places: Any, valu
     tickets[at], places[at], values[at] = ticket, place, value
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _rank(place: int, value: float, context: int, places: Any, values: Any) -> None:  # pragma: no cover
     """Keep the largest activations, sorted, one for each sequence; ties go to the earlier place."""
     n = len(places)
@@ -54,7 +55,7 @@ def _rank(place: int, value: float, context: int, places: Any, values: Any) -> N
     places[at], values[at] = place, value
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def collect(
     first: int, last: int, begins: Any, row_of: Any, value_of: Any, start: int,
     context: int, unit: float, octaves: int, histogram: Any, top_place: Any, top_value: Any, size_ticket: Any,

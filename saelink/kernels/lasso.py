@@ -15,7 +15,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from saelink.kernels.compiled import compiled
 
 KNOT = 0.7
 """Between the penalty at which all weights are zero and the wanted one, the path visits the powers of this."""
@@ -27,7 +28,7 @@ MEMORY = 5
 """Sweeps between two extrapolations."""
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def gap_of_row(c: Any, yy: float, lam: float, w: Any, q: Any, positive: bool) -> float:  # pragma: no cover
     """Duality gap at w with q = c - Gw, from the residual scaled down until it is dual feasible."""
     wc, wq, l1, largest = 0.0, 0.0, 0.0, 0.0
@@ -44,7 +45,7 @@ def gap_of_row(c: Any, yy: float, lam: float, w: Any, q: Any, positive: bool) ->
     return primal - dual
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def descend(
     first: int, last: int, G: Any, G32: Any, C: Any, yy: Any, lam: float, tolerance: float, max_sweeps: int,
     positive: bool, level: Any, W: Any, Q: Any, W_before: Any, Q_before: Any, out: Any, gaps: Any, sweeps: Any,
@@ -97,7 +98,7 @@ def descend(
         sweeps[row] = count + used
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _solve(
     G: Any, G32: Any, c: Any, yy: float, lam: float, before: float, w: Any, q: Any, slack: float, tolerance: float,
     max_sweeps: int, positive: bool, part: Any,
@@ -140,13 +141,13 @@ def _solve(
     return part, done, gap
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+@compiled(error_model="numpy", fastmath={"contract", "reassoc"})
 def _subtract(target: Any, factor: Any, row: Any) -> None:  # pragma: no cover
     for i in range(len(target)):
         target[i] -= factor * row[i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _inner(
     G: Any, G32: Any, c: Any, lam: float, w: Any, q: Any, slack: float, max_sweeps: int, positive: bool, part: Any,
     working: Any,
@@ -202,7 +203,7 @@ def _inner(
     return part, done
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _extrapolate(
     c: Any, lam: float, positive: bool, working: Any, weights: Any, base: Any, moved: Any, past_w: Any, past_g: Any
 ) -> None:  # pragma: no cover

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from saelink.kernels.compiled import compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def add_products(
     first: int, last: int, by_column: Any, row_of: Any, x_offsets: Any, x_indices: Any, x_values: Any,
     column_offsets: Any, y_offsets: Any, y_indices: Any, y_values: Any, xx: Any, xy: Any,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from saelink.kernels.compiled import compiled
 from saelink.kernels.lasso import KNOT_SLACK, _solve, descend
 
 RIDGE = 1e-10
@@ -21,7 +21,7 @@ ROUNDS = 60
 """Times that sources may join."""
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _gather(
     offsets: Any, indices: Any, values: Any, x: Any, centred: bool, chosen: Any, place: Any
 ) -> Any:  # pragma: no cover
@@ -40,7 +40,7 @@ def _gather(
     return G
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _gradient(
     offsets: Any, indices: Any, values: Any, x: Any, y: float, centred: bool, c_indices: Any, c_values: Any,
     chosen: Any, w: Any, q: Any,
@@ -60,7 +60,7 @@ def _gradient(
             q[j] -= x[j] * shift
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _gap(c: Any, yy: float, lam: float, w: Any, q_chosen: Any, q: Any, positive: bool) -> float:  # pragma: no cover
     """The duality gap over all sources, as `lasso.gap_of_row`; c, w and q_chosen are those of the chosen sources."""
     largest = 0.0
@@ -76,7 +76,7 @@ def _gap(c: Any, yy: float, lam: float, w: Any, q_chosen: Any, q: Any, positive:
     return rr / 2 + lam * l1 - (scale * (yy - wc) - scale * scale * rr / 2)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def solve_target(
     offsets: Any, indices: Any, values: Any, x: Any, c_indices: Any, c_values: Any, yy: float, y: float,
     centred: bool, lam: float, tolerance: float, max_sweeps: int, positive: bool, q: Any, place: Any,
@@ -169,7 +169,7 @@ def solve_target(
     return ids[order], weights[order], max(gap, 0.0), error
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def refit_target(
     offsets: Any, indices: Any, values: Any, x: Any, c_indices: Any, c_values: Any, yy: float, y: float,
     centred: bool, chosen: Any, place: Any,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from saelink.kernels.compiled import compiled
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def product_rows(
     first: int, last: int, starts: Any, rows: Any, values: Any, offsets: Any, indices: Any, others: Any, d: int,
     scale: float,
@@ -45,7 +46,7 @@ def product_rows(
     return counts, found[:n].copy(), products[:n].copy()
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def add_rows(
     first: int, last: int, offsets_a: Any, indices_a: Any, values_a: Any, share_a: float, offsets_b: Any,
     indices_b: Any, values_b: Any, share_b: float,

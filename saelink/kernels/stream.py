@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
+from saelink.kernels.compiled import compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def by_latent(
     offsets: Any, indices: Any, values: Any, context: int, drop: int, begins: Any, rows: Any, by_value: Any, sums: Any
 ) -> int:  # pragma: no cover

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from saelink.kernels.compiled import compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def find_heaviest(
     first: int, last: int, begins: Any, row_of: Any, value_of: Any, token_of: Any, token: Any, weight: Any
 ) -> None:  # pragma: no cover  # fmt: skip
@@ -47,7 +48,7 @@ def find_heaviest(
                         weight[j, slot] -= left
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def weigh(
     first: int, last: int, begins: Any, row_of: Any, value_of: Any, token_of: Any, token: Any,
     weight: Any, count: Any,

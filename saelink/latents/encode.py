@@ -29,9 +29,9 @@ from saelink.kernels import cuda
 from saelink.latents.rows import Rows, pack, sparse_linear, unpack
 from saelink.progress import Observer, Progress
 from saelink.runtime import device_of, torch_dtype
-from saelink.saes.check import check_sae
+from saelink.saes.check import check_place, check_sae
 from saelink.saes.choice import sae_choice
-from saelink.saes.load import pull_sae
+from saelink.saes.load import load_choice, pull_sae
 from saelink.saes.sae import SAE, Units
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Claim, Draft
@@ -120,6 +120,10 @@ def encode_hooks(cfg: Config, store: Store, hook_names: Iterable[str]) -> dict[s
     """
     stages = {hook: EncodeStage(cfg, store, hook) for hook in dict.fromkeys(hook_names)}
     missing = [hook for hook, stage in stages.items() if store.up_to_date(stage.plan) is None]
+    for hook in stages if cfg.sae.strict else missing:
+        choice = sae_choice(cfg, store, hook)
+        if choice.exists:
+            check_place(cfg, store, hook, load_choice(cfg, choice), choice.where)
     if missing:
         look = _Look(cfg, store)
         plans = {hook: stages[hook].plan for hook in missing}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -62,14 +62,15 @@ class Rows:
 
     def at(self, rows: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """[m] float32: latents[i] on row rows[i], 0 where it is not active."""
-        known, place = torch.unique(rows, return_inverse=True)  # pyright: ignore[reportUnknownMemberType]
+        unique = cast("Any", torch).unique
+        known, place = cast("tuple[torch.Tensor, torch.Tensor]", unique(rows, return_inverse=True))
         part = self.select(known)
         pairs = part.row_of * self.d + part.indices
         wanted = place * self.d + latents
-        found = torch.searchsorted(pairs, wanted).clamp(max=max(len(pairs) - 1, 0))
+        at = torch.searchsorted(pairs, wanted).clamp(max=max(len(pairs) - 1, 0))
         if not len(pairs):
             return self.values.new_zeros(len(rows))
-        return torch.where(pairs[found] == wanted, part.values[found], 0.0)
+        return torch.where(pairs[at] == wanted, part.values[at], 0.0)
 
     def dense(self) -> torch.Tensor:
         """[n, d] float32."""

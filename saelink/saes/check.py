@@ -2,15 +2,67 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
-from saelink.saes.choice import published
+from saelink.saes.choice import published, same_stream
 from saelink.saes.sae import SAE
+from saelink.store.store import Store
 
 if TYPE_CHECKING:
     import torch
+
+
+def check_place(cfg: Config, store: Store, hook_name: str, sae: SAE, where: str) -> None:
+    """Say in a line each what the SAE's file names otherwise than this job: hook, model, context, begin-of-text token.
+
+    Raises SaelinkError for the first with sae.strict.
+    """
+    for line in mismatches(cfg, hook_name, sae.metadata):
+        if cfg.sae.strict:
+            raise SaelinkError(
+                f"{where}: its file says {line}; take the SAE that was trained there, or sae.strict=false"
+            )
+        store.observer.say(f"warning: {where}: its file says {line}")
+
+
+def mismatches(cfg: Config, hook_name: str, metadata: Mapping[str, Any]) -> list[str]:
+    """What an SAE's file says of where it belongs, if this job has it elsewhere; what it does not say fits."""
+    found: list[str] = []
+    hook = metadata.get("hook_name")
+    if hook and hook not in same_stream(hook_name):
+        found.append(f"hook_name={hook}, and it is to read {hook_name}")
+    layers = {name.split(".")[1] for name in same_stream(hook_name)}
+    if metadata.get("layer") is not None and str(metadata["layer"]) not in layers:
+        found.append(f"layer={metadata['layer']}, and it is to read {hook_name}")
+    model = metadata.get("model_name")
+    if model and _plain(str(model)).isdisjoint(_plain(cfg.model.name) | _plain(cfg.model.path)):
+        found.append(f"model_name={model}, and the model is model.name={cfg.model.name}")
+    context = metadata.get("context_size")
+    if context and context != cfg.data.context_size:
+        found.append(f"context_size={context}, and here it is data.context_size={cfg.data.context_size}")
+    bos = metadata.get("prepend_bos")
+    if bos is not None and bool(bos) != cfg.data.prepend_bos:
+        here = str(cfg.data.prepend_bos).lower()
+        found.append(f"prepend_bos={str(bool(bos)).lower()}, and here it is data.prepend_bos={here}")
+    return found
+
+
+def _plain(model: str) -> set[str]:
+    """A model's name without its owner, and the other names that TransformerLens has for it: gpt2-small is gpt2."""
+    from transformer_lens.supported_models import MODEL_ALIASES
+
+    def plain(name: str) -> str:
+        return name.rstrip("/").split("/")[-1].lower()
+
+    found = {plain(model)}
+    for official, aliases in MODEL_ALIASES.items():
+        names = {plain(name) for name in (official, *aliases)}
+        if found & names:
+            return found | names
+    return found
 
 
 WORSE = 0.2

@@ -17,6 +17,9 @@ from saelink.saes.hub import HubPlace, hub_file
 from saelink.saes.training import SAEStage
 from saelink.store.store import Store
 
+READING = 2
+"""Raised when other numbers are read from the same folder of a hub: 2 since what lies beside the weights is read."""
+
 
 class SAEChoice(NamedTuple):
     """The SAE of a hook, before it is loaded or even trained."""
@@ -106,6 +109,14 @@ def _names(hook_name: str) -> list[str]:
     return [hook_name, f"{block}.{int(layer) + 1}.hook_resid_pre"] if name == "hook_resid_post" else [hook_name]
 
 
+def same_stream(hook_name: str) -> list[str]:
+    """The names of one tensor: a block's resid_post is the next one's resid_pre."""
+    block, layer, name = hook_name.split(".", 2)
+    if name == "hook_resid_pre" and int(layer) > 0:
+        return [hook_name, f"{block}.{int(layer) - 1}.hook_resid_post"]
+    return _names(hook_name)
+
+
 def _located(cfg: Config, place: str, must: bool = True) -> SAEChoice | None:
     """The SAE at a place in sae.hub or sae.path, or at an hf:// address; None where none is and none need be."""
     settings = cfg.sae
@@ -144,7 +155,7 @@ def _on_hub(
     commit = hub_commit(field, repository, revision)
     if not must and not any(hub_file(repository, commit, f"{path}/{files[0]}") for files in FOLDERS):
         return None
-    return SAEChoice(f"hub:{repository}@{commit}/{path}", about, hub=HubPlace(repository, commit, path))
+    return SAEChoice(f"hub:{repository}@{commit}/{path} read {READING}", about, hub=HubPlace(repository, commit, path))
 
 
 def _release_of(cfg: Config, hook_name: str) -> SAEChoice | None:

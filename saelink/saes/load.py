@@ -6,7 +6,7 @@ from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.fetch import hub_errors
 from saelink.saes.choice import SAEChoice, sae_choice
-from saelink.saes.formats import read_sae
+from saelink.saes.formats import identity, read_sae
 from saelink.saes.formats.base import UnreadableError
 from saelink.saes.formats.saelens import from_state
 from saelink.saes.hub import download
@@ -28,7 +28,12 @@ def pull_sae(cfg: Config, store: Store, hook_name: str) -> SAE:
     artifact = SAEStage(cfg, store, hook_name).pull()
     for name in artifact.files:
         artifact.file(name)  # compared with the manifest before it is read
-    return read_sae(artifact.path, "sae")
+    try:
+        return read_sae(artifact.path, "sae")
+    except SaelinkError as error:  # one that diverged, kept before that was looked at
+        raise SaelinkError(
+            f"{error}; `saelink rm {artifact.key}` removes it, and a smaller sae.lr trains a better one"
+        ) from None
 
 
 def load_choice(cfg: Config, choice: SAEChoice) -> SAE:
@@ -37,7 +42,11 @@ def load_choice(cfg: Config, choice: SAEChoice) -> SAE:
         return _from_release(*choice.release)
     path = choice.path if choice.hub is None else download(choice.hub)
     assert path is not None
-    return read_sae(path, choice.where if choice.hub is not None else f"sae.path={cfg.sae.path}")
+    field = choice.where if choice.hub is not None else f"sae.path={cfg.sae.path}"
+    sae = read_sae(path, field)
+    if choice.path is not None and not choice.key.endswith(f":{identity(path, field)}"):
+        raise SaelinkError(f"{field}: {path} was changed while it was read; run the command again")
+    return sae
 
 
 def _from_release(release: str, sae_id: str) -> SAE:

@@ -19,6 +19,9 @@ from saelink.store.draft import Draft
 from saelink.store.stage import Stage
 from saelink.store.store import Store
 
+DIVERGED = 10.0
+"""A training whose loss is so many times that of an SAE that predicts nothing has diverged."""
+
 
 class SAEFacts(TypedDict):
     hook_name: str
@@ -98,11 +101,24 @@ def _train(cfg: Config, observer: Observer, acts: Artifact[CacheFacts], hook_nam
     mean_norm = acts.facts["mean_norm"][cfg.data.drop_positions :]
     scale = acts.facts["width"] ** 0.5 / (sum(mean_norm) / len(mean_norm))
     trainer.activation_scaler.scaling_factor = scale
+    note = ""
     with observer.progress(f"sae {hook_name}", total) as bar:
         for step, batch in enumerate(batches):
             output = trainer.step(batch)
             trainer.n_training_steps += 1
-            bar.advance(len(batch), note=f"loss {output.loss.item():.3g}" if step % 20 == 0 else "")
+            if step % 20 == 0 or step == steps - 1:
+                loss, energy = output.loss.item(), (batch.float() * scale).square().sum(1).mean().item()
+                if not loss <= DIVERGED * energy:  # also where it is no number
+                    raise SaelinkError(
+                        f"sae.lr={settings.lr:g}: the training of the SAE for {hook_name} diverged (loss {loss:.3g} at "
+                        f"step {step}, where predicting nothing has {energy:.3g}); use a smaller sae.lr"
+                    )
+                note = f"loss {loss:.3g}"
+            bar.advance(len(batch), note=note if step % 20 == 0 else "")
+    if not all(bool(tensor.isfinite().all()) for tensor in sae.state_dict().values()):
+        raise SaelinkError(
+            f"sae.lr={settings.lr:g}: the SAE for {hook_name} has weights that are not finite; use a smaller sae.lr"
+        )
     sae.fold_activation_norm_scaling_factor(scale)
     sae.cfg.metadata.hook_name = hook_name
     sae.cfg.metadata.context_size = acts.facts["context_size"]

@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import Any, TextIO
 
-from saelink.progress import Observer, Progress, printable
+from saelink.progress import Observer, Progress, harmless
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -134,7 +134,7 @@ class TerminalObserver(Observer):
         self._bars, self._found = Bars(), set[str]()
 
     def say(self, line: str) -> None:
-        print(printable(line), file=self._out, flush=True)
+        print(harmless(line), file=self._out, flush=True)
 
     def found(self, line: str) -> None:
         stage = line.split(" ", 1)[0]

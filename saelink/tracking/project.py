@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +25,9 @@ from saelink.store.store import Store
 
 AGENT = "WANDB_SWEEP_ID"
 """The environment variable by which an agent of a W&B sweep says that it started this process."""
+
+DEFAULT = "saelink"
+"""The project where neither a setting nor the environment names one."""
 
 WAIT = 30.0
 """Seconds that W&B may keep one job waiting, in all."""
@@ -62,15 +66,67 @@ class OpenRun:
 
 
 class Project:
-    """The project that `wandb.project` names. For one job: what it waited for W&B in vain it does not wait again."""
+    """The project that `wandb.project` names. For one job: what it waited for W&B in vain it does not wait again.
+
+    Where no setting is given the environment counts: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY.
+    """
 
     def __init__(self, settings: WandbConfig, store: Store):
         self.settings, self.store = settings, store
         self._left = WAIT
 
+    @cached_property
+    def mode(self) -> WandbMode:
+        """The setting, or what the environment or `wandb offline` says; `auto`: online where there is a key.
+
+        Raises SaelinkError for what W&B itself does not take.
+        """
+        given = self._given()
+        if given is not WandbMode.auto:
+            return given
+        import wandb
+
+        with _environment():
+            said = wandb.setup().settings.mode
+        return {"disabled": WandbMode.disabled, "offline": WandbMode.offline, "dryrun": WandbMode.offline}.get(
+            said, WandbMode.auto
+        )
+
+    def _given(self) -> WandbMode:
+        """What the setting says, or the environment where that is plain without W&B."""
+        off = os.environ.get("WANDB_MODE", "").strip().lower() == "disabled"
+        return WandbMode.disabled if off and self.settings.mode is WandbMode.auto else self.settings.mode
+
+    @property
+    def name(self) -> str:
+        return self.settings.project or os.environ.get("WANDB_PROJECT") or DEFAULT
+
+    @property
+    def entity(self) -> str | None:
+        return self.settings.entity or os.environ.get("WANDB_ENTITY") or None
+
     @property
     def disabled(self) -> bool:
-        return self.settings.mode is WandbMode.disabled
+        return self.mode is WandbMode.disabled
+
+    def check(self) -> None:
+        """Raise SaelinkError, before the work, for a name or key that W&B would refuse after it."""
+        if self._given() is WandbMode.disabled:
+            return
+        field = "wandb.project" if self.settings.project else "WANDB_PROJECT"
+        bad = sorted({sign for sign in self.name if sign in "/\\#?%:"})
+        if bad:
+            raise SaelinkError(f"{field}={self.name}: a project's name has no {' '.join(bad)} in it")
+        if len(self.name) > 128:
+            raise SaelinkError(f"{field}={self.name}: a project's name has at most 128 characters")
+        if self.disabled:
+            return
+        import wandb
+
+        with _environment():
+            wandb.setup()
+            if self.mode is not WandbMode.offline:
+                wandb.login(prompt=False, verify=False)
 
     def noted(self, run_id: str) -> dict[str, Any]:
         """What was shown of this run: `content`, whether `online`, the offline `folder`. Empty for what never was."""
@@ -136,6 +192,7 @@ class Project:
         note = {} if agents else self.noted(shown.run_id)
         old = self._folder_of(note)
         self.store.mark()
+        _make_room(self._root)
         run, online = None, self._wants_online()
         if online:
             started = time.monotonic()
@@ -193,8 +250,8 @@ class Project:
 
         wait = max(self._left, 1.0)
         return {
-            "project": self.settings.project,
-            "entity": self.settings.entity,
+            "project": self.name,
+            "entity": self.entity,
             "id": shown.run_id,
             "name": shown.name,
             "group": shown.group,
@@ -222,12 +279,10 @@ class Project:
     def _wants_online(self) -> bool:
         if self._left <= 0:
             return False
-        if self.settings.mode is not WandbMode.auto:
-            return self.settings.mode is WandbMode.online
+        if self.mode is not WandbMode.auto:
+            return self.mode is WandbMode.online
         import wandb
 
-        if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):  # WANDB_MODE, or `wandb offline`
-            return False
         return wandb.login(prompt=False, verify=False)  # whether there is a key, without asking for one or using it
 
     def _may_exist_online(self, run_id: str) -> bool:
@@ -237,7 +292,7 @@ class Project:
 
         started = time.monotonic()
         try:
-            path = "/".join(filter(None, [self.settings.entity, self.settings.project, run_id]))
+            path = "/".join(filter(None, [self.entity, self.name, run_id]))
             wandb.Api(timeout=int(max(min(self._left, 20), 1))).run(path)
         except (CommError, ValueError) as error:
             self._left = max(self._left - (time.monotonic() - started), 0)
@@ -249,7 +304,7 @@ class Project:
         return self.store.root / "wandb"
 
     def _note_path(self, run_id: str) -> Path:
-        project = quote(f"{self.settings.entity or ''}_{self.settings.project}", safe=" ")  # the name of one folder
+        project = quote(f"{self.entity or ''}_{self.name}", safe=" ")  # the name of one folder
         return self._root / "published" / project / f"{run_id}.json"
 
     def _note(self, begun: OpenRun, content: dict[str, Any] | None) -> None:
@@ -258,6 +313,33 @@ class Project:
         path.parent.mkdir(parents=True, exist_ok=True)
         note = {"run": begun.shown.run_id, "content": content, "online": begun.online, "folder": folder}
         write_durably(path, json_bytes(sealed(note)))
+
+
+def _make_room(folder: Path) -> None:
+    """Have W&B keep in `folder` what it can't keep where it would, as of a user without a home."""
+    from wandb import env
+
+    for name, usual in (("WANDB_DATA_DIR", env.get_data_dir), ("WANDB_CACHE_DIR", env.get_cache_dir)):
+        if name not in os.environ:
+            try:
+                Path(usual()).mkdir(parents=True, exist_ok=True)
+                kept = os.access(usual(), os.W_OK)
+            except OSError:
+                kept = False
+            if not kept:
+                os.environ[name] = str(folder.resolve())
+
+
+@contextmanager
+def _environment() -> Generator[None, None, None]:
+    """One line for a value in W&B's environment or settings files that W&B does not take."""
+    try:
+        yield
+    except Exception as error:  # of several kinds, wandb's own and those of the library that checks its settings
+        reason = " ".join(str(error).split("For further information")[0].split())
+        raise SaelinkError(
+            f"W&B does not take what its environment says: {reason}; mend or unset that, or set wandb.mode=disabled"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

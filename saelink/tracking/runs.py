@@ -165,7 +165,7 @@ def _add_evaluation(run: Any, evaluation: Artifact[Any]) -> None:
     varying = fvu[~fvu.isnan()].clamp(max=2).tolist()
     run.summary.update({f"test/{name}": value for name, value in evaluation.json("metrics.json").items()})
     run.log({"test/fvu_by_latent": wandb.Histogram(varying, num_bins=40)})
-    rows: list[Any] = [[line] for line in evaluation.file("circuits.txt").read_text().splitlines()]
+    rows: list[Any] = [[line] for line in evaluation.file("circuits.txt").read_text("utf-8").splitlines()]
     run.log({"test/circuits": wandb.Table(columns=["circuit"], data=rows)})
 
 
@@ -179,7 +179,9 @@ def publish_key(settings: WandbConfig, store: Store, key: str) -> bool:
         raise SaelinkError(f"track: {key} is a {connector.stage} artifact; only train artifacts have a W&B run")
     project = Project(settings, store)
     if project.disabled:
-        raise SaelinkError("track: wandb.mode=disabled leaves nothing to do; use auto, online or offline")
+        raise SaelinkError(
+            "track: wandb.mode=disabled, here or in WANDB_MODE, leaves nothing to do; use online or offline"
+        )
     of_it = [each for each in store.artifacts() if each.manifest["inputs"].get("connector") == connector.key]
     evaluations = [each for each in of_it if each.stage == "evaluate"]
     judged = [each for stage in ("verdicts", VerifyStage.name) for each in of_it if each.stage == stage]

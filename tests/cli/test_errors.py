@@ -71,6 +71,15 @@ MISTAKES = {
     "diverging with patience": (["solver.lr=1e30", "solver.patience=2"], "solver.lr: the fit diverged"),
     "GGUF on a hub": (["model=hub", "model.path=a/b", "model.file=x.gguf"], "model.file=x.gguf"),
     "hook of no vectors": (["sae=train", "link.target=attn.hook_pattern"], "blocks.1.attn.hook_pattern has shape"),
+    "seed": (["seed=18446744073709551616"], "seed=18446744073709551616: give a number below 2^63"),
+    "seed of an SAE": (["sae=train", "sae.seed=1e30"], "sae.seed=1e30"),
+    "seeds": (["experiment.seeds=[0,9223372036854775808]"], "experiment.seeds=9223372036854775808"),
+    "endless training": (["sae=train", "sae.epochs=1e400"], "sae.epochs=inf: give a finite number"),
+    "no number in a list": (["eval.edge_thresholds=[0.1,nan]"], "eval.edge_thresholds=nan: give a finite number"),
+    "no number in a table": (["outliers.shares.massive=inf"], "outliers.shares.massive=inf: give a finite number"),
+    "solver's number": (["solver.lr=nan"], "solver.lr=nan: give a finite number"),
+    "no list": (["experiment.l1_grid=${layer}"], "experiment.l1_grid=1: give a list"),
+    "threads": (["runtime.threads=1000000"], "runtime.threads=1000000"),
     "missing value": (["model=hub", "~model.path"], "model.path"),
 }
 
@@ -173,7 +182,7 @@ def test_a_model_folder_that_lacks_something(saelink: Run, tmp_path: Path, world
 
 def test_too_little_text(saelink: Run, tmp_path: Path) -> None:
     little = tmp_path / "little.jsonl"
-    little.write_text('{"text": "the old cat sat"}\n')
+    little.write_text('{"text": "the old cat sat"}\n{"text": "the king ran"}\n')
     code, _, err = saelink("train", f"data.path={little}")
     assert code == 1 and "less than one sequence" in err and len(err.strip().splitlines()) == 1
     nothing_half_written(tmp_path)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from saelink.config.grammar import quoted
 from saelink.config.schema import Config
 from saelink.errors import closest
 from saelink.mistakes import checked, has, settings_by_choice, settings_of
@@ -24,6 +29,7 @@ LINES = {
     "train conector=mlp": "conector=mlp: there is no such setting; did you mean connector=mlp?",
     "train solver.tolerence=1": "solver.tolerence=1: there is no such setting; did you mean solver.tolerance?",
     "train max_tokens=9": "max_tokens=9: there is no such setting; did you mean data.max_tokens?",
+    "train bdget=x": "bdget=x: there is no such setting; did you mean budget=x?",
     "train zzz=1": "zzz=1: there is no such setting; `saelink train --help-all` lists all",
     "train connector=mpl": "connector=mpl: did you mean connector=mlp? There are linear, mlp, nonlinear, sae, skip, "
     "two_nonlinear",
@@ -39,6 +45,37 @@ LINES = {
     "such setting; causal has it",
     "train -m connector=linear,mpl": "connector=mpl: did you mean connector=mlp? There are linear, mlp, nonlinear, "
     "sae, skip, two_nonlinear",
+    "train +lr=3 ++sae.dsae=7": "+lr=3: there is no such setting; did you mean sae.lr?",
+    "train ++sae.dsae=7": "++sae.dsae=7: there is no such setting; did you mean sae.d_sae?",
+    "train +sae={dsae:7}": "+sae={dsae:7}: there is no such setting; did you mean sae.d_sae?",
+    "train eval={circuits:1,edgs:2}": "eval={circuits:1,edgs:2}: there is no such setting; did you mean eval.edges?",
+    "train connector={d_hidden:7}": "connector={d_hidden:7}: connector=linear has no such setting; mlp, sae, skip and "
+    "two_nonlinear have it",
+    "train +model/x=3": "+model/x=3: there is no group model/x; there are budget, connector, data, experiment, link, "
+    "model, sae, solver",
+    "train sae@x=folder": "sae@x=folder: @ is for files of settings; choose by the group's own name, sae=...",
+    "train ++hydra.run.dirr=3": "++hydra.run.dirr=3: Hydra has no such setting; `saelink train --cfg hydra` shows "
+    "those it has",
+    "train +sae.published.hook_mlp_out={fuv:1}": "sae.published.hook_mlp_out={'fuv': 1}: give fvu and l0, each a "
+    "number or a list by layer",
+    "train layer=0,1": "layer=0,1: several values are jobs of a sweep, which need -m",
+    "train layer=range(0,2)": "layer=range(0,2): several values are jobs of a sweep, which need -m",
+    "train l1_alpha=1,2": "l1_alpha=1,2: several values are jobs of a sweep, which need -m; one list is l1_alpha=[1,2]",
+    "train data.path=a,b": "data.path=a,b: several values are jobs of a sweep, which need -m; a text with a comma "
+    "stands in quotes: 'data.path=\"a,b\"'",
+    "train data.path=a=b": "data.path=a=b: there are signs in it that need quotes: 'data.path=\"a=b\"'",
+    "train layer=[1": "layer=[1: the value can't be read; a list is [1,2], a table {a: 1}, and a text with other "
+    "signs than letters, digits and /-+.$%*@?|_ stands in quotes: 'layer=\"a, b\"'",
+    "train layer=" + "[" * 3000: "layer=" + "[" * 114 + "...: brackets stand in brackets more than 20 deep",
+    "train layer=three": "layer=three: Value 'three' of type 'str' could not be converted to Integer",
+    "train -m runtime.outputs=": "runtime.outputs=: there is no name; give a folder for the artifacts, such as outputs",
+    "train --resolve": "train: --resolve goes with --cfg job, which prints the settings and runs nothing",
+    "train --cfg nope": "train: --cfg nope: say which: job, hydra, all",
+    "train --cfg": "train: --cfg: say which: job, hydra, all",
+    "train --config-dir -m": "train: --config-dir needs a value behind it",
+    "train --experimental-rerun x.pickle": "train: there is no flag --experimental-rerun; saelink train --help lists "
+    "them",
+    "train -x": "train: there is no flag -x; saelink train --help lists them",
     "run experiment=pareto experiment.pareto.l1_alphs=[1]": "experiment.pareto.l1_alphs=[1]: there is no such "
     "setting; did you mean experiment.pareto.l1_alphas?",
 }
@@ -49,6 +86,80 @@ def test_one_line_says_what_was_probably_meant(saelink: Run, tmp_path: Path, wor
     code, out, err = saelink(*words.split(), bare=True)
     assert (code, out, err) == (1, "", f"saelink: {LINES[words]}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", ["rm", "rm a b", "ls --nope", "wandb nope", "push a", "pareto"])
+def test_a_wrong_flag_or_argument_is_one_line(saelink: Run, tmp_path: Path, words: str) -> None:
+    code, out, err = saelink(*words.split(), bare=True)
+    assert (code, out) == (1, "") and len(err.strip().splitlines()) == 1 and err.startswith("saelink: ")
+    assert f"`saelink {words.split()[0]} --help` has more" in err and list(tmp_path.iterdir()) == []
+
+
+QUOTED = ["a=b", "a,b", "x[1]", "a(1)#{}", "it's", 'say "x"', "1e3", "true", "é ü", "back\\slash", "a b"]
+
+
+@pytest.mark.parametrize("name", QUOTED)
+def test_a_name_that_exists_needs_no_quotes(tmp_path: Path, name: str) -> None:
+    from saelink import configure
+
+    (tmp_path / name).touch()
+    for place in (name, str(tmp_path / name)):
+        with contextlib.chdir(tmp_path):
+            assert configure("data=files", f"data.path={place}").data.path == place
+
+
+@given(st.text(st.characters(exclude_characters="\0$"), min_size=1, max_size=12))
+def test_quotes_keep_any_text(text: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    value = OverridesParser.create().parse_override(f"data.path={quoted(text)}").value()
+    assert value == text
+
+
+def test_what_a_message_advises_works() -> None:
+    """Every way out that a line about quotes and lists shows, taken."""
+    from saelink import SaelinkError, configure
+
+    asked = ["data.path=a=b", "data.path=it's", "data.path=a,b", "model.separator=<eot>", "eval.edge_thresholds=1,2"]
+    for override in asked:
+        with pytest.raises(SaelinkError) as refused:
+            configure("data=files", "data.path=x", override)
+        (advised,) = shlex.split(str(refused.value).rpartition(" is ")[2].rpartition(": ")[2])
+        cfg = configure("data=files", "data.path=x", advised)
+        key, _, value = override.partition("=")
+        group, name = key.split(".")
+        assert getattr(getattr(cfg, group), name) in (value, [1.0, 2.0])
+
+
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_a_declared_table_is_free_to_have_any_entries(sign: str) -> None:
+    from saelink import configure
+
+    cfg = configure(f"{sign}sae.files={{hook_mlp_out: a}}", f"{sign}sae.files.hook_resid_mid=b")
+    assert cfg.sae.files == {"hook_mlp_out": "a", "hook_resid_mid": "b"}
+
+
+def test_a_home_folder_is_no_folder_called_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from saelink import configure
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = configure("runtime.outputs=~/x", "data=files", "data.path=~/*.jsonl", 'model.path="~/m"', "sae.files.a=~/s")
+    assert cfg.runtime.outputs == f"{tmp_path}/x" and cfg.data.path == f"{tmp_path}/*.jsonl"
+    assert cfg.model.path == f"{tmp_path}/m" and cfg.sae.files == {"a": f"{tmp_path}/s"}
+
+
+@pytest.mark.parametrize(
+    ("words", "prompt"),
+    [(["x=1"], ["x=1"]), (["the king=", "layer=1"], ["the king="]), (["the king", "laier=1"], ["the king"])],
+)
+def test_a_text_that_looks_like_a_setting_is_a_prompt(
+    saelink: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], prompt: list[str]
+) -> None:
+    seen: list[tuple[list[str], list[str]]] = []
+    monkeypatch.setattr("saelink.cli.jobs.graph", lambda asked: asked)
+    monkeypatch.setattr("saelink.cli.app.launch", lambda name, overrides, command: seen.append((overrides, command)))
+    assert saelink("graph", *words, bare=True)[0] == 0
+    assert seen == [([word for word in words if word not in prompt], prompt)]
 
 
 def test_python_gets_the_same_line() -> None:
@@ -84,9 +195,9 @@ def test_in_a_multirun_a_setting_of_some_jobs_is_ignored_by_the_others(saelink: 
 def test_what_exists_is_left_as_it_is() -> None:
     fixed = [name for name, entries in settings_of(Config).items() if not entries]
     assert {"layer", "l1_alpha", "data.max_tokens", "eval"} <= {*fixed, "l1_alpha"}
-    overrides = ["connector=skip", "solver.unpenalised=0.2", "sae.files={a: b}", "+sae.files.c=d", "hydra.verbose=true"]
+    overrides = ["connector=skip", "solver.unpenalised=0.2", "+sae.files.c=d", "hydra.verbose=true", "~wandb.entity"]
+    overrides += ["hydra.run.dir=x", "+hydra.job.env_set.A=b", "hydra/launcher=basic", "eval.edge_thresholds.0=3"]
     assert checked(overrides) == (overrides, [])
-    assert checked(["layer=[", "zzz=1"]) == (["layer=[", "zzz=1"], [])  # Hydra says what is wrong with the first
 
 
 def test_every_setting_of_every_choice_is_known() -> None:

@@ -113,6 +113,22 @@ def test_a_wrong_solution_has_no_certificate(noisy: tuple[Rows, Rows]) -> None:
         assert ((primal - dual) / (products.yy / 2)).max() > 1e-5
 
 
+@pytest.mark.parametrize("kind", [Lasso, DenseLasso])
+@pytest.mark.parametrize("lam", [1e-14, 1e-18, 1e-30, 1e-300])
+def test_next_to_no_penalty_is_none_and_takes_no_sweeps(
+    noisy: tuple[Rows, Rows], kind: type[Lasso], lam: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("rounding was swept over")
+
+    monkeypatch.setattr(Lasso, "_sweeps", never)
+    monkeypatch.setattr(DenseLasso, "_steps", never)
+    gram = gram_of(split_of(*noisy))
+    lasso = kind(gram.xx, gram.xy, gram.yy)
+    W, gaps = lasso.solve(lam, 1e-4, 20_000)
+    assert torch.equal(W, lasso.least_squares()) and (gaps <= 1e-4 * gram.yy / 2).all()
+
+
 def test_a_path_gives_what_each_penalty_gives_alone(noisy: tuple[Rows, Rows]) -> None:
     """To the last bit, whatever was asked for before."""
     products = gram_of(split_of(*noisy))

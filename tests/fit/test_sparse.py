@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,15 +158,16 @@ def test_split_of_is_the_same_as_pieces() -> None:
 
 @pytest.mark.parametrize("extra", [[], ["connector.bias=true"], ["solver.positive=true"], ["solver.debias=true"]])
 def test_a_wide_connector_is_the_narrow_one(
-    config: Callable[..., Config], store: Store, monkeypatch: pytest.MonkeyPatch, extra: list[str]
+    config: Callable[..., Config], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]
 ) -> None:
     cfg = config("solver=exact", "solver.tolerance=1e-7", "l1_alpha=5e-2", *extra)
     narrow = TrainStage(Job(cfg, store)).pull()
     monkeypatch.setattr(sparse, "WIDE", 0)
     monkeypatch.setattr(exported, "LARGE", 1)
-    wide = TrainStage(Job(cfg, store)).pull()
-    assert wide.key != narrow.key and "W.indices" in wide.tensors(WEIGHTS_FILE)
-    assert any(artifact.stage == "products" for artifact in store.artifacts())
+    other = Store(tmp_path / "wide")
+    wide = TrainStage(Job(config("solver=exact", "solver.tolerance=1e-7", "l1_alpha=5e-2", *extra), other)).pull()
+    assert "W.indices" in wide.tensors(WEIGHTS_FILE)
+    assert any(artifact.stage == "products" for artifact in other.artifacts())
     for name in ("validation_mse", "l1", "train_mse", "training_objective"):
         assert wide.facts[name] == pytest.approx(narrow.facts[name], rel=1e-4), name  # type: ignore[literal-required]
     assert wide.facts["worst_gap"] <= 1e-7  # type: ignore[typeddict-item]
@@ -173,7 +175,7 @@ def test_a_wide_connector_is_the_narrow_one(
     assert theirs.keys() == ours.keys()
     assert all(torch.allclose(ours[name].float(), theirs[name].float(), atol=1e-2) for name in ours)
     again = config("solver=proximal", f"connector.init={wide.key}", "solver.tokens=256")
-    assert TrainStage(Job(again, store)).pull().facts["n_edges"] > 0  # its file is read as a start too
+    assert TrainStage(Job(again, other)).pull().facts["n_edges"] > 0  # its file is read as a start too
 
 
 def test_what_does_not_fit_is_refused_before_it_is_computed(

@@ -299,7 +299,9 @@ def test_identity_is_what_encoding_depends_on(tmp_path: Path) -> None:
     assert identity(write_sparsify(tmp_path / "c", k=K + 1)) != identity(sparsify[0])
     lens = [
         write_sae(tmp_path / f"lens{n}", metadata=metadata, normalize_activations="expected_average_only_in")
-        for n, metadata in enumerate([{}, {"hook_name": "x"}, {"norm_scaling_factor": 2.0}])
+        for n, metadata in enumerate(
+            [{"norm_scaling_factor": 1.0}, {"hook_name": "x", "norm_scaling_factor": 1.0}, {"norm_scaling_factor": 2.0}]
+        )
     ]
     assert identity(lens[0]) == identity(lens[1]) != identity(lens[2])
     assert torch.allclose(read_sae(lens[2], "x").W_enc, 2 * read_sae(lens[0], "x").W_enc)

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 LASSO_VERSION = 2
-"""Raised when what is solved, or the certificate, changes; part of the keys of what is fitted so."""
+"""Raised when what is solved, or the certificate, changes, here or in `sparse`; part of the keys of what is fitted
+so."""
 
 RIDGE = 1e-10
 """Added to G's diagonal, times its mean, where G is inverted: latents that never fire make it singular."""
@@ -175,6 +176,7 @@ class Lasso:
         W = self.least_squares().clone()
         best_gaps = torch.full_like(self.yy, torch.inf)
         allowed = tolerance * self.yy / 2
+        free = self.free_gaps(W, lam, tolerance)
         todo = torch.arange(len(self.yy))
         best = W.clone()
         for _ in range(0, max_sweeps, DENSE_SWEEPS):
@@ -182,6 +184,7 @@ class Lasso:
             gaps = primal - dual
             better = gaps < best_gaps[todo]
             best[:, todo[better]], best_gaps[todo[better]] = W[:, better], gaps[better]
+            best_gaps = torch.where((best_gaps > allowed) & (free <= allowed), free, best_gaps)
             left = best_gaps[todo] > allowed[todo]
             done(len(todo) - int(left.sum()))
             todo, W = todo[left], W[:, left].contiguous()
@@ -190,6 +193,17 @@ class Lasso:
             self._sweeps(W, self.C[:, todo] - self.G @ W, lam)
         done(len(todo))
         return best, best_gaps.clamp(min=0)
+
+    def free_gaps(self, W: torch.Tensor, lam: float, tolerance: float) -> torch.Tensor:
+        """[m] what least squares W [p, m] lack at most where `lam` is too small to be told from none, else infinite.
+
+        Rounding alone then moves the gradient by more than the certificate may be off, so no sweep would ever prove
+        more. The penalty costs the optimum no less than nothing; the rest is what W lacks of the one without a penalty.
+        """
+        rounding = torch.finfo(W.dtype).eps * (self.G.abs() @ W.abs() + self.C.abs()).amax(0)
+        gradient = torch.where(self.alive[:, None], self.C - self.G @ W, 0.0)
+        lacking = (gradient * self.inverse(gradient)).sum(0).abs() / 2
+        return torch.where(lam * tolerance < rounding, lam * W.abs().sum(0) + lacking, torch.inf)
 
     def _sweeps(self, W: torch.Tensor, q: torch.Tensor, lam: float) -> None:
         """DENSE_SWEEPS sweeps over all sources, all columns of W [p, n] side by side, in place; q is C - GW.

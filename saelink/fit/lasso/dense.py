@@ -48,9 +48,9 @@ class DenseLasso(Lasso):
         top = self.C.abs().amax(0)
         if not self.positive and lam < NEARLY_FREE * top.median().item():
             W = self.least_squares()
-        else:
-            W = self._at_knot_above(lam, top.max().item())
-        return self._descend(W, lam, tolerance, max_sweeps, done)
+            return self._descend(W, lam, tolerance, max_sweeps, done, self.free_gaps(W, lam, tolerance))
+        W = self._at_knot_above(lam, top.max().item())
+        return self._descend(W, lam, tolerance, max_sweeps, done, torch.full_like(self.yy, torch.inf))
 
     def _at_knot_above(self, lam: float, top: float) -> torch.Tensor:
         """Where the path stands at the last power of KNOT above `lam`, whatever was asked for before."""
@@ -68,8 +68,15 @@ class DenseLasso(Lasso):
         return W
 
     def _descend(
-        self, W: torch.Tensor, lam: float, tolerance: float, max_sweeps: int, done: Callable[[int], object]
+        self,
+        W: torch.Tensor,
+        lam: float,
+        tolerance: float,
+        max_sweeps: int,
+        done: Callable[[int], object],
+        free: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """From W; `free` as `free_gaps` gives it."""
         allowed = tolerance * self.yy / 2
         best, best_gaps = W.clone(), torch.full_like(self.yy, torch.inf)
         todo = torch.arange(len(self.yy), device=W.device)
@@ -78,6 +85,7 @@ class DenseLasso(Lasso):
             gaps = primal - dual
             better = gaps < best_gaps[todo]
             best[:, todo[better]], best_gaps[todo[better]] = W[:, better], gaps[better]
+            best_gaps = torch.where((best_gaps > allowed) & (free <= allowed), free, best_gaps)
             left = best_gaps[todo] > allowed[todo]
             done(len(todo) - int(left.sum()))
             todo, W = todo[left], W[:, left]

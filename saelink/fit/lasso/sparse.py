@@ -14,9 +14,6 @@ import torch
 from saelink.fit.products.sparse import SparseGram
 from saelink.kernels import in_parts
 
-SPARSE_LASSO_VERSION = 1
-"""Raised when what is solved changes; part of the keys of what is fitted so."""
-
 STEP = 16
 """Targets of one piece of work."""
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import torch
 
+from saelink.fit.gram import GRAM_VERSION
 from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
 from saelink.latents.link import counted_split
@@ -23,8 +24,6 @@ from saelink.latents.split import Split, Tokens
 from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-
-PRODUCTS_VERSION = 1
 
 PRODUCTS_FILE = "products.safetensors"
 
@@ -211,7 +210,7 @@ class ProductsStage(JobStage[ProductsFacts]):
     """
 
     name = "products"
-    version = PRODUCTS_VERSION
+    version = GRAM_VERSION
 
     def __init__(self, job: Job, training: Split | None = None):
         super().__init__(job)

@@ -2,7 +2,9 @@
 
 A format file has `FOLDERS`, the sets of names by which a folder of that kind is known, or `SUFFIXES`, those of a single
 file; `read(path)`, which gives the SAE in float32 or raises UnreadableError (or what json, safetensors and indexing
-raise); and with a .json among its files `DESCRIPTIVE`, the settings in it that encoding does not depend on.
+raise); and with a .json among its files `DESCRIPTIVE`, the settings in it that encoding does not depend on. What else
+may lie beside them: `BESIDE`, files that are read when they are there, of which `beside(folder)` gives what is part of
+an SAE's identity, and `UNREAD`, files that encoding does not depend on.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ FORMATS: dict[str, Any] = {
 FOLDERS: list[tuple[str, ...]] = [files for module in FORMATS.values() for files in getattr(module, "FOLDERS", [])]
 """The files of one SAE's folder, in every format: all of one line make it one."""
 
-EXTRA_FILES = ("config.json",)
+EXTRA_FILES = tuple(dict.fromkeys(name for module in FORMATS.values() for name in getattr(module, "BESIDE", ())))
 """Files that some formats read when they are there."""
 
 
@@ -113,8 +115,15 @@ def identity(path: Path, field: str = "sae.path") -> str:
                     used.append(sorted((key, config[key]) for key in config if key not in module.DESCRIPTIVE))
                     scale = (config.get("metadata") or {}).get("norm_scaling_factor")  # it describes, but it counts
                     used += [] if scale is None else [scale]
-                except (json.JSONDecodeError, UnicodeDecodeError, TypeError, IndexError, AttributeError) as error:
+                except (ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
                     raise SaelinkError(f"{field}: {file} can't be read ({error})") from None
             else:
                 used.append(file_sha256(file))
+    if hasattr(module, "beside"):
+        try:
+            used += module.beside(path)
+        except UnreadableError as error:
+            raise SaelinkError(f"{field}: the SAE in {path} {error}") from None
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise SaelinkError(f"{field}: what lies beside the SAE in {path} can't be read ({error!r})") from None
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:12]

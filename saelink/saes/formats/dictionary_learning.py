@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saelink.saes.formats.base import UnreadableError, without_b_dec
+from saelink.saes.formats.base import UnreadableError, with_unit_decoder, without_b_dec
 from saelink.saes.sae import SAE
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 FOLDERS = [("config.json", "ae.pt")]
 
 DESCRIPTIVE = ("buffer",)
+
+UNREAD = ("eval_results.json", "checkpoints")
+"""What may lie beside it: its measurements, earlier states. Encoding depends on none of it."""
 
 CLASSES = (
     "AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE",
@@ -45,11 +48,13 @@ def read(folder: Path) -> SAE:
         if kind not in ("JumpReluAutoEncoder", "AutoEncoderNew"):  # these two leave the input as it is
             b_enc = without_b_dec(W_enc, b_enc, b_dec)
         if kind == "AutoEncoder":  # which it brings to decoder directions of length 1 when it loads one
-            lengths = W_dec.norm(dim=1)
-            W_enc, b_enc, W_dec = W_enc * lengths, b_enc * lengths, W_dec / lengths[:, None]
+            W_enc, b_enc, W_dec = with_unit_decoder(W_enc, b_enc, W_dec)
         if kind == "AutoEncoderTopK":
             k = int(tensors["k"]) if "k" in tensors else int(trainer["k"])
-    return SAE(W_enc, b_enc, W_dec, b_dec, k, threshold)
+    places = {"model_name": trainer.get("lm_name"), "layer": trainer.get("layer")}
+    places["context_size"] = (config.get("buffer") or {}).get("ctx_len")
+    metadata = {name: value for name, value in places.items() if value is not None}
+    return SAE(W_enc, b_enc, W_dec, b_dec, k, threshold, metadata=metadata)
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -18,6 +18,8 @@ FOLDERS = [("params.npz",), ("params.safetensors",)]
 
 SUFFIXES = (".npz",)
 
+BESIDE = ("config.json",)
+
 DESCRIPTIVE = ()
 
 

@@ -12,7 +12,17 @@ FOLDERS = [("cfg.json", "sae.safetensors")]
 
 DESCRIPTIVE = ("init_seeds", "expansion_factor", "num_latents", "d_in")
 
-UNREAD = ("normalize_io", "divide_cross_layer", "train_post_encoder", "post_encoder_scale", "n_targets", "n_sources")
+UNREAD = ("optimizer_0.pt", "lr_scheduler.pt", "state.pt", "config.json")
+"""What may lie beside it or above: the optimiser, the run's settings. Encoding depends on none of it."""
+
+UNSUPPORTED = (
+    "normalize_io",
+    "divide_cross_layer",
+    "train_post_encoder",
+    "post_encoder_scale",
+    "n_targets",
+    "n_sources",
+)
 
 
 def read(folder: Path) -> SAE:
@@ -23,7 +33,7 @@ def read(folder: Path) -> SAE:
     activation = config.get("activation", "topk")
     if activation != "topk":
         raise UnreadableError(f"has activation={activation}; topk works")
-    unknown = [name for name in UNREAD if config.get(name)]
+    unknown = [name for name in UNSUPPORTED if config.get(name)]
     if unknown:
         raise UnreadableError(f"has {', '.join(unknown)}, settings of an unreleased version")
     if config.get("signed"):
