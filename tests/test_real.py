@@ -176,3 +176,11 @@ def test_a_layer_without_shipped_saes_trains_them(saelink: Run, outputs: Path) -
     assert code == 0, err
     stages = [artifact.stage for artifact in Store(outputs).artifacts()]
     assert stages.count("sae") == 2 and "blocks.5.hook_mlp_out" in out
+
+
+@pytest.mark.slow
+def test_the_first_hour(tmp_path: Path) -> None:
+    """Every command of the quickstart in an empty folder; no wait is longer than its bound."""
+    from benchmarks.run import late, measured
+
+    assert not late(measured(tmp_path))

@@ -145,11 +145,13 @@ def run_verify(job: Job) -> None:
     from saelink.evidence.outlook import outlook
     from saelink.evidence.stability import Stability, StabilityStage, wanted
     from saelink.evidence.verify import VerifyStage
-    from saelink.interventions.effects import check_measurable
+    from saelink.interventions.effects import EffectsStage, check_measurable, need_effects
     from saelink.terminal.verdicts import print_consequences, print_verdicts
 
     check_measurable(job.cfg)
     chosen_edges(job)  # a mistake there gets its line before hours of work
+    if EffectsStage(job).find() is None:
+        need_effects(job.sides)
     with tracked(job) as (job, show):
         again = StabilityStage(job) if wanted(job.cfg) else None
         ahead = outlook(job)

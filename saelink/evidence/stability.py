@@ -18,7 +18,7 @@ from saelink.config.schema import Config
 from saelink.connectors import CONNECTORS
 from saelink.connectors.linear import LinearConnector, LinearSettings
 from saelink.errors import SaelinkError
-from saelink.fit.gram import Gram, GramStage, gram_of, load_gram
+from saelink.fit.gram import Gram, GramStage, gram_of, load_gram, need_dense_memory
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.base import Problem
 from saelink.fit.solvers.exact import ExactSolver
@@ -120,6 +120,8 @@ class StabilityStage(JobStage[StabilityFacts]):
 
     def make(self, draft: Draft) -> StabilityFacts:
         job = self.job
+        if solved(job.cfg):
+            need_dense_memory(job.sides.d_source, job.sides.d_target, "exact: stability of its edges")
         connector = fitted_connector(self._train.pull())
         fits = fits_of(job.cfg)
         ids, W = connector.target_ids, connector.output_weight()

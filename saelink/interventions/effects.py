@@ -26,6 +26,7 @@ from saelink.job import Job, JobStage
 from saelink.latents.link import Sides
 from saelink.latents.rows import pack, unpack
 from saelink.model.probe import BLOCK_HOOKS
+from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 
@@ -65,6 +66,15 @@ def nulls_of(cfg: Config) -> tuple[str, ...]:
 def effects_bytes(sides: Sides) -> int:
     """Memory that measuring all effects between these latents takes."""
     return 6 * FOLDS * sides.d_source * sides.d_target
+
+
+def need_effects(sides: Sides) -> None:
+    """Raise SaelinkError where the memory for all effects between these latents can't be had."""
+    need_memory(
+        f"verify: the effects of {sides.d_source:,} source on {sides.d_target:,} target latents",
+        effects_bytes(sides),
+        "use SAEs with fewer latents, or eval.verify=false for an evaluation without verdicts",
+    )
 
 
 class EffectsFacts(TypedDict):
@@ -128,6 +138,7 @@ class EffectsStage(JobStage[EffectsFacts]):
         most = max(most_tokens(job.cfg, self.split), 1)
         what = f"effects: {' + '.join(link.sources)} -> {link.target} on at most {most:,} {self.split} tokens"
         job.observer.say(f"{what}, {effects_bytes(sides) / 1e9:.1f} GB of memory")
+        need_effects(sides)
         job.store.need_space("effects", 2 * size + 4 * size // FOLDS)
         block = open_block(job, self.split)
         directions: torch.Tensor | None = None

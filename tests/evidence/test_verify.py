@@ -362,3 +362,11 @@ def test_a_block_between_its_hooks(world: World, store: Store, model: str) -> No
             torch.arange(12)[None], names_filter=[source, target], return_cache_object=False
         )
         assert torch.allclose(compute(seen[source][0]), seen[target][0], atol=1e-5)
+
+
+def test_effects_that_do_not_fit_are_refused_first(saelink: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert saelink("train", "solver=exact")[0] == 0
+    monkeypatch.setattr("saelink.runtime.memory_available", lambda: 10_000)
+    code, out, err = saelink("verify", "solver=exact")
+    assert code == 1 and "verify: the effects of" in err and "eval.verify=false" in err, err
+    assert len(err.strip().splitlines()) == 1 and "effects:" not in out
