@@ -131,6 +131,8 @@ class _Check:
             raise SaelinkError(f"{line}: @ is for files of settings; choose by the group's own name, {key}=...")
         if "/" in key and not key.startswith("hydra/"):
             raise SaelinkError(f"{line}: there is no group {key}; there are {', '.join(self._groups)}")
+        if key.startswith("hydra/") and not override.is_delete() and not isinstance(override.value(), str | list):
+            raise SaelinkError(f"{line}: {key} takes the name of one of its choices, such as basic")
         if override.is_hydra_override() and "/" not in key and not _hydra_has(key):
             raise SaelinkError(f"{line}: Hydra has no such setting; `saelink train --cfg hydra` shows those it has")
 
