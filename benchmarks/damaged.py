@@ -213,7 +213,7 @@ def damaged_case(case: int, folder: Path) -> str:
     path = chance.choice(kind.paths)
     how = "swap" if path.is_dir() else chance.choice(DAMAGES)
     others = [each for each in kind.paths if each != path and (path.is_dir() or each.read_bytes() != path.read_bytes())]
-    other = chance.choice([each for each in others if path.suffix == each.suffix])
+    other = chance.choice([each for each in others if path.suffix == each.suffix] or others)
     before = {each: kind.used(each) for each in (path, other)}
     aside = folder / "aside"
     swapped = [path, other] if how == "swap" else [path]

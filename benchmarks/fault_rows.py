@@ -410,7 +410,10 @@ def stale(case: int, folder: Path) -> str:
         found = store.find(plan)
         assert found is not None
         found.file("a.bin")
-        raise AssertionError(f"{path.name} was changed in place, and nobody saw it")
+        # Of a number that is written with 17 digits the last may be another one and the number the same.
+        same_content = path.name == "manifest.json" and found.manifest == artifact.manifest
+        assert same_content, f"{path.name} was changed in place, and nobody saw it"
+        return "right, and a change that says the same"
     return "right"
 
 

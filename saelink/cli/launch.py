@@ -112,6 +112,7 @@ def _task(command: Command, sweep_id: str) -> Callable[[DictConfig], float | lis
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        from saelink.cli.outcome import OUTCOME  # this process's: a launcher would send a copy of ours along
         from saelink.config.check import at_home
         from saelink.job import Memory
         from saelink.store.store import Store

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ class StoppedError(SystemExit):
 
     def __init__(self, number: int):
         super().__init__(128 + number)
+        self.number = number
         self.line = f"{ENDED[signal.Signals(number)]}; the same command resumes from what is finished"
 
 
@@ -26,17 +29,40 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
+def _again() -> Generator[None, None, None]:
+    """Inside, a signal that came while Python deletes an object, where nothing can be raised, comes once more."""
+    before = sys.unraisablehook
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, StoppedError):
+            before(lost)
+            return
+        number = lost.exc_value.number
+        signal.signal(number, _stop)
+        timer = threading.Timer(0.01, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+@contextmanager
 def stopping() -> Generator[None, None, None]:
     """Inside, these signals raise StoppedError, unless whoever started the command had them ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in ENDED}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, _stop)
+    found = {number: signal.getsignal(number) for number in ENDED}
+    before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, _stop)
     try:
-        yield
+        with _again():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

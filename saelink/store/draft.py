@@ -198,7 +198,8 @@ class Draft:
     def commit(self, final: Path, facts: Mapping[str, Any], device: str) -> None:
         """Manifest last, then the rename that makes it an artifact."""
         write_durably(self.folder / MANIFEST, json_bytes(self._manifest(facts, device)))
-        (self.folder / JOURNAL).unlink(missing_ok=True)
+        if not self.shared:  # else it goes when all is in place: until then it tells the others what is done
+            (self.folder / JOURNAL).unlink(missing_ok=True)
         try:
             self.folder.rename(final)
             for path in final.iterdir():  # parts that were summed up, what killed workers left

@@ -128,12 +128,16 @@ class Store:
             for plan in sorted(plans, key=lambda plan: plan.key):
                 locks.enter_context(self._lock(plan))
             # Only now: another process may have finished some of them while we waited.
-            drafts = [Draft(plan, self._partial(plan), resumable) for plan in plans if self.find(plan) is None]
+            drafts: list[Draft] = []
             try:
+                drafts.extend(Draft(plan, self._partial(plan), resumable) for plan in plans if self.find(plan) is None)
                 yield drafts
             except BaseException:
                 for draft in drafts:
                     draft.abandon()
+                if not drafts and not resumable:  # it was stopped while it made the first
+                    for plan in plans:
+                        shutil.rmtree(self._partial(plan), ignore_errors=True)
                 raise
 
     def _workers(self, plan: Plan) -> list[Path]:

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from saelink.errors import SaelinkError
+from saelink.store.draft import JOURNAL
 from saelink.store.files import folder_bytes, left_by_the_dead, write_durably
 from saelink.store.locks import REMOVED, delete_unless_held, still_held
+from saelink.store.manifest import MANIFEST
 from saelink.store.recipe import KEY_LENGTH
 
 MARKER = ".saelink-store"
@@ -87,6 +89,9 @@ def collect_garbage(root: Path) -> Iterator[tuple[Path, int]]:
         if stage.is_symlink() or not stage.is_dir():
             continue
         for folder in sorted(stage.iterdir()):
+            if FOLDER.fullmatch(folder.name) and folder.suffix == "" and (folder / MANIFEST).exists():
+                still_held(folder.glob(".*.claim"))  # of workers that were killed just after it was whole
+                (folder / JOURNAL).unlink(missing_ok=True)
             name = GARBAGE.fullmatch(folder.name)
             if name is not None and folder.is_dir():
                 size = 0 if folder.is_symlink() else folder_bytes(folder)

@@ -81,6 +81,25 @@ app.main()
     assert done.stderr == "saelink: terminated; the same command resumes from what is finished\n"
 
 
+def test_a_signal_while_an_object_is_deleted_is_not_lost(tmp_path: Path) -> None:
+    """Python can raise nothing there."""
+    code = """
+import os, signal, time
+from saelink.cli import app
+class Deleted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+def work(words):
+    Deleted()
+    time.sleep(20)
+app._check_command = work
+app.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "ls"], capture_output=True, text=True, cwd=tmp_path, timeout=15)
+    assert done.returncode == 143
+    assert done.stderr == "saelink: terminated; the same command resumes from what is finished\n"
+
+
 def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
     """As nohup and a shell's background jobs have it."""
     code = """

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -327,3 +328,33 @@ def test_a_failed_build_leaves_no_folder_behind(store: Store) -> None:
             work(draft)
             raise KeyboardInterrupt
         assert draft.folder.exists() == (work is fill)
+
+
+def test_a_worker_that_looks_just_before_the_end_makes_nothing_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other has written its manifest and is about to rename: what is done is still noted."""
+    other, rename, given = Store(store.root), Path.rename, list[str]()
+    with store.drafts([plan()], resumable=True, shared=True) as (one,):
+        with other.drafts([plan()], resumable=True, shared=True) as (two,):
+            facts = fill(one)
+
+            def looked_first(path: Path, target: Path) -> Path:
+                if path == one.folder:
+                    given.extend(name for name, _ in islice(other.claims([two], ["a.txt", "b.json"]), 1))
+                return rename(path, target)
+
+            monkeypatch.setattr(Path, "rename", looked_first)
+            artifact = store.finish(one, lambda: facts)
+            assert given == []
+            assert other.finish(two, lambda: facts).manifest == artifact.manifest
+    assert names(artifact.path) == ["a.txt", "b.json", MANIFEST]
+
+
+def test_gc_takes_what_a_worker_left_in_a_whole_artifact(store: Store) -> None:
+    """It was killed between the rename and the clearing up."""
+    artifact = store.build(plan(), fill)
+    for name in (JOURNAL, ".a.txt.claim"):
+        (artifact.path / name).touch()
+    list(store.collect_garbage())
+    assert names(artifact.path) == ["a.txt", "b.json", MANIFEST]
