@@ -23,7 +23,7 @@ from benchmarks.figures import configured
 from saelink.compose import register
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.verdicts import claims, judged
-from saelink.fit.gram import GramStage, load_gram
+from saelink.fit.products.dense import GramStage, load_gram
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.block import encoded_with_floor, open_block
 from saelink.interventions.effects import EffectsStage, load_effects

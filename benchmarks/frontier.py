@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.steps import ACTIVE, BATCH, connector_of, ours
 from benchmarks.work import Row, in_turn, planted, seconds, split_of
-from saelink.fit.gram import Gram, gram_of
 from saelink.fit.lasso.coordinate import Lasso
+from saelink.fit.products.dense import Gram, gram_of
 
 TOLERANCE = 1e-4
 PEER_TOLERANCE = 2e-10

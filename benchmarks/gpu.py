@@ -19,8 +19,8 @@ import torch
 from benchmarks.frontier import TOLERANCE, grid
 from benchmarks.steps import ACTIVE, connector_of
 from benchmarks.work import Row, as_json, latents, machine, planted, split_of
-from saelink.fit.gram import gram_of
 from saelink.fit.lasso.dense import DenseLasso
+from saelink.fit.products.dense import gram_of
 from saelink.fit.solvers.adam import AdamSolver, Steps
 from saelink.fit.solvers.base import Problem
 from saelink.latents.rows import Rows

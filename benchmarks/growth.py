@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.steps import ACTIVE, BATCH, connector_of, ours
 from benchmarks.work import Row, in_turn, latents, split_of
-from saelink.fit.gram import gram_of
+from saelink.fit.products.dense import gram_of
 
 STEPS = 2
 

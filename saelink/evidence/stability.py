@@ -18,7 +18,7 @@ from saelink.config.schema import Config
 from saelink.connectors import CONNECTORS
 from saelink.connectors.linear import LinearConnector, LinearSettings
 from saelink.errors import SaelinkError
-from saelink.fit.gram import Gram, GramStage, gram_of, load_gram, need_dense_memory
+from saelink.fit.products.dense import Gram, GramStage, gram_of, load_gram, need_dense_memory
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.base import Problem
 from saelink.fit.solvers.exact import ExactSolver

@@ -15,8 +15,8 @@ from saelink.config.schema import Config
 from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.fits import fit, link_named
 from saelink.experiments.tables import Row
-from saelink.fit.gram import GRAM_VERSION, Gram, GramStage, load_gram
 from saelink.fit.lasso.coordinate import LASSO_VERSION, Lasso
+from saelink.fit.products.dense import GRAM_VERSION, Gram, GramStage, load_gram
 from saelink.fit.train import fitted_connector
 from saelink.job import Job
 from saelink.latents.link import load_split

@@ -14,8 +14,8 @@ from saelink.connectors import CONNECTORS
 from saelink.connectors.base import Connector
 from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, connector_of, packed_state
 from saelink.errors import SaelinkError
-from saelink.fit.gram import GRAM_VERSION, Gram, GramStage, load_gram
 from saelink.fit.lasso.coordinate import LASSO_VERSION
+from saelink.fit.products.dense import GRAM_VERSION, Gram, GramStage, load_gram
 from saelink.fit.products.sparse import ProductsStage, SparseGram, is_wide, load_products
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.base import Problem, validation_point

@@ -11,8 +11,8 @@ import torch
 from saelink.activations.tokens import TokensStage
 from saelink.errors import SaelinkError
 from saelink.evidence.stability import STABLE, Documents, Places, Stability, StabilityStage, effects_of, halves
-from saelink.fit.gram import gram_of
 from saelink.fit.lasso.coordinate import Lasso
+from saelink.fit.products.dense import gram_of
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.block import FOLDS, open_block
 from saelink.interventions.effects import EffectsStage, load_effects

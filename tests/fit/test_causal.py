@@ -13,8 +13,8 @@ import torch
 from saelink.connectors.linear import LinearSettings
 from saelink.connectors.nonlinear import NonlinearConnector
 from saelink.evidence.verdicts import VERDICTS, judged, shuffled
-from saelink.fit.gram import Gram
 from saelink.fit.lasso.coordinate import Lasso
+from saelink.fit.products.dense import Gram
 from saelink.fit.solvers.causal import AblatedRows, gradients, joint, shares
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions import block as interventions

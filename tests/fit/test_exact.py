@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from saelink.errors import SaelinkError
-from saelink.fit.gram import Gram, gram_of
 from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.lasso.dense import DenseLasso
+from saelink.fit.products.dense import Gram, gram_of
 from saelink.latents.rows import Rows
 
 from helpers.fits import make, planted, problem, solve
@@ -98,7 +98,7 @@ def test_the_optimality_condition_holds_at_the_solution(noisy: tuple[Rows, Rows]
 
 def test_the_products_do_not_depend_on_the_pieces(noisy: tuple[Rows, Rows], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gram_of(split_of(*noisy))
-    monkeypatch.setattr("saelink.fit.gram.STEP", 400)
+    monkeypatch.setattr("saelink.fit.products.dense.STEP", 400)
     for name, value in gram_of(split_of(*noisy, pieces=7))._asdict().items():
         assert torch.allclose(getattr(whole, name), value, atol=1e-12), name
 
@@ -189,7 +189,7 @@ def test_the_dense_steps_of_a_gpu_reach_the_same_optimum(noisy: tuple[Rows, Rows
 
 
 def test_too_little_memory_is_said_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from saelink.fit.gram import need_dense_memory
+    from saelink.fit.products.dense import need_dense_memory
 
     monkeypatch.setattr("saelink.runtime.memory_available", lambda: 10**9)
     need_dense_memory(1000, 1000)

@@ -16,10 +16,10 @@ from saelink.config.schema import Config
 from saelink.connectors import exported
 from saelink.connectors.exported import WEIGHTS_FILE, packed_state, unpacked_state
 from saelink.errors import SaelinkError
-from saelink.fit.gram import Gram, gram_of
 from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.lasso.sparse import SparseLasso, SparseSolution
 from saelink.fit.products import sparse
+from saelink.fit.products.dense import Gram, gram_of
 from saelink.fit.products.sparse import SparseGram, sparse_gram_of
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job

@@ -8,7 +8,7 @@ import torch
 
 from saelink.connectors import CONNECTORS
 from saelink.connectors.base import Connector
-from saelink.fit.gram import gram_of
+from saelink.fit.products.dense import gram_of
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.base import Fit, Problem
 from saelink.latents.rows import Rows

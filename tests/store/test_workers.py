@@ -16,7 +16,7 @@ import pytest
 from saelink.activations import cache as cache_module
 from saelink.activations.cache import run_model
 from saelink.config.schema import Config
-from saelink.fit.gram import GramStage
+from saelink.fit.products.dense import GramStage
 from saelink.job import Job
 from saelink.latents.encode import encode_hooks
 from saelink.latents.link import link_of
@@ -44,7 +44,7 @@ def slowly(*arguments):
 
 cache.run_model = slowly
 from saelink.latents.link import pull_sides
-from saelink.fit.gram import GramStage
+from saelink.fit.products.dense import GramStage
 from saelink.job import Job
 from saelink.terminal.progress import TerminalObserver
 cfg = composed(json.loads(sys.argv[1]))
@@ -174,12 +174,12 @@ def test_products_in_parts_are_the_products(
 ) -> None:
     import torch
 
-    from saelink.fit.gram import load_gram
+    from saelink.fit.products.dense import load_gram
 
     found = []
     for parts in (1, 5):
-        monkeypatch.setattr("saelink.fit.gram.PARTS", parts)
-        monkeypatch.setattr("saelink.fit.gram.PART_TOKENS", 512)
+        monkeypatch.setattr("saelink.fit.products.dense.PARTS", parts)
+        monkeypatch.setattr("saelink.fit.products.dense.PART_TOKENS", 512)
         cfg = config(f"runtime.outputs={tmp_path}/{parts}")
         found.append(load_gram(GramStage(Job(cfg, Store(tmp_path / str(parts)))).pull()))
     for one, five in zip(*found, strict=True):

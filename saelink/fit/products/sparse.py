@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import torch
 
-from saelink.fit.gram import GRAM_VERSION
+from saelink.fit.products.dense import GRAM_VERSION
 from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
 from saelink.latents.link import counted_split

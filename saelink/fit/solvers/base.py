@@ -12,7 +12,7 @@ import torch
 from saelink.config.schema import SolverConfig
 from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
-from saelink.fit.gram import Gram
+from saelink.fit.products.dense import Gram
 from saelink.fit.products.sparse import SparseGram
 from saelink.interventions.measure import Changes, Effects
 from saelink.job import Memory

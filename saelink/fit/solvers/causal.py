@@ -29,7 +29,7 @@ from saelink.connectors.base import Connector, SquaredLoss, residual
 from saelink.connectors.linear import LinearConnector, LinearSettings
 from saelink.connectors.nonlinear import NonlinearConnector
 from saelink.errors import SaelinkError
-from saelink.fit.gram import Gram
+from saelink.fit.products.dense import Gram
 from saelink.fit.solvers.base import Fit, Problem, validation_point
 from saelink.fit.solvers.exact import ExactSettings, ExactSolver, squared_error
 from saelink.interventions.measure import Changes, Effects

@@ -22,10 +22,10 @@ from saelink.config.schema import SolverConfig
 from saelink.connectors.base import Connector
 from saelink.connectors.linear import LinearConnector
 from saelink.errors import SaelinkError
-from saelink.fit.gram import Gram
 from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.lasso.dense import DenseLasso
 from saelink.fit.lasso.sparse import SparseLasso
+from saelink.fit.products.dense import Gram
 from saelink.fit.products.sparse import SparseGram
 from saelink.fit.solvers.base import Fit, Problem, Solver, Work, validation_point
 from saelink.progress import Progress

@@ -25,9 +25,9 @@ import torch
 from saelink.connectors.base import Connector
 from saelink.connectors.mlp import MLPConnector
 from saelink.errors import SaelinkError
-from saelink.fit.gram import Gram, need_dense_memory
 from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.lasso.dense import DenseLasso
+from saelink.fit.products.dense import Gram, need_dense_memory
 from saelink.fit.solvers.base import Fit, Problem, validation_point
 from saelink.fit.solvers.exact import squared_error
 from saelink.fit.solvers.proximal import ProximalSettings, ProximalSolver

@@ -1,4 +1,4 @@
-"""Products of source and target latents over the training tokens: the stage `gram`.
+"""Products of source and target latents over the training tokens, dense: the stage `gram`.
 
 Everything a linear connector's squared error depends on, in one pass over the text; shared by every penalty and
 every choice of targets.
