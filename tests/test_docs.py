@@ -139,7 +139,7 @@ def test_every_command_of_a_page_runs(pages: str, place: Path, world: World, sae
     found = dict.fromkeys(tuple(words) for page in TOGETHER[pages] for words in commands(page))
     assert found
     for words in map(list, found):
-        full = completed(world.overrides("outputs"), words)
+        full = words if words[0] == "ls" else completed(world.overrides("outputs"), words)
         launcher = next((w.split("=")[1] for w in words if w.startswith("hydra/launcher=")), None)
         if launcher == "slurm":  # the stub answers once a minute: that command is test_launchers' own
             full = [w.replace("=slurm", "=slurm_local") for w in full if "partition" not in w]

@@ -218,19 +218,29 @@ def objective(job: Job) -> float | list[float]:
 def one_line(error: Exception) -> str:
     """The line that a user's mistake gets, or the error again when it is not one."""
     from saelink.errors import SaelinkError
-    from saelink.fetch import hub_cache_line, in_hub_cache
 
     if isinstance(error, SaelinkError):
         return str(error)
-    if isinstance(error, OSError) and in_hub_cache(error):
-        return hub_cache_line(error)
+    of_hub = _hub_line(error) if isinstance(error, OSError) else None
+    if of_hub is not None:
+        return of_hub
     if isinstance(error, OSError) and error.errno is not None and error.errno != errno.EPIPE:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; {WAYS_OUT.get(error.errno, AGAIN)}"
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return "out of memory; free some, or work on less at once (runtime.forward_tokens, data.max_tokens)"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's
+        reason = str(error).splitlines()[0].rpartition("] ")[2][:200] if str(error) else "there is no memory left"
+        return f"{reason}; free some, or work on less at once (runtime.forward_tokens, data.max_tokens)"
     from omegaconf.errors import OmegaConfBaseException  # after those that may keep anything from being imported
 
     if isinstance(error, OmegaConfBaseException):
         return str(error).splitlines()[0]
     raise error
+
+
+def _hub_line(error: OSError) -> str | None:
+    """The line for a hub's cache that can't be written; None for other errors."""
+    try:
+        from saelink.fetch import hub_cache_line, in_hub_cache
+    except OSError:  # on a disk that fails nothing can be imported either
+        return None
+    return hub_cache_line(error) if in_hub_cache(error) else None

@@ -16,6 +16,8 @@ from saelink.connectors.base import Connector, pieces_of
 from saelink.errors import SaelinkError
 from saelink.fetch import ON_HUB, hub_address, hub_errors
 from saelink.latents.rows import Rows, offsets_of
+from saelink.store.artifact import Artifact
+from saelink.store.manifest import MANIFEST
 from saelink.store.seal import SealError, sealed, unsealed
 
 WEIGHTS_FILE = "connector.safetensors"
@@ -90,10 +92,22 @@ def _damaged(folder: Path, name: str, how: str) -> SaelinkError:
     return SaelinkError(f"{folder / name} {how}: get the connector again, or write it anew with `saelink export`")
 
 
+def _checked(folder: Path, config: bytes, weights_sha256: str) -> dict[str, Any]:
+    """What an export's `cfg.json` says. Raises SaelinkError when it or the weights are not as they were written."""
+    try:
+        found = unsealed(config)
+    except SealError as error:
+        raise _damaged(folder, CONFIG_FILE, str(error)) from None
+    if found.get(WEIGHTS_SEAL) != weights_sha256:
+        raise _damaged(folder, WEIGHTS_FILE, f"does not have the sha256 that {CONFIG_FILE} names")
+    return found
+
+
 class ExportedConnector:
     """A connector from an exported folder, in the raw units of both SAEs.
 
-    Raises SaelinkError when a file is missing, or is not as it was written.
+    The folder of a fitted connector in a store will do too. Raises SaelinkError when a file is missing, or is not as it
+    was written.
     """
 
     def __init__(self, folder: Path):
@@ -104,12 +118,14 @@ class ExportedConnector:
                 raise SaelinkError(f"{folder}: no connector is there, {name} is missing; `saelink export` makes one")
         data = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
         digests = {name: hashlib.sha256(content) for name, content in data.items()}
-        try:
-            self.config = unsealed(data[CONFIG_FILE])
-        except SealError as error:
-            raise _damaged(folder, CONFIG_FILE, str(error)) from None
-        if self.config.get(WEIGHTS_SEAL) != digests[WEIGHTS_FILE].hexdigest():
-            raise _damaged(folder, WEIGHTS_FILE, f"does not have the sha256 that {CONFIG_FILE} names")
+        if (
+            folder.resolve().parent.name == "train" and (folder / MANIFEST).is_file()
+        ):  # in its store: checksums are there
+            fitted: Artifact[Any] = Artifact(folder)
+            self.config = fitted.json(CONFIG_FILE)
+            fitted.file(WEIGHTS_FILE)
+        else:
+            self.config = _checked(folder, data[CONFIG_FILE], digests[WEIGHTS_FILE].hexdigest())
         try:
             if "${" in json.dumps(self.config["connector"]):
                 raise ValueError("its settings refer to something outside")

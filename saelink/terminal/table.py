@@ -50,7 +50,9 @@ def table_lines(
     for row in rows:
         table.add_row(*map(Text, row))
     text = StringIO()
-    Console(file=text, width=max((width or 100_000) - indent, 20), color_system=None).print(table)
+    room = max((width or 100_000) - indent, 20)
+    # In a notebook too the text is wanted, not a display of its own.
+    Console(file=text, width=room, color_system=None, force_jupyter=False).print(table)
     return [" " * indent + line.rstrip() for line in text.getvalue().splitlines()]
 
 
