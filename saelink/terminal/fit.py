@@ -55,9 +55,10 @@ def frontier_text(connector: Artifact[TrainFacts], rows: list[Row]) -> str:
 def print_fit(observer: Observer, connector: Artifact[TrainFacts], rows: list[Row], then: str | None) -> None:
     """What a fit came to; `then` is the command that goes on from here. One line for one of a sweep, without."""
     if then is None:
-        facts = connector.facts
-        figures = f"FVU {facts['validation_fvu']:.3f}, L1 {facts['l1']:.3g}, {facts['n_edges']:,} edges"
-        observer.say(f"  {figures}; frontier: {frontier_text(connector, rows)}")
+        mine = next(row for row in rows if row["train"] == connector.key)
+        figures = f"FVU {mine['fvu']:.3f}, L1 {mine['l1']:.3g}, {mine['n_edges']:,} edges"
+        place = "on" if mine["pareto"] else "not on"
+        observer.say(f"  l1_alpha {mine['l1_alpha']:g}: {figures}, {place} the frontier of {len(rows)}")
         return
     observer.say("")
     for line in pair_lines([*fit_rows(connector), ("frontier", frontier_text(connector, rows))], terminal_width()):

@@ -29,7 +29,7 @@ def print_pareto(observer: Observer, sweep_id: str, rows: list[Row], folder: Pat
         for line in lines[: len(part)]:
             observer.say(line)
         lines = lines[len(part) :]
-    observer.say("\n  * below FVU 1, and no other connector of the same latents has a lower MSE and a lower L1")
+    observer.say("\n  * below FVU 1; no other fit of the same latents has lower MSE and lower L1")
     observer.say(f"  {folder / 'pareto.csv'}\n  {folder / 'pareto.png'}")
 
 
