@@ -34,10 +34,10 @@ $(INSTALLED): pyproject.toml $(LOCK)
 demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M model (3 minutes after the install)
 	$(BIN)/saelink run
 
-test: $(INSTALLED)  ## the tests that need no model (about 6 minutes on 2 cores)
+test: $(INSTALLED)  ## the tests that need no model (about 12 minutes on 2 cores)
 	$(BIN)/$(PYTEST) -n 2
 
-test-all: $(INSTALLED)  ## all tests, with the real model and text (about 10 minutes)
+test-all: $(INSTALLED)  ## all tests, with the real model and text (about 40 minutes)
 	$(BIN)/$(PYTEST) -m ''
 
 test-latest: test-latest-saelens test-latest-bare  ## the tests on the newest of everything, with sae-lens and without (it excludes transformer-lens 4)

@@ -3,9 +3,9 @@ notebook."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from saelink.activations.cache import CacheStage
 from saelink.connectors.exported import ExportedConnector, connector_folder
@@ -16,6 +16,7 @@ from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, TOPS, VERDICTS, 
 from saelink.evidence.verify import VerifyStage
 from saelink.fit.train import TrainStage
 from saelink.latents.encode import EncodeStage
+from saelink.report.drawing import draw_graph
 from saelink.report.html import box, facts_table, grid, lines_of_text, link, note, picture, shares_bar
 from saelink.report.render import PAGE_FILE
 from saelink.report.stage import ReportStage
@@ -75,6 +76,12 @@ class Shown(Artifact[Facts]):
         """HTML between rows and lines."""
         if self.stage == ReportStage.name:
             return link((self.path / PAGE_FILE).as_posix(), "open the page")
+        if self.stage == GraphStage.name:
+            try:
+                facts = cast("Mapping[str, Any]", self.facts)
+                return draw_graph(self.json(f"{facts['slug']}.json"))
+            except SaelinkError:  # the rows say it
+                return ""
         return ""
 
 
