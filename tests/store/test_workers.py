@@ -28,7 +28,7 @@ WORKER = """
 import json, sys, time
 from helpers.world import composed
 from saelink.activations import cache
-from saelink.fit import gram
+from saelink.fit.products import dense as gram
 from saelink.store import store as store_module
 
 cache.SHARD_TOKENS = 256
