@@ -281,9 +281,19 @@ class Project:
             return False
         if self.mode is not WandbMode.auto:
             return self.mode is WandbMode.online
+        return self._has_key and self._left > 0
+
+    @cached_property
+    def _has_key(self) -> bool:
+        """Whether there is a key, without asking for one; W&B looks whose it is, and waits for its server."""
         import wandb
 
-        return wandb.login(prompt=False, verify=False)  # whether there is a key, without asking for one or using it
+        started = time.monotonic()
+        try:
+            return wandb.login(prompt=False, verify=False)
+        finally:
+            if time.monotonic() - started > 2:  # less is its own start
+                self._left = max(self._left - (time.monotonic() - started), 0)
 
     def _may_exist_online(self, run_id: str) -> bool:
         """False only when W&B says that there is no such run; out of reach is no reason to publish twice."""

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,25 @@ def forgotten_key() -> Iterator[None]:
 def test_a_key_without_a_connection_is_offline(
     config: Callable[..., Config], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import wandb
+
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("saelink.tracking.project.WAIT", 3.0)  # half a minute is no different
+    monkeypatch.setattr("saelink.tracking.project.WAIT", 8.0)  # half a minute is no different
+    asked: list[float] = []
+    login = wandb.login
+
+    def asking(**options: Any) -> bool:  # it asks the server whose the key is, which takes seconds
+        started = time.monotonic()
+        try:
+            return login(**options)
+        finally:
+            asked.append(time.monotonic() - started)
+
+    monkeypatch.setattr("wandb.login", asking)
+    options: list[dict[str, Any]] = []
+    init = wandb.init
+    monkeypatch.setattr("wandb.init", lambda **given: (options.append(given), init(**given))[1])
     store.observer = lines = Lines()
     connector = TrainStage(Job(config(), store)).pull()
     publish(Project(WandbConfig(project="test"), store), connector)
@@ -133,6 +150,8 @@ def test_a_key_without_a_connection_is_offline(
     assert any("keeping the run offline" in line for line in lines.said) and "wandb sync" in lines.said[-1]
     assert any("validation_mse" in point for point in history(folder))
     assert not list((store.root / "wandb").glob("run-*"))
+    assert len(asked) == 1 and options[0]["mode"] == "online"
+    assert options[0]["settings"].init_timeout <= max(8 - asked[0], 1) + 0.5  # out of the same time
 
 
 def test_another_project_gets_its_own_run(config: Callable[..., Config], store: Store) -> None:
