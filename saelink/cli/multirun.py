@@ -39,7 +39,7 @@ def _kept() -> Generator[None, None, None]:
     """What is raised inside is raised again when Hydra is done."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # kept, not dropped: raised again when Hydra, which swallows it here, is done
         OUTCOME.error = error
 
 

@@ -39,7 +39,7 @@ def readable(cfg: ModelConfig, problem: str) -> Iterator[None]:
     try:
         with hub_errors("model.path", cfg.path) if cfg.source is ModelSource.hub else nullcontext():
             yield
-    except Exception as error:
+    except Exception as error:  # configs, weights and the libraries that read them fail in every way; the line says why
         system = isinstance(error, OSError) and error.errno is not None  # a full disk, say: no fault of the model
         if isinstance(error, SaelinkError | MemoryError) or system:
             raise

@@ -246,9 +246,6 @@ class Project:
         return True
 
     def _options(self, shown: Shown) -> dict[str, Any]:
-        import wandb
-
-        wait = max(self._left, 1.0)
         return {
             "project": self.name,
             "entity": self.entity,
@@ -258,22 +255,7 @@ class Project:
             "job_type": shown.job_type,
             "tags": [tag[:64] for tag in shown.tags],  # no longer ones are taken
             "dir": str(self.store.root.resolve()),  # W&B writes from a process with its own current folder
-            "settings": wandb.Settings(
-                silent=True,
-                console="off",
-                save_code=False,
-                disable_code=True,
-                disable_git=True,
-                disable_job_creation=True,
-                x_disable_stats=True,
-                x_disable_meta=True,
-                x_disable_machine_info=True,
-                x_save_requirements=False,
-                host="-",
-                init_timeout=wait,
-                finish_timeout=wait,
-                finish_timeout_raises=True,
-            ),
+            "settings": _run_settings(max(self._left, 1.0)),
         }
 
     def _wants_online(self) -> bool:
@@ -354,3 +336,25 @@ def _environment() -> Generator[None, None, None]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _run_settings(wait: float) -> Any:
+    """W&B's settings of a run: nothing personal is kept, and `wait` seconds are waited for the server at either end."""
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        save_code=False,
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        host="-",
+        init_timeout=wait,
+        finish_timeout=wait,
+        finish_timeout_raises=True,
+    )

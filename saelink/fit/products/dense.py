@@ -25,6 +25,7 @@ from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.files import gigabytes
+from saelink.store.stage import Facts
 
 GRAM_VERSION = 1
 """Of dense and of sparse products: part of the keys of what is fitted from them."""
@@ -153,14 +154,11 @@ class GramFacts(TypedDict):
     n_tokens: int
 
 
-class GramStage(JobStage[GramFacts]):
-    """The products of all target latents of a link. File `gram.safetensors`: see `Gram`.
+class TrainingStage(JobStage[Facts]):
+    """Something computed from the training tokens alone, in the units the connector sees.
 
-    `training` is the training split if it is open already. Raises SaelinkError where they don't fit into memory.
+    `training` is the training split if it is open already.
     """
-
-    name = "gram"
-    version = GRAM_VERSION
 
     def __init__(self, job: Job, training: Split | None = None):
         super().__init__(job)
@@ -179,6 +177,21 @@ class GramStage(JobStage[GramFacts]):
 
     def about(self) -> str:
         return self.job.about
+
+    def _open(self) -> Split:
+        if self._training is not None:
+            return self._training
+        return counted_split(self.job.cfg, self.job.sides, "train")
+
+
+class GramStage(TrainingStage[GramFacts]):
+    """The products of all target latents of a link. File `gram.safetensors`: see `Gram`.
+
+    Raises SaelinkError where they don't fit into memory.
+    """
+
+    name = "gram"
+    version = GRAM_VERSION
 
     def make(self, draft: Draft) -> GramFacts:
         training = self._open()
@@ -203,11 +216,6 @@ class GramStage(JobStage[GramFacts]):
         artifact = self.find()
         assert artifact is not None
         return artifact
-
-    def _open(self) -> Split:
-        if self._training is not None:
-            return self._training
-        return counted_split(self.job.cfg, self.job.sides, "train")
 
     def _parts(self, training: Split) -> int:
         return min(PARTS, max(len(training) // PART_TOKENS, 1))

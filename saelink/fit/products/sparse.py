@@ -15,12 +15,10 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import torch
 
-from saelink.fit.products.dense import GRAM_VERSION
-from saelink.job import Job, JobStage
+from saelink.fit.products.dense import GRAM_VERSION, TrainingStage
 from saelink.kernels import in_parts
-from saelink.latents.link import counted_split
 from saelink.latents.rows import Rows
-from saelink.latents.split import Split, Tokens
+from saelink.latents.split import Tokens
 from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
@@ -203,41 +201,18 @@ class ProductsFacts(TypedDict):
     """Pairs of latents that ever meet, on the source side and across."""
 
 
-class ProductsStage(JobStage[ProductsFacts]):
-    """The products of a link's latents where they are many. File `products.safetensors`: see `SparseGram`.
-
-    `training` is the training split if it is open already.
-    """
+class ProductsStage(TrainingStage[ProductsFacts]):
+    """The products of a link's latents where they are many. File `products.safetensors`: see `SparseGram`."""
 
     name = "products"
     version = GRAM_VERSION
-
-    def __init__(self, job: Job, training: Split | None = None):
-        super().__init__(job)
-        self._training = training
 
     @property
     def device(self) -> str:
         return "cpu"
 
-    def recipe(self) -> dict[str, Any]:
-        cfg = self.job.cfg
-        return {
-            "latent_scale": cfg.latent_scale.name,
-            "drop_positions": cfg.data.drop_positions,
-            "max_norm_ratio": cfg.data.max_norm_ratio,
-        }
-
-    def inputs(self) -> dict[str, str]:
-        return self.latents_inputs()
-
-    def about(self) -> str:
-        return self.job.about
-
     def make(self, draft: Draft) -> ProductsFacts:
-        job, training = self.job, self._training
-        if training is None:
-            training = counted_split(job.cfg, job.sides, "train")
+        job, training = self.job, self._open()
         with job.observer.progress("products", len(training)) as bar:
             found = sparse_gram_of(training, bar.advance, len(training))
         tensors = found.tensors()
