@@ -19,8 +19,10 @@ import torch
 from benchmarks.frontier import TOLERANCE, grid
 from benchmarks.steps import ACTIVE, connector_of
 from benchmarks.work import Row, as_json, latents, machine, planted, split_of
+from saelink.fit.lasso.batched import BatchedLasso
 from saelink.fit.lasso.dense import DenseLasso
 from saelink.fit.products.dense import gram_of
+from saelink.fit.products.paired import paired_gram
 from saelink.fit.solvers.adam import AdamSolver, Steps
 from saelink.fit.solvers.base import Problem
 from saelink.latents.rows import Rows
@@ -38,6 +40,7 @@ class Sizes:
         self.batch = 64 if small else 8192
         self.d_in, self.d_sae, self.tokens = (32, 128, 512) if small else (2048, 32_768, 65_536)
         self.lasso = 64 if small else 4096
+        self.wide = 256 if small else 32_768
 
 
 def timed(work: Callable[[], object], device: str, repeats: int = 7) -> float:
@@ -147,6 +150,27 @@ def frontier(size: Sizes) -> Iterator[Row]:
     )
 
 
+def wide(size: Sizes) -> Iterator[Row]:
+    """Products and fit of a wide dictionary, in sparse form."""
+    d, n, device = size.wide, 2048 if size.wide < 1000 else 200_000, size.device
+    source, target = planted(n, d, min(ACTIVE, d // 8), 1)
+    tokens = split_of(source, target).whole()
+    made: list[Any] = []
+    products_seconds = timed_once(lambda: made.append(paired_gram(tokens, device)), device)
+    products = made[0].explain(torch.arange(0, d, max(d // 4096, 1)))
+    lasso = BatchedLasso(products, device=device)
+    lam = 0.01 * products.yx.values.max().item()
+    spent = timed_once(lambda: made.append(lasso.solve(lam, TOLERANCE, 20_000)), device)
+    worst = (made[1].gaps / (products.yy / 2).clamp(min=1e-300)).max().item()
+    yield Row(
+        f"sparse products of {d:,} x {d:,}, {n:,} tokens, and the lasso of {len(products.yy):,} targets on them",
+        "",
+        f"{products_seconds:.1f} s and {spent:.1f} s, worst gap {worst:.1g}",
+        None,
+        {"products, seconds": products_seconds, "fit, seconds": spent, "edges": len(made[1].source)},
+    )
+
+
 def timed_once(work: Callable[[], object], device: str) -> float:
     _wait(device)
     started = time.perf_counter()
@@ -163,7 +187,7 @@ def main() -> None:
         )
     size = Sizes("cpu" if rehearse else "cuda", rehearse)
     with torch.inference_mode(False):
-        found = [row.print() for part in (linear_step, encode, frontier) for row in part(size)]
+        found = [row.print() for part in (linear_step, encode, frontier, wide) for row in part(size)]
     if not rehearse:
         about = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, **machine()}
         result = {"machine": about, "rows": as_json(found)}

@@ -23,28 +23,10 @@ from saelink.fit.products.dense import Gram, gram_of
 from saelink.fit.products.sparse import SparseGram, sparse_gram_of
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job
-from saelink.latents.rows import Rows
 from saelink.latents.split import Tokens
 from saelink.store.store import Store
 
-from helpers.rows import random_rows, split_of
-
-
-def tokens_of(n: int, p: int, m: int, seed: int) -> list[Tokens]:
-    """Sparse sources, some of which follow others, and sparse targets made of a few of them, in three pieces."""
-    generator = torch.Generator().manual_seed(seed)
-    source = random_rows(n, p, seed=seed, density=0.15).dense()
-    source[:, 1] = torch.relu(source[:, 0] + 0.1 * torch.randn(n, generator=generator))
-    source[:, p - 1] = 0
-    W = torch.randn(p, m, generator=generator) * (torch.rand(p, m, generator=generator) < 4 / p)
-    target = source @ W + 0.2 * torch.randn(n, m, generator=generator)
-    target = torch.where(target > 0.3, target, 0)
-    target[:, m - 1] = 0
-    pieces = []
-    for rows in torch.arange(n).chunk(3):
-        x, y = Rows.from_dense(source[rows]), Rows.from_dense(target[rows])
-        pieces.append(Tokens(x, y, rows, torch.ones(len(rows), dtype=torch.bool)))
-    return pieces
+from helpers.rows import linked_tokens, split_of
 
 
 def dense_of(products: SparseGram) -> Gram:
@@ -62,7 +44,7 @@ def weights_of(solution: SparseSolution, p: int) -> torch.Tensor:
 def test_the_products_are_the_dense_ones(part_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparse, "PART_TOKENS", part_tokens)
     monkeypatch.setattr(sparse, "BLOCK", 7)
-    pieces = tokens_of(600, 40, 12, seed=0)
+    pieces = linked_tokens(600, 40, 12, seed=0)
     advanced: list[int] = []
     products, expected = sparse_gram_of(pieces, advanced.append), gram_of(pieces)
     assert sum(advanced) == 600
@@ -83,7 +65,7 @@ def test_the_products_are_the_dense_ones(part_tokens: int, monkeypatch: pytest.M
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("lam", [0.05, 1e-2, 1e-3, 1e-5])
 def test_the_optimum_is_that_of_the_dense_lasso(lam: float, positive: bool, centred: bool) -> None:
-    products = sparse_gram_of(tokens_of(900, 60, 16, seed=1))
+    products = sparse_gram_of(linked_tokens(900, 60, 16, seed=1))
     dense = dense_of(products).centred() if centred else dense_of(products)
     solution = SparseLasso(products, centred, positive).solve(lam, 1e-7, 100_000)
     W = weights_of(solution, 60)
@@ -99,7 +81,7 @@ def test_the_optimum_is_that_of_the_dense_lasso(lam: float, positive: bool, cent
 def test_what_scikit_learn_finds() -> None:
     from sklearn.linear_model import Lasso as Reference
 
-    pieces = tokens_of(900, 60, 8, seed=2)
+    pieces = linked_tokens(900, 60, 8, seed=2)
     everything = Tokens.stack(pieces)
     x, y = everything.source.dense().double().numpy(), everything.target.dense().double().numpy()
     for bias in (False, True):
@@ -110,7 +92,7 @@ def test_what_scikit_learn_finds() -> None:
 
 @given(st.integers(0, 2**31), st.integers(5, 40), st.floats(1e-4, 0.2))
 def test_random_problems_reach_their_gap(seed: int, p: int, lam: float) -> None:
-    products = sparse_gram_of(tokens_of(120, p, 5, seed=seed))
+    products = sparse_gram_of(linked_tokens(120, p, 5, seed=seed))
     dense = dense_of(products)
     solution = SparseLasso(products).solve(lam, 1e-5, 100_000)
     primal, bound = Lasso(dense.xx, dense.xy, dense.yy).certificate(weights_of(solution, p), lam)
@@ -119,7 +101,7 @@ def test_random_problems_reach_their_gap(seed: int, p: int, lam: float) -> None:
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_debias_is_least_squares_on_the_support(centred: bool) -> None:
-    products = sparse_gram_of(tokens_of(900, 60, 8, seed=3))
+    products = sparse_gram_of(linked_tokens(900, 60, 8, seed=3))
     dense = dense_of(products).centred() if centred else dense_of(products)
     lasso = SparseLasso(products, centred)
     plain, refitted = lasso.solve(1e-2, 1e-6, 100_000), lasso.solve(1e-2, 1e-6, 100_000, debias=True)
@@ -130,7 +112,7 @@ def test_debias_is_least_squares_on_the_support(centred: bool) -> None:
 
 
 def test_threads_change_nothing() -> None:
-    products = sparse_gram_of(tokens_of(900, 60, 40, seed=4))
+    products = sparse_gram_of(linked_tokens(900, 60, 40, seed=4))
     threads, found = torch.get_num_threads(), []
     try:
         for n in (1, 3):
@@ -142,7 +124,7 @@ def test_threads_change_nothing() -> None:
 
 
 def test_a_sweep_limit_leaves_a_true_gap() -> None:
-    products = sparse_gram_of(tokens_of(900, 60, 16, seed=5))
+    products = sparse_gram_of(linked_tokens(900, 60, 16, seed=5))
     dense = dense_of(products)
     solution = SparseLasso(products).solve(1e-5, 1e-9, 1)
     primal, bound = Lasso(dense.xx, dense.xy, dense.yy).certificate(weights_of(solution, 60), 1e-5)
@@ -150,7 +132,7 @@ def test_a_sweep_limit_leaves_a_true_gap() -> None:
 
 
 def test_split_of_is_the_same_as_pieces() -> None:
-    pieces = tokens_of(300, 30, 5, seed=6)
+    pieces = linked_tokens(300, 30, 5, seed=6)
     everything = Tokens.stack(pieces)
     a, b = sparse_gram_of(pieces), sparse_gram_of(split_of(everything.source, everything.target))
     assert all(torch.equal(x, y) for x, y in zip(a.tensors().values(), b.tensors().values(), strict=True))

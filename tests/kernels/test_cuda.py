@@ -13,13 +13,18 @@ from typing import Any
 import pytest
 import torch
 
+from saelink.fit.lasso.batched import BatchedLasso
+from saelink.fit.lasso.sparse import SparseLasso
+from saelink.fit.products.paired import paired_gram
+from saelink.fit.products.sparse import sparse_gram_of
 from saelink.interventions.effects import EffectsStage, load_effects
 from saelink.job import Job
 from saelink.kernels import cuda
+from saelink.latents.split import Tokens
 from saelink.store.store import Store
 
 from helpers.fits import make, problem, solve
-from helpers.rows import random_rows
+from helpers.rows import linked_tokens, random_rows
 from helpers.world import World
 
 pytestmark = pytest.mark.gpu
@@ -114,6 +119,19 @@ def test_an_exact_fit_on_the_gpu_is_the_cpus() -> None:
     ]
     assert points[0]["training_objective"] == pytest.approx(points[1]["training_objective"], rel=1e-6)
     assert points[1]["worst_gap"] <= 1e-7
+
+
+@needs_cuda
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_wide_fit_on_the_gpu_is_the_cpus(centred: bool) -> None:
+    tokens = Tokens.stack(linked_tokens(600, 40, 12, seed=3))
+    expected, products = sparse_gram_of([tokens]), paired_gram(tokens, "cuda")
+    for name, tensor in expected.tensors().items():
+        assert torch.allclose(products.tensors()[name].double(), tensor.double(), rtol=1e-6, atol=0), name
+    theirs = SparseLasso(expected, centred).solve(1e-2, 1e-7, 20_000)
+    ours = BatchedLasso(products, centred, device="cuda").solve(1e-2, 1e-7, 20_000)
+    assert torch.allclose(ours.errors, theirs.errors, rtol=1e-3)
+    assert float((ours.gaps / (products.yy / 2).clamp(min=1e-300)).max()) <= 1e-7
 
 
 @pytest.mark.parametrize("step", [3, 7, 100])
