@@ -40,7 +40,7 @@ class Sizes:
         self.batch = 64 if small else 8192
         self.d_in, self.d_sae, self.tokens = (32, 128, 512) if small else (2048, 32_768, 65_536)
         self.lasso = 64 if small else 4096
-        self.wide = 256 if small else 32_768
+        self.wide = 64 if small else 32_768
 
 
 def timed(work: Callable[[], object], device: str, repeats: int = 7) -> float:
