@@ -107,7 +107,7 @@ def cache_hooks(
     missing = [stage.plan for stage in stages.values() if store.up_to_date(stage.plan) is None]
     if missing:
         tokens = TokensStage(cfg, store).pull()
-        with store.drafts(missing, resumable=True, shared=cfg.runtime.worker is not None) as drafts:
+        with store.drafts(missing, resumable=True, shared=cfg.runtime.shared) as drafts:
             if drafts:
                 _write(cfg, store, tokens, drafts, look)
             for draft in drafts:

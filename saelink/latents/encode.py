@@ -182,7 +182,7 @@ def _encode(cfg: Config, store: Store, plans: dict[str, Plan], look: Look, acts:
     """Make the artifacts of these plans, by hook."""
     device = device_of(cfg)
     saes = {hook: pull_sae(cfg, store, hook) for hook in plans}
-    with store.drafts(list(plans.values()), resumable=True, shared=cfg.runtime.worker is not None) as drafts:
+    with store.drafts(list(plans.values()), resumable=True, shared=cfg.runtime.shared) as drafts:
         if drafts:
             by_hook = {draft.plan.recipe["hook_name"]: draft for draft in drafts}
             _write(cfg, store, by_hook, saes, look, acts)
