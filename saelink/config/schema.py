@@ -356,7 +356,7 @@ class RuntimeConfig:
     workers: int = 1
     """Tasks at once, each in a process of its own; 1 does all work in this one."""
     engine: EngineKind = EngineKind.processes
-    """Where workers are: processes of this machine; ray, a cluster or one started here; slurm; slurm_local to try that."""
+    """Where workers are: processes here; ray, a cluster or one started here; slurm, or slurm_local to try that."""
     address: str | None = None
     """engine=ray: the cluster, such as 10.0.0.1:6379; null is RAY_ADDRESS, or else a Ray started on this machine."""
     slurm: dict[str, Any] = field(default_factory=dict[str, Any])
