@@ -11,4 +11,6 @@ import sys
 from saelink.connectors.base import Connector
 from saelink.registry import registered
 
-CONNECTORS: dict[str, type[Connector]] = registered(sys.modules[__name__], Connector, but=("base", "exported"))
+CONNECTORS: dict[str, type[Connector]] = registered(
+    sys.modules[__name__], Connector, but=("base", "exported", "wide_linear")
+)

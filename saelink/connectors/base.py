@@ -25,6 +25,13 @@ class StrongestEdges(NamedTuple):
     """Their weights, with signs."""
 
 
+class SparsePrediction(NamedTuple):
+    """The prediction for n tokens: `rows` [n, d_target] and, on every token, `constant` [d_target]."""
+
+    rows: Rows
+    constant: torch.Tensor | None
+
+
 class SquaredLoss(NamedTuple):
     """scale/2 times the sum of squared errors, plus hidden times the sum of the hidden activations."""
 
@@ -86,7 +93,7 @@ class Connector(torch.nn.Module, ABC):
 
     @abstractmethod
     def penalised(self) -> list[tuple[torch.nn.Parameter, float]]:
-        """Every weight matrix under the L1 penalty, output last, with what its sum of |weights| is multiplied by."""
+        """The weights under the L1 penalty by matrix, output last, with what each sum of |weights| is multiplied by."""
 
     @abstractmethod
     def edges(self, latent: int, n: int) -> StrongestEdges:
@@ -98,6 +105,10 @@ class Connector(torch.nn.Module, ABC):
 
     def hidden_penalty(self, c: float) -> float | None:
         """What l1_alpha times the mean l1 norm of the hidden activations is multiplied by; None for no such term."""
+        return None
+
+    def sparse_prediction(self, rows: Rows) -> SparsePrediction | None:
+        """The prediction without its zeros, for a connector of which most is zero; None for others."""
         return None
 
     # ----------------------------------------------------------------------- what follows from it
@@ -182,14 +193,18 @@ class Connector(torch.nn.Module, ABC):
             parts = (part for weight, _ in self.penalised() for part in pieces_of(weight))
             return sum(int((part.abs() > threshold).sum()) for part in parts)
 
+    def edges_by_target(self) -> Rows:
+        """[d_target, direct + n_hidden]: by target the inputs of the output matrix that lead into it, with weights."""
+        return Rows.from_dense(self.output_weight().T).to("cpu")
+
     def output_weight(self) -> torch.Tensor:
         """The matrix whose column i leads into target i: [direct + n_hidden, d_target]."""
         return self.penalised()[-1][0].detach()
 
 
 def pieces_of(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The matrix in groups of rows of at most about ENTRIES entries."""
-    rows = max(ENTRIES // max(weight.shape[1], 1), 1)
+    """The matrix in groups of rows of at most about ENTRIES entries; a list of weights in parts."""
+    rows = max(ENTRIES // max(weight.shape[1:].numel(), 1), 1)
     return tuple(weight[first : first + rows] for first in range(0, len(weight), rows))
 
 

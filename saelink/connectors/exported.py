@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from saelink.connectors import CONNECTORS
 from saelink.connectors.base import Connector, pieces_of
+from saelink.connectors.linear import LinearConnector
+from saelink.connectors.wide_linear import WIDE_WEIGHTS, WideLinearConnector
 from saelink.errors import SaelinkError
 from saelink.fetch import ON_HUB, hub_address, hub_errors
 from saelink.latents.rows import Rows, offsets_of
@@ -75,11 +77,19 @@ def unpacked_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def connector_of(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Connector:
-    """The connector of `cfg.json`'s content and its tensors, weights in scaled units."""
+    """The connector of `cfg.json`'s content and its tensors, weights in scaled units.
+
+    A wide linear one that is stored by its edges has only these in memory.
+    """
     kind = CONNECTORS[config["connector"]["name"]]
     settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.Settings), config["connector"]))
-    connector = kind(settings, sum(source["d"] for source in config["sources"]), tensors["target_ids"])
-    connector.load_state_dict(unpacked_state(tensors), assign=True)  # a wide matrix is in memory once
+    d_source, target_ids = sum(source["d"] for source in config["sources"]), tensors["target_ids"]
+    if kind is LinearConnector and "W.shape" in tensors and d_source * len(target_ids) > WIDE_WEIGHTS:
+        wide = WideLinearConnector(settings, d_source, target_ids)
+        wide.load_tensors(tensors)
+        return wide.eval()
+    connector = kind(settings, d_source, target_ids)
+    connector.load_state_dict(unpacked_state(tensors), assign=True)  # a large matrix is in memory once
     return connector.eval()
 
 

@@ -21,7 +21,7 @@ from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
 from saelink.latents.link import load_split
-from saelink.latents.rows import Rows, offsets_of, sparse_linear
+from saelink.latents.rows import Rows, sparse_linear
 from saelink.latents.split import Tokens
 from saelink.progress import Progress
 from saelink.store.artifact import Artifact
@@ -127,12 +127,12 @@ class EdgesStage(JobStage[EdgesFacts]):
         total = connector.d_target + connector.n_hidden
         verdicts = Verdicts(VerdictsStage(job).pull()) if connector.direct and has_verdicts(job) else None
         with job.observer.progress("edges", total, "targets") as bar, torch.inference_mode():
-            matrix = _Matrix(connector.output_weight(), bias.get("b2", bias.get("b")), connector.relu_output)
+            matrix = _Matrix(connector.edges_by_target(), bias.get("b2", bias.get("b")), connector.relu_output)
             found, targets = _read(matrix, connector.target_ids, inputs, test.target, test, bar, verdicts)
             draft.save_tensors(EDGES_FILE, found._asdict())
             draft.save_bytes(TARGETS_FILE, _json_lines(targets))
             if connector.n_hidden:
-                matrix = _Matrix(layers[0][0].detach(), bias.get("b1"), True)
+                matrix = _Matrix(Rows.from_dense(layers[0][0].detach().T), bias.get("b1"), True)
                 units_of = torch.arange(connector.n_hidden)
                 outputs = inputs.columns(connector.direct + units_of)
                 inner, units = _read(matrix, units_of, test.source, outputs, test, bar)
@@ -211,7 +211,8 @@ def _above_noise(rows: Rows) -> Rows:
 class _Matrix(NamedTuple):
     """One layer of a connector: y = x weight + bias, or its relu."""
 
-    weight: torch.Tensor
+    edges: Rows
+    """[d_outputs, d_inputs]: by output the inputs that lead into it, with their weights."""
     bias: torch.Tensor | None
     relu: bool
 
@@ -234,10 +235,7 @@ def _read(
     columns = _Columns.of(inputs)
     clear = _above_noise(inputs)
     clear_columns, clear_outputs = _Columns.of(clear), _Columns.of(_above_noise(outputs))
-    column_of, source = matrix.weight.T.nonzero(as_tuple=True)
-    weight = matrix.weight[source, column_of]
-    d = outputs.d
-    offsets = offsets_of(torch.bincount(column_of, minlength=d))
+    offsets, source, weight, d = matrix.edges.offsets, matrix.edges.indices, matrix.edges.values, outputs.d
     change, added = np.zeros(len(source)), np.zeros(len(source))
     both = np.zeros(len(source), np.int32)
     variation = np.zeros(d)
@@ -245,7 +243,7 @@ def _read(
     said: list[dict[str, Any]] = []
     for first in range(0, d, BLOCK):
         block = torch.arange(first, min(first + BLOCK, d))
-        z = sparse_linear(inputs, matrix.weight[:, block].contiguous())
+        z = sparse_linear(inputs, matrix.edges.select(block).dense().T.contiguous())
         if matrix.bias is not None:
             z = z + matrix.bias[block]
         z, y = z.T.contiguous().numpy(), outputs.columns(block).dense().T.contiguous().numpy()

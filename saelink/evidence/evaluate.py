@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NotRequired, TypedDict, cast
 
 import torch
@@ -13,7 +14,7 @@ from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
 from saelink.interventions.splice import Splice, spliced_tokens
 from saelink.job import Job, JobStage
-from saelink.latents.link import Sides, load_split
+from saelink.latents.link import load_split
 from saelink.latents.metrics import ErrorSums, in_steps
 from saelink.latents.rows import sparse_linear
 from saelink.latents.split import Tokens
@@ -57,7 +58,7 @@ class EvaluateStage(JobStage[EvaluateFacts]):
     """
 
     name = "evaluate"
-    version = 4
+    version = 5
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -166,7 +167,12 @@ def measure_connector(
     predicted_once = torch.zeros(test.target.d, dtype=torch.bool, device=device)
     with observer.progress("evaluate", len(test)) as bar, torch.inference_mode():
         for name, part in parts.items():
-            for source, target in zip(in_steps(part.source), in_steps(part.target), strict=True):
+            for source, target in in_steps(part.source, part.target):
+                bar.advance(len(source))
+                sparse = connector.sparse_prediction(source)
+                if sparse is not None:
+                    sums[name].add_sparse(*sparse, target)
+                    continue
                 z, hidden = connector.maps(source.to(device))
                 if connector.relu_output:
                     z = torch.relu(z)
@@ -176,7 +182,6 @@ def measure_connector(
                     hidden_l0 += int((hidden > 0).sum())
                     hidden_l1 += hidden.double().sum().item()
                 sums[name].add(z.cpu(), target)
-                bar.advance(len(source))
     extra: dict[str, float] = {}
     if hidden_units:
         extra |= {"hidden_l0": hidden_l0 / len(test), "hidden_l1": hidden_l1 / len(test)}
@@ -199,14 +204,14 @@ def linear_shares(
     bias = dict(connector.named_parameters()).get("b2")
     hidden = torch.zeros(connector.n_hidden, dtype=torch.float64)
     with torch.inference_mode():
-        for source in in_steps(test.source):
+        for (source,) in in_steps(test.source):
             found = connector.maps(source.to(device))[1]
             assert found is not None
             hidden += found.double().sum(0).cpu()
         constant = (hidden / len(test)) @ through.double().cpu()
         constant += 0 if bias is None else bias.detach().double().cpu()
         sums = ErrorSums(test.target.d)
-        for source, target in zip(in_steps(test.source), in_steps(test.target), strict=True):
+        for source, target in in_steps(test.source, test.target):
             sums.add(sparse_linear(source.to(device), linear).cpu() + constant.float(), target)
     explained = 1 - together.fvu_by_latent()
     share = ((1 - sums.fvu_by_latent()) / explained).clamp(0, 1)
@@ -226,8 +231,7 @@ def _ce(job: Job, connector: Connector, draft: Draft) -> dict[str, dict[str, flo
     with Splice(job, test, 2) as splice:
         counted = load_split(job.cfg, sides, "test", ids)
         counted = counted.subset(counted.row < test.ids.numel())
-        change = prediction_change(connector, counted, sides, test.ids.numel(), device)
-        moved = splice.decode_change(change)
+        moved = splice.decode_changes(ids, prediction_changes(connector, counted, sides.scales[-1], device))
         losses["connector"] = splice.losses(splice.decode(splice.true_latents()) + moved)
         losses["connector_with_error"] = splice.losses_of_change(moved)
     figures = ce_figures(losses, test.document, job.cfg.eval.bootstrap)
@@ -235,16 +239,13 @@ def _ce(job: Job, connector: Connector, draft: Draft) -> dict[str, dict[str, flo
     return figures
 
 
-def prediction_change(
-    connector: Connector, counted: Tokens, sides: Sides, positions: int, device: str
-) -> torch.Tensor:  # fmt: skip
-    """[positions, d_sae] prediction minus truth in raw units; 0 where a latent or a position is not predicted."""
-    change = torch.zeros(positions, sides.d_target)
-    ids = connector.target_ids.cpu()
+def prediction_changes(
+    connector: Connector, counted: Tokens, scale: float, device: str
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A few tokens at a time their positions, and prediction minus truth [n, d_target], times the targets' `scale`."""
+    first = 0
     with torch.inference_mode():
-        for first in range(0, len(counted), 2048):
-            chosen = torch.arange(first, min(first + 2048, len(counted)))
-            difference = connector(counted.source.select(chosen).to(device)).cpu()
-            difference -= counted.target.select(chosen).dense()
-            change[counted.row[chosen][:, None], ids] = difference * sides.scales[-1]
-    return change
+        for source, target in in_steps(counted.source, counted.target):
+            difference = connector(source.to(device)).cpu() - target.dense()
+            yield counted.row[first : first + len(source)], difference.mul_(scale)
+            first += len(source)

@@ -105,6 +105,6 @@ def _least_squares(products: Gram, kept: torch.Tensor, test: Tokens) -> ErrorSum
     W = torch.zeros(products.xy.shape)
     W[kept] = part.least_squares().float()
     sums = ErrorSums(test.target.d)
-    for source, target in zip(in_steps(test.source), in_steps(test.target), strict=True):
+    for source, target in in_steps(test.source, test.target):
         sums.add(sparse_linear(source, W), target)
     return sums

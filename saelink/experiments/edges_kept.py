@@ -16,7 +16,7 @@ from saelink.config.schema import Config
 from saelink.connectors.base import Connector
 from saelink.connectors.linear import LinearConnector, LinearSettings
 from saelink.errors import SaelinkError
-from saelink.evidence.evaluate import prediction_change
+from saelink.evidence.evaluate import prediction_changes
 from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.fits import fit
 from saelink.experiments.tables import Row, paragraph
@@ -67,8 +67,8 @@ class EdgesKeptExperiment(Experiment):
             for label, graph in graphs.items():
                 for size in sizes:
                     kept[label, size] = graph.keep(size)
-                    change = prediction_change(graph.connector, counted, sides, test.ids.numel(), "cpu")
-                    losses[f"{label} {size}"] = splice.losses(true + splice.decode_change(change))
+                    changes = prediction_changes(graph.connector, counted, sides.scales[-1], "cpu")
+                    losses[f"{label} {size}"] = splice.losses(true + splice.decode_changes(ids, changes))
         figures = ce_figures(losses, test.document, job.cfg.eval.bootstrap)
         rows: list[Row] = []
         areas: dict[str, float] = {}

@@ -82,9 +82,9 @@ class NoiseThresholdExperiment(Experiment):
             for name in NORMALISERS:
                 for level in levels:
                     deviation = (level * scales[name]).sqrt().float()
-                    change = torch.zeros(test.ids.numel(), sides.d_target)
-                    change[counted.row[:, None], ids] = (torch.relu(true + noise * deviation) - true) * sides.scales[-1]
-                    losses[f"{name} {level:g}"] = splice.losses(unchanged + splice.decode_change(change))
+                    change = (torch.relu(true + noise * deviation) - true) * sides.scales[-1]
+                    moved = splice.decode_changes(ids, [(counted.row, change)])
+                    losses[f"{name} {level:g}"] = splice.losses(unchanged + moved)
         figures = ce_figures(losses, test.document, job.cfg.eval.bootstrap)
         gap = figures["zero"]["ce"] - figures["clean"]["ce"]
         rows: list[Row] = []

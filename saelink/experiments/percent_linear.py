@@ -38,7 +38,7 @@ def errors_by_document(connector: Connector, test: Tokens, document: torch.Tenso
     """[n documents, d_target] summed squared errors, float64; `document` [tokens] is 0..n-1."""
     errors = torch.zeros(n, test.target.d, dtype=torch.float64)
     first = 0
-    for source, target in zip(in_steps(test.source), in_steps(test.target), strict=True):
+    for source, target in in_steps(test.source, test.target):
         with torch.inference_mode():
             error = connector(source) - target.dense()
         errors.index_add_(0, document[first : first + len(source)], error.square().double())

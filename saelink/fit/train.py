@@ -12,7 +12,8 @@ from saelink.activations.norms import NormsStage
 from saelink.config.schema import Normalise
 from saelink.connectors import CONNECTORS
 from saelink.connectors.base import Connector
-from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, connector_of, packed_state
+from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, connector_of, packed_state, unpacked_state
+from saelink.connectors.wide_linear import WideLinearConnector
 from saelink.errors import SaelinkError
 from saelink.fit.lasso.blocks import TargetBlocks
 from saelink.fit.lasso.coordinate import LASSO_VERSION
@@ -164,8 +165,7 @@ class TrainStage(JobStage[TrainFacts]):
         everything = counted_split(cfg, sides, "train")
         target_ids = targets_of(cfg, job.store, everything)
         problem = self._problem(draft, everything, target_ids)
-        connector = CONNECTORS[cfg.connector.name](cfg.connector, sides.d_source, target_ids)
-        connector.initialise(torch.Generator().manual_seed(cfg.seed), warm_start(job, target_ids))
+        connector = self._unfitted(target_ids)
         size = sum(parameter.numel() * 4 for parameter in connector.parameters())
         n_tokens = len(problem.train)
         total, unit = solver.work(n_tokens, connector.d_target)
@@ -184,6 +184,17 @@ class TrainStage(JobStage[TrainFacts]):
         facts = {"described": self.described(), "n_tokens": n_tokens, "n_targets": connector.d_target}
         facts |= {"c": problem.c, "scales": sides.scales}
         return cast("TrainFacts", {**facts, **fit.final, **last})
+
+    def _unfitted(self, target_ids: torch.Tensor) -> Connector:
+        """The connector where its fit starts; one that is kept by its edges has none, and its solver needs no start."""
+        cfg, d_source = self.job.cfg, self.job.sides.d_source
+        start = warm_start(self.job, target_ids)
+        if self._wide:
+            return WideLinearConnector(cast("Any", cfg.connector), d_source, target_ids)
+        connector = CONNECTORS[cfg.connector.name](cfg.connector, d_source, target_ids)
+        warm = None if start is None else unpacked_state(start)
+        connector.initialise(torch.Generator().manual_seed(cfg.seed), warm)
+        return connector
 
     def described(self) -> Described:
         """What the connector is of; the latents on both sides are made first where they are missing."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from saelink.connectors.exported import WEIGHTS_FILE, ExportedConnector, load_connector, unpacked_state
+from saelink.connectors.exported import WEIGHTS_FILE, ExportedConnector, load_connector
 from saelink.errors import SaelinkError
 from saelink.fetch import ON_HUB
 from saelink.job import Job
@@ -16,7 +16,10 @@ STARTS = ("random", "zero")
 
 
 def warm_start(job: Job, target_ids: torch.Tensor) -> dict[str, torch.Tensor] | None:
-    """The weights that connector.init names. Raises SaelinkError for another stage's key or other latents."""
+    """The weights that connector.init names, as a connector's file has them (see `packed_state`).
+
+    Raises SaelinkError for another stage's key or other latents.
+    """
     key = job.cfg.connector.init
     if key in STARTS:
         return None
@@ -30,7 +33,7 @@ def warm_start(job: Job, target_ids: torch.Tensor) -> dict[str, torch.Tensor] | 
     inputs = {f"source{i}": source.key for i, source in enumerate(sides.sources)} | {"target": sides.target.key}
     if artifact.stage != "train" or any(artifact.manifest["inputs"].get(role) != key for role, key in inputs.items()):
         raise SaelinkError(f"connector.init={key}: that is no connector between the same latents")
-    tensors = unpacked_state(artifact.tensors(WEIGHTS_FILE))
+    tensors = artifact.tensors(WEIGHTS_FILE)
     if not torch.equal(tensors["target_ids"], target_ids):
         raise SaelinkError(f"connector.init={key}: that connector explains other target latents")
     return tensors

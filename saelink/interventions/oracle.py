@@ -106,7 +106,7 @@ class OracleStage(JobStage[OracleFacts]):
         for typical, part in sums.items():
             rows_here = (counted.typical == typical).nonzero().squeeze(1)
             predicted, true = ours.select(rows_here), counted.target.select(rows_here)
-            for mine, theirs in zip(in_steps(predicted), in_steps(true), strict=True):
+            for mine, theirs in in_steps(predicted, true):
                 part.add(mine.dense(), theirs)
         both = sums[True] + sums[False]
         errors = {"mse": both.squared_error / both.n, "mse_typical": sums[True].squared_error / max(sums[True].n, 1)}

@@ -6,7 +6,7 @@ own activations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -167,9 +167,15 @@ class Splice:
         """
         return decoded(self.sae, rows, self.units, self.test.ids.shape)
 
-    def decode_change(self, change: torch.Tensor) -> torch.Tensor:
-        """What a change of latents [tokens, d_sae], one row per position, adds to the reconstruction."""
-        moved = change @ self.sae.W_dec
+    def decode_changes(self, ids: torch.Tensor, changes: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """What changes of the latents `ids` [m] add to the reconstruction: [sequences, context_size, d_in].
+
+        Each is of some positions [n], and how much of each latent [n, m] is added there; elsewhere nothing is.
+        """
+        directions = self.sae.W_dec[ids]
+        moved = torch.zeros(self.test.ids.numel(), self.sae.d_in)
+        for positions, change in changes:
+            moved[positions] = change @ directions
         return (moved if self.units is None else moved * self.units.scale).view(*self.test.ids.shape, self.sae.d_in)
 
     def true_latents(self) -> Rows:

@@ -24,7 +24,9 @@ def read(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, relu: bool = Fa
     source, target = Rows.from_dense(x), Rows.from_dense(y)
     test = Tokens(source, target, torch.arange(len(x)), torch.ones(len(x), dtype=torch.bool))
     with Progress() as bar:
-        return _read(_Matrix(weight, None, relu), torch.arange(y.shape[1]), source, target, test, bar)
+        return _read(
+            _Matrix(Rows.from_dense(weight.T), None, relu), torch.arange(y.shape[1]), source, target, test, bar
+        )
 
 
 def inputs(n: int = 6000, k: int = 12, density: float = 0.12, seed: int = 0) -> torch.Tensor:

@@ -157,7 +157,7 @@ def test_errors_by_document_do_not_depend_on_the_batches(cut: int, monkeypatch: 
         error = (connector(tokens.source) - tokens.target.dense()).double() ** 2
     expected.index_add_(0, document, error)
     steps = in_steps
-    monkeypatch.setattr("saelink.experiments.percent_linear.in_steps", lambda rows, step=cut: steps(rows, cut))
+    monkeypatch.setattr("saelink.experiments.percent_linear.in_steps", lambda *sides: steps(*sides, step=cut))
     assert torch.allclose(errors_by_document(connector, tokens, document, 8), expected, atol=1e-9)
 
 

@@ -69,4 +69,4 @@ def test_a_latent_that_never_varies_has_no_fvu(true: torch.Tensor) -> None:
 
 def test_in_steps_covers_every_row_once() -> None:
     rows = random_rows(23, 5)
-    assert torch.equal(torch.cat([step.dense() for step in in_steps(rows, 10)]), rows.dense())
+    assert torch.equal(torch.cat([step.dense() for (step,) in in_steps(rows, step=10)]), rows.dense())

@@ -68,15 +68,16 @@ class SparseLasso:
         gaps, errors = np.zeros(m), np.zeros(m)
 
         def work(first: int, last: int) -> None:
-            q, place = np.empty(p), np.full(p, -1, np.int64)
+            c, q, met, meets = np.zeros(p), np.zeros(p), np.empty(p, np.int64), np.zeros(p, np.bool_)
+            place = np.full(p, -1, np.int64)
+            scratch = c, q, met, meets, place
+            how = self.centred, lam, tolerance, max_sweeps, self.positive
             for i in range(first, last):
                 mine = slice(offsets[i], offsets[i + 1])
-                c = indices[mine], values[mine]
-                ids, w, gaps[i], errors[i] = solve_target(
-                    *xx, x, *c, yy[i], y[i], self.centred, lam, tolerance, max_sweeps, self.positive, q, place
-                )
+                products_of = indices[mine], values[mine]
+                ids, w, gaps[i], errors[i] = solve_target(*xx, x, *products_of, yy[i], y[i], *how, *scratch)
                 if debias and len(ids):
-                    w, errors[i] = refit_target(*xx, x, *c, yy[i], y[i], self.centred, ids, place)
+                    w, errors[i] = refit_target(*xx, x, *products_of, yy[i], y[i], self.centred, ids, place)
                 found[i] = ids, w
             done(last - first)
 

@@ -34,6 +34,9 @@ WIDE = 2 * 6144**2
 PART_TOKENS = 2**20
 """Tokens whose products are summed at a time; the sums of several parts are added."""
 
+EDGE_BYTES = 64 * 100
+"""Memory for the edges of a target latent: what a hundred of them take, which is more than a sparse fit has."""
+
 SAMPLED = 64
 """Latents whose pairs are counted to tell how much memory all take."""
 
@@ -140,8 +143,8 @@ def check_memory(tokens: Tokens, n_tokens: int) -> None:
         pairs += rows.d * min(float(np.mean(counts)) * more, float(source.d))
     d_source, d_target = source.d, tokens.target.d
     what = f"solver=exact: {d_source:,} source and {d_target:,} target latents, of which {pairs:,.0f} pairs meet,"
-    # Pairs twice while they are put together; the connector's weights; the tokens of a part by row and by latent.
-    needed = 2 * 8 * pairs + 5 * d_source * d_target + 32 * (len(source.indices) + len(tokens.target.indices))
+    # Pairs twice while they are put together; the connector's edges; the tokens of a part by row and by latent.
+    needed = 2 * 8 * pairs + EDGE_BYTES * d_target + 32 * (len(source.indices) + len(tokens.target.indices))
     need_memory(what, needed, "use SAEs with fewer latents, fewer tokens (data.max_tokens), or solver=proximal")
 
 

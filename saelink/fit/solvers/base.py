@@ -117,7 +117,11 @@ def validation_point(
     sums = ErrorSums(connector.d_target)
     hidden_l1 = 0.0
     for piece in validation:
-        for source, target in zip(in_steps(piece.source), in_steps(piece.target), strict=True):
+        for source, target in in_steps(piece.source, piece.target):
+            sparse = connector.sparse_prediction(source)
+            if sparse is not None:
+                sums.add_sparse(*sparse, target)
+                continue
             with torch.no_grad():
                 z, hidden = connector.maps(source.to(problem.device))
                 sums.add((torch.relu(z) if connector.relu_output else z).cpu(), target)

@@ -21,6 +21,7 @@ import torch
 from saelink.config.schema import SolverConfig
 from saelink.connectors.base import Connector
 from saelink.connectors.linear import LinearConnector
+from saelink.connectors.wide_linear import WideLinearConnector
 from saelink.errors import SaelinkError
 from saelink.fit.lasso.blocks import LassoSettings
 from saelink.fit.lasso.coordinate import Lasso
@@ -73,12 +74,13 @@ class ExactSolver(Solver):
         return Work(n_targets, "targets")
 
     def solve(self, connector: Connector, problem: Problem, progress: Progress) -> Fit:
-        assert isinstance(connector, LinearConnector)
         if self.config.positive and not problem.l1_alpha:
             raise SaelinkError("solver.positive=true needs l1_alpha above 0; 1e-6 is next to none")
         lam = problem.l1_alpha * problem.c / 2
-        if problem.sparse_gram is not None and lam:
+        if isinstance(connector, WideLinearConnector):
+            assert problem.sparse_gram is not None
             return self._solve_wide(connector, problem, problem.sparse_gram(), progress)
+        assert isinstance(connector, LinearConnector)
         lasso, products = self.problem(connector, problem)
         W, gaps = lasso.solve(lam, self.config.tolerance, self.config.max_sweeps, progress.advance)
         value = squared_error(products, W) * connector.d_target / 2 + lam * W.abs().sum().item()
@@ -108,7 +110,7 @@ class ExactSolver(Solver):
         return Fit([point], point)
 
     def _solve_wide(
-        self, connector: LinearConnector, problem: Problem, products: SparseGram, progress: Progress
+        self, connector: WideLinearConnector, problem: Problem, products: SparseGram, progress: Progress
     ) -> Fit:
         """`solve` from sparse products, one target after the other."""
         lam = problem.l1_alpha * problem.c / 2
@@ -120,8 +122,7 @@ class ExactSolver(Solver):
             found = problem.blocks().solve(LassoSettings(lasso.centred, lasso.positive, *how), progress.advance)
         l1 = found.weight.abs().sum().item()
         with torch.no_grad():
-            connector.W.zero_()
-            connector.W[found.source, found.target] = found.weight.float()
+            connector.set_edges(found.source, found.target, found.weight.float())
             if connector.b is not None:
                 moved = torch.bincount(found.target, found.weight * products.x[found.source], minlength=len(products.y))
                 connector.b.copy_(products.y - moved)

@@ -177,8 +177,7 @@ def features(connector: MLPConnector, problem: Problem, with_hidden: bool = True
     hy, sums = torch.zeros(h, connector.d_target, dtype=torch.float64), torch.zeros(h, dtype=torch.float64)
     n = 0
     for piece in problem.train:
-        steps = in_steps(piece.source, STEP), in_steps(piece.target, STEP)
-        for source, target in zip(*steps, strict=True):
+        for source, target in in_steps(piece.source, piece.target, step=STEP):
             with torch.no_grad():
                 hidden = connector.hidden(source).double()
             hh += hidden.T @ hidden
