@@ -223,13 +223,20 @@ class Draft:
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Read back a file that is already finished. Raises SaelinkError when another worker's was damaged since."""
+        return read_tensors(self._whole(name))
+
+    def read(self, name: str) -> bytes:
+        """The same for a file of any kind."""
+        return self._whole(name).read_bytes()
+
+    def _whole(self, name: str) -> Path:
         path = self.folder / name
         assert name in self._files
         if name in self._others:
             if file_sha256(path) != self._files[name]["sha256"]:
                 raise SaelinkError(f"{path} was damaged after a worker wrote it; the same command again makes it anew")
             self._others.discard(name)
-        return read_tensors(path)
+        return path
 
     def abandon(self) -> None:
         """Leave nothing of it that no later try goes on from: it failed, or its process was told to stop."""

@@ -1,4 +1,4 @@
-"""A work of seconds, for the tests of the engine: workers import it by name."""
+"""Works for the tests of the engine: workers import them by name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import torch
 
 from saelink.engine.work import Work
 from saelink.errors import SaelinkError
+from saelink.fit.lasso.blocks import TargetsBlock, TargetsWork
+from saelink.fit.products.sparse import SparseGram
+from saelink.store.draft import Part
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,25 @@ class Toy(Work[int, int, tuple[int, int, int]]):
         if task == self.broken:
             raise KeyError(task)
         return state * task, os.getpid(), torch.get_num_threads()
+
+
+@dataclass(frozen=True)
+class DyingTargets(TargetsWork):
+    """Solves targets, but the first worker that comes to the second block dies."""
+
+    def run(self, state: SparseGram, task: TargetsBlock) -> Part:
+        flag = Path(self.draft.folder) / "died"
+        if task.first and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().run(state, task)
+
+
+@dataclass(frozen=True)
+class FailingTargets(TargetsWork):
+    """Solves the first block of targets, and refuses the others."""
+
+    def run(self, state: SparseGram, task: TargetsBlock) -> Part:
+        if task.first:
+            raise SaelinkError(f"targets from {task.first}: can't be solved; give others")
+        return super().run(state, task)
