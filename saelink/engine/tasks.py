@@ -54,7 +54,9 @@ class Engine:
             return self.runtime.threads
         if self.runtime.engine is EngineKind.ray and ray_address(self.runtime) is not None:
             return 1
-        return 1 if self.runtime.engine is EngineKind.slurm else max(cores() // self.runtime.workers, 1)
+        if self.runtime.engine is EngineKind.slurm:
+            return int(self.runtime.slurm.get("cpus_per_task", 1))
+        return max(cores() // self.runtime.workers, 1)
 
     def of_worker(self, cfg: Config) -> Config:
         """The configuration as a worker has it: alone, in the same folders, with its share of the threads."""

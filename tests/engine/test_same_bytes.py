@@ -132,7 +132,7 @@ def test_jobs_of_slurms_stand_in_make_the_same(job: Callable[..., Job]) -> None:
     if not has("submitit"):
         pytest.skip("submitit is not installed")
     alone = chain(job("alone"))
-    slurm = job("slurm", "runtime.engine=slurm_local", "runtime.workers=2", "+runtime.slurm.timeout_min=5")
+    slurm = job("slurm", "runtime.engine=slurm_local", "runtime.workers=2", "runtime.slurm.timeout_min=5")
     assert chain(slurm) == alone
     assert not list((slurm.store.root / "engine").glob("*")), "nothing is left of the jobs"
 
