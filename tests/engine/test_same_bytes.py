@@ -112,15 +112,15 @@ def test_a_failed_fit_is_one_line_and_its_blocks_are_kept(
     settings = (f"data.path={text}", "solver=exact", "l1_alpha=2e-2", "runtime.threads=1")
     code, _, error = saelink("train", *settings, "runtime.workers=2")
     assert code == 1
-    assert error.splitlines() == ["saelink: targets from 13: can't be solved; give others"]
-    (partial,) = (tmp_path / "outputs/train").glob("*.partial")
-    assert (partial / "targets-000000-000013.safetensors").exists()
+    assert error.splitlines() == ["saelink: targets from 26: can't be solved; give others"]
+    kept = {path.name for path in (tmp_path / "outputs/train").glob("*.partial/targets-*")}
+    assert kept, "the third block was begun when one of the first two was there"
     monkeypatch.setattr(blocks, "TargetsWork", FailingTargets.__base__)
     solved: list[str] = []
     run = blocks.TargetsWork.run
     monkeypatch.setattr(blocks.TargetsWork, "run", lambda *given: solved.append(given[2].name) or run(*given))
     assert saelink("train", *settings)[0] == 0
-    assert "targets-000000-000013.safetensors" not in solved and len(solved) == 3, "what was solved is kept"
+    assert solved and not kept & set(solved), "what was solved is kept"
     alone = job("alone")
     TrainStage(alone).pull()
     weights = [path.read_bytes() for path in sorted(tmp_path.glob("*/train/*/connector.safetensors"))]
