@@ -62,12 +62,12 @@ def _seconds(folder: str, command: str, words: list[str], workers: int) -> float
     started = time.perf_counter()
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "saelink", command, *_settings(folder, workers), *words, f"runtime.worker={n}",
+            [sys.executable, "-m", "saelink", command, *_settings(folder, workers), *words, "runtime.shared=true",
              "runtime.threads=1"],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
         )
-        for n in range(workers)
+        for _ in range(workers)
     ]  # fmt: skip
     for process in running:
         _, error = process.communicate()

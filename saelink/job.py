@@ -8,6 +8,7 @@ from typing import Any
 
 from saelink.activations.tokens import TokensFacts, TokensStage
 from saelink.config.schema import Config
+from saelink.engine.tasks import Engine, engine_of
 from saelink.latents.encode import EncodeStage
 from saelink.latents.link import Link, Sides, link_of, pull_sides
 from saelink.model.describe import model_info
@@ -80,6 +81,11 @@ class Job:
     def about(self) -> str:
         """Model, layer and link in a few words."""
         return f"{self.cfg.model.label} layer {self.cfg.layer} {self.cfg.link.name}"
+
+    @property
+    def engine(self) -> Engine:
+        """The workers that the settings ask for."""
+        return engine_of(self.cfg, self.observer)
 
     @cached_property
     def device(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
@@ -15,12 +16,14 @@ import torch
 
 from saelink.activations.tokens import SPLITS, TokensFacts, TokensStage
 from saelink.config.schema import Config
+from saelink.engine.tasks import Engine, engine_of
+from saelink.engine.work import Work
 from saelink.model.describe import model_info
 from saelink.model.forward import load_forward
 from saelink.progress import Progress
 from saelink.runtime import device_of
 from saelink.store.artifact import Artifact
-from saelink.store.draft import Claim, Draft
+from saelink.store.draft import Claim, Draft, Part, Parts
 from saelink.store.files import gigabytes
 from saelink.store.stage import Stage
 from saelink.store.store import Store
@@ -107,7 +110,7 @@ def cache_hooks(
     missing = [stage.plan for stage in stages.values() if store.up_to_date(stage.plan) is None]
     if missing:
         tokens = TokensStage(cfg, store).pull()
-        with store.drafts(missing, resumable=True, shared=cfg.runtime.worker is not None) as drafts:
+        with store.drafts(missing, resumable=True, shared=cfg.runtime.shared) as drafts:
             if drafts:
                 _write(cfg, store, tokens, drafts, look)
             for draft in drafts:
@@ -130,6 +133,11 @@ def _write(cfg: Config, store: Store, token_ids: Artifact[TokensFacts], drafts: 
     store.need_space(what, size)
     unfinished = {shard.name for shard, _ in wanted}
     done = sum((shard.last - shard.first) * context for shard in shards.values() if shard.name not in unfinished)
+    engine = engine_of(cfg, store.observer)
+    if engine.several_on(device_of(cfg)):
+        with store.observer.progress("cache", total, done=done) as bar:
+            _write_by_workers(engine, cfg, by_hook, [shard for shard, _ in wanted], context, look, bar)
+        return
     claims: dict[str, Claim] = {}
 
     def todo() -> Iterator[Shard]:
@@ -158,6 +166,79 @@ def _write(cfg: Config, store: Store, token_ids: Artifact[TokensFacts], drafts: 
             saving.result()
 
 
+@dataclass(frozen=True)
+class CacheWork(Work["ModelPass", Shard, dict[str, Part]]):
+    """The model's activations of one shard at several hooks; by hook the file that was written."""
+
+    cfg: Config
+    drafts: dict[str, Parts]
+    on_gpu = True
+
+    def open(self) -> ModelPass:
+        store = Store(self.cfg.runtime.outputs)
+        return ModelPass(self.cfg, store, TokensStage(self.cfg, store).pull(), list(self.drafts))
+
+    def run(self, state: ModelPass, task: Shard) -> dict[str, Part]:
+        acts = state.acts(task, Progress())
+        return {hook: draft.save_tensors(task.name, {"acts": acts[hook]}) for hook, draft in self.drafts.items()}
+
+
+def _write_by_workers(
+    engine: Engine,
+    cfg: Config,
+    by_hook: dict[str, Draft],
+    shards: list[Shard],
+    context: int,
+    look: Look | None,
+    bar: Progress,
+) -> None:
+    """Fill the drafts with these shards; the first of them is looked at."""
+    shards = list(dict.fromkeys(shards))
+
+    def done(shard: Shard, parts: dict[str, Part]) -> None:
+        for hook, part in parts.items():
+            by_hook[hook].take(part)
+            if look is not None and shard == shards[0]:
+                look(hook, by_hook[hook].tensors(shard.name)["acts"].flatten(0, 1))
+        bar.advance((shard.last - shard.first) * context)
+
+    work = CacheWork(engine.of_worker(cfg), {hook: draft.parts for hook, draft in by_hook.items()})
+    engine.run("cache", work, shards, done)
+
+
+class ModelPass:
+    """The model at some hooks, loaded when it is first needed."""
+
+    def __init__(self, cfg: Config, store: Store, token_ids: Artifact[TokensFacts], hooks: list[str]):
+        self._cfg, self._info, self._device = cfg, model_info(cfg, store), device_of(cfg)
+        self._context, self._hooks = token_ids.facts["context_size"], hooks
+        self._ids = {split: token_ids.tensors(f"{split}.safetensors")["ids"] for split in SPLITS}
+        self._forward: Any = None
+
+    def acts(self, shard: Shard, bar: Progress) -> dict[str, torch.Tensor]:
+        """The shard's acts at all hooks, [sequences, context_size, width] in bfloat16."""
+        device = self._device
+        if self._forward is None:  # not loaded where nothing is left to do
+            self._forward = load_forward(self._cfg, self._info, self._hooks, device)
+        rows = max(self._cfg.runtime.forward_tokens // self._context, 1)
+        acts: dict[str, torch.Tensor] = {}
+        for first in range(shard.first, shard.last, rows):
+            last = min(first + rows, shard.last)
+            batch = self._ids[shard.split][first:last].long().to(device)
+            with torch.inference_mode():
+                for hook, tensor in self._forward(batch).items():
+                    if hook not in acts:
+                        size = (shard.last - shard.first, self._context, tensor.shape[2])
+                        acts[hook] = torch.empty(size, dtype=torch.bfloat16, pin_memory=device == "cuda")
+                    # On a GPU the copy runs beside the next batch: to pinned memory, and waited for at the shard's end.
+                    part = acts[hook][first - shard.first : last - shard.first]
+                    part.copy_(tensor.to(torch.bfloat16), non_blocking=device == "cuda")
+            bar.advance(batch.numel())
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return acts
+
+
 def run_model(
     cfg: Config,
     store: Store,
@@ -167,31 +248,9 @@ def run_model(
     bar: Progress,
 ) -> Iterator[tuple[Shard, dict[str, torch.Tensor]]]:
     """Each of the shards with the model's acts at all hooks, [sequences, context_size, width] in bfloat16."""
-    info = model_info(cfg, store)
-    device = device_of(cfg)
-    forward: Any = None
-    context = token_ids.facts["context_size"]
-    rows = max(cfg.runtime.forward_tokens // context, 1)
-    ids = {split: token_ids.tensors(f"{split}.safetensors")["ids"] for split in SPLITS}
+    model = ModelPass(cfg, store, token_ids, hooks)
     for shard in shards:
-        if forward is None:  # not loaded where nothing is left to do
-            forward = load_forward(cfg, info, hooks, device)
-        acts: dict[str, torch.Tensor] = {}
-        for first in range(shard.first, shard.last, rows):
-            last = min(first + rows, shard.last)
-            batch = ids[shard.split][first:last].long().to(device)
-            with torch.inference_mode():
-                for hook, tensor in forward(batch).items():
-                    if hook not in acts:
-                        size = (shard.last - shard.first, context, tensor.shape[2])
-                        acts[hook] = torch.empty(size, dtype=torch.bfloat16, pin_memory=device == "cuda")
-                    # On a GPU the copy runs beside the next batch: to pinned memory, and waited for at the shard's end.
-                    part = acts[hook][first - shard.first : last - shard.first]
-                    part.copy_(tensor.to(torch.bfloat16), non_blocking=device == "cuda")
-            bar.advance(batch.numel())
-        if device == "cuda":
-            torch.cuda.synchronize()
-        yield shard, acts
+        yield shard, model.acts(shard, bar)
 
 
 def _facts(token_ids: Artifact[TokensFacts], draft: Draft) -> CacheFacts:

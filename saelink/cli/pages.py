@@ -53,13 +53,13 @@ PAGES = {
         (
             "saelink cache layer=3",
             "saelink cache data.max_tokens=100000 link=attn",
-            "saelink cache -m runtime.worker=0,1 hydra/launcher=processes",
+            "saelink cache runtime.workers=2",
         ),
         {
             "Which activations": "layer link.sources link.target",
             "The model": "model.path model.revision model.dtype model.separator model.center_writing_weights",
             "The text": f"data.path data.split data.revision data.streaming data.text_column data.chat {TEXT}",
-            "Where it runs": f"{PLACE} runtime.worker runtime.forward_tokens",
+            "Where it runs": f"{PLACE} runtime.workers runtime.engine runtime.shared runtime.forward_tokens",
         },
     ),
     "sae": Page(
@@ -90,7 +90,7 @@ PAGES = {
             "Which latents": "layer link.sources link.target stream",
             "The SAEs": "sae.path sae.files sae.hub sae.revision sae.check sae.strict sae.train_missing sae.dtype",
             "The text": f"{TEXT} data.max_norm_ratio",
-            "Where it runs": f"{PLACE} runtime.worker runtime.forward_tokens",
+            "Where it runs": f"{PLACE} runtime.workers runtime.engine runtime.shared runtime.forward_tokens",
         },
     ),
     "train": Page(

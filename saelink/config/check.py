@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 from typing import Any, cast
 
-from saelink.config.schema import Config, ExperimentConfig, ModelSource, SAEConfig
+from saelink.config.schema import Config, EngineKind, ExperimentConfig, ModelSource, RuntimeConfig, SAEConfig
 from saelink.errors import SaelinkError
 
 
@@ -70,6 +70,7 @@ def check(cfg: Config) -> None:
     if (cfg.runtime.threads or 1) > MOST_THREADS:
         raise SaelinkError(f"runtime.threads={cfg.runtime.threads} must be at most {MOST_THREADS}")
     _at_least(1, runtime__forward_tokens=cfg.runtime.forward_tokens, runtime__threads=cfg.runtime.threads)
+    _check_workers(cfg.runtime)
     _at_least(0, eval__circuits=cfg.eval.circuits, eval__edges=cfg.eval.edges, eval__min_active=cfg.eval.min_active)
     _at_least(1, report__top=cfg.report.top, report__per_size=cfg.report.per_size, report__random=cfg.report.random)
     _at_least(0, verify__consequences=cfg.verify.consequences)
@@ -94,6 +95,21 @@ def check(cfg: Config) -> None:
         )
     if not cfg.link.sources:
         raise SaelinkError("link.sources=[] names no source hook: give at least one, such as [mlp_in]")
+
+
+def _check_workers(runtime: RuntimeConfig) -> None:
+    _at_least(1, runtime__workers=runtime.workers)
+    engine = runtime.engine.name
+    if runtime.workers > MOST_THREADS:
+        raise SaelinkError(f"runtime.workers={runtime.workers} must be at most {MOST_THREADS}")
+    if runtime.engine is not EngineKind.processes and runtime.workers == 1:
+        raise SaelinkError(f"runtime.engine={engine}: say how many tasks it does at once, such as runtime.workers=8")
+    if runtime.address is not None and runtime.engine is not EngineKind.ray:
+        raise SaelinkError(f"runtime.address={runtime.address} is of runtime.engine=ray, not of {engine}")
+    if runtime.slurm and runtime.engine not in (EngineKind.slurm, EngineKind.slurm_local):
+        raise SaelinkError(f"runtime.slurm={runtime.slurm} is of runtime.engine=slurm, not of {engine}")
+    if runtime.shared and runtime.workers > 1:
+        raise SaelinkError("runtime.shared=true is for commands without an engine: leave it out, or runtime.workers")
 
 
 def at_home(place: str) -> str:

@@ -30,6 +30,15 @@ class Device(Enum):
     cuda = "cuda"
 
 
+class EngineKind(Enum):
+    """Whose workers do the tasks of a stage."""
+
+    processes = "processes"
+    ray = "ray"
+    slurm = "slurm"
+    slurm_local = "slurm_local"
+
+
 class ModelSource(Enum):
     """Where a language model comes from."""
 
@@ -344,8 +353,16 @@ class RuntimeConfig:
     """Folder of all artifacts."""
     threads: int | None = None
     """CPU threads; null leaves it to torch (all cores)."""
-    worker: int | None = None
-    """cache, encode and gram by several processes at once: any number, such as -m runtime.worker=range(0,8)."""
+    workers: int = 1
+    """Tasks at once, each in a process of its own; 1 does all work in this one."""
+    engine: EngineKind = EngineKind.processes
+    """Where workers are: processes here; ray, a cluster or one started here; slurm, or slurm_local to try that."""
+    address: str | None = None
+    """engine=ray: the cluster, such as 10.0.0.1:6379; null is RAY_ADDRESS, or else a Ray started on this machine."""
+    slurm: dict[str, Any] = field(default_factory=dict[str, Any])
+    """engine=slurm: what each job asks for, such as {partition: cpu, timeout_min: 60, mem_gb: 16, cpus_per_task: 2}."""
+    shared: bool = False
+    """cache and encode together with other commands on the same folder that say so too, without any engine."""
     forward_tokens: int = 4096
     """Tokens of one forward pass or encoding step."""
     objective: list[str] = field(default_factory=lambda: ["validation_fvu"])

@@ -9,6 +9,7 @@ import torch
 
 from saelink.connectors.base import Connector
 from saelink.evidence.circuits import circuit_text, circuits_of
+from saelink.evidence.measured import measured
 from saelink.evidence.names import names_inputs
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
@@ -84,7 +85,7 @@ class EvaluateStage(JobStage[EvaluateFacts]):
         connector = fitted_connector(artifact, job.device)
         ids = connector.target_ids.cpu()
         test = load_split(job.cfg, sides, "test", ids)
-        sums, extra = measure_connector(connector, test, job.device, job.observer)
+        sums, extra = measured(measure_connector, job, artifact, connector, test, draft)
         shares = linear_shares(connector, test, sums["all"], job.device)
         figures = _figures(job, connector, sums, shares, sides.d_target) | extra
         if job.cfg.normalise.name != "none":

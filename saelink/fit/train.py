@@ -15,6 +15,7 @@ from saelink.connectors.base import Connector
 from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, connector_of, packed_state, unpacked_state
 from saelink.connectors.wide_linear import WideLinearConnector
 from saelink.errors import SaelinkError
+from saelink.fit.lasso.blocks import TargetBlocks
 from saelink.fit.lasso.coordinate import LASSO_VERSION
 from saelink.fit.products.dense import GRAM_VERSION, Gram, GramStage, load_gram
 from saelink.fit.products.sparse import ProductsStage, SparseGram, is_wide, load_products
@@ -138,6 +139,10 @@ class TrainStage(JobStage[TrainFacts]):
     def about(self) -> str:
         return f"{self.job.about}, {self.job.cfg.connector.name}, l1_alpha {self.job.cfg.l1_alpha:g}"
 
+    @property
+    def resumable(self) -> bool:
+        return self._wide
+
     def check_settings(self) -> None:
         """Raise SaelinkError for settings of connector and solver that don't go together."""
         cfg = self.job.cfg
@@ -159,7 +164,7 @@ class TrainStage(JobStage[TrainFacts]):
         job, cfg, sides, solver = self.job, self.job.cfg, self.job.sides, self._solver
         everything = counted_split(cfg, sides, "train")
         target_ids = targets_of(cfg, job.store, everything)
-        problem = self._problem(everything, target_ids)
+        problem = self._problem(draft, everything, target_ids)
         connector = self._unfitted(target_ids)
         size = sum(parameter.numel() * 4 for parameter in connector.parameters())
         n_tokens = len(problem.train)
@@ -207,7 +212,7 @@ class TrainStage(JobStage[TrainFacts]):
             "sae_l0": [side.facts["l0"] for side in both],
         }
 
-    def _problem(self, everything: Split, target_ids: torch.Tensor) -> Problem:
+    def _problem(self, draft: Draft, everything: Split, target_ids: torch.Tensor) -> Problem:
         """What the solver is given: tokens, penalty, and products and effects where it asks for them."""
         job, cfg = self.job, self.job.cfg
         tokens = everything.explain(target_ids)
@@ -217,6 +222,9 @@ class TrainStage(JobStage[TrainFacts]):
 
         def sparse() -> SparseGram:
             return load_products(ProductsStage(job, everything).pull()).explain(target_ids)
+
+        def blocks() -> TargetBlocks:
+            return TargetBlocks(job.engine, draft, ProductsStage(job, everything).pull(), target_ids)
 
         def changes() -> Changes:
             found = load_changes(EffectsStage(job, "train").pull())
@@ -235,6 +243,7 @@ class TrainStage(JobStage[TrainFacts]):
             effects=lambda: load_effects(EffectsStage(job, "train").pull()).explain(target_ids),
             changes=changes,
             sparse_gram=sparse if self._wide else None,
+            blocks=blocks if self._wide else None,
             effects_name=EffectsStage(job, "train").key if self._solver.uses_effects else "",
             memory=job.memory,
         )

@@ -10,8 +10,8 @@ import torch
 from saelink.connectors.base import Connector
 from saelink.interventions.splice import Hook, mean_acts, next_token_losses, spliced_tokens
 from saelink.job import Job
-from saelink.latents.encode import encode_rows
 from saelink.latents.rows import Rows
+from saelink.latents.shards import encode_rows
 from saelink.model.load import load_bridge
 from saelink.saes.load import pull_sae
 from saelink.saes.sae import SAE

@@ -25,16 +25,17 @@ from saelink.activations.cache import (
 )
 from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
-from saelink.kernels import cuda
-from saelink.latents.rows import Rows, pack, sparse_linear, unpack
+from saelink.engine.tasks import Engine, engine_of
+from saelink.latents.rows import sparse_linear, unpack
+from saelink.latents.shards import EncodeWork, SAELook, encode_shard
 from saelink.progress import Observer, Progress
 from saelink.runtime import device_of, torch_dtype
-from saelink.saes.check import check_place, check_sae
+from saelink.saes.check import check_place
 from saelink.saes.choice import sae_choice
 from saelink.saes.load import load_choice, pull_sae
 from saelink.saes.sae import SAE, Units
 from saelink.store.artifact import Artifact
-from saelink.store.draft import Claim, Draft
+from saelink.store.draft import Claim, Draft, Part
 from saelink.store.files import gigabytes
 from saelink.store.recipe import Plan
 from saelink.store.stage import Stage
@@ -102,7 +103,7 @@ class EncodeStage(Stage[EncodeFacts]):
         return f"{self.cfg.model.label} {self.hook_name}, SAE {self._choice.about}"
 
     def make(self, draft: Draft) -> EncodeFacts:
-        hook, look = self.hook_name, _Look(self.cfg, self.store)
+        hook, look = self.hook_name, SAELook(self.cfg, self.store, TYPICAL_NORM_RATIO)
         acts = _Cached(cache_hooks(self.cfg, self.store, [hook], look))
         saes = {hook: pull_sae(self.cfg, self.store, hook)}
         _write(self.cfg, self.store, {hook: draft}, saes, look, acts)
@@ -125,7 +126,7 @@ def encode_hooks(cfg: Config, store: Store, hook_names: Iterable[str]) -> dict[s
         if choice.exists:
             check_place(cfg, store, hook, load_choice(cfg, choice), choice.where)
     if missing:
-        look = _Look(cfg, store)
+        look = SAELook(cfg, store, TYPICAL_NORM_RATIO)
         plans = {hook: stages[hook].plan for hook in missing}
         cached = all(CacheStage(cfg, store, hook).find() is not None for hook in missing)
         if cfg.stream and not cached:
@@ -136,20 +137,6 @@ def encode_hooks(cfg: Config, store: Store, hook_names: Iterable[str]) -> dict[s
                 _encode(cfg, store, {hook: plans[hook]}, look, _Cached({hook: acts[hook]}))
     found = {hook: stage.find() for hook, stage in stages.items()}
     return {hook: artifact for hook, artifact in found.items() if artifact is not None}
-
-
-class _Look:
-    """Sees to it that an SAE belongs to the first activations of its hook, once a hook."""
-
-    def __init__(self, cfg: Config, store: Store):
-        self._cfg, self._store = cfg, store
-        self._checked: set[str] = set()
-
-    def __call__(self, hook: str, acts: torch.Tensor) -> None:
-        if hook not in self._checked:
-            self._checked.add(hook)
-            if sae_choice(self._cfg, self._store, hook).exists:
-                check_sae(self._cfg, hook, pull_sae(self._cfg, self._store, hook), acts, TYPICAL_NORM_RATIO)
 
 
 class _Cached:
@@ -182,7 +169,7 @@ def _encode(cfg: Config, store: Store, plans: dict[str, Plan], look: Look, acts:
     """Make the artifacts of these plans, by hook."""
     device = device_of(cfg)
     saes = {hook: pull_sae(cfg, store, hook) for hook in plans}
-    with store.drafts(list(plans.values()), resumable=True, shared=cfg.runtime.worker is not None) as drafts:
+    with store.drafts(list(plans.values()), resumable=True, shared=cfg.runtime.shared) as drafts:
         if drafts:
             by_hook = {draft.plan.recipe["hook_name"]: draft for draft in drafts}
             _write(cfg, store, by_hook, saes, look, acts)
@@ -220,6 +207,11 @@ def _write(
     ready = {hook: saes[hook].to(device, torch_dtype(cfg.sae.dtype)) for hook in by_hook}
     step = cfg.runtime.forward_tokens
     rooms = {hook: torch.empty(step, sae.d_sae, device=device, dtype=sae.W_enc.dtype) for hook, sae in ready.items()}
+    engine = engine_of(cfg, store.observer)
+    if engine.several_on(device):
+        with store.observer.progress("encode", total, done=done) as bar:
+            _write_by_workers(engine, cfg, by_hook, unfinished, bar, acts)
+        return
     claims: dict[str, Claim] = {}
 
     def todo() -> Iterator[Shard]:
@@ -240,7 +232,7 @@ def _write(
             for hook, sae in ready.items():
                 flat = found[hook].reshape(-1, found[hook].shape[-1])
                 look(hook, flat)
-                tensors[hook] = _encode_shard(sae, flat, rooms[hook], step, device)
+                tensors[hook] = encode_shard(sae, flat, rooms[hook], step, device)
             if saving is not None:
                 saving.result()
             saving = writer.submit(save, shard.name, tensors)
@@ -248,24 +240,24 @@ def _write(
             saving.result()
 
 
-def _encode_shard(sae: SAE, flat: torch.Tensor, room: torch.Tensor, step: int, device: str) -> dict[str, torch.Tensor]:
-    """The tensors of one shard, from its acts [n, d_in]."""
-    parts: list[Rows] = []
-    norms: list[torch.Tensor] = []
-    units: list[torch.Tensor] = []
-    with torch.inference_mode():
-        for batch in cuda.batches(flat, step, device):
-            batch = batch.float()
-            parts.append(encode_rows(sae, batch, room).to("cpu"))
-            norms.append(cast("torch.Tensor", batch.norm(dim=1)).cpu())
-            of = sae.units(batch)
-            if of is not None:
-                units.append(torch.cat(of, dim=1).float().cpu())
-    tensors = {**pack(Rows.stack(parts)), "norm": torch.cat(norms)}
-    if units:
-        both = torch.cat(units)
-        tensors |= {"mean": both[:, 0].contiguous(), "scale": both[:, 1].contiguous()}
-    return tensors
+def _write_by_workers(
+    engine: Engine,
+    cfg: Config,
+    by_hook: dict[str, Draft],
+    shards: list[Shard],
+    bar: Progress,
+    acts: _Cached | _Streamed,
+) -> None:
+    """Fill the drafts with these shards."""
+
+    def done(task: tuple[Shard, bool], parts: dict[str, Part]) -> None:
+        for hook, part in parts.items():
+            by_hook[hook].take(part)
+        bar.advance((task[0].last - task[0].first) * acts.context_size)
+
+    drafts = {hook: draft.parts for hook, draft in by_hook.items()}
+    work = EncodeWork(engine.of_worker(cfg), drafts, isinstance(acts, _Streamed), TYPICAL_NORM_RATIO)
+    engine.run("encode", work, [(shard, shard == shards[0]) for shard in shards], done)
 
 
 def _facts(
@@ -294,12 +286,6 @@ def _facts(
         }
         for hook, draft in drafts.items()
     }
-
-
-def encode_rows(sae: SAE, batch: torch.Tensor, room: torch.Tensor | None = None) -> Rows:
-    """The latents of acts [n, d_in]; `room` as in SAE.encode_sparse."""
-    row, latent, value = sae.encode_sparse(batch, room)
-    return Rows.from_pairs(row, latent, value.float(), n=len(batch), d=sae.d_sae)
 
 
 class _Counts(TypedDict):

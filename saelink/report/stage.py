@@ -27,14 +27,12 @@ from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
 from saelink.interventions.oracle import OracleStage
 from saelink.job import Job, JobStage
 from saelink.latents.examples import ExamplesStage
-from saelink.report.cards.cards import Cards
-from saelink.report.highlights import Highlights
 from saelink.report.overview import Compared, Overview
-from saelink.report.pieces import Pieces
+from saelink.report.pieces import Piece, Pieces, PiecesWork, cards_of
 from saelink.report.render import DATA_FILE, PAGE_FILE, packed, render
 from saelink.saes.neuronpedia import neuronpedia_page
 from saelink.store.artifact import Artifact
-from saelink.store.draft import Draft
+from saelink.store.draft import Draft, Part
 from saelink.store.files import write_durably
 from saelink.store.store import Store
 
@@ -137,14 +135,8 @@ class ReportStage(JobStage[ReportFacts]):
         return TrainStage(self.job).about()
 
     def make(self, draft: Draft) -> ReportFacts:
-        first = Cards(self.jobs[0])
-        fits = [first, *(Cards(job, first.firing) for job in self.jobs[1:])]  # what the latents fire on is the same
-        highlights = Highlights(self.job, first)
-        pieces = Pieces(self.job, fits, highlights, self._experiments)
-        data: dict[str, bytes] = {}
-        with self.job.observer.progress("report", pieces.total, "cards") as bar:
-            for name, piece in pieces.all(bar):
-                data[name] = packed(piece)
+        fits, highlights = cards_of(self.jobs)
+        data = self._pieces(draft, Pieces(fits, highlights))
         overview = Overview(self.job, fits, highlights, self._others, self._experiments, self._command)
         head = overview.head()
         data |= {"head": packed(head), "index": packed(overview.index())}
@@ -156,6 +148,28 @@ class ReportStage(JobStage[ReportFacts]):
         page = render(head, data)
         draft.save_bytes(PAGE_FILE, page)
         return {"bytes": len(page), "connectors": [fit.wiring.artifact.key for fit in fits]}
+
+    def _pieces(self, draft: Draft, pieces: Pieces) -> dict[str, bytes]:
+        """By name every piece of the page's data, packed."""
+        engine, every = self.job.engine, pieces.of_latents()
+        data: dict[str, bytes] = {}
+        with self.job.observer.progress("report", sum(piece.last - piece.first for piece in every), "cards") as bar:
+            if engine.several:
+
+                def done(piece: Piece, part: Part) -> None:
+                    draft.take(part)
+                    bar.advance(piece.last - piece.first)
+
+                work = PiecesWork(tuple(engine.of_worker(job.cfg) for job in self.jobs), draft.parts)
+                engine.run("report", work, every, done)
+                data = {piece.name: draft.read(piece.file) for piece in every}
+                draft.drop([piece.file for piece in every])
+            else:
+                for piece in every:
+                    data[piece.name] = packed(pieces.make(piece))
+                    bar.advance(piece.last - piece.first)
+            data |= {name: packed(piece) for name, piece in pieces.others(self._experiments)}
+        return data
 
     def pull(self) -> Artifact[ReportFacts]:
         """The page, also at report.path if that is given."""

@@ -10,10 +10,19 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saelink.errors import SaelinkError
-from saelink.store.files import file_sha256, fsync_folder, is_regular, json_bytes, naming, read_tensors, write_durably
+from saelink.store.files import (
+    file_sha256,
+    fsync_folder,
+    is_regular,
+    json_bytes,
+    naming,
+    read_tensors,
+    tensor_bytes,
+    write_durably,
+)
 from saelink.store.manifest import MANIFEST, FileEntry, journal_line, notes_in_journal, notes_in_manifest
 from saelink.store.provenance import provenance
 from saelink.store.recipe import Plan
@@ -25,6 +34,33 @@ if TYPE_CHECKING:
 
 
 JOURNAL = "journal.jsonl"
+
+
+VISIBLE_SECONDS = 60.0
+"""So long a file that another machine wrote may stay unseen: what network file systems remember of a folder."""
+
+
+class Part(NamedTuple):
+    """A file that a worker wrote into a draft."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Parts(NamedTuple):
+    """Where workers write files of a draft that another process holds, which takes them over (`Draft.take`)."""
+
+    folder: str
+
+    def save_bytes(self, name: str, data: bytes) -> Part:
+        """Write one file durably."""
+        write_durably(Path(self.folder) / name, data)
+        return Part(name, len(data), hashlib.sha256(data).hexdigest())
+
+    def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor]) -> Part:
+        """One safetensors file. Equal tensors give equal bytes."""
+        return self.save_bytes(name, tensor_bytes(tensors))
 
 
 class Draft:
@@ -130,26 +166,47 @@ class Draft:
         """Whether this file is finished, now or in an earlier try."""
         return name in self._files
 
+    @property
+    def parts(self) -> Parts:
+        """What workers need to write files of it."""
+        return Parts(str(self.folder.resolve()))
+
+    def take(self, part: Part) -> None:
+        """Note a file that a worker wrote. It is compared before it is read.
+
+        Raises SaelinkError where it can't be seen here: the folder is none that all machines share.
+        """
+        path, until = self.folder / part.name, time.monotonic() + VISIBLE_SECONDS
+        while not (path.exists() and path.stat().st_size == part.size):
+            if time.monotonic() > until:
+                raise SaelinkError(
+                    f"{path}: a worker wrote this file, and it can't be seen here; runtime.outputs must be a folder "
+                    "that all machines share"
+                )
+            time.sleep(0.2)
+        self._note(part.name, {"size": part.size, "sha256": part.sha256})
+        self._others.add(part.name)
+
     def save_bytes(self, name: str, data: bytes) -> None:
         """Write one file durably and note it in the journal."""
-        write_durably(self.folder / name, data)
-        entry: FileEntry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        part = Parts(str(self.folder)).save_bytes(name, data)
+        self._note(name, {"size": part.size, "sha256": part.sha256})
+        self._others.discard(name)
+
+    def _note(self, name: str, entry: FileEntry) -> None:
         path = self.folder / JOURNAL
         with naming(path), path.open("ab") as journal:
             journal.write(journal_line(self.plan.key, name, entry))
             journal.flush()
             os.fsync(journal.fileno())
         self._files[name] = entry
-        self._others.discard(name)
 
     def save_json(self, name: str, value: Any) -> None:
         self.save_bytes(name, json_bytes(value))
 
     def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """One safetensors file. Equal tensors give equal bytes."""
-        from safetensors.torch import save
-
-        self.save_bytes(name, save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}))
+        self.save_bytes(name, tensor_bytes(tensors))
 
     def adopt(self, name: str) -> None:
         """Take a file that a library wrote into the folder by itself."""
@@ -166,13 +223,20 @@ class Draft:
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Read back a file that is already finished. Raises SaelinkError when another worker's was damaged since."""
+        return read_tensors(self._whole(name))
+
+    def read(self, name: str) -> bytes:
+        """The same for a file of any kind."""
+        return self._whole(name).read_bytes()
+
+    def _whole(self, name: str) -> Path:
         path = self.folder / name
         assert name in self._files
         if name in self._others:
             if file_sha256(path) != self._files[name]["sha256"]:
                 raise SaelinkError(f"{path} was damaged after a worker wrote it; the same command again makes it anew")
             self._others.discard(name)
-        return read_tensors(path)
+        return path
 
     def abandon(self) -> None:
         """Leave nothing of it that no later try goes on from: it failed, or its process was told to stop."""

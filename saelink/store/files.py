@@ -123,6 +123,13 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
         raise SaelinkError(f"{path}: can't be read ({' '.join(str(error).split())})") from None
 
 
+def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """A safetensors file. Equal tensors give equal bytes."""
+    from safetensors.torch import save
+
+    return save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+
+
 def json_bytes(value: Any) -> bytes:
     """Readable JSON with a fixed key order, so that equal values have equal bytes. NaN is refused."""
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()

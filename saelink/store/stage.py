@@ -51,6 +51,11 @@ class Stage(ABC, Generic[Facts]):
         """Where it computes, for the manifest."""
         return "cpu"
 
+    @property
+    def resumable(self) -> bool:
+        """Whether `make` goes on from the files that an earlier try finished."""
+        return False
+
     def check(self) -> None:
         """Raise SaelinkError for what can be known to fail before anything is computed."""
 
@@ -70,4 +75,4 @@ class Stage(ABC, Generic[Facts]):
     def pull(self) -> Artifact[Facts]:
         """The artifact, found or made."""
         self.check()
-        return self.store.up_to_date(self.plan) or self.store.build(self.plan, self.make, self.device)
+        return self.store.up_to_date(self.plan) or self.store.build(self.plan, self.make, self.device, self.resumable)

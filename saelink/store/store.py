@@ -211,9 +211,11 @@ class Store:
             self._workers(draft.plan)  # clears away what dead ones left
             return self.commit(draft, facts(), device)
 
-    def build(self, plan: Plan, make: Callable[[Draft], Mapping[str, Any]], device: str = "cpu") -> Artifact[Any]:
+    def build(
+        self, plan: Plan, make: Callable[[Draft], Mapping[str, Any]], device: str = "cpu", resumable: bool = False
+    ) -> Artifact[Any]:
         """The artifact of `plan`: found, or made by `make`, which fills the draft and returns its facts."""
-        with self.drafts([plan]) as drafts:
+        with self.drafts([plan], resumable=resumable) as drafts:
             for draft in drafts:
                 return self.commit(draft, make(draft), device)
         artifact = self.find(plan)

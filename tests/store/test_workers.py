@@ -82,11 +82,11 @@ def test_workers_make_what_one_process_makes(small: Callable[..., list[str]], tm
     alone = start(small("alone"))
     assert alone.wait() == 0, alone.stdout and alone.stdout.read()
     # One is killed in the middle of it; another starts late; what the dead one had claimed is done by those that live.
-    first = start(small("together", "runtime.worker=0"), slow=0.3)
+    first = start(small("together", "runtime.shared=true"), slow=0.3)
     assert first.stdout is not None
     while "did" not in first.stdout.readline():
         assert first.poll() is None
-    others = [start(small("together", f"runtime.worker={number}"), slow=0.05) for number in (1, 2)]
+    others = [start(small("together", "runtime.shared=true"), slow=0.05) for _ in range(2)]
     time.sleep(1.5)
     first.send_signal(signal.SIGKILL)
     said = [worker.communicate()[0] for worker in others]
@@ -103,7 +103,7 @@ def test_workers_make_what_one_process_makes(small: Callable[..., list[str]], tm
 def test_one_process_waits_for_workers_and_takes_what_they_made(
     small: Callable[..., list[str]],
 ) -> None:
-    worker = start(small("out", "runtime.worker=0"), slow=0.1)
+    worker = start(small("out", "runtime.shared=true"), slow=0.1)
     assert worker.stdout is not None
     while "did" not in worker.stdout.readline():
         assert worker.poll() is None

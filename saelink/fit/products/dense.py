@@ -11,21 +11,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 
+from saelink.config.schema import Config
+from saelink.engine.work import Work
 from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
-from saelink.latents.link import counted_split
+from saelink.latents.link import counted_split, pull_sides
 from saelink.latents.rows import Rows, offsets_of
 from saelink.latents.split import Split, Tokens
 from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
-from saelink.store.draft import Draft
+from saelink.store.draft import Draft, Part, Parts
 from saelink.store.files import gigabytes
 from saelink.store.stage import Facts
+from saelink.store.store import Store
 
 GRAM_VERSION = 1
 """Of dense and of sparse products: part of the keys of what is fitted from them."""
@@ -36,8 +40,8 @@ STEP = 131_072
 """Tokens of one piece: all of the products are read and written once for each."""
 
 PART_TOKENS, PARTS = 2**22, 16
-"""Products of so many tokens, and no more parts than that, are summed by one worker each (runtime.worker). The order of
-the sum, and so its last bit, does not depend on how many workers there are."""
+"""Products of so many tokens, and no more parts than that, are a task each. The order of the sum, and so its last bit,
+does not depend on how many workers there are."""
 
 
 class Gram(NamedTuple):
@@ -184,6 +188,36 @@ class TrainingStage(JobStage[Facts]):
         return counted_split(self.job.cfg, self.job.sides, "train")
 
 
+@dataclass(frozen=True)
+class GramWork(Work[Split, int, Part]):
+    """The sums of one part of the training tokens, by its number."""
+
+    cfg: Config
+    draft: Parts
+    n_parts: int
+    d_source: int
+    d_target: int
+
+    def memory(self) -> int:
+        return 8 * self.d_source * (self.d_source + self.d_target)
+
+    def open(self) -> Split:
+        return training_split(self.cfg)
+
+    def run(self, state: Split, task: int) -> Part:
+        sums = sums_of(state.part(task, self.n_parts), self.d_source, self.d_target)
+        return self.draft.save_tensors(part_name(task), sums.tensors())
+
+
+def training_split(cfg: Config) -> Split:
+    """The training tokens of a job, opened by a worker."""
+    return counted_split(cfg, pull_sides(cfg, Store(cfg.runtime.outputs)), "train")
+
+
+def part_name(number: int) -> str:
+    return f"part-{number:02d}.safetensors"
+
+
 class GramStage(TrainingStage[GramFacts]):
     """The products of all target latents of a link. File `gram.safetensors`: see `Gram`.
 
@@ -195,10 +229,10 @@ class GramStage(TrainingStage[GramFacts]):
 
     def make(self, draft: Draft) -> GramFacts:
         training = self._open()
-        return self._sum_up(draft, training, self._parts(training))()
+        return self._sum_up(draft, training, self._parts(training))
 
     def pull(self) -> Artifact[GramFacts]:
-        """The products, summed by all workers that are at it."""
+        """The products; parts of them that an earlier try summed are taken over."""
         job = self.job
         found = self.store.up_to_date(self.plan)
         if found is not None:
@@ -210,9 +244,9 @@ class GramStage(TrainingStage[GramFacts]):
         what = f"gram: {sides.d_source:,} x {sides.d_target:,} latents over {len(training):,} tokens"
         job.observer.say(f"{what}, {gigabytes(size)} to write")
         self.store.need_space(what, size)
-        with self.store.drafts([self.plan], resumable=True, shared=job.cfg.runtime.worker is not None) as drafts:
+        with self.store.drafts([self.plan], resumable=True) as drafts:
             for draft in drafts:
-                return self.store.finish(draft, self._sum_up(draft, training, parts))
+                return self.store.commit(draft, self._sum_up(draft, training, parts), self.device)
         artifact = self.find()
         assert artifact is not None
         return artifact
@@ -220,31 +254,32 @@ class GramStage(TrainingStage[GramFacts]):
     def _parts(self, training: Split) -> int:
         return min(PARTS, max(len(training) // PART_TOKENS, 1))
 
-    def _sum_up(self, draft: Draft, training: Split, parts: int) -> Callable[[], GramFacts]:
-        """The parts' sums, each claimed and made by some worker; gives what adds them in their order."""
-        d_source, d_target = self.job.sides.d_source, self.job.sides.d_target
-        names = [f"part-{number:02d}.safetensors" for number in range(parts)]
-        alone: ProductSums | None = None
-        with self.job.observer.progress("gram", len(training)) as bar:
-            for name, claim in self.store.claims([draft], names):
-                mine = sums_of(training.part(names.index(name), parts), d_source, d_target, bar.advance)
-                if parts == 1 and not draft.shared:
-                    alone = mine  # nobody else asks for it: no need to write and read it
-                else:
-                    draft.save_tensors(name, mine.tensors())
-                claim.release()
+    def _sum_up(self, draft: Draft, training: Split, n_parts: int) -> GramFacts:
+        """The parts' sums, added in their order."""
+        job, (d_source, d_target) = self.job, (self.job.sides.d_source, self.job.sides.d_target)
+        missing = [number for number in range(n_parts) if part_name(number) not in draft]
+        total = ProductSums.zero(d_source, d_target)
+        with job.observer.progress("gram", len(training)) as bar:
+            if n_parts == 1:  # nobody else asks for it: no need to write and read it
+                total = sums_of(training, d_source, d_target, bar.advance)
+            elif job.engine.several:
+                work = GramWork(job.engine.of_worker(job.cfg), draft.parts, n_parts, d_source, d_target)
 
-        def finish() -> GramFacts:
-            total = alone
-            if total is None:
-                total = ProductSums.zero(d_source, d_target)
-                for name in names:
-                    total = total.plus(draft.tensors(name))
-            draft.save_tensors(GRAM_FILE, total.means()._asdict())
-            draft.drop(names)
-            return {"n_tokens": len(training)}
+                def done(_: int, part: Part) -> None:
+                    draft.take(part)
+                    bar.advance(len(training) // n_parts)
 
-        return finish
+                job.engine.run("gram", work, missing, done)
+            else:
+                for number in missing:
+                    sums = sums_of(training.part(number, n_parts), d_source, d_target, bar.advance)
+                    draft.save_tensors(part_name(number), sums.tensors())
+        names = [part_name(number) for number in range(n_parts)] if n_parts > 1 else []
+        for name in names:
+            total = total.plus(draft.tensors(name))
+        draft.save_tensors(GRAM_FILE, total.means()._asdict())
+        draft.drop(names)
+        return {"n_tokens": len(training)}
 
 
 def need_dense_memory(d_source: int, d_target: int, solver: str = "exact") -> None:

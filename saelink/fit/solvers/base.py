@@ -12,6 +12,7 @@ import torch
 from saelink.config.schema import SolverConfig
 from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
+from saelink.fit.lasso.blocks import TargetBlocks
 from saelink.fit.products.dense import Gram
 from saelink.fit.products.sparse import SparseGram
 from saelink.interventions.measure import Changes, Effects
@@ -48,6 +49,8 @@ class Problem(NamedTuple):
     """What these effects are known by."""
     sparse_gram: Callable[[], SparseGram] | None = None
     """The same products where the latents are too many for dense ones; None where they are not."""
+    blocks: Callable[[], TargetBlocks] | None = None
+    """Who solves them from there, block by block; None for all of them here."""
     memory: Memory | None = None
     """Where a path of penalties is kept for the next problem."""
 

@@ -23,6 +23,7 @@ from saelink.connectors.base import Connector
 from saelink.connectors.linear import LinearConnector
 from saelink.connectors.wide_linear import WideLinearConnector
 from saelink.errors import SaelinkError
+from saelink.fit.lasso.blocks import LassoSettings
 from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.lasso.dense import DenseLasso
 from saelink.fit.lasso.sparse import SparseLasso
@@ -114,8 +115,11 @@ class ExactSolver(Solver):
         """`solve` from sparse products, one target after the other."""
         lam = problem.l1_alpha * problem.c / 2
         lasso = SparseLasso(products, connector.b is not None, self.config.positive)
-        tolerance, sweeps = self.config.tolerance, self.config.max_sweeps
-        found = lasso.solve(lam, tolerance, sweeps, self.config.debias, progress.advance)
+        how = (lam, self.config.tolerance, self.config.max_sweeps, self.config.debias)
+        if problem.blocks is None:
+            found = lasso.solve(*how, progress.advance)
+        else:
+            found = problem.blocks().solve(LassoSettings(lasso.centred, lasso.positive, *how), progress.advance)
         l1 = found.weight.abs().sum().item()
         with torch.no_grad():
             connector.set_edges(found.source, found.target, found.weight.float())

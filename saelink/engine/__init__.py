@@ -1,0 +1,1 @@
+"""Tasks on many workers, by engines that others keep."""
