@@ -10,7 +10,7 @@ import torch
 
 from saelink.activations.tokens import TokensStage
 from saelink.errors import SaelinkError
-from saelink.evidence.stability import STABLE, Documents, Places, Stability, StabilityStage, effects_of, halves
+from saelink.evidence.stability import STABLE, Documents, Places, Stability, StabilityStage, halves
 from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.products.dense import gram_of
 from saelink.fit.train import TrainStage, fitted_connector
@@ -127,10 +127,10 @@ def test_causal_edges_are_solved_again_with_the_effects_of_the_same_documents(
     assert artifact.facts["fits"] == 24 and 0 < artifact.facts["stable"] <= artifact.facts["n_edges"]
     measured = load_effects(EffectsStage(Job(cfg, store), "train").pull())
     groups = torch.arange(FOLDS) % 2 == 0
-    one, other = effects_of(measured, groups), effects_of(measured, ~groups)
+    one, other = measured.on(groups), measured.on(~groups)
     n = [part.tokens.sum(0)[:, None] for part in (one, other)]
-    together = (one.mean * n[0] + other.mean * n[1]) / (n[0] + n[1]).clamp(min=1)
-    assert torch.allclose(together, measured.mean, atol=2e-3) and not torch.equal(one.mean, other.mean)
+    together = (one.dense() * n[0] + other.dense() * n[1]) / (n[0] + n[1]).clamp(min=1)
+    assert torch.allclose(together, measured.dense(), atol=2e-3) and not torch.equal(one.dense(), other.dense())
 
 
 def test_the_groups_of_effects_are_groups_of_documents(world: World, store: Store) -> None:
