@@ -257,6 +257,21 @@ def test_operations_on_pairs_are_those_on_matrices(
     assert torch.allclose(measured.on(groups).dense(), folds[groups].sum(0) / (2 * int(groups.sum())))
 
 
+def test_tokens_of_a_source_are_spread() -> None:
+    generator = torch.Generator().manual_seed(1)
+    active = torch.rand(500, 6, generator=generator) < torch.tensor([0.0, 0.01, 0.1, 0.3, 0.6, 1.0])
+    rows = Rows.from_dense(active.float())
+    chosen = choose_ablations(rows.transposed(), torch.arange(500) % FOLDS, 40)
+    for source in range(6):
+        mine = chosen.token[chosen.source == source]
+        n = int(active[:, source].sum())
+        assert len(mine) == min(n, 40) == len(mine.unique()) and active[mine, source].all()
+        if n > 200:
+            assert (torch.bincount(mine // 50, minlength=10) >= 3).all()
+    key = chosen.source * FOLDS + chosen.fold
+    assert (key.diff() >= 0).all()
+
+
 @settings(max_examples=40, deadline=None)
 @drawn(st.integers(0, 10**6), st.integers(1, 40))
 def test_ablations_of_some_sources_are_those_among_all(seed: int, most: int) -> None:
