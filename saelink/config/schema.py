@@ -283,7 +283,8 @@ class VerifyConfig:
     """An effect is strong from this share of the target's mean active value on, if its sign is the same in both halves
     of the documents."""
     null_sources: int | None = None
-    """Sources, drawn at random, that the two measured nulls ablate; null: all of up to 4,096, a tenth of more."""
+    """Sources, drawn at random, that the two measured nulls ablate; null: all of up to 4,096, of
+    more a tenth, but at least 2,048."""
     consequences: int = 0
     """Also what the model's next token loses without so many confirmed edges, their targets, as many outlier latents
     (6: three minutes on 2 cores for the default model)."""

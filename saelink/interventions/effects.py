@@ -86,15 +86,21 @@ def null_sources(cfg: Config, d_source: int) -> torch.Tensor:
     return order[:most].sort().values
 
 
+def tokens_looked_at(job: Job, split: str) -> int:
+    """How many of a split's tokens there are to look at, those that don't count included."""
+    facts = job.sides.target.facts
+    return max(min(most_tokens(job.cfg, split), facts["sequences"][split] * facts["context_size"]), 1)
+
+
 def changes_of_a_source(job: Job, split: str, most: int) -> float:
     """About how many changes of single targets `most` ablations of a source make: of what is active before or after."""
-    return 2 * max(job.sides.target.facts["l0"], 1.0) * max(min(most, most_tokens(job.cfg, split)), 1)
+    return 2 * max(job.sides.target.facts["l0"], 1.0) * min(most, tokens_looked_at(job, split))
 
 
 def effects_bytes(job: Job, split: str = "test") -> int:
     """Memory that measuring the effects of the job's sources takes beside the model."""
     sides = job.sides
-    both, n = [*sides.sources, sides.target], most_tokens(job.cfg, split)
+    both, n = [*sides.sources, sides.target], tokens_looked_at(job, split)
     activations = sum(8 * n * side.facts["width"] for side in both)  # twice while they are put together
     latents = sum(64 * n * max(int(side.facts["l0"]), 1) for side in both)  # by token and by latent, sorted
     saes = sum(8 * side.facts["d_sae"] * side.facts["width"] for side in both)
@@ -217,9 +223,9 @@ class EffectsStage(JobStage[EffectsFacts]):
     def _say(self, n_sources: int, changes: float) -> None:
         """What will be measured, and how much it needs of memory and disk; `changes` is of one source."""
         job, link, sides = self.job, self.job.link, self.job.sides
-        most = max(most_tokens(job.cfg, self.split), 1)
+        n = tokens_looked_at(job, self.split)
         some = "" if n_sources == sides.d_source else f", {n_sources:,} of {sides.d_source:,} sources"
-        what = f"effects: {' + '.join(link.sources)} -> {link.target} on at most {most:,} {self.split} tokens{some}"
+        what = f"effects: {' + '.join(link.sources)} -> {link.target} on {n:,} {self.split} tokens{some}"
         job.observer.say(f"{what}, {effects_bytes(job, self.split) / 1e9:.1f} GB of memory")
         pairs = min(changes, sides.d_target)
         single = 4 * changes if self.split == "train" else 0
@@ -238,7 +244,7 @@ class EffectsStage(JobStage[EffectsFacts]):
             for name, claim in self.store.claims([draft], list(lows)):
                 given = given or self._open()
                 high = min(lows[name] + step, len(sources))
-                part = effects_of_sources(given, lows[name], high, self.split == "train")
+                part = effects_of_sources(given, lows[name], high, self.split == "train", bar.advance)
                 if part.changes is not None:
                     ablations = {"token": part.changes.token.int(), "source": part.changes.source.int()}
                     tensors = pack(part.changes.rows) | ablations | {"value": part.changes.value}
@@ -246,7 +252,6 @@ class EffectsStage(JobStage[EffectsFacts]):
                 of_sources = {"tokens": part.tokens, "source_mean": part.source_mean}
                 draft.save_tensors(name, part.pairs._asdict() | of_sources)
                 claim.release()
-                bar.advance(high - lows[name])
         return lambda: self._together(draft, list(lows), given)
 
     def _together(self, draft: Draft, names: list[str], given: Measurement | None) -> EffectsFacts:

@@ -133,15 +133,22 @@ def effects_of_sources(
 ) -> Part:
     """The effects of the sources given.sources[low:high]. Nothing else is read or written, and in no other order.
 
-    With `keep` every single change comes back too; `done(n)` is told of every n ablations that are made.
+    With `keep` every single change comes back too; `done(n)` is told of every n sources that are ablated.
     """
     block, scale = given.block, given.scales[-1]
     ids = given.sources[low:high]
     chosen = choose_ablations(given.active, block.fold, given.most, ids)
     number = torch.searchsorted(ids, chosen.source)
-    changes = _changes(given, chosen, done)
-    changes = changes.scaled(1 / scale)
     n = len(ids)
+    reached = 0
+
+    def count(share: float) -> None:
+        nonlocal reached
+        done(int(share * n) - reached)
+        reached = int(share * n)
+
+    changes = _changes(given, chosen, count).scaled(1 / scale)
+    count(1.0)
     counts = torch.bincount(chosen.fold * n + number, minlength=FOLDS * n).view(FOLDS, n)
     total = counts.sum(0)
     sums = torch.zeros(n, dtype=torch.float64).index_add_(0, number, chosen.value.double())
@@ -153,8 +160,11 @@ def effects_of_sources(
     return Part(_summed(changes, ids, total, chosen.fold), counts, mean, kept)
 
 
-def _changes(given: Measurement, chosen: Ablations, done: Callable[[int], object]) -> Rows:
-    """[ablations, d_target] f(x) - f(x - a d) in raw units, indices int32; as they were chosen."""
+def _changes(given: Measurement, chosen: Ablations, done: Callable[[float], object]) -> Rows:
+    """[ablations, d_target] f(x) - f(x - a d) in raw units, indices int32; as they were chosen.
+
+    `done` is told which share of them is made.
+    """
     block, target_sae = given.block, given.block.target_sae
     device = block.x[0].device
     order = None
@@ -176,7 +186,7 @@ def _changes(given: Measurement, chosen: Ablations, done: Callable[[int], object
             pre = target_sae.pre_acts(acts[low : low + step], room)
             here = token[low : low + step]
             parts.append(changed(pre, here, given.before, given.floor[here], by_latent))
-        done(len(token))
+        done((first + len(token)) / len(chosen.token))
     changes = Rows.stack(parts)
     return changes if order is None else changes.select(torch.argsort(order))
 
@@ -251,8 +261,7 @@ def measure_effects(given: Measurement, observer: Observer, step: int = MOST_SOU
     with observer.progress("effects", len(given.sources), "sources") as bar:
         for low in range(0, len(given.sources), step):
             high = min(low + step, len(given.sources))
-            parts.append(effects_of_sources(given, low, high))
-            bar.advance(high - low)
+            parts.append(effects_of_sources(given, low, high, done=bar.advance))
     read = [lambda pairs=part.pairs: pairs for part in parts]
     tokens = torch.cat([part.tokens for part in parts], 1)
     return gathered(given, read, tokens, torch.cat([part.source_mean for part in parts]))
