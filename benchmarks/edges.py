@@ -21,8 +21,9 @@ import torch
 
 from benchmarks.figures import configured
 from saelink.compose import register
+from saelink.evidence.claims import Claims, claims
 from saelink.evidence.evaluate import EvaluateStage
-from saelink.evidence.verdicts import claims, judged
+from saelink.evidence.verdicts import judged
 from saelink.fit.products.dense import GramStage, load_gram
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.block import encoded_with_floor, open_block
@@ -87,7 +88,8 @@ def main() -> None:
         rows[name]["seconds"] = artifact.manifest["provenance"]["seconds"]
         rows[name] |= judged(claim, measured, fitted.target_ids, cfg.verify.strong)[0]
         if name == "exact linear, 8e-4":
-            lasso, ids = claim, fitted.target_ids
+            lasso, ids = torch.zeros(sides.d_source, len(fitted.target_ids)), fitted.target_ids
+            lasso[claim.source, claim.column] = claim.value
         print(name, _cells(rows[name]), flush=True)
     assert lasso is not None
     tokens = load_split(base, sides, "train", ids)
@@ -102,12 +104,12 @@ def main() -> None:
         kept = claim.abs().flatten().sort(descending=True).indices[: len(size)]
         sparse = torch.zeros(claim.numel())
         sparse[kept] = claim.flatten()[kept]
-        rows[name] = {"seconds": seconds[name]} | judged(sparse.view_as(claim), measured, ids, base.verify.strong)[0]
+        rows[name] = {"seconds": seconds[name]} | _judged(sparse.view_as(claim), measured, ids, base)
     for name, weight in (("correlation", _correlation(tokens)), ("random", _random(lasso))):
         kept = weight.abs().flatten().sort(descending=True).indices[: len(size)]
         claim = torch.zeros(lasso.numel())
         claim[kept] = weight.flatten()[kept].sign() * size
-        rows[name] = judged(claim.view_as(lasso), measured, ids, base.verify.strong)[0]
+        rows[name] = _judged(claim.view_as(lasso), measured, ids, base)
     path = Path(__file__).with_name("edges.json")
     result = json.loads(path.read_text()) if path.exists() else {}
     result[f"layer {layer}"] = {
@@ -119,6 +121,10 @@ def main() -> None:
     print("| edges of | FVU | CE recovered | edges | seconds | " + " | ".join(SHOWN) + " |")
     for name, row in rows.items():
         print(f"| {name} | {_cells(row)} |")
+
+
+def _judged(claim: torch.Tensor, measured: Any, ids: torch.Tensor, cfg: Any) -> dict[str, Any]:
+    return judged(Claims.of_dense(claim), measured, ids, cfg.verify.strong)[0]
 
 
 def _with_start(layer: str, overrides: list[str], store: Store) -> Any:
@@ -164,7 +170,7 @@ def _gradients(
         found["mean Jacobian, 1,000 tokens"] = claim, time.monotonic() - started
         started = time.monotonic()
         active = block.active()
-        chosen = choose_ablations(active, block.fold, 64)
+        chosen = choose_ablations(active.transposed(), block.fold, 64)
         gated, ungated = (torch.zeros(active.d, block.target_sae.d_sae) for _ in range(2))
         target_rows, _ = encoded_with_floor(block.target_sae, block.computation.outputs())
         for first in range(0, len(chosen.token), 2048):

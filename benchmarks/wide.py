@@ -1,6 +1,9 @@
-"""Wide dictionaries: a whole `saelink train` and `evaluate` between random TopK-32 SAEs, with the kernel's peak memory.
+"""Wide dictionaries: `saelink train`, `evaluate`, `verify` between random TopK-32 SAEs, with the kernel's peak memory.
 
-    python -m benchmarks.wide [width] [folder]    # 32,768 latents and a temporary folder unless given; about 20 minutes
+    python -m benchmarks.wide [width] [folder]    # 32,768 latents and a temporary folder unless given; about an hour
+
+`verify` ablates each source on 64 tokens and measures the nulls on a tenth of the sources, first without stability,
+then with it, on the sample of targets that is the default at this width.
 
 Writes benchmarks/wide.json, an entry for each width. Random SAEs meet more pairs of latents than trained ones and
 explain less, so the time of products and fit is what is measured here, not the quality of anything.
@@ -67,9 +70,16 @@ def main() -> None:
         encoded = measured("encode", settings, folder)
         fitted = measured("train", settings, folder)
         evaluated = measured("evaluate", settings, folder)
+        words = ["verify.tokens_per_source=64", f"verify.null_sources={width // 10}"]
+        verified = measured("verify", [*settings, *words, "verify.stability=false"], folder)
+        repeated = measured("verify", [*settings, *words], folder)
         train, evaluation = (
             json.loads(next((folder / "outputs" / stage).glob("*/manifest.json")).read_text())["facts"]
             for stage in ("train", "evaluate")
+        )
+        stable, effects = (
+            [json.loads(path.read_text())["facts"] for path in (folder / "outputs" / stage).glob("*/manifest.json")]
+            for stage in ("stability", "effects")
         )
         products = json.loads(next((folder / "outputs" / "products").glob("*/manifest.json")).read_text())["facts"]
     figures = ("n_tokens", "validation_fvu", "n_edges", "relative_gap", "worst_gap", "l1")
@@ -77,6 +87,9 @@ def main() -> None:
         "encode": encoded,
         "train": fitted,
         "evaluate": evaluated,
+        "verify, no stability": verified,
+        "stability": repeated | {"facts": stable[0]},
+        "effects": effects,
         "fit": {name: train[name] for name in figures} | {"test_fvu": evaluation["fvu"]},
         "share of all pairs of latents that meet": round(products["pairs"] / (2 * width**2), 4),
         "cores": os.cpu_count(),

@@ -108,6 +108,7 @@ def test_effects_of_200_random_edges_are_those_of_one_ablation_at_a_time(outputs
     cfg = composed([*SLICE, f"runtime.outputs={outputs}"])
     store = Store(outputs)
     found = load_effects(EffectsStage(Job(cfg, store)).pull())
+    mean = found.dense()
     info, sides = model_info(cfg, store), pull_sides(cfg, store)
     source_hook, target_hook = HOOKS[:2]
     source_sae, target_sae = read_sae(SAES / source_hook, "sae.path"), read_sae(SAES / target_hook, "sae.path")
@@ -162,7 +163,7 @@ def test_effects_of_200_random_edges_are_those_of_one_ablation_at_a_time(outputs
                 bridge.run_with_hooks(text, fwd_hooks=[(source_hook, ablate), (target_hook, keep)], stop_at_layer=2)
         change = read(pre[at], floor[at]) - read(target_sae.pre_acts(torch.stack(after)), floor[at])
         expected = change.mean(0)[targets] / sides.scales[-1]
-        off = (found.mean[source, targets] - expected).abs() / found.target_mean[targets]
+        off = (mean[source, targets] - expected).abs() / found.target_mean[targets]
         worst = max(worst, off.max().item())
     assert worst < 1e-4, worst
 

@@ -151,7 +151,9 @@ def run_verify(job: Job) -> None:
     check_measurable(job.cfg)
     chosen_edges(job)  # a mistake there gets its line before hours of work
     if EffectsStage(job).find() is None:
-        need_effects(job.sides)
+        need_effects(job)
+    if wanted(job.cfg):
+        StabilityStage(job).check()
     with tracked(job) as (job, show):
         again = StabilityStage(job) if wanted(job.cfg) else None
         ahead = outlook(job)

@@ -138,8 +138,8 @@ PAGES = {
         ),
         {
             "What is explained": TARGETS,
-            "The ablations": "verify.tokens verify.tokens_per_source verify.strong verify.stability "
-            "verify.consequences verify.chosen",
+            "The ablations": "verify.tokens verify.tokens_per_source verify.strong verify.null_sources "
+            "verify.stability verify.stability_targets verify.consequences verify.chosen",
             "The fit": FIT,
             "Where it runs": TRACKED,
         },

@@ -225,7 +225,7 @@ class EvalConfig:
     bootstrap: int = 1000
     """ce: resamples of the documents behind an interval."""
     verify: bool | None = None
-    """Which edges are real? null: verdicts, where the effects fit into 2 GB; true: all that `saelink verify` does."""
+    """Which edges are real? null: verdicts, up to 5,792 latents on both sides; true: all that `saelink verify` does."""
 
 
 @dataclass
@@ -291,6 +291,9 @@ class VerifyConfig:
     strong: float = 0.1
     """An effect is strong from this share of the target's mean active value on, if its sign is the same in both halves
     of the documents."""
+    null_sources: int | None = None
+    """Sources, drawn at random, that the two measured nulls ablate; null: all of up to 4,096, of
+    more a tenth, but at least 2,048."""
     consequences: int = 0
     """Also what the model's next token loses without so many confirmed edges, their targets, as many outlier latents
     (6: three minutes on 2 cores for the default model)."""
@@ -299,6 +302,8 @@ class VerifyConfig:
     stability: bool | None = None
     """Also fit again on halves of the documents: how often is each edge chosen? null: where that is cheap (exact,
     causal); true: also for proximal, which is trained four times more."""
+    stability_targets: int | None = None
+    """Targets, drawn at random, whose edges this is found of; null: all of up to 8,192, 4,096 of more."""
 
 
 @dataclass

@@ -18,7 +18,10 @@ from saelink.config.schema import Config
 from saelink.connectors import CONNECTORS
 from saelink.connectors.linear import LinearConnector, LinearSettings
 from saelink.errors import SaelinkError
+from saelink.evidence.claims import Claims, weights_of
+from saelink.fit.lasso.sparse import SparseLasso, SparseSolution
 from saelink.fit.products.dense import Gram, GramStage, gram_of, load_gram, need_dense_memory
+from saelink.fit.products.sparse import is_wide, sparse_gram_of
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.base import Problem
 from saelink.fit.solvers.exact import ExactSolver
@@ -27,7 +30,6 @@ from saelink.fit.train import TrainStage, fitted_connector
 from saelink.fit.warm_start import STARTS
 from saelink.interventions.block import FOLDS
 from saelink.interventions.effects import EffectsStage, load_effects
-from saelink.interventions.measure import Effects
 from saelink.job import Job, JobStage
 from saelink.latents.link import counted_split
 from saelink.latents.split import Split, Tokens
@@ -76,11 +78,28 @@ def fits_of(cfg: Config) -> int:
     return 2 * PAIRS * len(NEIGHBOURS) if solved(cfg) else 2 * TRAINED_PAIRS
 
 
+ALL_TARGETS, SOME_TARGETS = 8192, 4096
+"""All targets of up to so many are looked at, and so many of more, if verify.stability_targets does not say."""
+
+
+def sampled_targets(cfg: Config, n: int) -> torch.Tensor:
+    """[m] places, ascending, of the targets that are looked at among n that are explained; a sample by n alone."""
+    most = cfg.verify.stability_targets
+    if most is None:
+        most = n if n <= ALL_TARGETS else SOME_TARGETS
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most].sort().values
+
+
 class StabilityFacts(TypedDict):
     fits: int
     varied: str
     """What the fits differ in besides documents."""
+    targets: int
+    """Targets that were looked at,"""
+    of_targets: int
+    """and how many are explained."""
     n_edges: int
+    """Edges into these targets."""
     stable: int
     """Edges that are chosen in STABLE of the fits,"""
     half: int
@@ -88,15 +107,40 @@ class StabilityFacts(TypedDict):
     mean: float
 
 
+class _Edges(NamedTuple):
+    """The edges whose fate is followed, in the order of sources."""
+
+    source: torch.Tensor
+    """[n]"""
+    column: torch.Tensor
+    """[n] among the targets that are looked at."""
+    places: torch.Tensor
+    """[m] these targets' places among those that are explained."""
+
+    def of_dense(self, W: torch.Tensor) -> torch.Tensor:
+        """[n] their signs in weights [d_source, m]."""
+        return W[self.source, self.column].sign()
+
+    def of_sparse(self, found: SparseSolution) -> torch.Tensor:
+        """[n] their signs in a sparse solution of these targets."""
+        width = len(self.places)
+        key, by = (found.source * width + found.target).sort()
+        wanted = self.source * width + self.column
+        at = torch.searchsorted(key, wanted).clamp(max=max(len(key) - 1, 0))
+        if not len(key):
+            return torch.zeros(len(wanted), dtype=torch.float64)
+        return torch.where(key[at] == wanted, found.weight[by[at]].sign(), 0.0)
+
+
 class StabilityStage(JobStage[StabilityFacts]):
-    """The selection probability of every edge of the configured connector.
+    """The selection probability of every edge of the configured connector into the targets that are looked at.
 
     File `edges.safetensors`: by edge `target`, `source` (the SAEs' own numbers, sources side by side) and `chosen`, in
     how many of the fits. Raises SaelinkError for a connector whose edges can't be chosen again.
     """
 
     name = "stability"
-    version = 2
+    version = 3
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -110,7 +154,7 @@ class StabilityStage(JobStage[StabilityFacts]):
         self._train = TrainStage(job)
 
     def recipe(self) -> dict[str, Any]:
-        return {}
+        return {"targets": self.job.cfg.verify.stability_targets}
 
     def inputs(self) -> dict[str, str]:
         return {"connector": self._train.key}
@@ -118,31 +162,51 @@ class StabilityStage(JobStage[StabilityFacts]):
     def about(self) -> str:
         return self._train.about()
 
+    def check(self) -> None:
+        most = self.job.cfg.verify.stability_targets
+        if most is not None and most < 1:
+            raise SaelinkError(f"verify.stability_targets={most} must be at least 1")
+
     def make(self, draft: Draft) -> StabilityFacts:
         job = self.job
-        if solved(job.cfg):
-            need_dense_memory(job.sides.d_source, job.sides.d_target, "exact: stability of its edges")
+        wide = solved(job.cfg) and _wide(job)
+        if solved(job.cfg) and not wide:
+            need_dense_memory(job.sides.d_source, job.sides.d_target, f"{job.cfg.solver.name}: stability of its edges")
         connector = fitted_connector(self._train.pull())
-        fits = fits_of(job.cfg)
-        ids, W = connector.target_ids, connector.output_weight()
-        source, column = W.nonzero(as_tuple=True)
-        sign = W[source, column].sign().double()
-        chosen = torch.zeros(len(source), dtype=torch.int64)
+        fits, ids = fits_of(job.cfg), connector.target_ids
+        places = sampled_targets(job.cfg, len(ids))
+        weights = Claims.stack(list(weights_of(connector)))
+        column = torch.searchsorted(places, weights.column).clamp(max=len(places) - 1)
+        kept = places[column] == weights.column
+        edges = _Edges(weights.source[kept], column[kept], places)
+        sign = weights.value[kept].sign().double()
+        chosen = torch.zeros(len(sign), dtype=torch.int64)
+        again = _solved_wide if wide else _solved_again if solved(job.cfg) else _trained_again
+        some = "" if len(places) == len(ids) else f" into {len(places):,} of {len(ids):,} targets"
+        job.observer.say(f"stability: {fits} fits, {len(sign):,} edges{some}")
         with job.observer.progress("stability", fits, "fits") as bar:
-            for other in _solved_again(job, ids) if solved(job.cfg) else _trained_again(job, ids):
-                chosen += other[source, column].sign() == sign
+            for signs in again(job, ids, edges):
+                chosen += signs == sign
                 bar.advance(1)
-        tensors = {"target": ids[column], "source": source.int(), "chosen": chosen.to(torch.uint8)}
+        target = ids[places[edges.column]]
+        tensors = {"target": target, "source": edges.source.int(), "chosen": chosen.to(torch.uint8)}
         draft.save_tensors(STABILITY_FILE, tensors)
         share = chosen.double() / fits
         return {
             "fits": fits,
             "varied": "at neighbouring penalties" if solved(job.cfg) else "from other seeds",
+            "targets": len(places),
+            "of_targets": len(ids),
             "n_edges": len(share),
             "stable": int((share >= STABLE).sum()),
             "half": int((share >= 0.5).sum()),
             "mean": share.sum().item() / max(len(share), 1),
         }
+
+
+def _wide(job: Job) -> bool:
+    """Whether the connector is fitted from sparse products."""
+    return SOLVERS[job.cfg.solver.name](job.cfg.solver).goes_wide and is_wide(job.sides.d_source, job.sides.d_target)
 
 
 class Documents(NamedTuple):
@@ -175,19 +239,38 @@ class Documents(NamedTuple):
         return chosen, chosen[torch.arange(self.n) % FOLDS]
 
 
-def _solved_again(job: Job, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The weights of every solution on a half."""
-    sides = job.sides
-    whole = counted_split(job.cfg, sides, "train")
-    training = whole.explain(ids)
-    document = job.tokens.tensors("train.safetensors")["document"].flatten().long()
-    documents = Documents.of(training, document)
-    everything = load_gram(GramStage(job, whole).pull()).explain(ids)
+class _Again(NamedTuple):
+    """What fitting again on halves of the documents starts from."""
+
+    whole: Split
+    """All training tokens, with all target latents,"""
+    training: Split
+    """and with the targets that are looked at."""
+    documents: Documents
+    ids: torch.Tensor
+    """[m] the numbers of these targets."""
+    c: float
+    """The normaliser of the squared error, which all explained targets have a part in."""
+
+    @staticmethod
+    def of(job: Job, ids: torch.Tensor, edges: _Edges) -> _Again:
+        whole = counted_split(job.cfg, job.sides, "train")
+        document = job.tokens.tensors("train.safetensors")["document"].flatten().long()
+        explained = whole.explain(ids)
+        training = whole.explain(ids[edges.places])
+        c = normaliser(job.cfg, job.store, explained)
+        return _Again(whole, training, Documents.of(training, document), ids[edges.places], c)
+
+
+def _solved_again(job: Job, ids: torch.Tensor, edges: _Edges) -> Iterator[torch.Tensor]:
+    """The edges' signs in every solution on a half."""
+    given = _Again.of(job, ids, edges)
+    training, documents, c = given.training, given.documents, given.c
+    everything = load_gram(GramStage(job, given.whole).pull()).explain(given.ids)
     solver = SOLVERS[job.cfg.solver.name](job.cfg.solver)
     assert isinstance(solver, ExactSolver)
-    measured = load_effects(EffectsStage(job, "train").pull()).explain(ids) if solver.uses_effects else None
-    start = LinearConnector(LinearSettings(name="linear", bias=job.cfg.connector.bias), sides.d_source, ids)
-    c = normaliser(job.cfg, job.store, training)
+    measured = load_effects(EffectsStage(job, "train").pull()).explain(given.ids) if solver.uses_effects else None
+    start = LinearConnector(LinearSettings(name="linear", bias=job.cfg.connector.bias), job.sides.d_source, given.ids)
     for pair in range(PAIRS):
         generator = torch.Generator().manual_seed(pair)
         groups = torch.zeros(FOLDS, dtype=torch.bool)
@@ -196,7 +279,7 @@ def _solved_again(job: Job, ids: torch.Tensor) -> Iterator[torch.Tensor]:
         else:
             groups, first = documents.folds(generator)
         for number, products in enumerate(halves(training, documents, everything, first)):
-            mine = None if measured is None else effects_of(measured, groups if number == 0 else ~groups)
+            mine = None if measured is None else measured.on(groups if number == 0 else ~groups)
             name = f"half {pair} {number} of {TrainStage(job).key}"
             problem = Problem(
                 train=training, validation=training, l1_alpha=float(job.cfg.l1_alpha), c=c, seed=0, device=job.device,
@@ -206,11 +289,27 @@ def _solved_again(job: Job, ids: torch.Tensor) -> Iterator[torch.Tensor]:
             lasso, _ = solver.problem(start, problem)
             for factor in NEIGHBOURS:
                 lam = problem.l1_alpha * factor * c / 2
-                yield lasso.solve(lam, solver.config.tolerance, solver.config.max_sweeps)[0].cpu()
+                yield edges.of_dense(lasso.solve(lam, solver.config.tolerance, solver.config.max_sweeps)[0].cpu())
 
 
-def _trained_again(job: Job, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The weights of a training on every half, each from another seed."""
+def _solved_wide(job: Job, ids: torch.Tensor, edges: _Edges) -> Iterator[torch.Tensor]:
+    """`_solved_again` from sparse products, which are made of each half: a difference of two would keep all pairs."""
+    given = _Again.of(job, ids, edges)
+    settings = job.cfg.solver
+    for pair in range(PAIRS):
+        first = given.documents.half(torch.Generator().manual_seed(pair))
+        for chosen in (first, ~first):
+            half = given.training.where(chosen[given.documents.of_row])
+            about = max(int(len(given.training) * chosen.double().mean().item()), 1)
+            products = sparse_gram_of(half, n_tokens=about)
+            lasso = SparseLasso(products, job.cfg.connector.bias, settings.positive)
+            for factor in NEIGHBOURS:
+                lam = float(job.cfg.l1_alpha) * factor * given.c / 2
+                yield edges.of_sparse(lasso.solve(lam, settings.tolerance, settings.max_sweeps))
+
+
+def _trained_again(job: Job, ids: torch.Tensor, edges: _Edges) -> Iterator[torch.Tensor]:
+    """The edges' signs after a training on every half, each from another seed; all targets are trained together."""
     sides = job.sides
     training = counted_split(job.cfg, sides, "train").explain(ids)
     document = job.tokens.tensors("train.safetensors")["document"].flatten().long()
@@ -229,7 +328,7 @@ def _trained_again(job: Job, ids: torch.Tensor) -> Iterator[torch.Tensor]:
                 device=job.device, gram=lambda half=half: gram_of(half),
             )  # fmt: skip
             SOLVERS[job.cfg.solver.name](job.cfg.solver).solve(connector, problem, Progress())
-            yield connector.output_weight().cpu()
+            yield edges.of_dense(connector.output_weight().cpu()[:, edges.places])
 
 
 def halves(training: Split, documents: Documents, everything: Gram, first: torch.Tensor) -> Iterator[Gram]:
@@ -247,13 +346,6 @@ def halves(training: Split, documents: Documents, everything: Gram, first: torch
     assert 0 < size < n, "every document has a token"
     yield one
     yield Gram(*((n * a - size * b) / (n - size) for a, b in zip(everything, one, strict=True)))
-
-
-def effects_of(measured: Effects, groups: torch.Tensor) -> Effects:
-    """Effects on some groups of documents alone; rates and mean activations stay those of all."""
-    tokens = measured.tokens * groups[:, None]
-    mean = measured.folds[groups].float().sum(0) / tokens.sum(0).clamp(min=1)[:, None]
-    return measured._replace(mean=mean, tokens=tokens)
 
 
 class Places:

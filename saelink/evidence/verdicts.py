@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from saelink.connectors.base import Connector
+from saelink.evidence.claims import Claims
 from saelink.evidence.stability import Places
 from saelink.interventions.block import FOLDS
-from saelink.interventions.measure import Effects, choose_ablations
-from saelink.latents.rows import Rows
-from saelink.latents.split import Tokens
-from saelink.progress import Observer
+from saelink.interventions.pairs import Effects, same_sign
 from saelink.store.artifact import Artifact
 
 FIGURES_FILE = "figures.json"
@@ -96,37 +93,41 @@ class Verdicts:
         return self._missed.get(target, [])
 
 
-def shuffled(measured: Effects) -> Effects:
-    """Every source with the effects of another one."""
-    order = torch.randperm(len(measured.source_mean), generator=torch.Generator().manual_seed(0))
-    kept = {"mean": measured.mean[order], "folds": measured.folds[:, order], "tokens": measured.tokens[:, order]}
-    return measured._replace(**kept)
+def shuffled(claimed: Claims, d_source: int) -> Claims:
+    """The claims on every source made of another one: what it takes to compare them with another's effects."""
+    return claimed.renamed(torch.randperm(d_source, generator=torch.Generator().manual_seed(0)))
 
 
-def claims(
-    connector: Connector, measured: Effects, test: Tokens, most: int, device: str, observer: Observer
-) -> torch.Tensor:
-    """[d_source, d_target of the connector] what its predictions lose on average without each source."""
-    if len(connector.penalised()) == 1 and not connector.relu_output:
-        return connector.output_weight() * measured.source_mean[:, None]
-    chosen = choose_ablations(test.source, torch.zeros(len(test), dtype=torch.int64), most)
-    sums = torch.zeros(test.source.d, connector.d_target)
-    connector = connector.to(device)
-    with observer.progress("claims", len(chosen.token), "ablations") as bar, torch.inference_mode():
-        for first in range(0, len(chosen.token), 2048):
-            part = slice(first, first + 2048)
-            rows, source = test.source.select(chosen.token[part]), chosen.source[part]
-            kept = rows.indices != source[rows.row_of]
-            without = Rows(rows.offsets, rows.indices, rows.values * kept, rows.d)
-            lost = (connector(rows.to(device)) - connector(without.to(device))).cpu()
-            unique, place = source.unique_consecutive(return_inverse=True)
-            sums[unique] += torch.zeros(len(unique), lost.shape[1]).index_add_(0, place, lost)
-            bar.advance(len(source))
-    return sums / torch.bincount(chosen.source, minlength=test.source.d).clamp(min=1)[:, None]
+class _Graph(NamedTuple):
+    """Claims and effects on the pairs of living targets, as shares of the target's mean active value.
+
+    A pair's key is source * width + column: keys ascend with sources, then columns.
+    """
+
+    width: int
+    """Columns: living targets among those that are explained."""
+    key: torch.Tensor
+    """[n] of each claim,"""
+    claim: torch.Tensor
+    """what it says,"""
+    effect: torch.Tensor
+    """what the effect is,"""
+    consistent: torch.Tensor
+    """and whether that has the same sign in both halves of the documents, on enough tokens."""
+    strong_key: torch.Tensor
+    """[m] of each strong effect,"""
+    strong: torch.Tensor
+    """and what it is."""
+    strong_claim: torch.Tensor
+    """[m] What is claimed of it."""
+    candidate: torch.Tensor
+    """[c] keys of the strongest claims and of all effects that are nearly strong, ascending,"""
+    folds: torch.Tensor
+    """[FOLDS, c] float64 and the sum of their effects over each group of documents."""
 
 
 def judged(
-    claimed: torch.Tensor, measured: Effects, target_ids: torch.Tensor, strong: float
+    claimed: Claims, measured: Effects, target_ids: torch.Tensor, strong: float
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Figures of a graph of claims against effects, and the verdict on each of its edges.
 
@@ -136,45 +137,95 @@ def judged(
     unit = measured.target_mean[target_ids]
     alive = unit > 0
     ids, unit = target_ids[alive], unit[alive]
-    width = len(ids)
-    claim = claimed[:, alive] / unit
-    effect = measured.mean[:, ids] / unit
-    enough = measured.tokens.sum(0) >= MIN_ABLATED
-    consistent = measured.consistent()[:, ids] & enough[:, None]
-    is_strong = (effect.abs() >= strong) & consistent
-    place = claim.flatten().nonzero().squeeze(1)
-    place = place[claim.flatten()[place].abs().sort(descending=True, stable=True).indices]
-    verdict = _verdicts(claim.flatten()[place], effect.flatten()[place], consistent.flatten()[place])
-    verdict[~enough[place // width] & (claim.flatten()[place].abs() >= FAINT_CLAIM)] = VERDICTS.index("unclear")
-    missed = (is_strong & (claim.abs() < FAINT_CLAIM)).flatten().nonzero().squeeze(1)
-    missed = missed[effect.flatten()[missed].abs().sort(descending=True, stable=True).indices]
-    tensors = {
-        "target": ids[place % width],
-        "source": (place // width).int(),
-        "claim": claim.flatten()[place],
-        "effect": effect.flatten()[place],
-        "verdict": verdict.to(torch.uint8),
-        "missed_target": ids[missed % width],
-        "missed_source": (missed // width).int(),
-        "missed_effect": effect.flatten()[missed],
-    }
+    width, enough = len(ids), measured.tokens.sum(0) >= MIN_ABLATED
+    kept = alive[claimed.column]
+    column = (alive.cumsum(0) - 1)[claimed.column[kept]]
+    key, claim = claimed.source[kept] * width + column, claimed.value[kept] / unit[column]
+    order = claim.abs().sort(descending=True, stable=True).indices
     d_source = int(enough.sum())
-    strongest = place[enough[place // width]][: max(TOPS) * d_source]
-    by_source = is_strong.sum(1).sort(descending=True).values
+    strongest = key[order[enough[key[order] // width]]][: max(TOPS) * d_source]
+    graph = _beside(key, claim, strongest.sort().values, measured, ids, strong)
+    claim, effect, key = claim[order], graph.effect[order], key[order]
+    source = key // width
+    verdict = _verdicts(claim, effect, graph.consistent[order])
+    verdict[~enough[source] & (claim.abs() >= FAINT_CLAIM)] = VERDICTS.index("unclear")
+    missed = (graph.strong_claim.abs() < FAINT_CLAIM).nonzero().squeeze(1)
+    missed = missed[graph.strong[missed].abs().sort(descending=True, stable=True).indices]
+    missed_key, missed_effect = graph.strong_key[missed], graph.strong[missed]
+    tensors = {
+        "target": ids[key % width] if width else key,
+        "source": source.int(),
+        "claim": claim,
+        "effect": effect,
+        "verdict": verdict.to(torch.uint8),
+        "missed_target": ids[missed_key % width] if width else missed_key,
+        "missed_source": (missed_key // width).int() if width else missed_key.int(),
+        "missed_effect": missed_effect,
+    }
+    by_source = torch.bincount(graph.strong_key // max(width, 1), minlength=measured.d_source).sort(descending=True)
     counts = torch.bincount(verdict, minlength=len(VERDICTS))
     return {
-        "edges": len(place),
-        "strong": int(is_strong.sum()),
-        "strong_suppressive": int((is_strong & (effect < 0)).sum()),
+        "edges": len(key),
+        "sources_judged": d_source,
+        "strong": len(graph.strong),
+        "strong_suppressive": int((graph.strong < 0).sum()),
         "missed": len(missed),
-        "missed_suppressive": int((effect.flatten()[missed] < 0).sum()),
+        "missed_suppressive": int((missed_effect < 0).sum()),
         "strong_in_first_tenth_of_sources": (
-            by_source[: len(claim) // 10].sum().item() / max(by_source.sum().item(), 1)
+            by_source.values[: measured.d_source // 10].sum().item() / max(len(graph.strong), 1)
         ),
         **{f"edges_{word.replace(' ', '_')}": int(count) for word, count in zip(VERDICTS, counts, strict=True)},
-        **_with_intervals(measured, claim, effect, strongest, ids, unit, d_source, strong),
-        **_one_by_one(claim, effect, is_strong, strongest),
+        **_with_intervals(graph, measured, strongest, d_source, strong),
+        **_one_by_one(graph, strongest, measured.d_source),
     }, tensors
+
+
+def _beside(
+    key: torch.Tensor, claim: torch.Tensor, strongest: torch.Tensor, measured: Effects, ids: torch.Tensor, strong: float
+) -> _Graph:
+    """Claims [n] by ascending key beside the effects, which are read part by part; `strongest` are keys, ascending."""
+    width, unit = len(ids), measured.target_mean[ids]
+    enough = measured.tokens.sum(0) >= MIN_ABLATED
+    effect, consistent = torch.zeros(len(key)), torch.zeros(len(key), dtype=torch.bool)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    strong_keys, strong_effects = [nothing], [torch.zeros(0)]
+    candidates, sums = [strongest], [torch.zeros(len(strongest), FOLDS, dtype=torch.float64)]
+    for part in measured.explain(ids).pairs():
+        column = part.target.long()
+        theirs, size = part.source_of * width + column, part.mean / unit[column]
+        folds = part.folds()
+        steady = same_sign(folds) & enough[part.source_of]
+        place, there = _places(theirs, key)
+        effect[there], consistent[there] = size[place], steady[place]
+        is_strong = (size.abs() >= strong) & steady
+        strong_keys.append(theirs[is_strong])
+        strong_effects.append(size[is_strong])
+        place, there = _places(theirs, strongest)
+        sums[0][there] = folds[place].double() / unit[column[place], None]
+        near = size.abs() >= strong / 2
+        candidates.append(theirs[near])
+        sums.append(folds[near].double() / unit[column[near], None])
+    strong_key = torch.cat(strong_keys)
+    strong_claim = torch.zeros(len(strong_key))
+    place, there = _places(key, strong_key)
+    strong_claim[there] = claim[place]
+    everything, together = torch.cat(candidates), torch.cat(sums)
+    candidate, place = everything.unique(return_inverse=True)
+    by_candidate = torch.zeros(len(candidate), FOLDS, dtype=torch.float64)
+    by_candidate[place] = together  # a pair that is there twice has the same sums
+    return _Graph(
+        width, key, claim, effect, consistent, strong_key, torch.cat(strong_effects), strong_claim, candidate,
+        by_candidate.T.contiguous(),
+    )  # fmt: skip
+
+
+def _places(ascending: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where those of `wanted` that are among ascending keys stand there, and where in `wanted`."""
+    if not len(ascending):
+        return ascending.new_zeros(0), wanted.new_zeros(0)
+    place = torch.searchsorted(ascending, wanted).clamp(max=len(ascending) - 1)
+    there = (ascending[place] == wanted).nonzero().squeeze(1)
+    return place[there], there
 
 
 def _verdicts(claim: torch.Tensor, effect: torch.Tensor, consistent: torch.Tensor) -> torch.Tensor:
@@ -190,25 +241,23 @@ def _verdicts(claim: torch.Tensor, effect: torch.Tensor, consistent: torch.Tenso
 
 
 def _with_intervals(
-    measured: Effects, claim: torch.Tensor, effect: torch.Tensor, strongest: torch.Tensor, ids: torch.Tensor,
-    unit: torch.Tensor, d_source: int, strong: float,
-) -> dict[str, Any]:  # fmt: skip
+    graph: _Graph, measured: Effects, strongest: torch.Tensor, d_source: int, strong: float
+) -> dict[str, Any]:
     """The figures of the strongest claims, each with its interval over resampled groups of documents."""
-    width = len(ids)
-    candidates = torch.cat([strongest, (effect.abs() >= strong / 2).flatten().nonzero().squeeze(1)]).unique()
     # By fold, only where it matters: the claims at the top and what is nearly strong.
-    source, target = candidates // width, ids[candidates % width]
-    folds = measured.folds[:, source, target].double() / unit[candidates % width]
+    source = graph.candidate // max(graph.width, 1)
     tokens = measured.tokens[:, source].double()
-    where = torch.searchsorted(candidates, strongest)
-    claim_at = claim.flatten()[candidates].double()
-    figures = _figures(folds, tokens, claim_at, where, d_source, strong, torch.ones(FOLDS, dtype=torch.float64))
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(FOLDS, (RESAMPLES, FOLDS), generator=generator)
-    again = [
-        _figures(folds, tokens, claim_at, where, d_source, strong, torch.bincount(row, minlength=FOLDS).double())
-        for row in drawn
-    ]
+    where = torch.searchsorted(graph.candidate, strongest)
+    claim = torch.zeros(len(graph.candidate), dtype=torch.float64)
+    place, there = _places(graph.key, graph.candidate)
+    claim[there] = graph.claim[place].double()
+
+    def weighted(weight: torch.Tensor) -> dict[str, float]:
+        return _figures(graph.folds, tokens, claim, where, d_source, strong, weight.double())
+
+    figures = weighted(torch.ones(FOLDS))
+    drawn = torch.randint(FOLDS, (RESAMPLES, FOLDS), generator=torch.Generator().manual_seed(0))
+    again = [weighted(torch.bincount(row, minlength=FOLDS)) for row in drawn]
     result: dict[str, Any] = {}
     for name, value in figures.items():
         known = not math.isnan(value)
@@ -222,16 +271,14 @@ def _with_intervals(
     return result
 
 
-def _one_by_one(
-    claim: torch.Tensor, effect: torch.Tensor, is_strong: torch.Tensor, strongest: torch.Tensor
-) -> dict[str, Any]:
+def _one_by_one(graph: _Graph, strongest: torch.Tensor, d_source: int) -> dict[str, Any]:
     """Quantiles of recall and precision target by target and source by source."""
-    width = claim.shape[1]
+    width = max(graph.width, 1)
     result: dict[str, Any] = {}
-    hits = strongest[is_strong.flatten()[strongest] & (effect.flatten()[strongest] * claim.flatten()[strongest] > 0)]
-    for name, of, n in (("target", lambda at: at % width, width), ("source", lambda at: at // width, len(claim))):
-        among = is_strong.sum(0 if name == "target" else 1)
-        right, made = (torch.bincount(of(at), minlength=n) for at in (hits, strongest))
+    place, there = _places(graph.strong_key, strongest)
+    hits = strongest[there[graph.strong[place] * graph.strong_claim[place] > 0]]
+    for name, of, n in (("target", lambda at: at % width, graph.width), ("source", lambda at: at // width, d_source)):
+        among, right, made = (torch.bincount(of(at), minlength=n) for at in (graph.strong_key, hits, strongest))
         for word, counted in (("recall", among), ("precision", made)):
             share = (right[counted > 0] / counted[counted > 0]).double()
             result |= {f"{word}_{max(TOPS)}x_by_{name}_{q}": _quantile(share, q / 100) for q in QUANTILES}
@@ -251,9 +298,8 @@ def _figures(
 
     `d_source` sources were ablated on enough tokens; the claims of the others are not among them.
     """
-    n = (weight[:, None] * tokens).sum(0).clamp(min=1)
-    effect = (weight[:, None] * folds).sum(0) / n
-    halves = [(weight[half, None] * folds[half]).sum(0) for half in (slice(0, None, 2), slice(1, None, 2))]
+    effect = (weight @ folds) / (weight @ tokens).clamp(min=1)
+    halves = [weight[half] @ folds[half] for half in (slice(0, None, 2), slice(1, None, 2))]
     is_strong = (effect.abs() >= strong) & ((halves[0] * halves[1]) > 0) & (tokens.sum(0) >= MIN_ABLATED)
     figures: dict[str, float] = {}
     for times in TOPS:

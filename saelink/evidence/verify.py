@@ -10,17 +10,17 @@ from typing import Any, TypedDict, cast
 
 import torch
 
-from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, VERDICTS_FILE, claims, judged, shuffled
+from saelink.evidence.claims import Claims, claims, need_claims
+from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, VERDICTS_FILE, judged, shuffled
 from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
 from saelink.interventions.effects import (
     EffectsStage,
     check_measurable,
-    effects_bytes,
     load_effects,
     measurable,
     nulls_of,
 )
-from saelink.interventions.measure import Effects
+from saelink.interventions.pairs import Effects
 from saelink.job import Job, JobStage
 from saelink.latents.link import load_split
 from saelink.store.artifact import Artifact
@@ -31,6 +31,7 @@ class VerifyFacts(TypedDict):
     """What `figures.json` holds too; every figure of verdicts.judged, with _low and _high where it has an interval."""
 
     edges: int
+    sources_judged: int
     strong: int
     strong_suppressive: int
     missed: int
@@ -51,7 +52,7 @@ class VerdictsStage(JobStage[VerifyFacts]):
     """
 
     name = "verdicts"
-    version = 1
+    version = 2
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -67,6 +68,11 @@ class VerdictsStage(JobStage[VerifyFacts]):
     def about(self) -> str:
         return self._train.about()
 
+    def pull(self) -> Artifact[VerifyFacts]:
+        if self.find() is None:
+            need_claims(self.job)
+        return super().pull()
+
     def make(self, draft: Draft) -> VerifyFacts:
         measured = load_effects(EffectsStage(self.job).pull())
         claimed, ids = claims_of(self.job, self._train.pull(), measured)
@@ -76,8 +82,8 @@ class VerdictsStage(JobStage[VerifyFacts]):
         return cast("VerifyFacts", figures)
 
 
-def claims_of(job: Job, train: Artifact[TrainFacts], measured: Effects) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a connector claims, see `verdicts.claims`, and the numbers [d_target] of the targets that it explains."""
+def claims_of(job: Job, train: Artifact[TrainFacts], measured: Effects) -> tuple[Claims, torch.Tensor]:
+    """What a connector claims, see `claims.claims`, and the numbers [d_target] of the targets that it explains."""
     connector = fitted_connector(train)
     ids = connector.target_ids  # on the CPU; `claims` moves the connector
     test = load_split(job.cfg, job.sides, "test", ids)
@@ -88,12 +94,13 @@ class VerifyStage(VerdictsStage):
     """The verdicts, and what they would be by chance.
 
     Files: those of `VerdictsStage`; `nulls.json`, the same figures against effects that the edges should not agree
-    with, those of effects.NULLS and "shuffled pairs", every source with the effects of another. Raises SaelinkError for
+    with, those of effects.NULLS and "shuffled pairs", every source with the effects of another, and in each
+    `sources_ablated`, how many sources it is measured on. Raises SaelinkError for
     a link whose effects can't be measured.
     """
 
     name = "verify"
-    version = 5
+    version = 6
 
     def inputs(self) -> dict[str, str]:
         nulls = {null: EffectsStage(self.job, null=null).key for null in nulls_of(self.job.cfg)}
@@ -106,8 +113,13 @@ class VerifyStage(VerdictsStage):
         nulls = {null: EffectsStage(job, null=null).pull() for null in nulls_of(job.cfg)}
         claimed, ids = claims_of(job, self._train.pull(), measured)
         draft.save_json(FIGURES_FILE, verdicts.json(FIGURES_FILE))
-        against = {name: load_effects(null) for name, null in nulls.items()} | {"shuffled pairs": shuffled(measured)}
-        draft.save_json(NULLS_FILE, {name: judged(claimed, null, ids, strong)[0] for name, null in against.items()})
+        figures: dict[str, dict[str, Any]] = {}
+        for name, null in nulls.items():
+            figures[name] = judged(claimed, load_effects(null), ids, strong)[0]
+            figures[name]["sources_ablated"] = null.facts["sources"]
+        figures["shuffled pairs"] = judged(shuffled(claimed, measured.d_source), measured, ids, strong)[0]
+        figures["shuffled pairs"]["sources_ablated"] = measured.d_source
+        draft.save_json(NULLS_FILE, figures)
         draft.save_tensors(VERDICTS_FILE, verdicts.tensors(VERDICTS_FILE))
         return verdicts.facts
 
@@ -117,8 +129,8 @@ def verified(job: Job) -> Artifact[VerifyFacts] | None:
     return VerifyStage(job).find() if measurable(job.cfg) else None
 
 
-MOST_BYTES = 2e9
-"""Memory of effects that are measured without being asked for."""
+MOST_PAIRS = 5792**2
+"""Pairs of latents whose effects are measured without being asked for."""
 
 
 def judges(job: Job) -> bool:
@@ -126,7 +138,7 @@ def judges(job: Job) -> bool:
     wanted = job.cfg.eval.verify
     if wanted is not None or not measurable(job.cfg):
         return bool(wanted)
-    return effects_bytes(job.sides) <= MOST_BYTES
+    return job.sides.d_source * job.sides.d_target <= MOST_PAIRS
 
 
 def has_verdicts(job: Job) -> bool:

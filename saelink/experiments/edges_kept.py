@@ -131,7 +131,7 @@ def ranked(job: Job, connectors: dict[str, Artifact]) -> dict[str, Ranked]:
     ids = next(iter(graphs.values())).target_ids
     graphs[MEASURED] = LinearConnector(LinearSettings(name="linear"), sides.d_source, ids)
     with torch.no_grad():
-        weights = measured.mean[:, ids] / measured.source_mean.clamp(min=1e-9)[:, None]
+        weights = measured.explain(ids).dense() / measured.source_mean.clamp(min=1e-9)[:, None]
         graphs[MEASURED].penalised()[-1][0].copy_(weights)
     unit = measured.target_mean[ids]
     unit = torch.where(unit > 0, unit, torch.inf)  # what never fires there is no reason to keep an edge

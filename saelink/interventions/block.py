@@ -22,6 +22,9 @@ FOLDS = 10
 STEP = 4096
 """Ablations of one pass."""
 
+ENTRIES = 2**24
+"""Pre-activations that are in memory at a time."""
+
 
 def most_tokens(cfg: Config, split: str) -> int:
     """How many of a split's tokens are looked at."""
@@ -105,21 +108,47 @@ def open_block(job: Job, split: str) -> Block:
     return Block(computation, source_saes, target_sae, x, document.unique(return_inverse=True)[1] % FOLDS)
 
 
+def rows_at_once(sae: SAE) -> int:
+    """Of how many tokens the pre-activations are in memory at a time; by nothing but the SAE's width."""
+    return max(min(ENTRIES // sae.d_sae, STEP), 64)
+
+
 def encoded_with_floor(sae: SAE, x: torch.Tensor) -> tuple[Rows, torch.Tensor]:
     """What the SAE makes of activations x, and what a value must reach to count at each token; on the CPU.
 
     For a TopK SAE that is the middle between its k-th and its next value, so that rounding moves nothing across it.
     """
     parts, floors = [], []
-    for first in range(0, len(x), STEP):
-        acts = x[first : first + STEP]
-        parts.append(Rows.from_pairs(*sae.encode_sparse(acts), n=len(acts), d=sae.d_sae).to("cpu"))
-        floor = torch.zeros(len(acts), device=acts.device)
+    step = rows_at_once(sae)
+    room = torch.empty(min(step, len(x)), sae.d_sae, device=x.device)
+    for first in range(0, len(x), step):
+        acts = x[first : first + step]
         if sae.k is not None and sae.k < sae.d_sae:
-            top = sae.pre_acts(acts).topk(sae.k + 1, dim=1).values[:, -2:].clamp(min=0)
-            floor = torch.where(top[:, 0] > 0, top.mean(1), floor)
-        floors.append(floor.cpu())
+            rows, floor = _with_next(replace(sae, k=sae.k + 1), acts, room)
+        else:
+            rows, floor = _encoded(sae, acts, room), torch.zeros(len(acts))
+        parts.append(rows)
+        floors.append(floor)
     return Rows.stack(parts), torch.cat(floors)
+
+
+def _encoded(sae: SAE, acts: torch.Tensor, room: torch.Tensor) -> Rows:
+    return Rows.from_pairs(*sae.encode_sparse(acts, room), n=len(acts), d=sae.d_sae).to("cpu")
+
+
+def _with_next(one_more: SAE, acts: torch.Tensor, room: torch.Tensor) -> tuple[Rows, torch.Tensor]:
+    """What a TopK SAE makes of activations and the middle between its k-th and its next value, read by one of k + 1."""
+    assert one_more.k is not None
+    both = _encoded(one_more, acts, room)
+    k, row, count = one_more.k - 1, both.row_of, both.offsets.diff()
+    place = torch.arange(len(row)) - both.offsets[row]
+    values = torch.zeros(len(acts), k + 1)
+    values[row, place] = both.values
+    last_two = values.sort(dim=1, descending=True).values[:, -2:]
+    floor = torch.where(last_two[:, 0] > 0, last_two.mean(1), 0.0)
+    least = k - values.flip(1).argmin(1)  # of equal ones the last, as among the k largest
+    kept = ~((count[row] > k) & (place == least[row]))
+    return Rows.from_pairs(row[kept], both.indices[kept], both.values[kept], n=len(acts), d=both.d), floor
 
 
 def read_held(pre: torch.Tensor, by_token: torch.Tensor, by_latent: torch.Tensor) -> torch.Tensor:

@@ -9,22 +9,32 @@ TopK SAE is read with a threshold held at the token's own k-th value: taking the
 going does to its competitors. Effects don't add up to the target's activation.
 
 `verify` judges by those on test documents. solver=causal fits to those on training documents, of which the change at
-every single ablation is kept too.
+every single ablation is kept too. Effects are kept of the pairs alone in which something changes, and are measured,
+written and read in parts of some sources each, so that memory hardly grows with the number of latents.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
 
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
-from saelink.interventions.block import FOLDS, most_tokens, open_block
-from saelink.interventions.measure import Changes, Effects, measure_effects
+from saelink.interventions.block import ENTRIES, FOLDS, STEP, most_tokens, open_block
+from saelink.interventions.measure import (
+    Changes,
+    Measurement,
+    effects_of_sources,
+    gathered,
+    open_measurement,
+    part_of_sources,
+)
+from saelink.interventions.pairs import Effects, Pairs
 from saelink.job import Job, JobStage
-from saelink.latents.link import Sides
-from saelink.latents.rows import pack, unpack
+from saelink.latents.rows import Rows, pack, unpack
 from saelink.model.probe import BLOCK_HOOKS
 from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
@@ -32,14 +42,18 @@ from saelink.store.draft import Draft
 
 EFFECTS_FILE = "effects.safetensors"
 
-CHANGES_FILE = "changes.safetensors"
+PAIRS, CHANGES = "pairs-", "changes-"
+"""How the names of the parts begin: effects of some sources, and what each of their ablations changes."""
 
 NULLS = ("permuted decoders", "random weights")
 """Effects that no graph should find: along another latent's decoder direction, with the same activation; and of an MLP
 (or block) whose weights are in a random order, read by the same SAEs."""
 
 NULL_TOKENS = 64
-"""Tokens per source that these are measured on."""
+"""Tokens per source that these are measured on,"""
+
+NULLS_ON_ALL, FEWEST = 4096, 2048
+"""and sources: all of up to so many; of more, if verify.null_sources does not say, a tenth but no fewer than these."""
 
 
 def measurable(cfg: Config) -> bool:
@@ -63,24 +77,56 @@ def nulls_of(cfg: Config) -> tuple[str, ...]:
     return NULLS[:1] if adds_up else NULLS
 
 
-def effects_bytes(sides: Sides) -> int:
-    """Memory that measuring all effects between these latents takes."""
-    return 6 * FOLDS * sides.d_source * sides.d_target
+def null_sources(cfg: Config, d_source: int) -> torch.Tensor:
+    """[m] the sources that nulls are measured on, ascending: all of them, or a sample that depends on nothing else."""
+    most = cfg.verify.null_sources
+    if most is None:
+        most = d_source if d_source <= NULLS_ON_ALL else max(d_source // 10, FEWEST)
+    order = torch.randperm(d_source, generator=torch.Generator().manual_seed(0))
+    return order[:most].sort().values
 
 
-def need_effects(sides: Sides) -> None:
-    """Raise SaelinkError where the memory for all effects between these latents can't be had."""
+def tokens_looked_at(job: Job, split: str) -> int:
+    """How many of a split's tokens there are to look at, those that don't count included."""
+    facts = job.sides.target.facts
+    return max(min(most_tokens(job.cfg, split), facts["sequences"][split] * facts["context_size"]), 1)
+
+
+def changes_of_a_source(job: Job, split: str, most: int) -> float:
+    """About how many changes of single targets `most` ablations of a source make: of what is active before or after."""
+    return 2 * max(job.sides.target.facts["l0"], 1.0) * min(most, tokens_looked_at(job, split))
+
+
+def effects_bytes(job: Job, split: str = "test") -> int:
+    """Memory that measuring the effects of the job's sources takes beside the model."""
+    sides = job.sides
+    both, n = [*sides.sources, sides.target], tokens_looked_at(job, split)
+    activations = sum(8 * n * side.facts["width"] for side in both)  # twice while they are put together
+    latents = sum(64 * n * max(int(side.facts["l0"]), 1) for side in both)  # by token and by latent, sorted
+    saes = sum(8 * side.facts["d_sae"] * side.facts["width"] for side in both)
+    rooms = 4 * max(ENTRIES, 64 * sides.d_target) + 64 * STEP * sides.target.facts["width"]
+    changes = changes_of_a_source(job, split, job.cfg.verify.tokens_per_source)
+    return int(activations + latents + saes + rooms + 16 * changes * part_of_sources(sides.d_source, changes))
+
+
+def need_effects(job: Job, split: str = "test") -> None:
+    """Raise SaelinkError where the memory for measuring effects between the job's latents can't be had."""
     need_memory(
-        f"verify: the effects of {sides.d_source:,} source on {sides.d_target:,} target latents",
-        effects_bytes(sides),
-        "use SAEs with fewer latents, or eval.verify=false for an evaluation without verdicts",
+        f"verify: the effects of {job.sides.d_source:,} source on {job.sides.d_target:,} target latents",
+        effects_bytes(job, split),
+        f"use fewer tokens (verify.{'tokens' if split == 'test' else 'fit_tokens'}), or eval.verify=false for an "
+        "evaluation without verdicts",
     )
 
 
 class EffectsFacts(TypedDict):
     n_tokens: int
     """Tokens that were looked at."""
+    sources: int
+    """Sources that were ablated, or would have been had they been active."""
     ablations: int
+    pairs: int
+    """Pairs of a source and a target that some ablation changed."""
     strong: int
     """Strong effects, see verify.strong,"""
     strong_negative: int
@@ -90,12 +136,15 @@ class EffectsFacts(TypedDict):
 class EffectsStage(JobStage[EffectsFacts]):
     """The effect of every source latent on every target latent, on test or train documents; or one of NULLS.
 
-    File `effects.safetensors`: see `Effects`; for train also `changes.safetensors`: see `Changes`. Raises SaelinkError
-    for a link whose hooks are not modules' own inputs and outputs.
+    Files: `pairs-<first source>.safetensors`, a part each: the tensors of `Pairs`, `tokens` and `source_mean` of its
+    sources; `effects.safetensors`, by latent: `tokens`, `source_mean`, `source_rate`, `target_mean` of `Effects`; on
+    train documents `changes-<first source>.safetensors`, what each ablation changed. Units are the latents' scales. A
+    try that was cut short goes on at the first part that is missing, and several workers can share the parts
+    (runtime.worker). Raises SaelinkError for a link whose effects can't be measured.
     """
 
     name = "effects"
-    version = 2
+    version = 3
 
     def __init__(self, job: Job, split: str = "test", null: str | None = None):
         super().__init__(job)
@@ -109,9 +158,11 @@ class EffectsStage(JobStage[EffectsFacts]):
 
     def recipe(self) -> dict[str, Any]:
         cfg = self.job.cfg
+        sources = {} if self.null is None else {"sources": cfg.verify.null_sources}
         return {
             "split": self.split,
             "null": self.null,
+            **sources,
             "tokens_per_source": self._per_source,
             "tokens": most_tokens(cfg, self.split),
             "drop_positions": cfg.data.drop_positions,
@@ -131,15 +182,34 @@ class EffectsStage(JobStage[EffectsFacts]):
         for name in ("tokens_per_source", "tokens", "fit_tokens"):
             if getattr(settings, name) < 1:
                 raise SaelinkError(f"verify.{name}={getattr(settings, name)} must be at least 1")
+        if settings.null_sources is not None and settings.null_sources < 1:
+            raise SaelinkError(f"verify.null_sources={settings.null_sources} must be at least 1")
 
     def make(self, draft: Draft) -> EffectsFacts:
-        job, sides, link = self.job, self.job.sides, self.job.link
-        size = effects_bytes(sides) // 6
-        most = max(most_tokens(job.cfg, self.split), 1)
-        what = f"effects: {' + '.join(link.sources)} -> {link.target} on at most {most:,} {self.split} tokens"
-        job.observer.say(f"{what}, {effects_bytes(sides) / 1e9:.1f} GB of memory")
-        need_effects(sides)
-        job.store.need_space("effects", 2 * size + 4 * size // FOLDS)
+        return self._measured(draft)()
+
+    def pull(self) -> Artifact[EffectsFacts]:
+        """The effects, found or measured, part by part."""
+        self.check()
+        found = self.store.up_to_date(self.plan)
+        if found is not None:
+            return found
+        need_effects(self.job, self.split)
+        shared = self.job.cfg.runtime.worker is not None
+        with self.store.drafts([self.plan], resumable=True, shared=shared) as drafts:
+            for draft in drafts:
+                return self.store.finish(draft, self._measured(draft), self.device)
+        artifact = self.find()
+        assert artifact is not None
+        return artifact
+
+    def _sources(self) -> torch.Tensor:
+        """[m] the sources that are ablated."""
+        d_source = self.job.sides.d_source
+        return torch.arange(d_source) if self.null is None else null_sources(self.job.cfg, d_source)
+
+    def _open(self) -> Measurement:
+        job = self.job
         block = open_block(job, self.split)
         directions: torch.Tensor | None = None
         if self.null == "permuted decoders":
@@ -147,29 +217,89 @@ class EffectsStage(JobStage[EffectsFacts]):
             directions = torch.cat([s.W_dec[torch.randperm(s.d_sae, generator=generator)] for s in block.source_saes])
         elif self.null == "random weights":
             block.computation.permute()
-        keep = self.split == "train"
         with torch.inference_mode():
-            found, changes = measure_effects(block, self._per_source, job.observer, sides.scales, directions, keep)
-        draft.save_tensors(EFFECTS_FILE, found._asdict())
-        if changes is not None:
-            ablations = {"token": changes.token.int(), "source": changes.source.int(), "value": changes.value}
-            draft.save_tensors(CHANGES_FILE, pack(changes.rows) | ablations)
-        strong = found.mean.abs() >= job.cfg.verify.strong * found.target_mean
-        strong &= (found.target_mean > 0) & found.consistent()
+            return open_measurement(block, self._per_source, job.sides.scales, directions, self._sources())
+
+    def _say(self, n_sources: int, changes: float) -> None:
+        """What will be measured, and how much it needs of memory and disk; `changes` is of one source."""
+        job, link, sides = self.job, self.job.link, self.job.sides
+        n = tokens_looked_at(job, self.split)
+        some = "" if n_sources == sides.d_source else f", {n_sources:,} of {sides.d_source:,} sources"
+        what = f"effects: {' + '.join(link.sources)} -> {link.target} on {n:,} {self.split} tokens{some}"
+        job.observer.say(f"{what}, {effects_bytes(job, self.split) / 1e9:.1f} GB of memory")
+        pairs = min(changes, sides.d_target)
+        single = 4 * changes if self.split == "train" else 0
+        job.store.need_space("effects", int(n_sources * (10 * pairs + 2 * min(changes, FOLDS * pairs) + single)))
+
+    def _measured(self, draft: Draft) -> Callable[[], EffectsFacts]:
+        """Measures the parts that are missing; gives what puts them together."""
+        sources = self._sources()
+        changes = changes_of_a_source(self.job, self.split, self._per_source)
+        self._say(len(sources), changes)
+        step = part_of_sources(len(sources), changes)
+        lows = {f"{PAIRS}{low:06d}.safetensors": low for low in range(0, len(sources), step)}
+        given: Measurement | None = None
+        done = sum(min(step, len(sources) - low) for name, low in lows.items() if name in draft)
+        with self.job.observer.progress("effects", len(sources), "sources", done) as bar, torch.inference_mode():
+            for name, claim in self.store.claims([draft], list(lows)):
+                given = given or self._open()
+                high = min(lows[name] + step, len(sources))
+                part = effects_of_sources(given, lows[name], high, self.split == "train", bar.advance)
+                if part.changes is not None:
+                    ablations = {"token": part.changes.token.int(), "source": part.changes.source.int()}
+                    tensors = pack(part.changes.rows) | ablations | {"value": part.changes.value}
+                    draft.save_tensors(name.replace(PAIRS, CHANGES), tensors)
+                of_sources = {"tokens": part.tokens, "source_mean": part.source_mean}
+                draft.save_tensors(name, part.pairs._asdict() | of_sources)
+                claim.release()
+        return lambda: self._together(draft, list(lows), given)
+
+    def _together(self, draft: Draft, names: list[str], given: Measurement | None) -> EffectsFacts:
+        """Writes what is said of latents, and counts what is in the parts."""
+        with torch.inference_mode():
+            given = given or self._open()
+        read = [partial(draft.tensors, name) for name in names]
+        parts = [partial(_read_pairs, each) for each in read]
+        tokens, source_mean = (torch.cat([each()[name] for each in read], -1) for name in ("tokens", "source_mean"))
+        found = gathered(given, parts, tokens, source_mean)
+        by_latent = ("tokens", "source_mean", "source_rate", "target_mean")
+        draft.save_tensors(EFFECTS_FILE, {name: getattr(found, name) for name in by_latent})
+        n = strong = negative = 0
+        for pairs in found.pairs():
+            unit = found.target_mean[pairs.target.long()]
+            is_strong = (pairs.mean.abs() >= self.job.cfg.verify.strong * unit) & (unit > 0) & pairs.consistent()
+            n += len(pairs.target)
+            strong += int(is_strong.sum())
+            negative += int((is_strong & (pairs.mean < 0)).sum())
         return {
-            "n_tokens": len(block.fold),
-            "ablations": int(found.tokens.sum()),
-            "strong": int(strong.sum()),
-            "strong_negative": int((strong & (found.mean < 0)).sum()),
+            "n_tokens": len(given.block.fold),
+            "sources": len(given.sources),
+            "ablations": int(tokens.sum()),
+            "pairs": n,
+            "strong": strong,
+            "strong_negative": negative,
         }
 
 
+def _read_pairs(read: Callable[[], dict[str, torch.Tensor]]) -> Pairs:
+    tensors = read()
+    return Pairs(*(tensors[name] for name in Pairs._fields))
+
+
+def _parts_of(artifact: Artifact[EffectsFacts], begin: str) -> list[str]:
+    return [name for name in artifact.files if name.startswith(begin)]
+
+
 def load_effects(artifact: Artifact[EffectsFacts]) -> Effects:
-    return Effects(**artifact.tensors(EFFECTS_FILE))
+    """The effects of an artifact; a part of the sources is in memory at a time."""
+    read = [partial(artifact.tensors, name) for name in _parts_of(artifact, PAIRS)]
+    return Effects([partial(_read_pairs, each) for each in read], **artifact.tensors(EFFECTS_FILE))
 
 
 def load_changes(artifact: Artifact[EffectsFacts]) -> Changes:
     """The changes of every single ablation; only effects on training documents have them."""
-    tensors = artifact.tensors(CHANGES_FILE)
     d_target = len(artifact.tensors(EFFECTS_FILE)["target_mean"])
-    return Changes(unpack(tensors, d_target), tensors["token"].long(), tensors["source"].long(), tensors["value"])
+    parts = [artifact.tensors(name) for name in _parts_of(artifact, CHANGES)]
+    rows = Rows.stack([unpack(part, d_target) for part in parts])
+    token, source, value = (torch.cat([part[name] for part in parts]) for name in ("token", "source", "value"))
+    return Changes(rows, token.long(), source.long(), value)

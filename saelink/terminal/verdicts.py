@@ -58,6 +58,8 @@ def print_verdicts(
     if stable is not None:
         facts = stable.facts
         observer.say(f"\n  Chosen again in {facts['fits']} fits on halves of the documents, {facts['varied']}")
+        if facts["targets"] < facts["of_targets"]:
+            observer.say(f"  (edges into {facts['targets']:,} of {facts['of_targets']:,} targets)")
         share = {name: facts[name] / max(facts["n_edges"], 1) for name in ("stable", "half")}
         observer.say(
             f"  {share['stable']:.0%} of the edges in {STABLE:.0%} of them, {share['half']:.0%} in half of them"
@@ -92,9 +94,13 @@ def _print_nulls(observer: Observer, artifact: Artifact[VerifyFacts]) -> None:
         "slope": "slope_1x",
         "r2": "r2_1x",
     }
-    nulls = artifact.json(NULLS_FILE).items()
+    found = artifact.json(NULLS_FILE)
+    nulls = found.items()
     rows = [(name, *(_share(null.get(key)) for key in columns.values())) for name, null in nulls]
     observer.say("\n  Against effects that they should not agree with")
+    n, most = (f(null["sources_ablated"] for null in found.values()) for f in (min, max))
+    if n < most:
+        observer.say(f"  (nulls measured on {n:,} of {most:,} sources)")
     for line in table_lines([Column(), *(Column(title, right=True) for title in columns)], rows, indent=2):
         observer.say(line)
 

@@ -10,7 +10,7 @@ import torch
 
 from saelink.activations.tokens import TokensStage
 from saelink.errors import SaelinkError
-from saelink.evidence.stability import STABLE, Documents, Places, Stability, StabilityStage, effects_of, halves
+from saelink.evidence.stability import STABLE, Documents, Places, Stability, StabilityStage, halves
 from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.products.dense import gram_of
 from saelink.fit.train import TrainStage, fitted_connector
@@ -103,6 +103,27 @@ def test_in_the_chain(world: World, tmp_path: Path) -> None:
     assert torch.equal(*found)
 
 
+def test_from_sparse_products_the_same_edges_are_chosen_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wide dictionaries are solved from sparse products; here both ways on the same latents, some targets only."""
+    found = []
+    words = ["l1_alpha=1e-3", "solver=exact", "solver.tolerance=1e-7", "connector.bias=true"]
+    for wide in (False, True):
+        monkeypatch.setattr("saelink.evidence.stability.is_wide", lambda *_, wide=wide: wide)
+        store = Store(tmp_path / str(wide))
+        cfg = world.config(store.root, *words, "verify.stability_targets=20")
+        found.append(StabilityStage(Job(cfg, store)).pull())
+    dense, sparse = (artifact.tensors("edges.safetensors") for artifact in found)
+    assert torch.equal(dense["source"], sparse["source"]) and torch.equal(dense["target"], sparse["target"])
+    assert len(dense["target"].unique()) <= 20 == found[1].facts["targets"] < found[1].facts["of_targets"]
+    off = (dense["chosen"].int() - sparse["chosen"].int()).abs()
+    assert off.max() <= 1 and off.double().mean() < 0.01, "an edge at the threshold may fall on either side"
+    W = fitted_connector(TrainStage(Job(cfg, store)).pull())
+    column = torch.searchsorted(W.target_ids, sparse["target"])
+    assert bool((W.output_weight()[sparse["source"].long(), column] != 0).all())
+
+
 def test_what_is_no_lasso(world: World, tmp_path: Path, saelink: Run) -> None:
     store = Store(tmp_path / "outputs")
     with pytest.raises(
@@ -127,10 +148,10 @@ def test_causal_edges_are_solved_again_with_the_effects_of_the_same_documents(
     assert artifact.facts["fits"] == 24 and 0 < artifact.facts["stable"] <= artifact.facts["n_edges"]
     measured = load_effects(EffectsStage(Job(cfg, store), "train").pull())
     groups = torch.arange(FOLDS) % 2 == 0
-    one, other = effects_of(measured, groups), effects_of(measured, ~groups)
+    one, other = measured.on(groups), measured.on(~groups)
     n = [part.tokens.sum(0)[:, None] for part in (one, other)]
-    together = (one.mean * n[0] + other.mean * n[1]) / (n[0] + n[1]).clamp(min=1)
-    assert torch.allclose(together, measured.mean, atol=2e-3) and not torch.equal(one.mean, other.mean)
+    together = (one.dense() * n[0] + other.dense() * n[1]) / (n[0] + n[1]).clamp(min=1)
+    assert torch.allclose(together, measured.dense(), atol=2e-3) and not torch.equal(one.dense(), other.dense())
 
 
 def test_the_groups_of_effects_are_groups_of_documents(world: World, store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import torch
 
 from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
+from saelink.evidence.claims import Claims, claims
 from saelink.evidence.edges import TARGETS_FILE, EdgesStage
-from saelink.evidence.verdicts import VERDICTS, Verdicts, claims, judged
+from saelink.evidence.verdicts import VERDICTS, Verdicts, judged
 from saelink.evidence.verify import VerdictsStage, VerifyStage, has_verdicts, judges, verdicts_of
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.block import FOLDS
 from saelink.interventions.effects import EffectsStage, load_effects
-from saelink.interventions.measure import Effects, add_differences, choose_ablations
+from saelink.interventions.pairs import Effects
 from saelink.job import Job
 from saelink.latents.link import link_of, load_split, pull_sides
 from saelink.latents.rows import Rows
@@ -29,6 +31,7 @@ from saelink.progress import Observer
 from saelink.saes.load import pull_sae
 from saelink.store.store import Store
 
+from helpers.effects import sparse_effects
 from helpers.world import Run, World, write_sae
 
 
@@ -109,6 +112,7 @@ def test_effects_are_those_of_one_ablation_at_a_time(
     artifact = EffectsStage(Job(cfg, store)).pull()
     assert EffectsStage(Job(cfg, store)).pull().key == artifact.key
     found = load_effects(artifact)
+    mean = found.dense()
     sides = pull_sides(cfg, store)
     scale = sides.scales[-1]
     often = load_split(cfg, sides, "test").source
@@ -121,48 +125,25 @@ def test_effects_are_those_of_one_ablation_at_a_time(
     for source in sources:
         expected, n = reference(cfg, store, source, list(range(48)))
         assert n == int(found.tokens[:, source].sum())
-        assert torch.allclose(found.mean[source] * scale, expected, atol=1e-4 * scale), source
-    total = found.tokens.sum(0).clamp(min=1)
-    assert torch.allclose(found.folds.float().sum(0) / total[:, None], found.mean, atol=2e-2, rtol=1e-2)
+        assert torch.allclose(mean[source] * scale, expected, atol=1e-4 * scale), source
+    for pairs in found.pairs():
+        total = found.tokens.sum(0)[pairs.source_of]
+        assert torch.allclose(pairs.folds().sum(1) / total, pairs.mean, atol=2e-2, rtol=1e-2)
 
 
 def test_effects_of_a_model_in_bfloat16(world: World, store: Store) -> None:
-    half = load_effects(EffectsStage(Job(world.config(store.root, "model.dtype=bfloat16"), store)).pull()).mean
-    full = load_effects(EffectsStage(Job(world.config(store.root), store)).pull()).mean
+    half = load_effects(EffectsStage(Job(world.config(store.root, "model.dtype=bfloat16"), store)).pull()).dense()
+    full = load_effects(EffectsStage(Job(world.config(store.root), store)).pull()).dense()
     assert half.isfinite().all() and torch.corrcoef(torch.stack([half.flatten(), full.flatten()]))[0, 1] > 0.9
 
 
-def test_the_gpus_way_to_add_agrees_with_the_kernel() -> None:
-    generator = torch.Generator().manual_seed(0)
-    pre = torch.randn(50, 12, generator=generator)
-    slots = torch.tensor([0] * 10 + [3] * 25 + [4] * 15)
-    token = torch.randint(0, 20, (50,), generator=generator)
-    dense = torch.relu(torch.randn(20, 12, generator=generator))
-    before = Rows.from_dense(dense)
-    floor, by_latent = torch.rand(50, generator=generator), 0.2 * torch.rand(12, generator=generator)
-    sums = torch.zeros(6, 12)
-    add_differences(pre, slots, token, before, floor, by_latent, sums)
-    kept = torch.where((pre >= floor[:, None]) & (pre > by_latent), pre, 0.0)
-    expected = torch.zeros(6, 12).index_add_(0, slots, dense[token] - kept)
-    assert torch.allclose(sums, expected, atol=1e-5)
-
-
-def test_tokens_of_a_source_are_spread() -> None:
-    generator = torch.Generator().manual_seed(1)
-    active = torch.rand(500, 6, generator=generator) < torch.tensor([0.0, 0.01, 0.1, 0.3, 0.6, 1.0])
-    rows = Rows.from_dense(active.float())
-    chosen = choose_ablations(rows, torch.arange(500) % FOLDS, 40)
-    for source in range(6):
-        mine = chosen.token[chosen.source == source]
-        n = int(active[:, source].sum())
-        assert len(mine) == min(n, 40) == len(mine.unique()) and active[mine, source].all()
-        if n > 200:
-            assert (torch.bincount(mine // 50, minlength=10) >= 3).all()
-    key = chosen.source * FOLDS + chosen.fold
-    assert (key.diff() >= 0).all()
-
-
 # --------------------------------------------------------------------------- verdicts
+
+
+def matrix(found: Claims, d_source: int, d_target: int) -> torch.Tensor:
+    out = torch.zeros(d_source, d_target)
+    out[found.source, found.column] = found.value
+    return out
 
 
 def planted(seed: int = 0) -> tuple[torch.Tensor, Effects, torch.Tensor]:
@@ -175,14 +156,14 @@ def planted(seed: int = 0) -> tuple[torch.Tensor, Effects, torch.Tensor]:
     mean = folds.sum(0) / tokens.sum(0)[:, None]
     return (
         true,
-        Effects(mean, folds.half(), tokens, torch.ones(40), torch.full((40,), 0.2), torch.ones(30)),
+        sparse_effects(mean, folds, tokens, torch.ones(40), torch.full((40,), 0.2), torch.ones(30)),
         torch.arange(30),
     )
 
 
 def test_the_true_graph_is_confirmed() -> None:
     true, measured, ids = planted()
-    figures, tensors = judged(true * (true.abs() > 0.1), measured, ids, 0.1)
+    figures, tensors = judged(Claims.of_dense(true * (true.abs() > 0.1)), measured, ids, 0.1)
     assert figures["edges_confirmed"] == figures["edges"] and figures["missed"] <= 2
     assert figures["slope_1x"] == pytest.approx(1, abs=0.03) and figures["r2_1x"] > 0.99 and figures["sign_1x"] == 1
     assert figures["recall_10x"] > 0.97 and figures["precision_1x"] == 1
@@ -200,9 +181,10 @@ def test_shares_target_by_target_and_source_by_source() -> None:
     claim = effect.clone()
     claim[3, 2], claim[4, 3] = 0.0, 1.0
     tokens = torch.full((FOLDS, 6), 20)
-    folds = (effect * tokens[..., None]).half()
-    measured = Effects(effect, folds, tokens, torch.ones(6), torch.full((6,), 0.2), torch.ones(4))
-    figures, _ = judged(claim, measured, torch.arange(4), 0.1)
+    measured = sparse_effects(
+        effect, effect * tokens[..., None], tokens, torch.ones(6), torch.full((6,), 0.2), torch.ones(4)
+    )
+    figures, _ = judged(Claims.of_dense(claim), measured, torch.arange(4), 0.1)
     assert figures["recall_10x_by_target_n"] == 3 and figures["precision_10x_by_target_n"] == 4
     recall, precision = torch.tensor([1.0, 1.0, 0.5]), torch.tensor([1.0, 1.0, 1.0, 0.0])
     for q in (10, 50, 90):
@@ -213,9 +195,9 @@ def test_shares_target_by_target_and_source_by_source() -> None:
 
 def test_a_graph_without_edges_claims_nothing() -> None:
     true, measured, ids = planted()
-    figures, tensors = judged(torch.zeros_like(true), measured, ids, 0.1)
+    figures, tensors = judged(Claims.of_dense(torch.zeros_like(true)), measured, ids, 0.1)
     assert figures["edges"] == 0 and figures["precision_1x"] is None and figures["recall_1x"] == 0
-    figures, _ = judged(0.005 * torch.ones_like(true), measured, ids, 0.1)
+    figures, _ = judged(Claims.of_dense(0.005 * torch.ones_like(true)), measured, ids, 0.1)
     assert figures["edges_faint"] == figures["edges"] == 1200 and figures["missed"] == figures["strong"]
     assert figures["missed"] == figures["strong"] == len(tensors["missed_target"])
 
@@ -224,8 +206,8 @@ def test_rare_sources_are_not_judged() -> None:
     true, measured, ids = planted()
     tokens = measured.tokens.clone()
     tokens[:, 20:] = 1
-    rare = measured._replace(tokens=tokens)
-    figures, tensors = judged(true, rare, ids, 0.1)
+    rare = replace(measured, tokens=tokens)
+    figures, tensors = judged(Claims.of_dense(true), rare, ids, 0.1)
     unclear = tensors["verdict"] == VERDICTS.index("unclear")
     assert (tensors["source"][unclear] >= 20).all() and unclear[tensors["source"] >= 20].all()
     assert figures["strong"] <= int((true[:20].abs() > 0.08).sum())
@@ -242,7 +224,7 @@ def test_each_wrong_claim_gets_its_verdict() -> None:
         kind = kinds[n % 4]
         claim[source, target] = true[source, target] * factors[kind]
         expected[source, target] = kind
-    figures, tensors = judged(claim, measured, ids, 0.1)
+    figures, tensors = judged(Claims.of_dense(claim), measured, ids, 0.1)
     for source, target, verdict in zip(tensors["source"], tensors["target"], tensors["verdict"], strict=True):
         assert VERDICTS[int(verdict)] == expected[int(source), int(target)]
     assert figures["missed"] == ((true.abs() > 0.11) & (claim == 0)).sum() or figures["missed"] > 0
@@ -252,9 +234,9 @@ def test_random_claims_have_no_precision_and_suppression_can_be_missed() -> None
     true, measured, ids = planted(2)
     generator = torch.Generator().manual_seed(5)
     random = torch.randn(40, 30, generator=generator)
-    figures, _ = judged(random, measured, ids, 0.1)
+    figures, _ = judged(Claims.of_dense(random), measured, ids, 0.1)
     assert figures["precision_1x"] < 0.2 and abs(figures["slope_1x"]) < 0.2
-    positive, _ = judged(true.clamp(min=0), measured, ids, 0.1)
+    positive, _ = judged(Claims.of_dense(true.clamp(min=0)), measured, ids, 0.1)
     assert positive["recall_suppressive_10x"] == 0 and positive["recall_positive_10x"] > 0.95
     assert positive["missed_suppressive"] == positive["missed"] > 0
 
@@ -268,7 +250,7 @@ def test_claims_are_what_the_connector_loses(world: World, store: Store, connect
         load_effects(EffectsStage(Job(cfg, store)).pull()),
     )
     test = load_split(cfg, pull_sides(cfg, store), "test", fitted.target_ids)
-    found = claims(fitted, measured, test, 100_000, "cpu", Observer())
+    found = matrix(claims(fitted, measured, test, 100_000, "cpu", Observer()), test.source.d, test.target.d)
     dense = test.source.dense()
     for source in (0, 7, 20):
         rows = (dense[:, source] > 0).nonzero().squeeze(1)
@@ -303,7 +285,7 @@ def test_no_verdicts_where_they_are_not_wanted_or_too_large(
     job = Job(config("solver=exact"), store)
     assert judges(job) and not judges(Job(config("solver=exact", "eval.verify=false"), store))
     assert not judges(Job(config("solver=exact", "link=mlp_from_parts"), store)), "effects can't be measured there"
-    monkeypatch.setattr("saelink.evidence.verify.MOST_BYTES", 10)
+    monkeypatch.setattr("saelink.evidence.verify.MOST_PAIRS", 10)
     assert not judges(job) and judges(Job(config("solver=exact", "eval.verify=true"), store))
 
 

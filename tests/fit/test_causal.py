@@ -12,6 +12,7 @@ import torch
 
 from saelink.connectors.linear import LinearSettings
 from saelink.connectors.nonlinear import NonlinearConnector
+from saelink.evidence.claims import Claims
 from saelink.evidence.verdicts import VERDICTS, judged, shuffled
 from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.products.dense import Gram
@@ -20,7 +21,8 @@ from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions import block as interventions
 from saelink.interventions.block import FOLDS
 from saelink.interventions.effects import EffectsStage, load_changes, load_effects
-from saelink.interventions.measure import Effects, measure_effects
+from saelink.interventions.measure import Measurement, effects_of_sources, measure_effects, open_measurement
+from saelink.interventions.pairs import Effects
 from saelink.job import Job
 from saelink.latents.link import load_split, pull_sides
 from saelink.latents.rows import Rows
@@ -29,6 +31,7 @@ from saelink.progress import Observer
 from saelink.saes.sae import SAE
 from saelink.store.store import Store
 
+from helpers.effects import sparse_effects
 from helpers.world import Run, World
 
 
@@ -50,8 +53,8 @@ def test_the_joint_optimum_is_scikit_learns_on_rows_for_the_effects() -> None:
     rate = (x > 0).double().mean(0).float()
     mean = torch.randn(p, t, generator=generator)
     tokens = torch.full((FOLDS, p), 10)
-    effects = Effects(
-        mean, torch.zeros(FOLDS, p, t).half(), tokens, x.sum(0) / (x > 0).sum(0), rate, torch.ones(t)
+    effects = sparse_effects(
+        mean, torch.zeros(FOLDS, p, t), tokens, x.sum(0) / (x > 0).sum(0), rate, torch.ones(t)
     )  # fmt: skip
     products = joint(products_of(x, y), effects, weight)
     W, gap = Lasso(products.xx, products.xy, products.yy, False).solve(alpha / 2, 1e-10, 100_000)
@@ -69,8 +72,8 @@ def test_a_source_that_was_never_ablated_has_no_say() -> None:
     tokens = torch.full((FOLDS, 3), 4)
     tokens[:, 1] = 0
     rate = torch.tensor([0.1, 0.2, 0.3])
-    zeros = torch.zeros(FOLDS, 3, 2).half()
-    effects = Effects(torch.ones(3, 2), zeros, tokens, torch.ones(3), rate, torch.ones(2))
+    zeros = torch.zeros(FOLDS, 3, 2)
+    effects = sparse_effects(torch.ones(3, 2), zeros, tokens, torch.ones(3), rate, torch.ones(2))
     q = shares(effects)
     assert q[1] == 0 and torch.allclose(q[[0, 2]], (rate[[0, 2]].double() * 0.2).sqrt())
     plain = products_of(torch.rand(9, 3), torch.rand(9, 2))
@@ -154,8 +157,9 @@ def identity_sae(d: int) -> SAE:
     return SAE(torch.eye(d), torch.zeros(d), torch.eye(d), torch.zeros(d), None, None)
 
 
-def opened(block: Block, x: torch.Tensor, fold: torch.Tensor) -> interventions.Block:
-    return interventions.Block(Chain(block, x), [identity_sae(12)], identity_sae(8), [x], fold)
+def opened(block: Block, x: torch.Tensor, fold: torch.Tensor, directions: torch.Tensor | None = None) -> Measurement:
+    inside = interventions.Block(Chain(block, x), [identity_sae(12)], identity_sae(8), [x], fold)
+    return open_measurement(inside, 256, directions=directions)
 
 
 def text(n: int = 6000) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,18 +175,22 @@ def text(n: int = 6000) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def known() -> tuple[torch.Tensor, torch.Tensor, Effects]:
     x, fold = text()
-    measured, changes = measure_effects(opened(Block(), x, fold), 256, Observer(), keep=True)
+    measured = measure_effects(opened(Block(), x, fold), Observer())
+    changes = effects_of_sources(opened(Block(), x, fold), 0, 12, keep=True).changes
     assert changes is not None and len(changes.rows) == int(measured.tokens.sum())
     return x, fold, measured
 
 
 def test_the_true_edges_are_found_and_no_other(known: tuple[torch.Tensor, torch.Tensor, Effects]) -> None:
     _, _, measured = known
-    strong = (measured.mean.abs() >= 0.1 * measured.target_mean) & measured.consistent() & (measured.target_mean > 0)
-    found = {(s, t): int(measured.mean[s, t].sign()) for s, t in strong.nonzero().tolist()}
+    mean, consistent = measured.dense(), torch.zeros(12, 8, dtype=torch.bool)
+    for pairs in measured.pairs():
+        consistent[pairs.source_of, pairs.target.long()] = pairs.consistent()
+    strong = (mean.abs() >= 0.1 * measured.target_mean) & consistent & (measured.target_mean > 0)
+    found = {(s, t): int(mean[s, t].sign()) for s, t in strong.nonzero().tolist()}
     assert found == TRUE
-    assert measured.mean[CONFOUNDED].abs() < 1e-6, "it correlates without cause"
-    assert measured.mean[0, 0] == pytest.approx(measured.source_mean[0].item(), rel=1e-4), "a copy loses all of it"
+    assert mean[CONFOUNDED].abs() < 1e-6, "it correlates without cause"
+    assert mean[0, 0] == pytest.approx(measured.source_mean[0].item(), rel=1e-4), "a copy loses all of it"
 
 
 def test_a_confounded_claim_is_rejected_and_a_suppressor_is_missed_by_regression(
@@ -196,12 +204,12 @@ def test_a_confounded_claim_is_rejected_and_a_suppressor_is_missed_by_regression
     W, _ = Lasso(products.xx, products.xy, products.yy, False).solve(1e-3, 1e-6, 100_000)
     assert W[CONFOUNDED] > 0.1, "prediction alone falls for it"
     claim = W.float() * measured.source_mean[:, None]
-    figures, tensors = judged(claim, measured, torch.arange(8), 0.1)
+    figures, tensors = judged(Claims.of_dense(claim), measured, torch.arange(8), 0.1)
     place = (tensors["source"] == 9) & (tensors["target"] == 5)
     assert VERDICTS[int(tensors["verdict"][place])] == "no effect"
     both = joint(products, measured, 2.0)
     W, _ = Lasso(both.xx, both.xy, both.yy, False).solve(1e-3, 1e-6, 100_000)
-    again, tensors = judged(W.float() * measured.source_mean[:, None], measured, torch.arange(8), 0.1)
+    again, tensors = judged(Claims.of_dense(W.float() * measured.source_mean[:, None]), measured, torch.arange(8), 0.1)
     assert again["slope_1x"] == pytest.approx(1, abs=0.15) and again["r2_1x"] > figures["r2_1x"]
     assert abs(W[CONFOUNDED]) < 0.5 * abs(claim[CONFOUNDED])
     assert again["recall_suppressive_10x"] == 1 and again["missed"] == 0
@@ -209,20 +217,21 @@ def test_a_confounded_claim_is_rejected_and_a_suppressor_is_missed_by_regression
 
 def test_the_nulls_are_flat(known: tuple[torch.Tensor, torch.Tensor, Effects]) -> None:
     x, fold, measured = known
-    claim = torch.zeros(12, 8)
+    claim, mean = torch.zeros(12, 8), measured.dense()
     for (source, target), sign in TRUE.items():
-        claim[source, target] = sign * measured.mean[source, target].abs()
-    true, _ = judged(claim, measured, torch.arange(8), 0.1)
+        claim[source, target] = sign * mean[source, target].abs()
+    true, _ = judged(Claims.of_dense(claim), measured, torch.arange(8), 0.1)
     assert true["precision_1x"] == 1 and true["r2_1x"] > 0.99 and true["recall_10x"] == 1
     others = torch.eye(12).roll(5, 0)
-    permuted, _ = measure_effects(opened(Block(), x, fold), 256, Observer(), directions=others)
+    permuted = measure_effects(opened(Block(), x, fold, others), Observer())
     block = Block()
     block.second.copy_(
         block.second.flatten()[torch.randperm(72, generator=torch.Generator().manual_seed(1))].view(9, 8)
     )
-    random, _ = measure_effects(opened(block, x, fold), 256, Observer())
-    for null in (permuted, random, shuffled(measured)):
-        figures, _ = judged(claim, null, torch.arange(8), 0.1)
+    random = measure_effects(opened(block, x, fold), Observer())
+    claimed = Claims.of_dense(claim)
+    for these, null in ((claimed, permuted), (claimed, random), (shuffled(claimed, 12), measured)):
+        figures, _ = judged(these, null, torch.arange(8), 0.1)
         assert figures["recall_10x"] <= 0.25 and (figures["precision_1x"] or 0) <= 0.25
         assert abs(figures["slope_1x"] or 0) < 0.3 and (figures["r2_1x"] or 0) < 0.2
 
@@ -264,11 +273,12 @@ def test_changes_are_those_of_the_effects(world: World, store: Store) -> None:
     cfg = world.config(store.root)
     artifact = EffectsStage(Job(cfg, store), "train").pull()
     measured, changes = load_effects(artifact), load_changes(artifact)
-    assert "changes.safetensors" not in EffectsStage(Job(cfg, store)).pull().files
+    assert not any(name.startswith("changes") for name in EffectsStage(Job(cfg, store)).pull().files)
     n = torch.bincount(changes.source, minlength=len(measured.source_mean))
     assert torch.equal(n, measured.tokens.sum(0))
-    total = torch.zeros_like(measured.mean).index_add_(0, changes.source, changes.rows.dense())
-    assert torch.allclose(total / n.clamp(min=1)[:, None], measured.mean, atol=1e-2 * float(measured.mean.abs().max()))
+    mean = measured.dense()
+    total = torch.zeros_like(mean).index_add_(0, changes.source, changes.rows.dense())
+    assert torch.allclose(total / n.clamp(min=1)[:, None], mean, atol=1e-2 * float(mean.abs().max()))
     source = load_split(cfg, pull_sides(cfg, store), "train").source.select(changes.token).dense()
     there = source[torch.arange(len(changes.source)), changes.source]
     assert (there > 0).double().mean() > 0.99, "each was ablated where it is active"

@@ -238,7 +238,7 @@ class GramStage(TrainingStage[GramFacts]):
         if found is not None:
             return found
         training, sides = self._open(), job.sides
-        need_dense_memory(sides.d_source, sides.d_target)
+        need_dense_memory(sides.d_source, sides.d_target, job.cfg.solver.name)
         parts = self._parts(training)
         size = 8 * sides.d_source * (sides.d_source + sides.d_target) * (1 if parts == 1 else parts + 1)
         what = f"gram: {sides.d_source:,} x {sides.d_target:,} latents over {len(training):,} tokens"

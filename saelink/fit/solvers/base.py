@@ -15,7 +15,8 @@ from saelink.errors import SaelinkError
 from saelink.fit.lasso.blocks import TargetBlocks
 from saelink.fit.products.dense import Gram
 from saelink.fit.products.sparse import SparseGram
-from saelink.interventions.measure import Changes, Effects
+from saelink.interventions.measure import Changes
+from saelink.interventions.pairs import Effects
 from saelink.job import Memory
 from saelink.latents.metrics import ErrorSums, in_steps
 from saelink.latents.split import Split, Tokens

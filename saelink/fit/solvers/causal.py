@@ -32,7 +32,8 @@ from saelink.errors import SaelinkError
 from saelink.fit.products.dense import Gram
 from saelink.fit.solvers.base import Fit, Problem, validation_point
 from saelink.fit.solvers.exact import ExactSettings, ExactSolver, squared_error
-from saelink.interventions.measure import Changes, Effects
+from saelink.interventions.measure import Changes
+from saelink.interventions.pairs import Effects
 from saelink.latents.rows import Rows, sparse_transposed
 from saelink.progress import Progress
 
@@ -192,9 +193,10 @@ def shares(effects: Effects) -> torch.Tensor:
 
 def joint(products: Gram, effects: Effects, weight: float) -> Gram:
     """The products of prediction and effects together."""
-    q, a, M = weight * shares(effects), effects.source_mean.double(), effects.mean.double()
-    return products._replace(
-        xx=products.xx + torch.diag(q * a * a),
-        xy=products.xy + (q * a)[:, None] * M,
-        yy=products.yy + (q[:, None] * M * M).sum(0),
-    )
+    q, a = weight * shares(effects), effects.source_mean.double()
+    xy, yy = products.xy.clone(), products.yy.clone()
+    for pairs in effects.pairs():
+        source, M = pairs.source_of, pairs.mean.double()
+        pairs.add_to(xy, (q * a)[source] * M)
+        yy.index_add_(0, pairs.target.long(), q[source] * M * M)
+    return products._replace(xx=products.xx + torch.diag(q * a * a), xy=xy, yy=yy)

@@ -1,0 +1,109 @@
+"""What a connector claims: how much each target loses on average, by its own prediction, when a source goes."""
+
+# torch leaves arguments of some of its methods without types.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from saelink.connectors import CONNECTORS
+from saelink.connectors.base import Connector, pieces_of
+from saelink.connectors.linear import LinearConnector
+from saelink.interventions.measure import choose_ablations
+from saelink.interventions.pairs import Effects
+from saelink.job import Job
+from saelink.latents.rows import Rows
+from saelink.latents.split import Tokens
+from saelink.progress import Observer
+from saelink.runtime import need_memory
+
+STEP = 2048
+"""Ablations whose predictions are in memory at a time."""
+
+SOURCES = 256
+"""Sources whose claims are in memory densely."""
+
+
+class Claims(NamedTuple):
+    """What is claimed of some pairs of a source and a target, in the order of sources, then targets."""
+
+    source: torch.Tensor
+    """[n] int64"""
+    column: torch.Tensor
+    """[n] int64: the place of the target among those that the connector explains."""
+    value: torch.Tensor
+    """[n] what the target loses; never 0."""
+
+    @staticmethod
+    def of_dense(claim: torch.Tensor, first: int = 0) -> Claims:
+        """What is not zero in a matrix [sources, targets], whose first source is `first`."""
+        source, column = claim.nonzero(as_tuple=True)
+        return Claims(source + first, column, claim[source, column])
+
+    @staticmethod
+    def stack(parts: list[Claims]) -> Claims:
+        """One after another."""
+        return Claims(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def renamed(self, order: torch.Tensor) -> Claims:
+        """What is claimed of source j claimed of order[j]."""
+        source = order[self.source]
+        by = torch.argsort(source, stable=True)
+        return Claims(source[by], self.column[by], self.value[by])
+
+
+def weights_of(connector: Connector) -> Iterator[Claims]:
+    """The non-zero weights of a connector without hidden units, some sources at a time."""
+    first = 0
+    for piece in pieces_of(connector.output_weight()):
+        yield Claims.of_dense(piece, first)
+        first += len(piece)
+
+
+def need_claims(job: Job) -> None:
+    """Raise SaelinkError where the claims of the job's connector don't fit into memory: one that claims all pairs."""
+    name, sides = job.cfg.connector.name, job.sides
+    if issubclass(CONNECTORS[name], LinearConnector):
+        return
+    need_memory(
+        f"verify: the claims of connector={name} on all pairs of {sides.d_source:,} source and {sides.d_target:,} "
+        "target latents",
+        100 * sides.d_source * sides.d_target,
+        "use connector=linear or targets.subset, or eval.verify=false for an evaluation without verdicts",
+    )
+
+
+def claims(connector: Connector, measured: Effects, test: Tokens, most: int, device: str, observer: Observer) -> Claims:
+    """What the predictions of a connector lose on average without each source."""
+    if len(connector.penalised()) == 1 and not connector.relu_output:
+        weights = Claims.stack(list(weights_of(connector)))
+        value = weights.value * measured.source_mean[weights.source]
+        some = value != 0
+        return Claims(weights.source[some], weights.column[some], value[some])
+    active = test.source.transposed()
+    fold = torch.zeros(len(test), dtype=torch.int64)
+    connector = connector.to(device)
+    parts = [Claims(fold[:0], fold[:0], torch.zeros(0))]
+    with observer.progress("claims", test.source.d, "sources") as bar, torch.inference_mode():
+        for first in range(0, test.source.d, SOURCES):
+            sources = torch.arange(first, min(first + SOURCES, test.source.d))
+            chosen = choose_ablations(active, fold, most, sources)
+            sums = torch.zeros(len(sources), connector.d_target)
+            for low in range(0, len(chosen.token), STEP):
+                token, source = chosen.token[low : low + STEP], chosen.source[low : low + STEP]
+                sums.index_add_(0, source - first, _lost(connector, test.source.select(token), source, device))
+            n = torch.bincount(chosen.source - first, minlength=len(sources)).clamp(min=1)
+            parts.append(Claims.of_dense(sums / n[:, None], first))
+            bar.advance(len(sources))
+    return Claims.stack(parts)
+
+
+def _lost(connector: Connector, rows: Rows, source: torch.Tensor, device: str) -> torch.Tensor:
+    """[n, d_target] what the predictions lose without source[r] in row r."""
+    kept = rows.indices != source[rows.row_of]
+    without = Rows(rows.offsets, rows.indices, rows.values * kept, rows.d)
+    return (connector(rows.to(device)) - connector(without.to(device))).cpu()
