@@ -195,7 +195,7 @@ def push(
 @app.command("gc")
 def gc(outputs: Outputs = "outputs") -> None:
     """Remove the unfinished work of killed runs."""
-    from saelink.store.files import gigabytes
+    from saelink.config.size import gigabytes
     from saelink.store.store import Store
 
     for path, size in Store(outputs).collect_garbage():

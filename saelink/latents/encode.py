@@ -12,6 +12,7 @@ from typing import Any, TypedDict, cast
 
 import torch
 
+from saelink import memory
 from saelink.activations.cache import (
     CacheFacts,
     CacheStage,
@@ -19,29 +20,33 @@ from saelink.activations.cache import (
     NormFacts,
     Shard,
     cache_hooks,
+    forward_need,
     norm_facts,
     run_model,
     shards_of,
 )
 from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
+from saelink.config.size import gigabytes
 from saelink.kernels import cuda
 from saelink.latents.rows import Rows, pack, sparse_linear, unpack
 from saelink.progress import Observer, Progress
-from saelink.runtime import device_of, torch_dtype
+from saelink.runtime import device_of, fitting_tokens, torch_dtype
 from saelink.saes.check import check_place, check_sae
 from saelink.saes.choice import sae_choice
 from saelink.saes.load import load_choice, pull_sae
 from saelink.saes.sae import SAE, Units
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Claim, Draft
-from saelink.store.files import gigabytes
 from saelink.store.recipe import Plan
-from saelink.store.stage import Stage
+from saelink.store.stage import Need, Stage, promised
 from saelink.store.store import Store
 
 TYPICAL_NORM_RATIO = 3.0
 """Rows with more than this many median norms carry massive activations; figures are given with and without them."""
+
+TYPICAL_L0 = 64
+"""Latents that are reckoned with where an SAE does not say how many are active."""
 
 QUALITY_FROM_POSITION = 1
 """An SAE's own figures leave position 0 out, with its massive activations, whatever data.drop_positions does."""
@@ -160,6 +165,10 @@ class _Cached:
         facts = next(iter(artifacts.values())).facts
         self.sequences, self.context_size = facts["sequences"], facts["context_size"]
 
+    def bytes(self) -> float:
+        """Memory that giving them takes."""
+        return 0.0
+
     def shards(self, shards: Iterable[Shard], bar: Progress) -> Iterator[tuple[Shard, dict[str, torch.Tensor]]]:
         for shard in shards:
             yield shard, {hook: a.tensors(shard.name)["acts"] for hook, a in self._artifacts.items()}
@@ -174,6 +183,10 @@ class _Streamed:
         self._tokens = TokensStage(cfg, store).pull()
         self.sequences, self.context_size = self._tokens.facts["sequences"], self._tokens.facts["context_size"]
 
+    def bytes(self) -> float:
+        """Memory that giving them takes."""
+        return forward_need(self._cfg, self._store, self._tokens, self._hooks).bytes
+
     def shards(self, shards: Iterable[Shard], bar: Progress) -> Iterator[tuple[Shard, dict[str, torch.Tensor]]]:
         yield from run_model(self._cfg, self._store, self._tokens, self._hooks, shards, bar)
 
@@ -182,6 +195,7 @@ def _encode(cfg: Config, store: Store, plans: dict[str, Plan], look: Look, acts:
     """Make the artifacts of these plans, by hook."""
     device = device_of(cfg)
     saes = {hook: pull_sae(cfg, store, hook) for hook in plans}
+    promised(store, f"encode: {', '.join(plans)}", encode_need(cfg, saes, acts))
     with store.drafts(list(plans.values()), resumable=True, shared=cfg.runtime.worker is not None) as drafts:
         if drafts:
             by_hook = {draft.plan.recipe["hook_name"]: draft for draft in drafts}
@@ -199,6 +213,27 @@ def _encode(cfg: Config, store: Store, plans: dict[str, Plan], look: Look, acts:
                 store.finish(draft, partial(facts, hook), device)
 
 
+def encode_need(cfg: Config, saes: dict[str, SAE], acts: _Cached | _Streamed) -> Need:
+    """What encoding through these SAEs takes; where the activations are streamed, the model's passes beside it."""
+    step = _step(cfg, saes)
+    training = acts.sequences["train"] * acts.context_size
+    size = sum(memory.encode(side_of(sae), step, training) for sae in saes.values())
+    return Need(size + acts.bytes(), "use SAEs with fewer latents, or sae.dtype=bfloat16")
+
+
+def side_of(sae: SAE) -> memory.Side:
+    """Its sizes; how many latents are active is known for TopK only."""
+    return memory.Side(sae.d_in, sae.d_sae, sae.k or TYPICAL_L0)
+
+
+def _step(cfg: Config, saes: dict[str, SAE]) -> int:
+    """Tokens that are encoded at a time: runtime.forward_tokens, halved as often as memory asks for."""
+    sides = [side_of(sae) for sae in saes.values()]
+    fixed = sum(memory.encode(side, 0, 0) for side in sides)
+    each = sum(memory.encode(side, 1, 0) for side in sides) - fixed
+    return fitting_tokens(cfg.runtime.forward_tokens, each, fixed)
+
+
 def _write(
     cfg: Config, store: Store, by_hook: dict[str, Draft], saes: dict[str, SAE], look: Look, acts: _Cached | _Streamed
 ) -> None:
@@ -210,7 +245,9 @@ def _write(
     size = 0
     for hook in by_hook:
         sae = saes[hook]
-        mine = total * (sae.k or 64) * (4 if sae.d_sae <= 2**16 else 6)  # how many are active is known for TopK only
+        mine = (
+            total * (sae.k or TYPICAL_L0) * (4 if sae.d_sae <= 2**16 else 6)
+        )  # how many are active is known for TopK only
         what = f"encode: {hook} of {total:,} tokens with {sae.d_sae:,} latents"
         store.observer.say(f"{what}, about {gigabytes(mine)} to write")
         size += mine
@@ -218,7 +255,7 @@ def _write(
     unfinished = [shard for shard in shards.values() if any(shard.name not in draft for draft in drafts)]
     done = total - sum((shard.last - shard.first) * context for shard in unfinished)
     ready = {hook: saes[hook].to(device, torch_dtype(cfg.sae.dtype)) for hook in by_hook}
-    step = cfg.runtime.forward_tokens
+    step = _step(cfg, saes)
     rooms = {hook: torch.empty(step, sae.d_sae, device=device, dtype=sae.W_enc.dtype) for hook, sae in ready.items()}
     claims: dict[str, Claim] = {}
 

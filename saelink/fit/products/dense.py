@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import torch
 
+from saelink.config.size import gigabytes
 from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
 from saelink.latents.link import counted_split
@@ -24,7 +25,6 @@ from saelink.latents.split import Split, Tokens
 from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.files import gigabytes
 from saelink.store.stage import Facts
 
 GRAM_VERSION = 1
