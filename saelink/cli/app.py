@@ -193,13 +193,25 @@ def push(
 
 
 @app.command("gc")
-def gc(outputs: Outputs = "outputs") -> None:
-    """Remove the unfinished work of killed runs."""
+def gc(
+    old: Annotated[bool, typer.Option("--outdated", help="Also artifacts of earlier versions, listed first.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --outdated: remove them without asking.")] = False,
+    outputs: Outputs = "outputs",
+) -> None:
+    """Remove the unfinished work of killed runs.
+
+    With --outdated also artifacts that no command finds any more: those of earlier versions of their stage, and what
+    was made from them.
+    """
     from saelink.config.size import gigabytes
     from saelink.store.store import Store
 
     for path, size in Store(outputs).collect_garbage():
         print(printable(f"removed {path} ({gigabytes(size)})"))
+    if old:
+        from saelink.cli.outdated import remove_listed
+
+        remove_listed(Store(outputs), yes)
 
 
 @app.command("pareto")

@@ -124,8 +124,8 @@ class SAEConfig:
     id: Any = None
     """Which SAE of `release`, {layer} or LAYER standing for the layer; or hook -> id."""
     published: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Hook -> {fvu, l0, d_sae}, each a number or a list by layer: what its authors measured, for `check`, and its latents,
-    for `saelink plan`."""
+    """Hook -> {fvu, l0, d_sae}, each a number or a list by layer: what its authors measured, for `check`, and how many
+    latents it has, for `saelink plan`."""
     neuronpedia: dict[str, str] = field(default_factory=dict[str, str])
     """Hook -> its id on Neuronpedia, such as gpt2-small/{layer}-res-jb, where the SAE's file does not say."""
     strict: bool = False
