@@ -27,6 +27,9 @@ LIBRARIES = 3e8
 COMPILED = 1.2e8
 """What loading or compiling the inner loops brings in."""
 
+CHANGES = 2.7e8
+"""Changes of single targets by the ablations of a part of the sources."""
+
 EXAMPLE_BYTES = 21 * 56 + 20
 """Of one place of an example: 21 tokens around it, each with indices and values while it is looked up."""
 
@@ -187,3 +190,12 @@ def exported(n_edges: float) -> float:
 def report(n_edges: float, cards: float, examples_each: int, weights: float) -> float:
     """The connectors' weights and edges, and the page's data of every card, as text and packed."""
     return COMPILED + 4.0 * 3 * weights + 400 * n_edges + cards * (20_000 + 800.0 * examples_each)
+
+
+def effects(sources: list[Side], target: Side, n_tokens: float) -> float:
+    """Sparse effects: the activations twice, latents by token and by latent, the SAEs, a tile, and the changes that the
+    ablations of a part of the sources make."""
+    sides = [*sources, target]
+    activations = sum(n_tokens * (8.0 * side.width + 64 * side.l0) for side in sides)
+    tile = 4.0 * max(STEP_ENTRIES / 4, 64 * target.d_sae) + 64.0 * 4096 * target.width
+    return COMPILED + activations + sum(side.weights for side in sides) + tile + CHANGES

@@ -73,6 +73,13 @@ _stage_command("report", "Write one HTML page of what a connector found.", jobs.
 _stage_command("export", "Write a connector as a folder for others to load.", jobs.run_export)
 
 
+@app.command("plan", context_settings=PASS_TO_HYDRA)
+def plan(context: typer.Context, arguments: Overrides = None) -> None:
+    """Print what a job will take: tokens, disk, memory and time by stage."""
+    words = words_of(context, arguments)
+    launch("plan", [word for word in words if word != "--json"], jobs.plan("--json" in words))
+
+
 @app.command("track", context_settings=PASS_TO_HYDRA)
 def track(context: typer.Context, arguments: Overrides = None) -> None:
     """Publish fitted connectors to W&B later: track KEY."""

@@ -146,7 +146,18 @@ def _check_values(value: Any, name: str) -> None:
         raise SaelinkError(f"{name}={value}: give a number below 2^63")
 
 
-DIMENSIONS = ("n_layers", "d_model", "d_mlp", "n_heads", "d_head", "n_kv_heads", "vocabulary", "gated", "tied")
+DIMENSIONS = (
+    "n_layers",
+    "d_model",
+    "d_mlp",
+    "n_heads",
+    "d_head",
+    "n_kv_heads",
+    "vocabulary",
+    "gated",
+    "tied",
+    "parallel",
+)
 """What model.dimensions has beside `of`, where it has anything."""
 
 

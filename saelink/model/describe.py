@@ -31,14 +31,19 @@ VERSION = 3
 _infos: dict[tuple[str, str], ModelInfo] = {}
 
 
-def model_info(cfg: Config, store: Store) -> ModelInfo:
-    """Pull the `model` stage: identify the weights, unpack a GGUF, note what is known of the model."""
+def model_plan(cfg: Config) -> Plan:
+    """What names the `model` artifact; the weights are identified, and nothing more is read of them."""
     recipe = dict(model_identity(cfg.model))
     if cfg.model.random_mlp is not None:
         recipe["random_mlp"] = cfg.model.random_mlp
     if cfg.model.center_writing_weights:
         recipe["center_writing_weights"] = True
-    plan = Plan("model", VERSION, recipe, {}, cfg.model.label)
+    return Plan("model", VERSION, recipe, {}, cfg.model.label)
+
+
+def model_info(cfg: Config, store: Store) -> ModelInfo:
+    """Pull the `model` stage: identify the weights, unpack a GGUF, note what is known of the model."""
+    plan = model_plan(cfg)
     known = _infos.get((str(store.root), plan.key))
     if known is not None and known.artifact.path.exists():
         return known

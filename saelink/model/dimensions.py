@@ -28,6 +28,8 @@ class Dimensions:
     parameters: int
     block_parameters: int
     """Of one block."""
+    parallel: bool = False
+    """Whether attention and MLP read the same stream, side by side."""
 
     @property
     def size(self) -> ModelSize:
@@ -69,7 +71,8 @@ def _declared(facts: Mapping[str, Any]) -> Dimensions:
     embedding = facts["vocabulary"] * d * (1 if facts["tied"] else 2)
     n = facts["n_layers"]
     return Dimensions(
-        n, d, facts["d_mlp"], facts["n_heads"], heads, facts["vocabulary"], embedding + n * block, block
+        n, d, facts["d_mlp"], facts["n_heads"], heads, facts["vocabulary"], embedding + n * block, block,
+        bool(facts["parallel"]),
     )  # fmt: skip
 
 
@@ -105,7 +108,8 @@ def _counted(path: str, options: dict[str, Any]) -> Dimensions:
         with suppress(TypeError, ValueError):
             d_mlp = int(getattr(text, entry, None) or d_mlp)
     block = (parameters - sum(ends.values())) // n_layers
-    return Dimensions(n_layers, d, d_mlp, heads, heads * d_head, int(text.vocab_size), parameters, block)
+    beside = any(bool(getattr(text, entry, False)) for entry in ("use_parallel_residual", "parallel_attn"))
+    return Dimensions(n_layers, d, d_mlp, heads, heads * d_head, int(text.vocab_size), parameters, block, beside)
 
 
 def _first_line(error: Exception) -> str:
