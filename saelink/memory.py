@@ -71,8 +71,8 @@ class ModelSize(NamedTuple):
     vocabulary: int
 
     def loaded(self, bytes_each: int = 4) -> float:
-        """Its weights, once as they are read and once in their places."""
-        return LIBRARIES + 1.5 * bytes_each * self.parameters
+        """Its weights, and of what is read the largest part twice."""
+        return LIBRARIES + 1.25 * bytes_each * self.parameters
 
     def passed(self, tokens: int, context: int, hooks: int = 1) -> float:
         """Activations of one forward pass: the stream and its norm, the MLP before and behind its nonlinearity, its
@@ -87,8 +87,8 @@ def tokens(n: float) -> float:
 
 
 def model(size: ModelSize) -> float:
-    """Describing a model: its weights twice in float32, once more while a GGUF is unpacked."""
-    return LIBRARIES + 3 * 4.0 * size.parameters
+    """Describing a model: its weights in float32, a second time where it is compared by two kinds of attention."""
+    return LIBRARIES + 2 * 4.0 * size.parameters
 
 
 def cache(size: ModelSize, bytes_each: int, widths: list[int], step: int, context: int, training: float) -> float:
@@ -136,6 +136,11 @@ def products(pairs: float, n_targets: int, values: float) -> float:
     """Sparse products: pairs twice while they are put together, the connector's edges, the tokens of a part by row and
     by latent."""
     return 2 * 8 * pairs + 6400 * n_targets + 32 * values
+
+
+def wide_exact(pairs: float, n_targets: int) -> float:
+    """Sparse products as they are read and as they are used, and the edges."""
+    return COMPILED + 1.5 * 8 * pairs + 6400.0 * n_targets
 
 
 def by_steps(shape: Shape, batch: int) -> float:

@@ -8,6 +8,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
+from saelink import memory
 from saelink.activations.norms import NormsStage
 from saelink.config.schema import Normalise
 from saelink.config.size import gigabytes
@@ -159,8 +160,9 @@ class TrainStage(JobStage[TrainFacts]):
     def need(self) -> Need | None:
         sides, cfg = self.job.sides, self.job.cfg
         split = sides.split_bytes("train") + sides.split_bytes("validation")
-        if self.wide:  # its products say how many pairs there are
-            return Need(split, "use less text (data.max_tokens)")
+        if self.wide:
+            pairs = ProductsStage(self.job).pull().facts["pairs"]
+            return Need(split + memory.wide_exact(pairs, sides.d_target), "use SAEs with fewer latents, or less text")
         shape = CONNECTORS[cfg.connector.name].shape(cfg.connector, sides.d_source, sides.d_target)
         return Need(
             split + self._solver.memory(shape), "use a link or SAEs with fewer latents, or less text (data.max_tokens)"

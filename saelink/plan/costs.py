@@ -181,7 +181,10 @@ class Costs:
         disk = 8.0 * EDGES * t if _first(self.cfg.l1_alpha) > 0 else 4.0 * shape.weights
         tokens = sizes.tokens["train"]
         if self.wide:
-            size, seconds = 6400.0 * t, exact
+            n = sizes.tokens["train"]
+            pairs = met(sizes.d_source**2, n * sizes.l0_source**2)
+            pairs += met(sizes.d_source * t, n * sizes.l0_source * sizes.target.l0)
+            size, seconds = memory.wide_exact(pairs, t), exact
         elif isinstance(solver, ExactSolver):
             size, seconds = solver.memory(shape), exact
         else:

@@ -80,11 +80,13 @@ class Sizes:
         return max(int(hook.split(".")[1]) for hook in self.hooks) + 1
 
 
-def sizes_of(cfg: Config, described: Artifact | None, tokens: dict[str, int] | None, remarks: list[str]) -> Sizes:
+def sizes_of(
+    cfg: Config, described: Artifact | None, tokens: dict[str, int] | None, remarks: list[str], fetch: bool
+) -> Sizes:
     """The job's sizes; of the `model` artifact and of the counted tokens what is there already.
 
-    What had to be guessed is added to `remarks`, a line each. Raises SaelinkError for a model that nothing is known of,
-    and for a layer that it lacks.
+    Without `fetch` the hub is not asked how wide an SAE is. What had to be guessed is added to `remarks`, a line each.
+    Raises SaelinkError for a model that nothing is known of, and for a layer that it lacks.
     """
     model = dimensions_of(cfg.model, described)
     if cfg.layer >= model.n_layers:
@@ -94,7 +96,7 @@ def sizes_of(cfg: Config, described: Artifact | None, tokens: dict[str, int] | N
     trained: list[bool] = []
     for hook in hooks:
         width = model.width(hook.split(".", 2)[2])
-        known = sae_widths(cfg, hook, width)
+        known = sae_widths(cfg, hook, width, fetch)
         if known.d_sae is None:
             remarks.append(f"{hook}: how many latents its SAE has is not known, reckoned with {UNKNOWN_LATENTS:,}")
         if known.l0 is None:

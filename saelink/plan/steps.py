@@ -86,7 +86,7 @@ def planned(job: Job, rates: Rates) -> Planned:
     with _known(remarks):
         described = store.find(model_plan(cfg))
         tokens = None if described is None else TokensStage(cfg, store).find()
-    sizes = sizes_of(cfg, described, None if tokens is None else tokens.facts["tokens"], remarks)
+    sizes = sizes_of(cfg, described, None if tokens is None else tokens.facts["tokens"], remarks, not remarks)
     costs = Costs(cfg, sizes, rates)
     steps = _Steps(job, described, remarks)
     steps.add("model", cfg.model.label, costs.model(), lambda: described)
@@ -174,7 +174,8 @@ class _known:
         if not isinstance(error, SaelinkError):
             return False
         if not any(line.startswith("what is made already") for line in self._remarks):
-            self._remarks.append(f"what is made already can't be told: {error}")
+            reason = str(error).split(";")[0]
+            self._remarks.append(f"what is made already can't be told: {reason}")
         return True
 
 
@@ -209,7 +210,7 @@ def _warn(job: Job, found: Planned, costs: Costs) -> None:
         if room is not None and not step.done and step.cost.memory > room:
             found.remarks.append(
                 f"{step.stage} ({step.what}) needs about {gigabytes(step.cost.memory)} of memory and "
-                f"{gigabytes(room)} can be had: it will be refused"
+                f"{gigabytes(room)} can be had: it may be refused"
             )
     left = _disk_left(job)
     if left is not None and found.total().disk > left:

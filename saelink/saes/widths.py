@@ -26,8 +26,11 @@ class Widths(NamedTuple):
     """Whether it has to be trained first."""
 
 
-def sae_widths(cfg: Config, hook_name: str, width: int) -> Widths:
-    """Those of the SAE that reads `hook_name`, which is `width` wide: published, or from the head of its files."""
+def sae_widths(cfg: Config, hook_name: str, width: int, fetch: bool = True) -> Widths:
+    """Those of the SAE that reads `hook_name`, which is `width` wide: published, or from the head of its files.
+
+    The hub is asked for these alone, unless `fetch` is false.
+    """
     told = published(cfg, hook_name)
     d_sae, l0 = told.get("d_sae"), told.get("l0")
     if d_sae is not None and l0 is not None:
@@ -36,9 +39,10 @@ def sae_widths(cfg: Config, hook_name: str, width: int) -> Widths:
     if place is None and cfg.sae.release is None and cfg.sae.train_missing:
         return Widths(cfg.sae.d_sae, float(cfg.sae.k), trained=True)
     read = Widths(None, None)
-    if place is not None:
+    here = place is not None and hub_address(place, "sae") is None
+    if place is not None and (here or fetch):
         with suppress(SaelinkError, OSError, ValueError):  # unreadable or out of reach: it stays unknown
-            read = _of_folder(Path(place), width) if hub_address(place, "sae") is None else _of_hub(place, width)
+            read = _of_folder(Path(place), width) if here else _of_hub(place, width)
     return Widths(int(d_sae) if d_sae is not None else read.d_sae, l0 if l0 is not None else read.l0)
 
 
@@ -85,7 +89,8 @@ def _of_hub(place: str, width: int) -> Widths:
     from huggingface_hub import hf_hub_download, parse_safetensors_file_metadata
 
     address = hub_address(place, "sae")
-    assert address is not None
+    if address is None or Path(address.path).suffix:  # a single file, whose head is not to be had
+        return Widths(None, None)
     where = {"repo_id": address.repository, "revision": address.revision}
     try:
         for name in CONFIGS:
