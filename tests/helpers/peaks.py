@@ -1,6 +1,6 @@
 """What each stage promised to need and what the kernel counted while it was made: a process of its own.
 
-    python -m helpers.peaks ALSO OVERRIDE...    # the chain up to evaluate, and ALSO (a few of verify, report, ce, export)
+    python -m helpers.peaks ALSO OVERRIDE...    # the chain up to evaluate; with ALSO=edges also edges, examples
 
 prints a JSON list of [stage, promised bytes, bytes of growth], outer stages without what their inputs took.
 """
