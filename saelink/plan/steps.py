@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from saelink.activations.cache import CacheStage
-from saelink.activations.tokens import TokensStage
+from saelink.activations.tokens import TokensFacts, TokensStage
 from saelink.config.check import l1_alphas
 from saelink.config.size import gigabytes
 from saelink.errors import SaelinkError
@@ -74,8 +74,10 @@ Find = Callable[[], Any]
 """The artifact that a step would make, if it is there."""
 
 
-def planned(job: Job, rates: Rates) -> Planned:
+def planned(job: Job, rates: Rates, look: bool = True) -> Planned:
     """What the job's `saelink run` and `saelink verify` take, stage by stage; nothing is made or fetched for it.
+
+    With `look` what is made already is done; without, nothing is asked of the hub or this machine.
 
     Raises SaelinkError for a model that nothing is known of.
     """
@@ -83,10 +85,9 @@ def planned(job: Job, rates: Rates) -> Planned:
     store = _Found(job.store.root)
     job = Job(cfg, store)
     described, tokens = None, None
-    with _known(remarks):
-        described = store.find(model_plan(cfg))
-        tokens = None if described is None else TokensStage(cfg, store).find()
-    sizes = sizes_of(cfg, described, None if tokens is None else tokens.facts["tokens"], remarks, not remarks)
+    if look:
+        described, tokens = _counted(job, remarks)
+    sizes = sizes_of(cfg, described, None if tokens is None else tokens.facts["tokens"], remarks, look and not remarks)
     costs = Costs(cfg, sizes, rates)
     steps = _Steps(job, described, remarks)
     steps.add("model", cfg.model.label, costs.model(), lambda: described)
@@ -113,8 +114,18 @@ def planned(job: Job, rates: Rates) -> Planned:
         if wanted(cfg):
             steps.add("stability", "fits on halves", costs.stability(), lambda: StabilityStage(job).find(), "verify")
     found = Planned(steps.steps, rates, remarks)
-    _warn(job, found, costs)
+    if look:
+        _warn(job, found, costs)
     return found
+
+
+def _counted(job: Job, remarks: list[str]) -> tuple[Artifact[Any] | None, Artifact[TokensFacts] | None]:
+    """The described model and the counted tokens, where they are there."""
+    described, tokens = None, None
+    with _known(remarks):
+        described = job.store.find(model_plan(job.cfg))
+        tokens = None if described is None else TokensStage(job.cfg, job.store).find()
+    return described, tokens
 
 
 def within(hook: str) -> str:

@@ -15,7 +15,13 @@ WIDTH = 80
 
 
 def print_plan(observer: Observer, plan: Planned) -> None:
-    """A line for each stage, totals of what is missing, and what is to be said of it."""
+    """The lines of a plan."""
+    for line in plan_lines(plan):
+        observer.say(line)
+
+
+def plan_lines(plan: Planned, remarks: bool = True) -> list[str]:
+    """A line for each stage, totals of what is missing, and unless without `remarks` what is to be said of it."""
     columns = [
         Column("stage"), Column("what", wraps=True), Column("tokens", right=True), Column("disk", right=True),
         Column("memory", right=True), Column("time", right=True),
@@ -27,15 +33,11 @@ def print_plan(observer: Observer, plan: Planned) -> None:
         if steps:
             rows.append((heading, "in all", "", *_figures(plan.total(command), not all(step.done for step in steps))))
     rows.append(("both", "in all", "", *_figures(plan.total(), not all(step.done for step in plan.steps))))
-    for line in table_lines(columns, rows, WIDTH):
-        observer.say(line)
-    rates = plan.rates
-    observer.say(
-        f"on this machine now: {rates.gemm / 1e9:,.0f} GFLOP/s, {rates.pairs / 1e6:,.0f}M pairs/s, "
-        f"{gigabytes(rates.disk)}/s to disk"
-    )
-    for remark in plan.remarks:
-        observer.say(remark)
+    lines = table_lines(columns, rows, WIDTH)
+    if not remarks:
+        return lines
+    rates = f"{plan.rates.gemm / 1e9:,.0f} GFLOP/s, {plan.rates.pairs / 1e6:,.0f}M pairs/s"
+    return [*lines, f"on this machine now: {rates}, {gigabytes(plan.rates.disk)}/s to disk", *plan.remarks]
 
 
 def _row(step: Step) -> tuple[str, ...]:

@@ -173,7 +173,7 @@ def test_a_finished_run_leaves_the_report_alone(saelink: Run) -> None:
 
 
 def test_a_mistake_is_one_line(saelink: Run) -> None:
-    code, out, err = saelink("plan", "layer=7")
+    code, _, err = saelink("plan", "layer=7")
     assert code == 1 and "layer=7: the model has layers 0 to 1" in err and len(err.strip().splitlines()) == 1
     code, _, err = saelink("plan", "+model.dimensions={of: x, n_layers: 2}")
     assert code == 1 and "model.dimensions: " in err and "config.json" in err
@@ -195,6 +195,12 @@ def test_a_text_without_an_end_says_what_it_is_reckoned_with(
     plan = planned(Job(cfg, store), REFERENCE)
     assert any("how long the text is isn't known" in line for line in plan.remarks)
     assert [step.stage for step in plan.steps].count("sae") == 2
+
+
+def test_the_page_of_plans_is_the_scripts() -> None:
+    from scripts.plans import PAGE, page
+
+    assert PAGE.read_text() == page(), "python scripts/plans.py writes it"
 
 
 # --------------------------------------------------------------------------- its parts
