@@ -69,6 +69,7 @@ lint-page: $(INSTALLED)  ## oxlint on the script of the report's page and its te
 docs: $(INSTALLED)  ## build the documentation into site/, broken links as errors
 	$(BIN)/pip install -q -c $(LOCK) -e '.[docs]'
 	$(BIN)/python scripts/settings_reference.py
+	$(BIN)/python scripts/plans.py
 	$(BIN)/python scripts/docs.py
 
 bench: $(INSTALLED)  ## each speed against its target and its peers, write benchmarks/cpu.json (about 15 minutes)

@@ -15,7 +15,7 @@ from saelink.model.describe import model_info
 from saelink.model.info import ModelInfo
 from saelink.model.vocabulary import vocabulary_of
 from saelink.progress import Observer
-from saelink.runtime import device_of
+from saelink.runtime import device_of, limit_memory
 from saelink.store.artifact import Artifact
 from saelink.store.stage import Facts, Stage
 from saelink.store.store import Store
@@ -46,6 +46,9 @@ class Job:
     store: Store
     memory: Memory = field(default_factory=Memory, compare=False)
     """Shared by all jobs that are made from one another by `at`."""
+
+    def __post_init__(self) -> None:
+        limit_memory(self.cfg)
 
     @property
     def observer(self) -> Observer:

@@ -14,18 +14,20 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.activations.tokens import SPLITS, TokensFacts, TokensStage
 from saelink.config.schema import Config
+from saelink.config.size import gigabytes
 from saelink.engine.tasks import Engine, engine_of
 from saelink.engine.work import Work
 from saelink.model.describe import model_info
+from saelink.model.dimensions import size_of
 from saelink.model.forward import load_forward
 from saelink.progress import Progress
-from saelink.runtime import device_of
+from saelink.runtime import device_of, fitting_tokens, torch_dtype
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Claim, Draft, Part, Parts
-from saelink.store.files import gigabytes
-from saelink.store.stage import Stage
+from saelink.store.stage import Need, Stage, promised
 from saelink.store.store import Store
 
 SHARD_TOKENS = 32_768
@@ -92,6 +94,9 @@ class CacheStage(Stage[CacheFacts]):
     def about(self) -> str:
         return f"{self.cfg.model.label} {self.hook_name}"
 
+    def need(self) -> Need:
+        return forward_need(self.cfg, self.store, TokensStage(self.cfg, self.store).pull(), [self.hook_name])
+
     def make(self, draft: Draft) -> CacheFacts:
         tokens = TokensStage(self.cfg, self.store).pull()
         _write(self.cfg, self.store, tokens, [draft], None)
@@ -110,6 +115,7 @@ def cache_hooks(
     missing = [stage.plan for stage in stages.values() if store.up_to_date(stage.plan) is None]
     if missing:
         tokens = TokensStage(cfg, store).pull()
+        promised(store, f"cache: {', '.join(stages)}", forward_need(cfg, store, tokens, list(stages)))
         with store.drafts(missing, resumable=True, shared=cfg.runtime.shared) as drafts:
             if drafts:
                 _write(cfg, store, tokens, drafts, look)
@@ -117,6 +123,42 @@ def cache_hooks(
                 store.finish(draft, partial(_facts, tokens, draft), device_of(cfg))
     found = {hook: stage.find() for hook, stage in stages.items()}
     return {hook: artifact for hook, artifact in found.items() if artifact is not None}
+
+
+def forward_need(cfg: Config, store: Store, token_ids: Artifact[TokensFacts], hooks: list[str]) -> Need:
+    """What a pass of the model over all tokens takes, with what is kept at these hooks meanwhile."""
+    room = _Room.of(cfg, store, token_ids, hooks)
+    return Need(
+        room.bytes(max(room.fitting(), room.context)),
+        "use a smaller model or context (data.context_size), or model.dtype=bfloat16",
+    )
+
+
+class _Room(NamedTuple):
+    """Memory of the model's passes."""
+
+    size: memory.ModelSize
+    bytes_each: int
+    widths: list[int]
+    context: int
+    training: int
+    wanted: int
+
+    @staticmethod
+    def of(cfg: Config, store: Store, token_ids: Artifact[TokensFacts], hooks: list[str]) -> _Room:
+        size, facts = size_of(cfg.model, model_info(cfg, store).artifact), token_ids.facts
+        widths = [max(size.d_model, size.d_mlp if ".mlp.hook_" in hook else 0) for hook in hooks]
+        bytes_each = torch_dtype(cfg.model.dtype).itemsize
+        training = facts["tokens"]["train"]
+        return _Room(size, bytes_each, widths, facts["context_size"], training, cfg.runtime.forward_tokens)
+
+    def bytes(self, step: int) -> float:
+        return memory.cache(self.size, self.bytes_each, self.widths, step, self.context, self.training)
+
+    def fitting(self) -> int:
+        """Tokens of a pass: runtime.forward_tokens, halved as often as memory asks for."""
+        fixed, each = self.bytes(0), self.size.passed(1, self.context, len(self.widths))
+        return fitting_tokens(self.wanted, each, fixed)
 
 
 def _write(cfg: Config, store: Store, token_ids: Artifact[TokensFacts], drafts: list[Draft], look: Look | None) -> None:
@@ -212,6 +254,7 @@ class ModelPass:
     def __init__(self, cfg: Config, store: Store, token_ids: Artifact[TokensFacts], hooks: list[str]):
         self._cfg, self._info, self._device = cfg, model_info(cfg, store), device_of(cfg)
         self._context, self._hooks = token_ids.facts["context_size"], hooks
+        self._rows = max(_Room.of(cfg, store, token_ids, hooks).fitting() // self._context, 1)
         self._ids = {split: token_ids.tensors(f"{split}.safetensors")["ids"] for split in SPLITS}
         self._forward: Any = None
 
@@ -220,7 +263,7 @@ class ModelPass:
         device = self._device
         if self._forward is None:  # not loaded where nothing is left to do
             self._forward = load_forward(self._cfg, self._info, self._hooks, device)
-        rows = max(self._cfg.runtime.forward_tokens // self._context, 1)
+        rows = self._rows
         acts: dict[str, torch.Tensor] = {}
         for first in range(shard.first, shard.last, rows):
             last = min(first + rows, shard.last)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 import numpy as np
 import torch
 
+from saelink import memory
 from saelink.activations.chat import rendered, template_digest
 from saelink.activations.documents import Documents, text_identity
 from saelink.config.schema import Config
@@ -21,7 +22,7 @@ from saelink.errors import SaelinkError
 from saelink.model.describe import model_info
 from saelink.model.load import load_tokenizer
 from saelink.store.draft import Draft
-from saelink.store.stage import Stage
+from saelink.store.stage import Need, Stage
 from saelink.store.store import Store
 
 SPLITS = ("train", "validation", "test")
@@ -87,6 +88,10 @@ class TokensStage(Stage[TokensFacts]):
 
     def about(self) -> str:
         return self.cfg.data.label
+
+    def need(self) -> Need | None:
+        limit = self.cfg.data.max_tokens
+        return None if limit is None else Need(memory.tokens(limit), "read less text (data.max_tokens)")
 
     def make(self, draft: Draft) -> TokensFacts:
         tokenizer = load_tokenizer(self.cfg.model, self._model.artifact)

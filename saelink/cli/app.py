@@ -73,6 +73,13 @@ _stage_command("report", "Write one HTML page of what a connector found.", jobs.
 _stage_command("export", "Write a connector as a folder for others to load.", jobs.run_export)
 
 
+@app.command("plan", context_settings=PASS_TO_HYDRA)
+def plan(context: typer.Context, arguments: Overrides = None) -> None:
+    """Print what a job will take: tokens, disk, memory and time by stage."""
+    words = words_of(context, arguments)
+    launch("plan", [word for word in words if word != "--json"], jobs.plan("--json" in words))
+
+
 @app.command("track", context_settings=PASS_TO_HYDRA)
 def track(context: typer.Context, arguments: Overrides = None) -> None:
     """Publish fitted connectors to W&B later: track KEY."""
@@ -193,13 +200,25 @@ def push(
 
 
 @app.command("gc")
-def gc(outputs: Outputs = "outputs") -> None:
-    """Remove the unfinished work of killed runs."""
-    from saelink.store.files import gigabytes
+def gc(
+    old: Annotated[bool, typer.Option("--outdated", help="Also artifacts of earlier versions, listed first.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --outdated: remove them without asking.")] = False,
+    outputs: Outputs = "outputs",
+) -> None:
+    """Remove the unfinished work of killed runs.
+
+    With --outdated also artifacts that no command finds any more: those of earlier versions of their stage, and what
+    was made from them.
+    """
+    from saelink.config.size import gigabytes
     from saelink.store.store import Store
 
     for path, size in Store(outputs).collect_garbage():
         print(printable(f"removed {path} ({gigabytes(size)})"))
+    if old:
+        from saelink.cli.outdated import remove_listed
+
+        remove_listed(Store(outputs), yes)
 
 
 @app.command("pareto")

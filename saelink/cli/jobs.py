@@ -191,6 +191,22 @@ def run_report(job: Job) -> None:
     job.observer.say(f"\n  report     {path} ({size:.0f} MB; opens in any browser, offline)")
 
 
+def plan(as_json: bool) -> Command:
+    """Print what the job will take; as JSON nothing else is on standard output."""
+
+    def command(job: Job) -> None:
+        from saelink.plan.rates import measured_rates
+        from saelink.plan.steps import planned
+        from saelink.runtime import device_of
+        from saelink.terminal.plan import print_plan, print_plan_json
+
+        device_of(job.cfg)  # its threads
+        found = planned(job, measured_rates(job.store.root))
+        (print_plan_json if as_json else print_plan)(job.observer, found)
+
+    return command
+
+
 def track(keys: list[str]) -> Command:
     """Publish train artifacts by their keys."""
 

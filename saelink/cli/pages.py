@@ -10,7 +10,7 @@ from dataclasses import dataclass
 TEXT = "data.max_tokens data.context_size data.prepend_bos data.drop_positions"
 TARGETS = "layer targets.min_rate targets.subset"
 FIT = "l1_alpha latent_scale normalise seed connector.* solver.*"
-PLACE = "runtime.device runtime.threads runtime.outputs"
+PLACE = "runtime.device runtime.threads runtime.memory runtime.outputs"
 TRACKED = f"{PLACE} wandb.mode"
 
 
@@ -45,6 +45,20 @@ PAGES = {
             "Experiments": "experiment.seeds experiment.l1_grid experiment.d_hidden",
             "Where it runs": TRACKED,
         },
+    ),
+    "plan": Page(
+        "Prints what `saelink run` and `saelink verify` of these settings will take, stage by stage: tokens, disk, "
+        "memory and time, from the sizes of model and SAEs and two seconds of measuring this machine. What is made "
+        "already is said as done. Neither weights nor text are fetched. --json prints it as JSON and nothing else.",
+        ("saelink plan", "saelink plan sae=gemma-scope-2b-pt layer=12", "saelink plan data.max_tokens=null --json"),
+        {
+            "What is explained": TARGETS,
+            "The model and the SAEs": "model.path model.dimensions sae.path sae.published sae.d_sae sae.k",
+            "The text": TEXT,
+            "The fit": FIT,
+            "Where it runs": PLACE,
+        },
+        "[--json]",
     ),
     "cache": Page(
         "Reads text into tokens, runs the language model on them and keeps its activations at the hooks of the link, "

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from saelink.config.schema import Config, EngineKind, ExperimentConfig, ModelSource, RuntimeConfig, SAEConfig
+from saelink.config.size import bytes_of
 from saelink.errors import SaelinkError
 
 
@@ -71,6 +72,7 @@ def check(cfg: Config) -> None:
         raise SaelinkError(f"runtime.threads={cfg.runtime.threads} must be at most {MOST_THREADS}")
     _at_least(1, runtime__forward_tokens=cfg.runtime.forward_tokens, runtime__threads=cfg.runtime.threads)
     _check_workers(cfg.runtime)
+    bytes_of("runtime.memory", cfg.runtime.memory)
     _at_least(0, eval__circuits=cfg.eval.circuits, eval__edges=cfg.eval.edges, eval__min_active=cfg.eval.min_active)
     _at_least(1, report__top=cfg.report.top, report__per_size=cfg.report.per_size, report__random=cfg.report.random)
     _at_least(0, verify__consequences=cfg.verify.consequences)
@@ -88,6 +90,7 @@ def check(cfg: Config) -> None:
         )
     if cfg.model.source is ModelSource.hub and cfg.model.file is not None:
         raise SaelinkError(f"model.file={cfg.model.file}: only a wheel's or folder's GGUF is read, not one on the hub")
+    _check_dimensions(cfg.model.dimensions)
     _check_sae(cfg.sae)
     if cfg.data.drop_positions >= cfg.data.context_size:
         raise SaelinkError(
@@ -159,6 +162,31 @@ def _check_values(value: Any, name: str) -> None:
         raise SaelinkError(f"{name}={value}: give a number below 2^63")
 
 
+DIMENSIONS = (
+    "n_layers",
+    "d_model",
+    "d_mlp",
+    "n_heads",
+    "d_head",
+    "n_kv_heads",
+    "vocabulary",
+    "gated",
+    "tied",
+    "parallel",
+)
+"""What model.dimensions has beside `of`, where it has anything."""
+
+
+def _check_dimensions(facts: dict[str, Any]) -> None:
+    names = {"of", *DIMENSIONS}
+    wrong = set(facts) ^ names or {name for name in DIMENSIONS if type(facts[name]) not in (int, bool)}
+    if facts and wrong:
+        raise SaelinkError(
+            f"model.dimensions: {', '.join(sorted(wrong))}; give of (the model.path that they are of) and, as in its "
+            f"config.json, {', '.join(DIMENSIONS)}"
+        )
+
+
 def _check_sae(settings: SAEConfig) -> None:
     if not settings.epochs > 0 or not settings.lr > 0:
         raise SaelinkError(f"sae.epochs={settings.epochs} and sae.lr={settings.lr} must be above 0")
@@ -169,9 +197,11 @@ def _check_sae(settings: SAEConfig) -> None:
     for hook, figures in settings.published.items():
         values = cast("dict[str, Any]", figures).values() if isinstance(figures, dict) else [None]
         numbers = [number for value in values for number in _listed(value)]
-        known = isinstance(figures, dict) and {"fvu", "l0"} >= set(cast("dict[str, Any]", figures))
+        known = isinstance(figures, dict) and {"fvu", "l0", "d_sae"} >= set(cast("dict[str, Any]", figures))
         if not known or not all(isinstance(number, int | float) for number in numbers):
-            raise SaelinkError(f"sae.published.{hook}={figures}: give fvu and l0, each a number or a list by layer")
+            raise SaelinkError(
+                f"sae.published.{hook}={figures}: give fvu, l0 and d_sae, each a number or a list by layer"
+            )
 
 
 def _check_experiment(settings: ExperimentConfig) -> None:

@@ -101,6 +101,8 @@ class ModelConfig:
     center_writing_weights: bool = False
     """Take its mean from everything that is written into the residual stream. With LayerNorm the model says the same;
     SAEs of such weights read other activations."""
+    dimensions: dict[str, Any] = field(default_factory=dict[str, Any])
+    """For `saelink plan` where its config.json is not at hand: the sizes in it, and `of`, the path that they are of."""
     random_mlp: int | None = None
     """The null model: a block whose MLP has its weights in a random order. Compare what is found with its own SAEs."""
 
@@ -131,7 +133,8 @@ class SAEConfig:
     id: Any = None
     """Which SAE of `release`, {layer} or LAYER standing for the layer; or hook -> id."""
     published: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Hook -> {fvu, l0}, each a number or a list by layer: what its authors measured, for `check`."""
+    """Hook -> {fvu, l0, d_sae}, each a number or a list by layer: what its authors measured, for `check`, and how many
+    latents it has, for `saelink plan`."""
     neuronpedia: dict[str, str] = field(default_factory=dict[str, str])
     """Hook -> its id on Neuronpedia, such as gpt2-small/{layer}-res-jb, where the SAE's file does not say."""
     strict: bool = False
@@ -358,6 +361,9 @@ class RuntimeConfig:
     """Folder of all artifacts."""
     threads: int | None = None
     """CPU threads; null leaves it to torch (all cores)."""
+    memory: Any = None
+    """What this process may take: 8GB, 500MB or bytes; null is all that the machine and its control group have free.
+    A stage that would need more is refused before it begins."""
     workers: int = 1
     """Tasks at once, each in a process of its own; 1 does all work in this one."""
     engine: EngineKind = EngineKind.processes

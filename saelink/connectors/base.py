@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from saelink import memory
 from saelink.config.schema import ConnectorConfig
 from saelink.errors import SaelinkError
 from saelink.latents.rows import Rows
@@ -70,6 +71,14 @@ class Connector(torch.nn.Module, ABC):
     def check(cls, config: Any) -> None:
         """Raise SaelinkError for a setting that is out of range; most connectors have none that can be."""
         return
+
+    @classmethod
+    def shape(cls, config: Any, d_source: int, d_target: int) -> memory.Shape:
+        """The sizes of such a connector, without its weights."""
+        with torch.device("meta"):
+            empty = cls(config, d_source, torch.zeros(d_target))
+        weights = sum(parameter.numel() for parameter in empty.parameters())
+        return memory.Shape(d_source, d_target, weights, empty.n_hidden, empty.direct)
 
     @property
     def direct(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import torch
 
+from saelink import memory
 from saelink.connectors.base import Connector
 from saelink.evidence.logic import MIN_TOKENS, Condition, Source, bits, read_logic, wilson
 from saelink.evidence.verdicts import REFUTED, Verdicts
@@ -26,6 +27,7 @@ from saelink.latents.split import Tokens
 from saelink.progress import Progress
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 EDGES_FILE = "edges.safetensors"
 
@@ -116,6 +118,13 @@ class EdgesStage(JobStage[EdgesFacts]):
 
     def about(self) -> str:
         return self._train.about()
+
+    def need(self) -> Need:
+        sides, n_edges = self.job.sides, self._train.pull().facts["n_edges"]
+        facts = sides.target.facts
+        n = facts["sequences"]["test"] * facts["context_size"]
+        size = memory.edges(n_edges, n, sides.d_source, sides.split_bytes("test"))
+        return Need(size, "use a larger l1_alpha, which keeps fewer edges, or less text (data.max_tokens)")
 
     def make(self, draft: Draft) -> EdgesFacts:
         job = self.job

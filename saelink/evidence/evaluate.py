@@ -7,7 +7,10 @@ from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
+from saelink import memory
+from saelink.connectors import CONNECTORS
 from saelink.connectors.base import Connector
+from saelink.connectors.wide_linear import WideLinearConnector
 from saelink.evidence.circuits import circuit_text, circuits_of
 from saelink.evidence.measured import measured
 from saelink.evidence.names import names_inputs
@@ -22,6 +25,7 @@ from saelink.latents.split import Tokens
 from saelink.progress import Observer
 from saelink.store.draft import Draft
 from saelink.store.recipe import recipe_of
+from saelink.store.stage import Need
 
 PREDICTED = 0.5
 """A target latent counts as predicted when its FVU is below this."""
@@ -79,6 +83,9 @@ class EvaluateStage(JobStage[EvaluateFacts]):
     def about(self) -> str:
         return self._train.about()
 
+    def need(self) -> Need:
+        return Need(measuring_bytes(self.job), "use SAEs with fewer latents, or less text (data.max_tokens)")
+
     def make(self, draft: Draft) -> EvaluateFacts:
         job, sides = self.job, self.job.sides
         artifact = self._train.pull()
@@ -103,6 +110,18 @@ class EvaluateStage(JobStage[EvaluateFacts]):
         draft.save_json("circuits.json", circuits)
         draft.save_bytes("circuits.txt", ("\n".join(map(circuit_text, circuits)) + "\n").encode())
         return cast("EvaluateFacts", figures)
+
+
+def shape_of(job: Job) -> memory.Shape:
+    """The sizes of the job's connector."""
+    wide = TrainStage(job).wide
+    kind, sides = WideLinearConnector if wide else CONNECTORS[job.cfg.connector.name], job.sides
+    return kind.shape(job.cfg.connector, sides.d_source, sides.d_target)
+
+
+def measuring_bytes(job: Job) -> float:
+    """Memory that a connector and its predictions for the test split take."""
+    return memory.evaluate(shape_of(job), job.sides.split_bytes("test"))
 
 
 def _figures(

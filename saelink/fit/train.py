@@ -8,8 +8,10 @@ from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
+from saelink import memory
 from saelink.activations.norms import NormsStage
 from saelink.config.schema import Normalise
+from saelink.config.size import gigabytes
 from saelink.connectors import CONNECTORS
 from saelink.connectors.base import Connector
 from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, connector_of, packed_state, unpacked_state
@@ -30,8 +32,8 @@ from saelink.latents.split import Split
 from saelink.latents.targets import normaliser, subset_of, targets_of
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.files import gigabytes
 from saelink.store.recipe import is_key, recipe_of
+from saelink.store.stage import Need
 
 HISTORY_FILE = "history.json"
 
@@ -120,7 +122,7 @@ class TrainStage(JobStage[TrainFacts]):
         return recipe
 
     @cached_property
-    def _wide(self) -> bool:
+    def wide(self) -> bool:
         """Whether it is fitted from sparse products: there are too many latents for dense ones."""
         sides = self.job.sides
         return self._solver.goes_wide and float(self.job.cfg.l1_alpha) > 0 and is_wide(sides.d_source, sides.d_target)
@@ -141,7 +143,7 @@ class TrainStage(JobStage[TrainFacts]):
 
     @property
     def resumable(self) -> bool:
-        return self._wide
+        return self.wide
 
     def check_settings(self) -> None:
         """Raise SaelinkError for settings of connector and solver that don't go together."""
@@ -159,6 +161,17 @@ class TrainStage(JobStage[TrainFacts]):
                 "connector's folder or hf://owner/repository"
             )
         subset_of(cfg, self.store)
+
+    def need(self) -> Need | None:
+        sides, cfg = self.job.sides, self.job.cfg
+        split = sides.split_bytes("train") + sides.split_bytes("validation")
+        if self.wide:
+            pairs = ProductsStage(self.job).pull().facts["pairs"]
+            return Need(split + memory.wide_exact(pairs, sides.d_target), "use SAEs with fewer latents, or less text")
+        shape = CONNECTORS[cfg.connector.name].shape(cfg.connector, sides.d_source, sides.d_target)
+        return Need(
+            split + self._solver.memory(shape), "use a link or SAEs with fewer latents, or less text (data.max_tokens)"
+        )
 
     def make(self, draft: Draft) -> TrainFacts:
         job, cfg, sides, solver = self.job, self.job.cfg, self.job.sides, self._solver
@@ -189,7 +202,7 @@ class TrainStage(JobStage[TrainFacts]):
         """The connector where its fit starts; one that is kept by its edges has none, and its solver needs no start."""
         cfg, d_source = self.job.cfg, self.job.sides.d_source
         start = warm_start(self.job, target_ids)
-        if self._wide:
+        if self.wide:
             return WideLinearConnector(cast("Any", cfg.connector), d_source, target_ids)
         connector = CONNECTORS[cfg.connector.name](cfg.connector, d_source, target_ids)
         warm = None if start is None else unpacked_state(start)
@@ -242,8 +255,8 @@ class TrainStage(JobStage[TrainFacts]):
             gram_name=f"{GramStage(job).key} {targets}",
             effects=lambda: load_effects(EffectsStage(job, "train").pull()).explain(target_ids),
             changes=changes,
-            sparse_gram=sparse if self._wide else None,
-            blocks=blocks if self._wide else None,
+            sparse_gram=sparse if self.wide else None,
+            blocks=blocks if self.wide else None,
             effects_name=EffectsStage(job, "train").key if self._solver.uses_effects else "",
             memory=job.memory,
         )

@@ -6,16 +6,19 @@ from typing import Any, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.config.schema import Config
 from saelink.interventions.splice import decoded, first_latents, first_units, put, spliced_tokens
 from saelink.job import Job, JobStage
 from saelink.latents.link import load_split
 from saelink.latents.metrics import ErrorSums, in_steps
 from saelink.latents.rows import Rows, pack
+from saelink.model.dimensions import size_of
 from saelink.model.load import load_bridge
 from saelink.runtime import torch_dtype
 from saelink.saes.load import pull_sae
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 
 class OracleFacts(TypedDict):
@@ -59,6 +62,13 @@ class OracleStage(JobStage[OracleFacts]):
 
     def about(self) -> str:
         return self.job.about
+
+    def need(self) -> Need:
+        job = self.job
+        facts, step = job.sides.target.facts, job.cfg.runtime.forward_tokens
+        n, size = facts["sequences"][self.split] * facts["context_size"], size_of(job.cfg.model, job.model.artifact)
+        needed = memory.oracle(size, *job.sides.sizes, n, step, facts["context_size"])
+        return Need(needed, "use a smaller runtime.forward_tokens, or less text (data.max_tokens)")
 
     def make(self, draft: Draft) -> OracleFacts:
         job = self.job

@@ -12,6 +12,7 @@ from typing import Any, TypedDict, cast
 
 import torch
 
+from saelink import memory
 from saelink.activations.cache import (
     CacheFacts,
     CacheStage,
@@ -19,15 +20,17 @@ from saelink.activations.cache import (
     NormFacts,
     Shard,
     cache_hooks,
+    forward_need,
     norm_facts,
     run_model,
     shards_of,
 )
 from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
+from saelink.config.size import gigabytes
 from saelink.engine.tasks import Engine, engine_of
 from saelink.latents.rows import sparse_linear, unpack
-from saelink.latents.shards import EncodeWork, SAELook, encode_shard
+from saelink.latents.shards import TYPICAL_L0, EncodeWork, SAELook, encode_shard, side_of, step_of
 from saelink.progress import Observer, Progress
 from saelink.runtime import device_of, torch_dtype
 from saelink.saes.check import check_place
@@ -36,9 +39,8 @@ from saelink.saes.load import load_choice, pull_sae
 from saelink.saes.sae import SAE, Units
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Claim, Draft, Part
-from saelink.store.files import gigabytes
 from saelink.store.recipe import Plan
-from saelink.store.stage import Stage
+from saelink.store.stage import Need, Stage, promised
 from saelink.store.store import Store
 
 TYPICAL_NORM_RATIO = 3.0
@@ -147,6 +149,10 @@ class _Cached:
         facts = next(iter(artifacts.values())).facts
         self.sequences, self.context_size = facts["sequences"], facts["context_size"]
 
+    def bytes(self) -> float:
+        """Memory that giving them takes."""
+        return 0.0
+
     def shards(self, shards: Iterable[Shard], bar: Progress) -> Iterator[tuple[Shard, dict[str, torch.Tensor]]]:
         for shard in shards:
             yield shard, {hook: a.tensors(shard.name)["acts"] for hook, a in self._artifacts.items()}
@@ -161,6 +167,10 @@ class _Streamed:
         self._tokens = TokensStage(cfg, store).pull()
         self.sequences, self.context_size = self._tokens.facts["sequences"], self._tokens.facts["context_size"]
 
+    def bytes(self) -> float:
+        """Memory that giving them takes."""
+        return forward_need(self._cfg, self._store, self._tokens, self._hooks).bytes
+
     def shards(self, shards: Iterable[Shard], bar: Progress) -> Iterator[tuple[Shard, dict[str, torch.Tensor]]]:
         yield from run_model(self._cfg, self._store, self._tokens, self._hooks, shards, bar)
 
@@ -169,6 +179,7 @@ def _encode(cfg: Config, store: Store, plans: dict[str, Plan], look: Look, acts:
     """Make the artifacts of these plans, by hook."""
     device = device_of(cfg)
     saes = {hook: pull_sae(cfg, store, hook) for hook in plans}
+    promised(store, f"encode: {', '.join(plans)}", encode_need(cfg, saes, acts))
     with store.drafts(list(plans.values()), resumable=True, shared=cfg.runtime.shared) as drafts:
         if drafts:
             by_hook = {draft.plan.recipe["hook_name"]: draft for draft in drafts}
@@ -186,6 +197,14 @@ def _encode(cfg: Config, store: Store, plans: dict[str, Plan], look: Look, acts:
                 store.finish(draft, partial(facts, hook), device)
 
 
+def encode_need(cfg: Config, saes: dict[str, SAE], acts: _Cached | _Streamed) -> Need:
+    """What encoding through these SAEs takes; where the activations are streamed, the model's passes beside it."""
+    step = step_of(cfg, saes)
+    training = acts.sequences["train"] * acts.context_size
+    size = sum(memory.encode(side_of(sae), step, training) for sae in saes.values())
+    return Need(size + acts.bytes(), "use SAEs with fewer latents, or sae.dtype=bfloat16")
+
+
 def _write(
     cfg: Config, store: Store, by_hook: dict[str, Draft], saes: dict[str, SAE], look: Look, acts: _Cached | _Streamed
 ) -> None:
@@ -197,7 +216,9 @@ def _write(
     size = 0
     for hook in by_hook:
         sae = saes[hook]
-        mine = total * (sae.k or 64) * (4 if sae.d_sae <= 2**16 else 6)  # how many are active is known for TopK only
+        mine = (
+            total * (sae.k or TYPICAL_L0) * (4 if sae.d_sae <= 2**16 else 6)
+        )  # how many are active is known for TopK only
         what = f"encode: {hook} of {total:,} tokens with {sae.d_sae:,} latents"
         store.observer.say(f"{what}, about {gigabytes(mine)} to write")
         size += mine
@@ -205,7 +226,7 @@ def _write(
     unfinished = [shard for shard in shards.values() if any(shard.name not in draft for draft in drafts)]
     done = total - sum((shard.last - shard.first) * context for shard in unfinished)
     ready = {hook: saes[hook].to(device, torch_dtype(cfg.sae.dtype)) for hook in by_hook}
-    step = cfg.runtime.forward_tokens
+    step = step_of(cfg, saes)
     rooms = {hook: torch.empty(step, sae.d_sae, device=device, dtype=sae.W_enc.dtype) for hook, sae in ready.items()}
     engine = engine_of(cfg, store.observer)
     if engine.several_on(device):

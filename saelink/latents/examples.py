@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import torch
 
+from saelink import memory
 from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
 from saelink.kernels import in_parts
@@ -22,7 +23,7 @@ from saelink.latents.stream import LATENTS, WIDTH, WINDOW, Stream, pieces_of, st
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.stage import Stage
+from saelink.store.stage import Need, Stage
 from saelink.store.store import Store
 
 EXAMPLES_FILE = "examples.safetensors"
@@ -83,6 +84,13 @@ class ExamplesStage(Stage[ExamplesFacts]):
 
     def about(self) -> str:
         return self._latents.about()
+
+    def need(self) -> Need:
+        facts, kept = self._latents.pull().facts, self.cfg.report
+        places = kept.top + OCTAVES * kept.per_size + kept.random
+        n_tokens = sum(facts["sequences"].values()) * facts["context_size"]
+        size = memory.examples(facts["d_sae"], places, facts["l0"], n_tokens)
+        return Need(size, "keep fewer examples (report.top, report.per_size, report.random)")
 
     def make(self, draft: Draft) -> ExamplesFacts:
         latents = self._latents.pull()

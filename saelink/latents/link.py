@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from saelink import memory
 from saelink.config.schema import Config, LatentScale
 from saelink.errors import SaelinkError
 from saelink.latents.encode import TYPICAL_NORM_RATIO, EncodeFacts, encode_hooks
@@ -46,6 +47,25 @@ class Sides(NamedTuple):
     def d_target(self) -> int:
         """Latents of the target SAE, explained or not."""
         return self.target.facts["d_sae"]
+
+    @property
+    def sizes(self) -> tuple[list[memory.Side], memory.Side]:
+        """Those of the sources and of the target."""
+        *sources, target = (
+            memory.Side(side.facts["width"], side.facts["d_sae"], side.facts["l0"])
+            for side in [*self.sources, self.target]
+        )
+        return sources, target
+
+    @property
+    def active(self) -> float:
+        """Latents active on a token, of all hooks together."""
+        return sum(side.facts["l0"] for side in [*self.sources, self.target])
+
+    def split_bytes(self, split: str) -> float:
+        """Memory that the latents of a split take while they are read."""
+        facts = self.target.facts
+        return memory.split(*self.sizes, facts["sequences"][split] * facts["context_size"])
 
     def side_of(self, source: int) -> tuple[int, int]:
         """Which source hook a connector's source latent belongs to, and its number there."""

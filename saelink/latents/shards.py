@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 
+from saelink import memory
 from saelink.activations.cache import Look, ModelPass, Shard, cache_hooks
 from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
@@ -18,13 +19,16 @@ from saelink.engine.work import Work
 from saelink.kernels import cuda
 from saelink.latents.rows import Rows, pack
 from saelink.progress import Progress
-from saelink.runtime import device_of, torch_dtype
+from saelink.runtime import device_of, fitting_tokens, torch_dtype
 from saelink.saes.check import check_sae
 from saelink.saes.choice import sae_choice
 from saelink.saes.load import pull_sae
 from saelink.saes.sae import SAE
 from saelink.store.draft import Part, Parts
 from saelink.store.store import Store
+
+TYPICAL_L0 = 64
+"""Latents that are reckoned with where an SAE does not say how many are active."""
 
 
 class SAELook:
@@ -62,6 +66,19 @@ def encode_shard(sae: SAE, flat: torch.Tensor, room: torch.Tensor, step: int, de
         both = torch.cat(units)
         tensors |= {"mean": both[:, 0].contiguous(), "scale": both[:, 1].contiguous()}
     return tensors
+
+
+def side_of(sae: SAE) -> memory.Side:
+    """Its sizes; how many latents are active is known for TopK only."""
+    return memory.Side(sae.d_in, sae.d_sae, sae.k or TYPICAL_L0)
+
+
+def step_of(cfg: Config, saes: dict[str, SAE]) -> int:
+    """Tokens that are encoded at a time: runtime.forward_tokens, halved as often as memory asks for."""
+    sides = [side_of(sae) for sae in saes.values()]
+    fixed = sum(memory.encode(side, 0, 0) for side in sides)
+    each = sum(memory.encode(side, 1, 0) for side in sides) - fixed
+    return fitting_tokens(cfg.runtime.forward_tokens, each, fixed)
 
 
 def encode_rows(sae: SAE, batch: torch.Tensor, room: torch.Tensor | None = None) -> Rows:
@@ -107,7 +124,7 @@ class Encoder:
 
     def __init__(self, cfg: Config, acts: Callable[[Shard], dict[str, torch.Tensor]], saes: dict[str, SAE], look: Look):
         self._acts, self._look, self._device = acts, look, device_of(cfg)
-        self._step = cfg.runtime.forward_tokens
+        self._step = step_of(cfg, saes)
         self._saes = {hook: sae.to(self._device, torch_dtype(cfg.sae.dtype)) for hook, sae in saes.items()}
         self._rooms = {
             hook: torch.empty(self._step, sae.d_sae, device=self._device, dtype=sae.W_enc.dtype)

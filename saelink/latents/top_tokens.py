@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import torch
 
+from saelink import memory
 from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
 from saelink.kernels import in_parts
@@ -21,7 +22,7 @@ from saelink.latents.stream import LATENTS, Stream, pieces_of, stream_of, text_o
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.stage import Stage
+from saelink.store.stage import Need, Stage
 from saelink.store.store import Store
 
 TOP_TOKENS_FILE = "top_tokens.safetensors"
@@ -73,6 +74,11 @@ class TopTokensStage(Stage[TopTokensFacts]):
 
     def about(self) -> str:
         return self._latents.about()
+
+    def need(self) -> Need:
+        facts = self._latents.pull().facts
+        n_tokens = sum(facts["sequences"].values()) * facts["context_size"]
+        return Need(memory.top_tokens(facts["d_sae"], facts["l0"], n_tokens), "use less text (data.max_tokens)")
 
     def make(self, draft: Draft) -> TopTokensFacts:
         latents, drop = self._latents.pull(), self.cfg.data.drop_positions

@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from saelink import memory
 from saelink.config.schema import Config, DType, ModelConfig
 from saelink.errors import SaelinkError
 from saelink.model.agreement import DisagreementError, Hooks, check_answers, check_attention, compare
 from saelink.model.completeness import check_finite
+from saelink.model.dimensions import dimensions_of
 from saelink.model.identity import check_identity, model_folder, model_identity
 from saelink.model.info import ModelInfo
 from saelink.model.load import boot_bridge, load_hf, readable
@@ -21,6 +23,7 @@ from saelink.model.probe import Inside, Place, context_of, look_inside, n_tokens
 from saelink.model.remarks import remarks
 from saelink.store.draft import Draft
 from saelink.store.recipe import Plan
+from saelink.store.stage import Need, promised
 from saelink.store.store import Store
 
 VERSION = 3
@@ -28,18 +31,26 @@ VERSION = 3
 _infos: dict[tuple[str, str], ModelInfo] = {}
 
 
-def model_info(cfg: Config, store: Store) -> ModelInfo:
-    """Pull the `model` stage: identify the weights, unpack a GGUF, note what is known of the model."""
+def model_plan(cfg: Config) -> Plan:
+    """What names the `model` artifact; the weights are identified, and nothing more is read of them."""
     recipe = dict(model_identity(cfg.model))
     if cfg.model.random_mlp is not None:
         recipe["random_mlp"] = cfg.model.random_mlp
     if cfg.model.center_writing_weights:
         recipe["center_writing_weights"] = True
-    plan = Plan("model", VERSION, recipe, {}, cfg.model.label)
+    return Plan("model", VERSION, recipe, {}, cfg.model.label)
+
+
+def model_info(cfg: Config, store: Store) -> ModelInfo:
+    """Pull the `model` stage: identify the weights, unpack a GGUF, note what is known of the model."""
+    plan = model_plan(cfg)
     known = _infos.get((str(store.root), plan.key))
     if known is not None and known.artifact.path.exists():
         return known
-    artifact = store.find(plan) or store.build(plan, lambda draft: _describe(cfg.model, draft, store))
+    artifact = store.find(plan)
+    if artifact is None:
+        promised(store, f"model: {cfg.model.label}", _need(cfg.model))
+        artifact = store.build(plan, lambda draft: _describe(cfg.model, draft, store))
     facts = artifact.facts
     info = ModelInfo(
         artifact=artifact,
@@ -54,6 +65,17 @@ def model_info(cfg: Config, store: Store) -> ModelInfo:
     )
     _infos[str(store.root), plan.key] = info
     return info
+
+
+def _need(cfg: ModelConfig) -> Need | None:
+    """What describing it takes, where its size is known beforehand."""
+    if cfg.file is not None and cfg.dimensions.get("of") != cfg.path:  # reading its config takes as long as all of it
+        parameters = (model_folder(cfg) / cfg.file).stat().st_size * 7 // 4
+        return Need(memory.LIBRARIES + 12.0 * parameters, "use a smaller model")
+    try:
+        return Need(memory.model(dimensions_of(cfg).size), "use a smaller model")
+    except SaelinkError:  # what is wrong with it gets its own line when it is loaded
+        return None
 
 
 def _describe(cfg: ModelConfig, draft: Draft, store: Store) -> dict[str, Any]:

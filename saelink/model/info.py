@@ -10,6 +10,15 @@ from saelink.model.probe import Place
 from saelink.store.artifact import Artifact
 
 
+def full_name(name: str, layer: int, parallel: bool) -> str:
+    """`blocks.<layer>.<name>` of a link's hook at a layer, by the names of ModelInfo.hook."""
+    if name == "mlp_in":
+        name = "hook_resid_pre" if parallel else "hook_resid_mid"
+    if name == "hook_resid_pre" and layer > 0:
+        name, layer = "hook_resid_post", layer - 1
+    return f"blocks.{layer}.{name}"
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What is known of a model without loading it."""
@@ -54,11 +63,8 @@ class ModelInfo:
         """
         if not layer < self.n_layers:
             raise SaelinkError(f"layer={layer}: the model has layers 0 to {self.n_layers - 1}")
-        if name == "mlp_in":
-            name = "hook_resid_pre" if self.parallel else "hook_resid_mid"
-        if name == "hook_resid_pre" and layer > 0:
-            name, layer = "hook_resid_post", layer - 1
-        full = f"blocks.{layer}.{name}"
+        full = full_name(name, layer, self.parallel)
+        name, layer = full.split(".", 2)[2], int(full.split(".")[1])
         if full not in self.hooks:
             if name in self.refused:
                 raise SaelinkError(f"link: {full} {self.refused[name]}; it can't be explained")

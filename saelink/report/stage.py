@@ -13,12 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+from saelink import memory
 from saelink.config.check import l1_alphas
 from saelink.config.schema import Config
 from saelink.connectors import CONNECTORS
 from saelink.evidence.consequences import consequences_of
 from saelink.evidence.edges import EdgesFacts, EdgesStage
-from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage
+from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage, shape_of
 from saelink.evidence.hidden_units import HiddenUnitsStage
 from saelink.evidence.stability import repeated, solved
 from saelink.evidence.transcoder import TranscoderStage
@@ -26,7 +27,7 @@ from saelink.evidence.verify import verdicts_of
 from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
 from saelink.interventions.oracle import OracleStage
 from saelink.job import Job, JobStage
-from saelink.latents.examples import ExamplesStage
+from saelink.latents.examples import OCTAVES, ExamplesStage
 from saelink.report.overview import Compared, Overview
 from saelink.report.pieces import Piece, Pieces, PiecesWork, cards_of
 from saelink.report.render import DATA_FILE, PAGE_FILE, packed, render
@@ -34,6 +35,7 @@ from saelink.saes.neuronpedia import neuronpedia_page
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft, Part
 from saelink.store.files import write_durably
+from saelink.store.stage import Need
 from saelink.store.store import Store
 
 COMPARED = ("latent_scale", "drop_positions", "max_norm_ratio")
@@ -133,6 +135,15 @@ class ReportStage(JobStage[ReportFacts]):
 
     def about(self) -> str:
         return TrainStage(self.job).about()
+
+    def need(self) -> Need:
+        kept, sides = self.job.cfg.report, self.job.sides
+        n_edges = sum(made.connector.facts["n_edges"] for made in self._made)
+        cards = min(kept.cards, sides.d_target) + min(kept.cards, sides.d_source)
+        weights = sum(shape_of(job).weights for job in self.jobs)
+        places = kept.top + OCTAVES * kept.per_size + kept.random
+        size = memory.report(n_edges, cards, places, weights) + sides.split_bytes("test")
+        return Need(size, "have fewer cards on it (report.cards) or fewer connectors (report.l1_alphas)")
 
     def make(self, draft: Draft) -> ReportFacts:
         fits, highlights = cards_of(self.jobs)

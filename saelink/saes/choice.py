@@ -68,7 +68,7 @@ def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
     if settings.files and not settings.train_missing:
         raise SaelinkError(f"sae.files: no file for {hook_name}; it has files for {', '.join(sorted(settings.files))}")
     if not settings.files and (settings.path is not None or settings.hub is not None):
-        for name in _names(hook_name):
+        for name in hook_names(hook_name):
             found = _located(cfg, name, must=False)
             if found is not None:
                 return found
@@ -99,11 +99,11 @@ def entry_of_hook(table: Mapping[str, Any], hook_name: str) -> tuple[Any, int] |
 
 def _places(hook_name: str) -> list[tuple[str, int]]:
     """The hook's name inside its block and the block, in both ways of naming a residual stream."""
-    parts = [name.split(".", 2) for name in _names(hook_name)]
+    parts = [name.split(".", 2) for name in hook_names(hook_name)]
     return [(name, int(layer)) for _, layer, name in parts]
 
 
-def _names(hook_name: str) -> list[str]:
+def hook_names(hook_name: str) -> list[str]:
     """The hook's name, and for a resid_post the name the same tensor has in the next layer."""
     block, layer, name = hook_name.split(".", 2)
     return [hook_name, f"{block}.{int(layer) + 1}.hook_resid_pre"] if name == "hook_resid_post" else [hook_name]
@@ -114,7 +114,7 @@ def same_stream(hook_name: str) -> list[str]:
     block, layer, name = hook_name.split(".", 2)
     if name == "hook_resid_pre" and int(layer) > 0:
         return [hook_name, f"{block}.{int(layer) - 1}.hook_resid_post"]
-    return _names(hook_name)
+    return hook_names(hook_name)
 
 
 def _located(cfg: Config, place: str, must: bool = True) -> SAEChoice | None:

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.activations.cache import CacheFacts, CacheStage, shuffled_rows
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
@@ -16,7 +17,7 @@ from saelink.runtime import device_of
 from saelink.saes.formats.saelens import CONFIG_FILE, WEIGHTS_FILE
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.stage import Stage
+from saelink.store.stage import Need, Stage
 from saelink.store.store import Store
 
 DIVERGED = 10.0
@@ -67,6 +68,16 @@ class SAEStage(Stage[SAEFacts]):
     def about(self) -> str:
         sae = self.cfg.sae
         return f"{self.cfg.model.label} {self.hook_name} {sae.d_sae} latents, k {sae.k}"
+
+    def need(self) -> Need:
+        acts = CacheStage(self.cfg, self.store, self.hook_name).pull()
+        settings, facts = self.cfg.sae, acts.facts
+        side = memory.Side(facts["width"], settings.d_sae, settings.k)
+        rows = facts["sequences"]["train"] * facts["context_size"]
+        size = memory.sae_training(side, settings.batch_tokens, rows)
+        return Need(
+            size, "use fewer latents (sae.d_sae), smaller steps (sae.batch_tokens) or less text (data.max_tokens)"
+        )
 
     def make(self, draft: Draft) -> SAEFacts:
         acts = CacheStage(self.cfg, self.store, self.hook_name).pull()

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.config.schema import Config
 from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, exported_config
 from saelink.evidence.edges import HIDDEN_TENSORS_FILE, EdgesStage, EdgeTable, load_edge_table
@@ -21,6 +22,7 @@ from saelink.job import Job, JobStage
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.files import csv_bytes, file_sha256
+from saelink.store.stage import Need
 
 
 class ExportFacts(TypedDict):
@@ -59,6 +61,10 @@ class ExportStage(JobStage[ExportFacts]):
 
     def about(self) -> str:
         return self._evaluate.about()
+
+    def need(self) -> Need:
+        needed = memory.exported(self._train.pull().facts["n_edges"])
+        return Need(needed, "use a larger l1_alpha, which keeps fewer edges")
 
     def make(self, draft: Draft) -> ExportFacts:
         job = self.job

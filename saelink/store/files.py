@@ -162,11 +162,3 @@ def folder_bytes(folder: Path) -> int:
             with suppress(OSError):
                 size += Path(place, name).lstat().st_size
     return size
-
-
-def gigabytes(size: float) -> str:
-    """A size for a person: 12 kB, 3.4 MB, 2.1 GB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size:.0f} bytes"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from saelink.config.size import gigabytes
+from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.recipe import Plan
@@ -14,6 +16,29 @@ from saelink.store.store import Store
 
 Facts = TypeVar("Facts", bound=Mapping[str, Any])
 """What a stage finds out about its artifact: a TypedDict beside it."""
+
+
+SAID = 10**8
+"""Bytes from which on it is said how much memory a stage needs: the program and its libraries take some times as much
+by themselves."""
+
+
+class Need(NamedTuple):
+    """The memory that making an artifact takes."""
+
+    bytes: float
+    """Beside what the process has."""
+    way_out: str
+    """What helps where so much can't be had, as the end of a sentence."""
+
+
+def promised(store: Store, what: str, need: Need | None) -> None:
+    """Say what memory `what` needs, and raise SaelinkError where that can't be had."""
+    if need is None:
+        return
+    need_memory(f"{what} would", need.bytes, need.way_out)
+    if need.bytes >= SAID:
+        store.observer.say(f"{what}, about {gigabytes(need.bytes)} of memory")
 
 
 class Stage(ABC, Generic[Facts]):
@@ -59,6 +84,14 @@ class Stage(ABC, Generic[Facts]):
     def check(self) -> None:
         """Raise SaelinkError for what can be known to fail before anything is computed."""
 
+    def need(self) -> Need | None:
+        """The memory that `make` takes, inputs that are missing made first; None for next to none."""
+        return None
+
+    def promise(self) -> None:
+        """Say what memory it needs, and raise SaelinkError where that can't be had; before anything is written."""
+        promised(self.store, f"{self.name}: {self.about()}", self.need())
+
     @cached_property
     def plan(self) -> Plan:
         """What names the artifact."""
@@ -75,4 +108,7 @@ class Stage(ABC, Generic[Facts]):
     def pull(self) -> Artifact[Facts]:
         """The artifact, found or made."""
         self.check()
-        return self.store.up_to_date(self.plan) or self.store.build(self.plan, self.make, self.device, self.resumable)
+        found = self.store.up_to_date(self.plan)
+        if found is None:
+            self.promise()
+        return found or self.store.build(self.plan, self.make, self.device, self.resumable)

@@ -20,11 +20,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from saelink.config.size import gigabytes
 from saelink.errors import SaelinkError
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact, RemovedError
 from saelink.store.draft import Claim, Draft
-from saelink.store.files import gigabytes
 from saelink.store.locks import still_held
 from saelink.store.manifest import MANIFEST
 from saelink.store.recipe import Plan

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from saelink.config.size import gigabytes
 from saelink.errors import SaelinkError, closest
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
-from saelink.store.files import folder_bytes, gigabytes
+from saelink.store.files import folder_bytes
 from saelink.store.store import Store
 from saelink.terminal.table import Column, table_lines
 

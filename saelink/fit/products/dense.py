@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from saelink.config.schema import Config
+from saelink.config.size import gigabytes
 from saelink.engine.work import Work
 from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
@@ -27,7 +28,6 @@ from saelink.latents.split import Split, Tokens
 from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft, Part, Parts
-from saelink.store.files import gigabytes
 from saelink.store.stage import Facts
 from saelink.store.store import Store
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from saelink import memory
 from saelink.config.schema import SolverConfig
 from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
@@ -105,6 +106,10 @@ class Solver(ABC):
 
         The same problem gives the same weights.
         """
+
+    def memory(self, shape: memory.Shape) -> float:
+        """Bytes that fitting a connector of this shape takes, beside the tokens' latents."""
+        return memory.by_steps(shape, getattr(self.config, "batch_tokens", 1024))
 
     @abstractmethod
     def work(self, n_training: int, n_targets: int) -> Work:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from saelink import memory
 from saelink.config.schema import SolverConfig
 from saelink.connectors.base import Connector
 from saelink.connectors.linear import LinearConnector
@@ -69,6 +70,9 @@ class ExactSolver(Solver):
             raise SaelinkError(f"solver.max_sweeps={self.config.max_sweeps} must be at least 1")
         if self.config.debias and self.config.positive:
             raise SaelinkError("solver.debias=true refits by least squares, which knows no solver.positive=true")
+
+    def memory(self, shape: memory.Shape) -> float:
+        return memory.COMPILED + memory.exact(shape.d_source, shape.d_target)
 
     def work(self, n_training: int, n_targets: int) -> Work:
         return Work(n_targets, "targets")

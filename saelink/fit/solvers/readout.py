@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from saelink import memory
 from saelink.connectors.base import Connector
 from saelink.connectors.mlp import MLPConnector
 from saelink.errors import SaelinkError
@@ -79,6 +80,9 @@ class ReadoutSolver(ProximalSolver):
             raise SaelinkError(f"solver.tolerance={self.config.tolerance} must be above 0")
         if self.config.path_tokens:
             raise SaelinkError("solver.path_tokens is for adam and proximal; readout fits each penalty by itself")
+
+    def memory(self, shape: memory.Shape) -> float:
+        return max(memory.exact(shape.direct + shape.hidden, shape.d_target), super().memory(shape))
 
     def solve(self, connector: Connector, problem: Problem, progress: Progress) -> Fit:
         assert isinstance(connector, MLPConnector)
