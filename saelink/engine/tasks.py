@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from saelink.config.schema import Config, EngineKind, RuntimeConfig
+from saelink.config.size import gigabytes
 from saelink.engine.processes import Processes
 from saelink.engine.ray_cluster import RayCluster, ray_address
 from saelink.engine.slurm import SlurmJobs
@@ -26,7 +27,6 @@ from saelink.engine.work import Backend, Call, Done, RemoteError, Result, State,
 from saelink.errors import SaelinkError
 from saelink.progress import Observer
 from saelink.runtime import memory_available
-from saelink.store.files import gigabytes
 
 RETRIES = 3
 """So often a task whose worker died is done again."""

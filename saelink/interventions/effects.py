@@ -16,12 +16,14 @@ written and read in parts of some sources each, so that memory hardly grows with
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
 from saelink.config.schema import Config
+from saelink.engine.work import Work
 from saelink.errors import SaelinkError
 from saelink.interventions.block import ENTRIES, FOLDS, STEP, most_tokens, open_block
 from saelink.interventions.measure import (
@@ -38,7 +40,9 @@ from saelink.latents.rows import Rows, pack, unpack
 from saelink.model.probe import BLOCK_HOOKS
 from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
-from saelink.store.draft import Draft
+from saelink.store.draft import Draft, Parts
+from saelink.store.draft import Part as DraftPart
+from saelink.store.store import Store
 
 EFFECTS_FILE = "effects.safetensors"
 
@@ -119,6 +123,51 @@ def need_effects(job: Job, split: str = "test") -> None:
     )
 
 
+class SourcesBlock(NamedTuple):
+    """A task: the effects of some of the sources, which go into a file of this name."""
+
+    name: str
+    low: int
+    high: int
+
+
+def measured(
+    given: Measurement, block: SourcesBlock, split: str, done: Callable[[int], object]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """By file, in the order they are to be written, the tensors of one part; the last file says that it is whole."""
+    part = effects_of_sources(given, block.low, block.high, split == "train", done)
+    files: dict[str, dict[str, torch.Tensor]] = {}
+    if part.changes is not None:
+        ablations = {"token": part.changes.token.int(), "source": part.changes.source.int()}
+        tensors = pack(part.changes.rows) | ablations | {"value": part.changes.value}
+        files[block.name.replace(PAIRS, CHANGES)] = tensors
+    of_sources = {"tokens": part.tokens, "source_mean": part.source_mean}
+    return files | {block.name: part.pairs._asdict() | of_sources}
+
+
+@dataclass(frozen=True)
+class EffectsWork(Work[Measurement, SourcesBlock, list[DraftPart]]):
+    """The effects of some of the sources, written as files of the draft."""
+
+    cfg: Config
+    draft: Parts
+    split: str
+    null: str | None
+    needed: int
+    on_gpu = True
+
+    def memory(self) -> int:
+        return self.needed
+
+    def open(self) -> Measurement:
+        return EffectsStage(Job(self.cfg, Store(self.cfg.runtime.outputs)), self.split, self.null).opened()
+
+    def run(self, state: Measurement, task: SourcesBlock) -> list[DraftPart]:
+        with torch.inference_mode():
+            files = measured(state, task, self.split, lambda n: None)
+        return [self.draft.save_tensors(name, tensors) for name, tensors in files.items()]
+
+
 class EffectsFacts(TypedDict):
     n_tokens: int
     """Tokens that were looked at."""
@@ -140,7 +189,7 @@ class EffectsStage(JobStage[EffectsFacts]):
     sources; `effects.safetensors`, by latent: `tokens`, `source_mean`, `source_rate`, `target_mean` of `Effects`; on
     train documents `changes-<first source>.safetensors`, what each ablation changed. Units are the latents' scales. A
     try that was cut short goes on at the first part that is missing, and several workers can share the parts
-    (runtime.worker). Raises SaelinkError for a link whose effects can't be measured.
+    (runtime.workers). Raises SaelinkError for a link whose effects can't be measured.
     """
 
     name = "effects"
@@ -195,8 +244,7 @@ class EffectsStage(JobStage[EffectsFacts]):
         if found is not None:
             return found
         need_effects(self.job, self.split)
-        shared = self.job.cfg.runtime.worker is not None
-        with self.store.drafts([self.plan], resumable=True, shared=shared) as drafts:
+        with self.store.drafts([self.plan], resumable=True, shared=self.job.cfg.runtime.shared) as drafts:
             for draft in drafts:
                 return self.store.finish(draft, self._measured(draft), self.device)
         artifact = self.find()
@@ -208,7 +256,8 @@ class EffectsStage(JobStage[EffectsFacts]):
         d_source = self.job.sides.d_source
         return torch.arange(d_source) if self.null is None else null_sources(self.job.cfg, d_source)
 
-    def _open(self) -> Measurement:
+    def opened(self) -> Measurement:
+        """What the effects are measured from."""
         job = self.job
         block = open_block(job, self.split)
         directions: torch.Tensor | None = None
@@ -239,25 +288,35 @@ class EffectsStage(JobStage[EffectsFacts]):
         step = part_of_sources(len(sources), changes)
         lows = {f"{PAIRS}{low:06d}.safetensors": low for low in range(0, len(sources), step)}
         given: Measurement | None = None
-        done = sum(min(step, len(sources) - low) for name, low in lows.items() if name in draft)
+        blocks = {name: SourcesBlock(name, low, min(low + step, len(sources))) for name, low in lows.items()}
+        done = sum(block.high - block.low for name, block in blocks.items() if name in draft)
+        engine = self.job.engine
         with self.job.observer.progress("effects", len(sources), "sources", done) as bar, torch.inference_mode():
+            if engine.several_on(self.device):
+                missing = [block for name, block in blocks.items() if name not in draft]
+                work = EffectsWork(engine.of_worker(self.job.cfg), draft.parts, self.split, self.null, self._bytes())
+
+                def take(block: SourcesBlock, files: list[DraftPart]) -> None:
+                    for file in files:
+                        draft.take(file)
+                    bar.advance(block.high - block.low)
+
+                engine.run("effects", work, missing, take)
+                return lambda: self._together(draft, list(lows), given)
             for name, claim in self.store.claims([draft], list(lows)):
-                given = given or self._open()
-                high = min(lows[name] + step, len(sources))
-                part = effects_of_sources(given, lows[name], high, self.split == "train", bar.advance)
-                if part.changes is not None:
-                    ablations = {"token": part.changes.token.int(), "source": part.changes.source.int()}
-                    tensors = pack(part.changes.rows) | ablations | {"value": part.changes.value}
-                    draft.save_tensors(name.replace(PAIRS, CHANGES), tensors)
-                of_sources = {"tokens": part.tokens, "source_mean": part.source_mean}
-                draft.save_tensors(name, part.pairs._asdict() | of_sources)
+                given = given or self.opened()
+                for file, tensors in measured(given, blocks[name], self.split, bar.advance).items():
+                    draft.save_tensors(file, tensors)
                 claim.release()
         return lambda: self._together(draft, list(lows), given)
+
+    def _bytes(self) -> int:
+        return effects_bytes(self.job, self.split)
 
     def _together(self, draft: Draft, names: list[str], given: Measurement | None) -> EffectsFacts:
         """Writes what is said of latents, and counts what is in the parts."""
         with torch.inference_mode():
-            given = given or self._open()
+            given = given or self.opened()
         read = [partial(draft.tensors, name) for name in names]
         parts = [partial(_read_pairs, each) for each in read]
         tokens, source_mean = (torch.cat([each()[name] for each in read], -1) for name in ("tokens", "source_mean"))

@@ -16,7 +16,7 @@ from saelink.errors import SaelinkError
 from saelink.evidence.edges import EdgesStage
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.stability import StabilityStage, wanted
-from saelink.evidence.verify import MOST_BYTES, VerdictsStage, VerifyStage
+from saelink.evidence.verify import MOST_PAIRS, VerdictsStage, VerifyStage
 from saelink.fit.products.dense import GramStage
 from saelink.fit.products.sparse import ProductsStage
 from saelink.fit.train import TrainStage
@@ -95,10 +95,10 @@ def planned(job: Job, rates: Rates, look: bool = True) -> Planned:
     if not _encoded(steps, job, costs):  # so nothing behind them is there, and naming it would make them
         steps.close()
     _fitted(steps, job, costs)
-    judged = cfg.eval.verify
-    if judged is None:
-        judged = measurable(cfg) and 60 * sizes.d_source * sizes.d_target <= MOST_BYTES
     if measurable(cfg):
+        judged = cfg.eval.verify
+        if judged is None:
+            judged = sizes.d_source * sizes.d_target <= MOST_PAIRS
         effects = "run" if judged else "verify"
         steps.add("effects", "what ablations do", costs.effects(), lambda: EffectsStage(job).find(), effects)
         steps.add("verdicts", "of all edges", costs.verdicts(), lambda: VerdictsStage(job).find(), effects)

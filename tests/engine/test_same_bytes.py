@@ -18,6 +18,8 @@ from saelink.fit.lasso import blocks
 from saelink.fit.products import dense, sparse
 from saelink.fit.products.dense import GramStage
 from saelink.fit.train import TrainStage
+from saelink.interventions import measure
+from saelink.interventions.effects import EffectsStage
 from saelink.job import Job
 from saelink.latents.link import pull_sides
 from saelink.store.draft import Draft, Parts
@@ -88,6 +90,18 @@ def test_workers_make_the_bytes_of_one_process(job: Callable[..., Job], monkeypa
     assert [line for line in lines.said if "ended before its work was done" in line]
     left = {path.suffix for path in job("three").store.root.rglob("*")} & {".partial", ".claim", ".worker", ".tmp"}
     assert not left
+
+
+def test_effects_by_workers_are_those_of_one_process(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "MOST_SOURCES", 20)
+    made = []
+    for workers in (1, 3):
+        each = job(f"effects{workers}", "data.max_tokens=4000", f"runtime.workers={workers}")
+        for stage in (EffectsStage(each, "train"), EffectsStage(each, "test", "permuted decoders")):
+            stage.pull()
+        made.append({name: data for name, data in files(each.store.root).items() if name.startswith("effects/")})
+    assert made[0] == made[1]
+    assert sum("/pairs-" in name for name in made[0]) > 4 and any("/changes-" in name for name in made[0])
 
 
 def test_streamed_latents_and_dense_products_by_workers(
