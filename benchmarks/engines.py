@@ -59,7 +59,7 @@ def by_joblib(backend: str) -> Many:
 def by_ray() -> Many:
     from saelink.engine.ray_cluster import quiet_ray
 
-    quiet_ray()
+    quiet_ray(local=True)
     import ray  # pyright: ignore[reportMissingImports]  # an extra
 
     ray.init("local", num_cpus=2, _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False)

@@ -85,7 +85,7 @@ class Job:
         """Model, layer and link in a few words."""
         return f"{self.cfg.model.label} layer {self.cfg.layer} {self.cfg.link.name}"
 
-    @property
+    @cached_property
     def engine(self) -> Engine:
         """The workers that the settings ask for."""
         return engine_of(self.cfg, self.observer)

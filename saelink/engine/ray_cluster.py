@@ -24,9 +24,10 @@ def ray_address(runtime: RuntimeConfig) -> str | None:
     return None if address in (None, "", "local") else address
 
 
-def quiet_ray() -> None:
-    """Set what Ray reads when it is imported: every port on loopback, no report home."""
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+def quiet_ray(local: bool) -> None:
+    """Set what Ray reads when it is imported: no report home; of a `local` one every port on loopback."""
+    if local:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # endlessly, unless it is told
 
@@ -38,11 +39,11 @@ class RayCluster:
         self._runtime, self._workers, self._threads = runtime, workers, threads
 
     def _connected(self) -> Any:
-        quiet_ray()
+        address = ray_address(self._runtime)
+        quiet_ray(local=address is None or address.startswith(("127.", "localhost:")))
         with needs_extra("ray", "ray"):
             import ray  # pyright: ignore[reportMissingImports]  # an extra
         if not ray.is_initialized():
-            address = ray_address(self._runtime)
             here = {
                 "num_cpus": self._workers * self._threads,
                 "_node_ip_address": "127.0.0.1",

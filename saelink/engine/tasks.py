@@ -91,8 +91,8 @@ class Engine:
             with closing(backend.stream(call, list(missing.items()))) as stream:
                 lost = self._take(what, stream, missing, losses, done)
             if lost:
-                some = "a worker" if lost == 1 else f"workers with {lost} tasks"
-                self.observer.say(f"{what}: {some} ended before its work was done, which is done again")
+                some = "a worker was lost with its task" if lost == 1 else f"workers were lost with {lost} tasks"
+                self.observer.say(f"{what}: {some}; what they did not finish is done again")
 
     def _take(
         self,

@@ -59,7 +59,7 @@ def test_workers_share_tasks_and_cores(tmp_path: Path) -> None:
 def test_a_killed_worker_costs_a_line(tmp_path: Path) -> None:
     found, said = results(tmp_path, Toy(folder=str(tmp_path), dies=(5,)), workers=3)
     assert doubled(found)
-    assert len(said) == 1 and "ended before its work was done" in said[0]
+    assert len(said) == 1 and "is done again" in said[0]
 
 
 def test_work_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:

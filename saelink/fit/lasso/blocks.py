@@ -84,7 +84,8 @@ class TargetBlocks(NamedTuple):
         bounds = [(first, min(first + TARGETS, len(ids))) for first in range(0, len(ids), TARGETS)]
         blocks = [TargetsBlock(first, last, tuple(ids[first:last])) for first, last in bounds]
         missing = [block for block in blocks if block.name not in draft]
-        done(len(ids) - sum(len(block.latents) for block in missing))
+        if len(missing) < len(blocks):
+            done(len(ids) - sum(len(block.latents) for block in missing))
 
         def take(block: TargetsBlock, part: Part) -> None:
             draft.take(part)
