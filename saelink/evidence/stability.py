@@ -295,7 +295,7 @@ def _solved_again(job: Job, ids: torch.Tensor, edges: _Edges) -> Iterator[torch.
 def _solved_wide(job: Job, ids: torch.Tensor, edges: _Edges) -> Iterator[torch.Tensor]:
     """`_solved_again` from sparse products, which are made of each half: a difference of two would keep all pairs."""
     given = _Again.of(job, ids, edges)
-    settings = job.cfg.solver
+    settings: Any = job.cfg.solver
     for pair in range(PAIRS):
         first = given.documents.half(torch.Generator().manual_seed(pair))
         for chosen in (first, ~first):
