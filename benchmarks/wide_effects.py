@@ -1,10 +1,11 @@
 """What `saelink verify` takes between wide random TopK-32 SAEs, from some of its sources.
 
-    python -m benchmarks.wide_effects [width] [sources]    # 32,768 latents, 1,024 of the sources
+    python -m benchmarks.wide_effects [width] [sources] [tokens]    # 32,768 latents, 1,024 sources, 65,536 tokens
 
-The activations are the store's (outputs/ here, filled by `saelink cache`), the first 65,536 training tokens. Sources
-are spread evenly; 64 tokens of each are ablated in the model, through permuted decoders and through random weights.
-Adds an entry to benchmarks/wide_effects.json: processor seconds, and by them those of all sources, nulls on a tenth.
+The activations are the store's (outputs/ here, filled by `saelink cache`), the first training tokens. Sources are
+spread evenly; up to 64 tokens of each are ablated in the model, through permuted decoders and through random weights.
+Adds an entry to benchmarks/wide_effects.json: processor seconds, and by them those of all sources on 65,536 tokens,
+nulls on a tenth of them.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ RESULT = Path(__file__).with_name("wide_effects.json")
 TOKENS, PER_SOURCE = 65_536, 64
 
 
-def opened(width: int, folder: Path) -> Block:
+def opened(width: int, folder: Path, tokens: int) -> Block:
     """The MLP of the default layer between two random SAEs."""
     write_saes(folder, width)
     job = Job(configured([]), Store("outputs"))
     parts: list[torch.Tensor] = []
     for _, acts in act_shards(CacheStage(job.cfg, job.store, HOOKS[0]).pull(), ["train"]):
         parts.append(acts[:, 1:].flatten(0, 1).float())
-        if sum(map(len, parts)) >= TOKENS:
+        if sum(map(len, parts)) >= tokens:
             break
-    x = torch.cat(parts)[:TOKENS]
+    x = torch.cat(parts)[:tokens]
     saes = [read_sae(folder / hook, "sae.path") for hook in HOOKS]
     module = load_module(job.cfg, job.model, HOOKS[0], HOOKS[1], "cpu").float()
     return Block(Chain(module, x), saes[:1], saes[1], [x], torch.arange(len(x)) // 128 % FOLDS)
@@ -73,12 +74,15 @@ def main() -> None:
     register()
     width = int(sys.argv[1]) if len(sys.argv) > 1 else 32_768
     sources = int(sys.argv[2]) if len(sys.argv) > 2 else 1024
+    tokens = int(sys.argv[3]) if len(sys.argv) > 3 else TOKENS
     with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
-        block = opened(width, Path(temporary))
+        block = opened(width, Path(temporary), tokens)
         started = time.process_time()
         given = open_measurement(block, PER_SOURCE)
         opening = time.process_time() - started
-        all_ablations = int(given.active.offsets.diff().clamp(max=PER_SOURCE).sum())
+        times = TOKENS / tokens
+        active = given.active.offsets.diff().double() * times
+        all_ablations = int(active.clamp(max=PER_SOURCE).sum())
         timed(given, 16)  # compiles
         model = timed(given, sources)
         order = torch.randperm(width, generator=torch.Generator().manual_seed(0))
@@ -91,19 +95,19 @@ def main() -> None:
     share = all_ablations / max(model["ablations"], 1)
     tenth = len(null_sources(configured([]), width)) / width
     seconds = [
-        opening + model["seconds"] * share,
-        opening + permuted["seconds"] * share * tenth,
-        opening_null + random["seconds"] * share * tenth,
+        opening * times + model["seconds"] * share,
+        opening * times + permuted["seconds"] * share * tenth,
+        opening_null * times + random["seconds"] * share * tenth,
     ]
     entry = {
-        "tokens": TOKENS,
+        "tokens": tokens,
         "tokens of a source": PER_SOURCE,
-        "ablations of all sources": all_ablations,
+        "ablations of all sources on 65,536 tokens, about": all_ablations,
         "opening, processor seconds": round(opening, 1),
         "in the model": model,
         "permuted decoders": permuted,
         "random weights": random,
-        "all sources and nulls on a tenth, processor minutes": [round(each / 60, 1) for each in seconds],
+        "all sources on 65,536 tokens, nulls on a tenth, processor minutes": [round(each / 60, 1) for each in seconds],
         "effects of all sources, GB": round(model["bytes"] * share / 1e9, 2),
         "peak memory of this, GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
         "threads": torch.get_num_threads(),

@@ -118,12 +118,22 @@ class VerifiedEdges(Shown[Facts]):
             (word, figures[f"edges_{word.replace(' ', '_')}"] / n, colour) for word, colour in VERDICT_COLOURS.items()
         )
         against = {"these effects": figures, **nulls}
+        sources = max(null["sources_ablated"] for null in nulls.values())
         cells = [
-            [name, *(_number(each.get(key)) for key in ("precision_1x", "recall_10x", "sign_1x", "slope_1x"))]
+            [
+                _of_sample(name, each, sources),
+                *(_number(each.get(key)) for key in ("precision_1x", "recall_10x", "sign_1x", "slope_1x")),
+            ]
             for name, each in against.items()
         ]
         head = ["strongest claims against", "precision 1x", "recall 10x", "same sign", "slope"]
         return bar + grid(head, cells)
+
+
+def _of_sample(name: str, figures: Mapping[str, Any], sources: int) -> str:
+    """What a row of figures is called, with how many sources it is measured on if these are not all."""
+    n = figures.get("sources_ablated", sources)
+    return name if n == sources else f"{name} ({n:,} of {sources:,} sources)"
 
 
 class ByHook(dict[str, Shown[Any]]):

@@ -77,7 +77,7 @@ export function edgeTable(edges, title) {
     columns.push(
       figure(
         "chosen again",
-        (e) => percent(e.chosen),
+        (e) => (e.chosen === undefined ? "–" : percent(e.chosen)),
         "share of 24 fits on halves of the documents at neighbouring penalties in which the edge is there with its sign",
       ),
     );

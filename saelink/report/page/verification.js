@@ -98,11 +98,16 @@ export function verification() {
   }
   const figures = head.verified[0].figures;
   const suppressive = percent(figures.strong_suppressive / Math.max(figures.strong, 1));
+  const ablated = Object.values(head.verified[0].nulls || {}).map((each) => each.sources_ablated);
+  const sampled = Math.min(...ablated) < Math.max(...ablated);
+  const sample = sampled
+    ? ` Those of permuted decoders and random weights were measured on ${count(Math.min(...ablated))} of ${count(Math.max(...ablated))} sources.`
+    : "";
   return [
     h(
       "p",
       {},
-      `An edge claims what the target loses when its source goes. Taken out of the model itself, ${count(figures.strong)} source-target pairs have a strong effect (verify.strong, of the target's mean activation), ${suppressive} of them suppressive. Below the connectors the same claims against effects they should not agree with.`,
+      `An edge claims what the target loses when its source goes. Taken out of the model itself, ${count(figures.strong)} source-target pairs have a strong effect (verify.strong, of the target's mean activation), ${suppressive} of them suppressive. Below the connectors the same claims against effects they should not agree with.${sample}`,
     ),
     verifiedTable(),
     h(
