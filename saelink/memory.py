@@ -122,14 +122,15 @@ def split(sources: list[Side], target: Side, n_tokens: float) -> float:
     return min(n_tokens, SPLIT_TOKENS) * (32 * active + 40)
 
 
-def gram(d_source: int, d_target: int, active: float) -> float:
+def gram(d_source: int, d_target: int, active: float, n_tokens: float) -> float:
     """Dense products: the sums, their means, and the file's bytes; the tokens of a piece by row and by latent."""
-    return COMPILED + 8.0 * (4 * d_source**2 + 3 * d_source * d_target) + 131_072 * 60 * active
+    return COMPILED + 8.0 * (4 * d_source**2 + 3 * d_source * d_target) + min(n_tokens, 131_072) * 60 * active
 
 
 def exact(d_source: int, d_target: int) -> float:
-    """Products, path and weights of a dense lasso."""
-    return 12.0 * d_source**2 + 56 * d_source * d_target
+    """Of pairs of sources the products in two types; of a source and a target their product as it is read and by
+    target, weights and gradients now and a penalty before, the solution, and what its errors are summed from."""
+    return 12.0 * d_source**2 + 98 * d_source * d_target
 
 
 def products(pairs: float, n_targets: int, values: float) -> float:
@@ -147,7 +148,7 @@ def by_steps(shape: Shape, batch: int) -> float:
     """A connector that is trained: weights, gradients, two moments, the best so far, and the file's bytes; of a batch
     the prediction, its error and the hidden units; of a step of validation the same."""
     dense = max(batch, min(2048, STEP_ENTRIES // max(shape.d_target, 1)))
-    return COMPILED + 4.0 * 7 * shape.weights + 4.0 * dense * 4 * (shape.d_target + shape.hidden)
+    return COMPILED + 4.0 * 8 * shape.weights + 4.0 * dense * 4 * (shape.d_target + shape.hidden)
 
 
 def evaluate(shape: Shape, tests: float) -> float:
@@ -157,9 +158,10 @@ def evaluate(shape: Shape, tests: float) -> float:
     return COMPILED + 4.0 * 3 * shape.weights + by_step + tests + 100 * shape.d_target
 
 
-def edges(n_edges: float, n_tests: float, d_inputs: int, tests: float) -> float:
-    """By latent all test tokens, 64 targets densely over them at a time, and what is said of each edge."""
-    return COMPILED + 2 * tests + 64 * 12 * n_tests + 400 * n_edges + 64 * d_inputs
+def edges(shape: Shape, n_edges: float, n_tests: float, tests: float) -> float:
+    """The connector and its edges, by latent all test tokens, 64 targets densely over them at a time, what is said of
+    each edge, and what clusters are found with."""
+    return COMPILED + LIBRARIES / 3 + 8.0 * shape.weights + 2 * tests + 64 * 12 * n_tests + 400 * n_edges
 
 
 def examples(d_sae: int, places: int, l0: float, n_tokens: float) -> float:

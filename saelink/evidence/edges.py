@@ -15,6 +15,7 @@ import torch
 
 from saelink import memory
 from saelink.connectors.base import Connector
+from saelink.evidence.evaluate import shape_of
 from saelink.evidence.logic import MIN_TOKENS, Condition, Source, bits, read_logic, wilson
 from saelink.evidence.verdicts import REFUTED, Verdicts
 from saelink.evidence.verify import VerdictsStage, has_verdicts
@@ -123,7 +124,7 @@ class EdgesStage(JobStage[EdgesFacts]):
         sides, n_edges = self.job.sides, self._train.pull().facts["n_edges"]
         facts = sides.target.facts
         n = facts["sequences"]["test"] * facts["context_size"]
-        size = memory.edges(n_edges, n, sides.d_source, sides.split_bytes("test"))
+        size = memory.edges(shape_of(self.job), n_edges, n, sides.split_bytes("test"))
         return Need(size, "use a larger l1_alpha, which keeps fewer edges, or less text (data.max_tokens)")
 
     def make(self, draft: Draft) -> EdgesFacts:

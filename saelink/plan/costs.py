@@ -165,7 +165,7 @@ class Costs:
         events = pairs_of(n, sizes.l0_source, sizes.target.l0)
         if not self.wide:
             disk = 8.0 * s * (s + t)
-            size = memory.gram(s, t, active)
+            size = memory.gram(s, t, active, n)
         else:
             pairs = met(s * s, n * sizes.l0_source**2) + met(s * t, n * sizes.l0_source * sizes.target.l0)
             disk = 8 * pairs
@@ -257,7 +257,7 @@ class Costs:
     def edges(self) -> Cost:
         sizes, n = self.sizes, self.sizes.tokens["test"]
         edges = EDGES * sizes.d_target
-        size = PROGRAM + memory.edges(edges, n, sizes.d_source, self._split("test"))
+        size = PROGRAM + memory.edges(self.shape, edges, n, self._split("test"))
         return Cost(n, 40.0 * edges + 1500.0 * sizes.d_target, size, self._slower * READ_OFF * sizes.d_target)
 
     def report(self) -> Cost:

@@ -31,7 +31,7 @@ from helpers.slurm import has
 from helpers.toys import DyingTargets, FailingTargets
 from helpers.world import TESTS, Run, World, write_text
 
-STAGES = ("tokens", "cache", "encode", "products", "gram", "train", "evaluate", "report")
+STAGES = ("tokens", "cache", "encode", "products", "gram", "train", "evaluate", "effects", "report")
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -193,7 +193,7 @@ def test_too_little_memory_is_said_before_anything_is_computed(monkeypatch: pyte
 
     monkeypatch.setattr("saelink.runtime.memory_available", lambda: 10**9)
     need_dense_memory(1000, 1000)
-    with pytest.raises(SaelinkError, match=r"solver=exact: 16,384 source .* need 18\.3 GB of memory, 1\.0 GB are free"):
+    with pytest.raises(SaelinkError, match=r"solver=exact: 16,384 source .* need 29\.5 GB of memory, 1\.0 GB are free"):
         need_dense_memory(16384, 16384)
 
 

@@ -1,8 +1,9 @@
 """What each stage promised to need and what the kernel counted while it was made: a process of its own.
 
-    python -m helpers.peaks ALSO OVERRIDE...    # the chain up to evaluate; with ALSO=edges also edges, examples
+    python -m helpers.peaks LAST OVERRIDE...    # LAST: sides, train, evaluate or edges
 
-prints a JSON list of [stage, promised bytes, bytes of growth], outer stages without what their inputs took.
+prints a JSON list of [stage, promised bytes or null, bytes of growth]. A stage's growth is the most that the process
+had while it was made, its inputs too where it makes them itself, less what it had at its begin.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ import json
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saelink.evidence.edges import EdgesStage
+from saelink.evidence.evaluate import EvaluateStage
 from saelink.fit.train import TrainStage
 from saelink.job import Job
+from saelink.latents.examples import ExamplesStage
 from saelink.store import stage as stages
 from saelink.store.store import Store
 
@@ -28,46 +33,77 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
+@dataclass
+class Frame:
+    """A stage that is being made."""
+
+    stage: str
+    promised: float | None
+    start: int
+    peak: int = 0
+
+
+class Watch:
+    """Stands in the places where stages promise and are made."""
+
+    def __init__(self) -> None:
+        self.said: tuple[str, float | None] = ("", None)
+        self.open: list[Frame] = []
+        self.found: list[Frame] = []
+        self.drafts, self.promised = Store.drafts, stages.promised
+
+    def promise(self, store: Store, what: str, need: Any) -> None:
+        """Notes what is promised."""
+        self.promised(store, what, need)
+        self.said = what.partition(":")[0], None if need is None else need.bytes
+
+    def count(self) -> None:
+        """Every open stage has seen the highest until now, which starts anew."""
+        peak = status("VmHWM")
+        for frame in self.open:
+            frame.peak = max(frame.peak, peak)
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def watched(self) -> Any:
+        """In the place of Store.drafts."""
+        watch = self
+
+        @contextmanager
+        def drafts(self: Store, plans: list[Any], **how: Any) -> Generator[Any, None, None]:
+            with watch.drafts(self, plans, **how) as made:
+                if not made:
+                    yield made
+                    return
+                watch.count()
+                stage, promised = watch.said
+                watch.said = ("", None)
+                frame = Frame(plans[0].stage, promised if stage == plans[0].stage else None, status("VmRSS"))
+                watch.open.append(frame)
+                yield made
+                watch.count()
+                watch.open.remove(frame)
+                watch.found.append(frame)
+
+        return drafts
+
+
 def main() -> None:
-    promised: list[float] = []
-    found: list[tuple[str, float, int]] = []
-    plain, plain_promise = Store.drafts, stages.promised
-
-    def promise(store: Store, what: str, need: Any) -> None:
-        plain_promise(store, what, need)
-        promised.append(0.0 if need is None else need.bytes)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        began.append(status("VmRSS"))
-
-    began: list[int] = []
-
-    @contextmanager
-    def drafts(self: Store, plans: list[Any], **how: Any) -> Generator[Any, None, None]:
-        with plain(self, plans, **how) as made:
-            yield made
-        if made and began:
-            found.append((plans[0].stage, promised.pop(), status("VmHWM") - began.pop()))
-            promised.clear()
-            began.clear()
-
-    Store.drafts = drafts  # type: ignore[method-assign]
+    watch = Watch()
+    Store.drafts = watch.watched()  # type: ignore[method-assign]
     for module in list(sys.modules.values()):
-        if module.__name__.startswith("saelink.") and getattr(module, "promised", None) is plain_promise:
-            module.promised = promise  # type: ignore[attr-defined]
-    also, *overrides = sys.argv[1:]
+        if module.__name__.startswith("saelink.") and getattr(module, "promised", None) is watch.promised:
+            module.promised = watch.promise  # type: ignore[attr-defined]
+    last, *overrides = sys.argv[1:]
     job = Job(composed(overrides), Store("outputs"))
     _ = job.sides
-    TrainStage(job).pull()
-    from saelink.evidence.evaluate import EvaluateStage
-
-    EvaluateStage(job).pull()
-    if "edges" in also:
-        from saelink.evidence.edges import EdgesStage
-        from saelink.latents.examples import ExamplesStage
-
+    if last != "sides":
+        TrainStage(job).pull()
+    if last in ("evaluate", "edges"):
+        EvaluateStage(job).pull()
+    if last == "edges":
         EdgesStage(job).pull()
         ExamplesStage(job.cfg, job.store, job.link.target).pull()
-    print(json.dumps(found))
+    print(json.dumps([[frame.stage, frame.promised, frame.peak - frame.start] for frame in watch.found]))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import torch
 
+from saelink import memory
 from saelink.config.schema import Config
 from saelink.config.size import gigabytes
 from saelink.engine.work import Work
@@ -286,7 +287,7 @@ def need_dense_memory(d_source: int, d_target: int, solver: str = "exact") -> No
     """Raise SaelinkError unless products, path and weights of that many latents fit into memory."""
     need_memory(
         f"solver={solver}: {d_source:,} source and {d_target:,} target latents",
-        12 * d_source**2 + 56 * d_source * d_target,
+        memory.exact(d_source, d_target),
         "use a link or an SAE with fewer latents, or solver=proximal",
     )
 
