@@ -35,6 +35,15 @@ class Projections(NamedTuple):
     """Alike, [heads, d_head]."""
 
 
+class Run(NamedTuple):
+    """What the model itself makes of a stream."""
+
+    pattern: torch.Tensor
+    """[batch, heads, n, n]"""
+    output: torch.Tensor
+    """[batch, n, d_model] what the attention module gives."""
+
+
 class Attention:
     """One layer's attention in Hugging Face's own model, with what its block is given besides the stream."""
 
@@ -63,19 +72,23 @@ class Attention:
         stream = self.arguments["hidden_states"]
         self.n, self.dtype, self.device = stream.shape[1], stream.dtype, str(stream.device)
         self.norm, self._rotary = self._around()
+        written = info.place(f"blocks.{layer}.hook_attn_out")
+        behind = None if written is None else hf_model.get_submodule(written.module)
+        self.post: Any = behind if "norm" in type(behind).__name__.lower() else None
+        """The norm behind attention, if there is one."""
         mask = self.arguments.get("attention_mask")
         self.seen = _seen(mask, self.n, stream.device)
         """[n, n] bool: which keys each query sees."""
 
-    def pattern(self, stream: torch.Tensor, scales: tuple[Form, Scales] | None = None) -> torch.Tensor:
-        """[batch, heads, n, n] where the model itself looks, of the stream [batch, n, d_model] in front of the block.
+    def run(self, stream: torch.Tensor, scales: tuple[Form, Scales] | None = None) -> Run:
+        """What the model itself makes of a stream [batch, n, d_model] in front of the block.
 
         With `scales` its norms divide by those (of all tokens of the batch) instead of their own.
         """
-        kept: list[torch.Tensor] = []
+        kept: list[Run] = []
 
         def keep(_: Any, _args: Any, out: Any) -> None:
-            kept.append(out[1])
+            kept.append(Run(out[1], out[0]))
             raise SeenError
 
         handles = [self.module.register_forward_hook(keep)]
@@ -89,6 +102,16 @@ class Attention:
             for handle in handles:
                 handle.remove()
         return kept[0]
+
+    def values(self, stream: torch.Tensor) -> torch.Tensor:
+        """[n, key heads, d_head] of the stream [n, d_model]."""
+        weights = self.projections()
+        normed = stream if self.norm is None else self.norm(stream)
+        return torch.einsum("nd,hde->nhe", normed, weights.value) + weights.biases[2]
+
+    def behind(self, output: torch.Tensor) -> torch.Tensor:
+        """What attention adds to the stream, of what its module gives: Gemma norms it once more."""
+        return output if self.post is None else self.post(output)
 
     def form(self) -> Form:
         """Its scores as a bilinear form. Raises SaelinkError where the form gives another pattern than the model."""
@@ -164,7 +187,7 @@ class Attention:
         """Whether the form's pattern on the tokens it was made with is the model's."""
         stream = self.arguments["hidden_states"]
         with torch.inference_mode():
-            own = self.pattern(stream)[0].float()
+            own = self.run(stream).pattern[0].float()
             scores = form.scores(stream[0].float(), torch.arange(self.n, device=self.device))
             ours = scores.masked_fill(~self.seen, -torch.inf).softmax(-1)
         return ours.shape == own.shape and float((ours - own).abs().max()) <= AGREES

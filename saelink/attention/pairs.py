@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from saelink.attention.text import MODES, Sequence, Text, Vectors
+from saelink.attention.text import MODES, Arrays, Sequence, Text, Vectors
 from saelink.kernels import in_parts
 
 CANDIDATES = 400
@@ -25,7 +25,7 @@ ENTRIES = 512
 OFFSETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Where bins of offsets begin, in tokens; the last is open."""
 
-PARTS = 64
+PARTS = 256
 """Latents, or pairs, of one piece of work for a core."""
 
 TOP = 5
@@ -195,9 +195,8 @@ def measure(
         if at is not None:  # the key at position k stands at at[k]: there the pattern is read
             patterns = patterns[:, :, at.cpu()]
         arguments = (
-            query, key, sequence.starts.numpy(), sequence.entries.cpu().numpy(), sequence.position.cpu().numpy(),
-            sequence.rows.numpy(), vectors.queries.cpu().numpy(), vectors.keys.cpu().numpy(),
-            patterns.contiguous().numpy(), bins(text.n), sequence.number, figures, offsets, best, places,
+            query, key, *text.arrays(number, vectors), patterns.contiguous().numpy(), bins(text.n), sequence.number,
+            figures, offsets, best, places,
         )  # fmt: skip
         in_parts(c, PARTS, lambda low, high, a=arguments: kernel.exact(low, high, *a))
     spread = np.sqrt(figures[..., 4])
@@ -216,26 +215,33 @@ def chosen(text: Text, head: int, most: int, order: torch.Tensor | None = None, 
     return measure(text, head, read, query, key, shuffled)
 
 
+class Together(NamedTuple):
+    """Several pairs that go at once."""
+
+    query: np.ndarray
+    key: np.ndarray
+    mode: int
+    """Which pattern is looked at, by its place among MODES."""
+
+
 class Removed(NamedTuple):
-    """What taking several pairs out of a head at once does, on the rows where one of them has a term."""
+    """What taking several pairs out of a head at once does, over all queries that count."""
 
     rows: int
+    """Queries at which one of them has a term."""
     variation: float
     """Mean total variation of the pattern's rows,"""
     control: float
     """and with as many other latents' terms taken out at the same positions."""
 
 
-def gathered(text: Text, number: int, vectors: Vectors, query: np.ndarray, key: np.ndarray) -> torch.Tensor:
+def gathered(at_hand: Arrays, query: np.ndarray, key: np.ndarray) -> torch.Tensor:
     """[2, n, n] what pairs hold of a sequence's scores, and what their controls do."""
     from saelink.kernels import pairs as kernel
 
-    sequence = text.sequences[number]
-    both = np.zeros((2, text.n, text.n), np.float32)
-    kernel.gathered(
-        query, key, sequence.starts.numpy(), sequence.entries.cpu().numpy(), sequence.position.cpu().numpy(),
-        sequence.rows.numpy(), vectors.queries.cpu().numpy(), vectors.keys.cpu().numpy(), both[0], both[1],
-    )  # fmt: skip
+    n = len(at_hand.rows) - 1
+    both = np.zeros((2, n, n), np.float32)
+    kernel.gathered(query, key, *at_hand, both[0], both[1])
     return torch.from_numpy(both)
 
 
@@ -245,16 +251,20 @@ def without(pattern: torch.Tensor, terms: torch.Tensor) -> torch.Tensor:
     return torch.where(pattern > 0, logs, -torch.inf).softmax(-1).nan_to_num(0.0)
 
 
-def remove(text: Text, head: int, query: np.ndarray, key: np.ndarray, mode: int) -> Removed:
-    """What taking the pairs out of a head at once does to its pattern."""
-    read, rows, sums = text.directions(head), 0, torch.zeros(2, dtype=torch.float64)
+def remove(text: Text, head: int, sets: list[Together]) -> list[Removed]:
+    """What taking each of the sets of pairs out of a head does to its pattern."""
+    read = text.directions(head)
+    rows, sums = [0] * len(sets), torch.zeros(len(sets), 2, dtype=torch.float64)
     for number in range(len(text)):
         vectors = text.vectors(number, head, read)
-        pattern = text.patterns(number, (vectors.whole_queries, vectors.whole_keys))[mode].cpu()
-        terms = gathered(text, number, vectors, query, key)
-        touched = ((terms[0] != 0) & (pattern > 0)).any(-1)
-        moved = 0.5 * (without(pattern, terms) - pattern).abs().sum(-1)
-        rows += int(touched.sum())
-        sums += moved[:, touched].double().sum(-1)
-    mean = (sums / max(rows, 1)).tolist()
-    return Removed(rows, mean[0], mean[1])
+        patterns = text.patterns(number, (vectors.whole_queries, vectors.whole_keys)).cpu()
+        at_hand = text.arrays(number, vectors)
+        for which, pairs in enumerate(sets):
+            terms, pattern = gathered(at_hand, pairs.query, pairs.key), patterns[pairs.mode]
+            touched = ((terms[0] != 0) & (pattern > 0)).any(-1)
+            rows[which] += int(touched.sum())
+            kept = pattern[touched]
+            moved = (without(kept, terms[:, touched]) - kept).abs()
+            sums[which] += 0.5 * moved.sum((-2, -1)).double()
+    mean = (sums / int(text.counted.sum())).tolist()
+    return [Removed(n, *both) for n, both in zip(rows, mean, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from saelink.attention.scores import Form, Scales
@@ -52,6 +53,17 @@ class Vectors(NamedTuple):
     whole_keys: torch.Tensor
 
 
+class Arrays(NamedTuple):
+    """A sequence's latents and one head's vectors of them for compiled loops, see Sequence and Vectors."""
+
+    starts: np.ndarray
+    entries: np.ndarray
+    position: np.ndarray
+    rows: np.ndarray
+    queries: np.ndarray
+    keys: np.ndarray
+
+
 class Text:
     """Some sequences of one split with what a layer's attention reads there."""
 
@@ -63,7 +75,8 @@ class Text:
 
         Queries count from position `drop` on and where the stream is no sink's.
         """
-        self.form, self.sae, self.stream, self.ids, self.seen, self.first = form, sae, stream, ids, seen, first
+        self.form, self.sae, self.stream, self.ids, self.seen = form, sae, stream, ids, seen
+        self.drop, self.first = drop, first
         self.device = str(stream.device)
         norms = stream.norm(dim=2)
         massive = norms > TYPICAL_NORM_RATIO * norms.median()
@@ -135,8 +148,14 @@ class Text:
         whole = self.whole(number, head)
         return Vectors(turned(query, position) * form.scaling, turned(key, stands), *whole)
 
+    def arrays(self, number: int, vectors: Vectors) -> Arrays:
+        """A sequence for compiled loops."""
+        sequence = self.sequences[number]
+        parts = (sequence.starts, sequence.entries, sequence.position, sequence.rows, vectors.queries, vectors.keys)
+        return Arrays(*(part.cpu().numpy() for part in parts))
+
     def directions(self, head: int, order: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """[d_sae, d_head] twice: what a head reads of each latent, as query and as key; of decoders in another order."""
+        """[d_sae, d_head] twice: what a head reads of latents as query and as key; `order`: of permuted decoders."""
         decoder = self.sae.W_dec if order is None else self.sae.W_dec[order]
         moved = self.form.moved(decoder)
         read = []

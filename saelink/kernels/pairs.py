@@ -21,31 +21,59 @@ def screen(
 ) -> None:  # pragma: no cover  # fmt: skip
     """table[m, i, j] += half the sum over keys of A(q, k) |t(q, k) - mean_A t(q, .)|, for key latents first to last.
 
-    products [e, p] are the terms of query entry e and key entry p; entry e stands at query_position[e] and belongs to
-    row query_slot[e] of the table (-1: to none). Key entries of latent g are starts[g] to starts[g + 1], by position.
+    products [e, p] are the terms of query entry e and key entry p; entry e stands at query_position[e] (not falling)
+    and belongs to row query_slot[e] of the table (-1: to none). Key entries of latent g are starts[g] to starts[g + 1],
+    by position.
     """
+    modes = patterns.shape[0]
+    most = starts[last] - starts[first]
+    # What a query sees is the same for all latents active at it: which keys, their weights, and their sums by latent.
+    at, weights = np.empty(most, np.int64), np.empty((modes, most), np.float32)
+    begins, column = np.empty(last - first + 1, np.int64), np.empty(last - first, np.int64)
+    rest = np.empty((modes, last - first), np.float32)
+    now, groups = -1, 0
     for e in range(products.shape[0]):
-        i = query_slot[e]
+        i, q = query_slot[e], query_position[e]
         if i < 0:
             continue
-        q = query_position[e]
-        for g in range(first, last):
-            j = slots[g]
-            if j < 0 or key_position[starts[g]] > q:
-                continue
-            for m in range(patterns.shape[0]):
-                weight = np.float32(0)
-                mean = np.float32(0)
-                for p in range(starts[g], starts[g + 1]):
-                    a = patterns[m, q, key_position[p]]
-                    weight += a
-                    mean += a * products[e, p]
-                if weight == 0:
+        if q != now:
+            now, groups, n = q, 0, 0
+            for g in range(first, last):
+                if slots[g] < 0:
                     continue
-                change = max(np.float32(1) - weight, np.float32(0)) * abs(mean)
+                begins[groups] = n
+                for m in range(modes):
+                    rest[m, groups] = 1
                 for p in range(starts[g], starts[g + 1]):
-                    change += patterns[m, q, key_position[p]] * abs(products[e, p] - mean)
-                table[m, i, j] += np.float32(0.5) * change
+                    k = key_position[p]
+                    if k > q:
+                        break
+                    if patterns[0, q, k] == 0:
+                        continue
+                    at[n] = p
+                    for m in range(modes):
+                        weights[m, n] = patterns[m, q, k]
+                        rest[m, groups] -= patterns[m, q, k]
+                    n += 1
+                if n > begins[groups]:
+                    column[groups] = slots[g]
+                    groups += 1
+            begins[groups] = n
+        for x in range(groups):
+            low, high = begins[x], begins[x + 1]
+            for m in range(modes):
+                left = max(rest[m, x], np.float32(0))
+                if high == low + 1:  # one key, as most often
+                    a, t = weights[m, low], products[e, at[low]]
+                    table[m, i, column[x]] += a * left * abs(t)
+                    continue
+                mean = np.float32(0)
+                for y in range(low, high):
+                    mean += weights[m, y] * products[e, at[y]]
+                change = left * abs(mean)
+                for y in range(low, high):
+                    change += weights[m, y] * abs(products[e, at[y]] - mean)
+                table[m, i, column[x]] += np.float32(0.5) * change
 
 
 @compiled()
@@ -118,7 +146,8 @@ def exact(
     figures [pair, mode, 6]: rows that have the term, their total variation, the attention that goes from its keys, the
     total variation of a control (another latent at the query, others at the keys), the square of what one is more than
     the other in this sequence, and 1 for the sequence. offsets [pair, mode, bin]: half the changes of the pattern at
-    the term's keys, by q - k. best [pair, mode, top] falling, places [pair, mode, top, 3]: sequence, query, strongest key.
+    the term's keys, by q - k. best [pair, mode, top] falling; places [pair, mode, top, 3]: sequence, query and most
+    changed key.
     """
     n_tokens = len(rows) - 1
     weights, terms, others = np.empty(n_tokens), np.empty(n_tokens), np.empty(n_tokens)

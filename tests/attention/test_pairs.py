@@ -150,7 +150,9 @@ def test_pairs_taken_out_together() -> None:
     text, head, mode = made(4), 2, 1
     found = stage.chosen(text, head, LATENTS)
     query, key = found.query[:9], found.key[:9]
-    removed = stage.remove(text, head, query, key, mode)
+    removed, nothing = stage.remove(
+        text, head, [stage.Together(query, key, mode), stage.Together(query[:0], key[:0], mode)]
+    )
     rows, total = 0, 0.0
     for number in range(len(text)):
         gone = torch.stack([term(text, number, head, int(i), int(j)) for i, j in zip(query, key, strict=True)])
@@ -158,8 +160,8 @@ def test_pairs_taken_out_together() -> None:
         b = pattern(text, number, head, gone.sum(0), mode) * text.counted[number][:, None]
         rows += int(((gone.sum(0) != 0) & (a > 0)).any(-1).sum())
         total += 0.5 * (a - b).abs().sum().item()
-    assert removed.rows == rows and removed.variation == pytest.approx(total / rows, abs=1e-4)
-    assert removed.control > 0
+    assert removed.rows == rows and removed.variation == pytest.approx(total / int(text.counted.sum()), abs=1e-4)
+    assert removed.control > 0 and nothing == (0, 0.0, 0.0)
 
 
 def test_a_planted_pair_leads_and_its_control_does_not() -> None:

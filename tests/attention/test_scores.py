@@ -136,7 +136,7 @@ def test_something_taken_out_is_what_the_model_does_with_it_taken_out(
             ours = scores.masked_fill(~attention.seen, -torch.inf).softmax(-1)
             with torch.inference_mode():
                 frozen = None if held is None else (form, held)
-                theirs = attention.pattern((stream - gone)[None], frozen)[0]
+                theirs = attention.run((stream - gone)[None], frozen).pattern[0]
             assert (ours - theirs).abs().max() <= 1e-5
         free = form.scores(stream - gone, position)
         assert (free - form.scores(stream - gone, position, scales)).norm() > 1e-2 * free.norm()
