@@ -133,7 +133,6 @@ class QKStage(JobStage[QKFacts]):
             "layer": cfg.layer,
             "head": self.head,
             "drop_positions": cfg.data.drop_positions,
-            "model_dtype": cfg.model.dtype.name,
         }
 
     def inputs(self) -> dict[str, str]:

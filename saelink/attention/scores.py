@@ -75,6 +75,11 @@ class Side(NamedTuple):
         """Times the gain of the query or key norm."""
         return raw if self.norm is None else raw * self.norm.gain
 
+    def gained_of(self, head: int, raw: torch.Tensor) -> torch.Tensor:
+        """The same of one head, [n, d_head]."""
+        gain = None if self.norm is None else self.norm.gain
+        return raw if gain is None else raw * (gain if gain.dim() == 1 else gain[head])
+
     def scale(self, raw: torch.Tensor) -> torch.Tensor:
         """[n, heads or 1, 1] what the query or key norm divides by; `raw` with the bias."""
         return raw.new_ones(len(raw), 1, 1) if self.norm is None else self.norm.scale(raw)

@@ -127,11 +127,14 @@ class Text:
 
     def whole(self, number: int, head: int) -> tuple[torch.Tensor, torch.Tensor]:
         """[n, d_head] a head's queries (scaled) and keys of a sequence, turned."""
-        queries, keys = self.form.whole(self.stream[number], self.scales[number])
-        position = torch.arange(self.n, device=self.device)
-        turned = self.form.rotary.turned
-        query = turned(queries[:, head], position) * self.form.scaling
-        return query, turned(keys[:, self.form.key_head(head)], position)
+        form, scales = self.form, self.scales[number]
+        normed = form.moved(self.stream[number]) / scales.stream
+        position, found = torch.arange(self.n, device=self.device), []
+        sides = ((form.query, scales.query, head), (form.key, scales.key, form.key_head(head)))
+        for side, own, which in sides:
+            raw = normed @ side.weight[which] + side.bias[which]
+            found.append(form.rotary.turned(side.gained_of(which, raw) / _of_head(own, which)[:, None], position))
+        return found[0] * form.scaling, found[1]
 
     def vectors(
         self, number: int, head: int, read: tuple[torch.Tensor, torch.Tensor], at: torch.Tensor | None = None
@@ -160,9 +163,7 @@ class Text:
         moved = self.form.moved(decoder)
         read = []
         for side, number in ((self.form.query, head), (self.form.key, self.form.key_head(head))):
-            product = moved @ side.weight[number]
-            gain = None if side.norm is None else side.norm.gain
-            read.append(product if gain is None else product * (gain if gain.dim() == 1 else gain[number]))
+            read.append(side.gained_of(number, moved @ side.weight[number]))
         return read[0], read[1]
 
     def patterns(self, number: int, whole: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

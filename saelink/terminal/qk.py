@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 
+WEAK = "moved, attn: at the pair's queries; * no more than its control (2 errors)"
+
 EXAMPLES = 3
 """Pairs of a head that are shown with sentences, and sentences of each."""
 
@@ -68,11 +70,9 @@ def print_heads(observer: Observer, artifact: Artifact[QKFacts], names: Names) -
         observer.say(f"  {line}")
     observer.say("\n  Leading pairs, query latent -> key latent")
     for head in heads:
-        pairs = head["pairs"][MODES[1]][:EXAMPLES]
-        for line in table_lines(_pair_columns(), [_pair_row(names, hook, pair) for pair in pairs], None, indent=4):
-            observer.say(line if line.strip()[:5] != "query" else f"  head {head['head']}\n{line}")
-        if not pairs:
-            observer.say(f"  head {head['head']}: no pair")
+        observer.say(f"  head {head['head']}" + ("" if head["pairs"][MODES[1]] else ": no pair"))
+        _print_pairs(observer, head["pairs"][MODES[1]][:EXAMPLES], names, hook, indent=4)
+    observer.say(f"  {WEAK}")
 
 
 def print_head(observer: Observer, artifact: Artifact[QKFacts], names: Names, text: Artifact[Any], number: int) -> None:
@@ -101,13 +101,9 @@ def print_head(observer: Observer, artifact: Artifact[QKFacts], names: Names, te
     for mode in (MODES[1], MODES[0]):
         _print_together(observer, head["together"][mode], mode, width)
     for mode in (MODES[1], MODES[0]):
-        pairs = head["pairs"][mode]
         observer.say(f"\n  Leading pairs, {mode}")
-        for line in table_lines(_pair_columns(), [_pair_row(names, hook, pair) for pair in pairs], None, indent=2):
-            observer.say(line)
-    weak = sum(not pair["more_than_control"] for pair in head["pairs"][MODES[1]])
-    if weak:
-        observer.say(f"  no: {weak} of {len(head['pairs'][MODES[1]])} move the pattern no more than their control")
+        _print_pairs(observer, head["pairs"][mode], names, hook, indent=2)
+    observer.say(f"  {WEAK}")
     _print_examples(observer, head["pairs"][MODES[1]][:EXAMPLES], names, hook, text, width)
 
 
@@ -145,37 +141,30 @@ def _print_together(observer: Observer, groups: list[dict[str, Any]], mode: str,
         observer.say(line)
 
 
-def _pair_columns() -> list[Column]:
-    return [
-        Column("query"),
-        Column("key"),
-        Column("offset"),
-        Column("rows", right=True),
-        Column("moved", right=True),
-        Column("control", right=True),
-        Column("attention", right=True),
-        Column(),
+def _print_pairs(observer: Observer, pairs: list[dict[str, Any]], names: Names, hook: str, indent: int) -> None:
+    columns = [Column("query"), Column("key"), Column("offset")]
+    columns += [Column(title, right=True) for title in ("queries", "moved", "control", "attn")]
+    rows = [
+        [
+            label(names, hook, pair["query"]),
+            label(names, hook, pair["key"]),
+            offsets(pair["offsets"]),
+            f"{pair['rows']:,}",
+            thousandths(pair["variation"]),
+            thousandths(pair["control"]) + ("" if pair["more_than_control"] else "*"),
+            f"{pair['attention']:+.3f}".replace("0.", "."),
+        ]
+        for pair in pairs
     ]
-
-
-def _pair_row(names: Names, hook: str, pair: dict[str, Any]) -> list[str]:
-    return [
-        label(names, hook, pair["query"]),
-        label(names, hook, pair["key"]),
-        offsets(pair["offsets"]),
-        f"{pair['rows']:,}",
-        short(pair["variation"]),
-        short(pair["control"]),
-        f"{pair['attention']:+.2f}".replace("0.", "."),
-        "" if pair["more_than_control"] else "no",
-    ]
+    for line in table_lines(columns, rows, None, indent):
+        observer.say(line)
 
 
 def label(names: Names, hook: str, latent: int) -> str:
     """IF17 "king"."""
     token = names.token_id(hook, latent)
     text = "" if token is None else shown(names.text(token)).strip()
-    return f"IF{latent}" + (f' "{text[:11]}"' if text else "")
+    return f"IF{latent}" + (f' "{text[:8]}"' if text else "")
 
 
 def offsets(shares: list[float]) -> str:
@@ -192,6 +181,11 @@ def offsets(shares: list[float]) -> str:
 def short(value: float | None) -> str:
     """Two digits behind the point, none in front of it."""
     return "-" if value is None else f"{value:.2f}".replace("0.", ".")
+
+
+def thousandths(value: float) -> str:
+    """Three digits behind the point, none in front of it."""
+    return f"{value:.3f}".replace("0.", ".")
 
 
 def percent(value: float) -> str:
