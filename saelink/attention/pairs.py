@@ -17,7 +17,10 @@ from saelink.attention.text import MODES, Arrays, Sequence, Text, Vectors
 from saelink.kernels import in_parts
 
 CANDIDATES = 400
-"""Pairs that lead in the screen, for each mode, whose exact effect is computed."""
+"""Pairs whose exact effect is computed: those that lead in the screen in sum, for each mode, and by query."""
+
+LEAST = 20
+"""Queries that a pair must have to be looked at by what it does at one of them."""
 
 ENTRIES = 512
 """Query entries whose products with all key entries are formed at once."""
@@ -69,20 +72,24 @@ class Screening(NamedTuple):
 
     table: np.ndarray
     """[modes, queries, keys] summed over rows,"""
+    rows: np.ndarray
+    """[queries, keys] how many of these have the term,"""
     query: np.ndarray
     """[queries] the latents that were looked at,"""
     key: np.ndarray
     """[keys] and those at keys."""
 
     def leading(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """The latents of the pairs that lead in any mode, n in each."""
+        """The latents of the pairs that lead in sum, n in each mode, or by query, among those with LEAST of them."""
+        by_query = np.where(self.rows >= LEAST, self.table[-1] / np.maximum(self.rows, 1), 0)
         chosen: set[int] = set()
-        for table in self.table.reshape(len(self.table), -1):
-            most = min(n, int((table > 0).sum()))
+        for table in (*self.table, by_query):
+            flat = table.ravel()
+            most = min(n, int((flat > 0).sum()))
             if most:
-                chosen |= set(np.argpartition(table, -most)[-most:].tolist())
-        flat = np.array(sorted(chosen), dtype=np.int64)
-        return self.query[flat // len(self.key)], self.key[flat % len(self.key)]
+                chosen |= set(np.argpartition(flat, -most)[-most:].tolist())
+        which = np.array(sorted(chosen), dtype=np.int64)
+        return self.query[which // len(self.key)], self.key[which % len(self.key)]
 
 
 def bins(n: int) -> np.ndarray:
@@ -112,7 +119,7 @@ def screen(
     slots = [np.full(text.sae.d_sae, -1) for _ in range(2)]
     for slot, latents in zip(slots, (query, key), strict=True):
         slot[latents] = np.arange(len(latents))
-    table = np.zeros((len(MODES), len(query), len(key)), np.float32)
+    table = np.zeros((len(MODES) + 1, len(query), len(key)), np.float32)
     generator = torch.Generator().manual_seed(0)
     on = torch.zeros(0)
     if text.device != "cpu":
@@ -126,7 +133,8 @@ def screen(
             _screen(sequence, vectors, patterns, stands, slots, table)
         else:
             screen_plain(sequence, vectors, patterns, stands, slots, on)
-    return Screening(table if text.device == "cpu" else on.cpu().numpy(), query, key)
+    table = table if text.device == "cpu" else on.cpu().numpy()
+    return Screening(table[:-1], table[-1], query, key)
 
 
 def _screen(
@@ -157,7 +165,7 @@ def screen_plain(
     sequence: Sequence, vectors: Vectors, patterns: torch.Tensor, stands: torch.Tensor, slots: list[np.ndarray],
     table: torch.Tensor,
 ) -> None:  # fmt: skip
-    """Add one sequence to table [modes, queries, keys]: what the kernel computes, as tensor operations (for a GPU)."""
+    """Add one sequence to table [modes + 1, queries, keys]: what the kernel computes, as tensor operations."""
     latents, group = sequence.latent.unique(return_inverse=True)
     rows, columns = (torch.from_numpy(slot).to(table.device) for slot in slots)
     columns = columns[latents]
@@ -172,9 +180,17 @@ def screen_plain(
             weight = empty.index_add(1, group, weights)
             change = empty.index_add(1, group, weights * (terms - mean[:, group]).abs())
             change += torch.where(weight > 0, (1 - weight).clamp(min=0) * mean.abs(), 0.0)
-            kept = torch.zeros(len(change), table.shape[2], device=table.device)
-            kept[:, columns[columns >= 0]] = change[:, columns >= 0]
-            table[m].index_add_(0, row[row >= 0], 0.5 * kept[row >= 0])
+            _add(table[m], row, columns, 0.5 * change)
+            if m == 0:
+                _add(table[-1], row, columns, (weight > 0).float())
+
+
+def _add(table: torch.Tensor, row: torch.Tensor, column: torch.Tensor, values: torch.Tensor) -> None:
+    """table[row[e], column[g]] += values[e, g], where both are known (not -1)."""
+    known = column >= 0
+    kept = values.new_zeros(len(row), table.shape[1])
+    kept[:, column[known]] = values[:, known]
+    table.index_add_(0, row[row >= 0], kept[row >= 0])
 
 
 def measure(

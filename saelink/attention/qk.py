@@ -16,7 +16,7 @@ from saelink.activations.tokens import TokensStage
 from saelink.attention.causal import Deleted, TargetsChanged, deletions, places_of, targets_changed
 from saelink.attention.kinds import Looks, kinds, looks, repeated_ids
 from saelink.attention.layer import Attention, open_attention
-from saelink.attention.pairs import Pairs, Together, chosen, measure, remove
+from saelink.attention.pairs import LEAST, Pairs, Together, chosen, measure, remove
 from saelink.attention.scores import Form
 from saelink.attention.text import GROUPS, MODES, Text
 from saelink.config.schema import DType, LinkConfig
@@ -38,6 +38,9 @@ token's keys at another place of its sequence, and for the next head."""
 
 OWN, LESS = "own", "less text"
 """The head's own pairs, and those chosen on no more text than the nulls'."""
+
+STRONGEST = "strongest"
+"""Pairs that move the pattern, without sinks, most at the queries where they are; not how often they are."""
 
 NULL_SHARE = 4
 """Of the sequences on which a head's pairs are chosen one in so many is used for nulls,"""
@@ -98,7 +101,7 @@ class HeadFacts(TypedDict):
     shares: dict[str, list[list[float]]]
     """By mode [GROUPS at the query, GROUPS at the key]: shares of the centred score's square, which sum to 1."""
     pairs: dict[str, list[PairFacts]]
-    """By mode, those first that move the pattern most over all the text on which they were chosen."""
+    """By mode, those first that move the pattern most over all the text on which they were chosen; and STRONGEST."""
     together: dict[str, list[Group]]
     deleted: Deleted
 
@@ -254,6 +257,9 @@ def head_facts(job: Job, opened: Opened, head: int, target: SAE | None, bar: Pro
         shown = best.select(np.arange(min(settings.pairs, len(best.query))))
         judged = measure(second, head, second.directions(head), shown.query, shown.key)
         pairs[name] = pair_facts(judged, mode)
+    strongest = strongest_of_all(ranked)
+    shown = strongest.select(np.arange(min(settings.pairs, len(strongest.query))))
+    pairs[STRONGEST] = pair_facts(measure(second, head, second.directions(head), shown.query, shown.key), 1)
     bar.advance(1)
     nulls = nulls_of(opened, head, settings.latents) if settings.nulls else {}
     together = groups_of(opened, head, settings.together, {OWN: ranked} | nulls)
@@ -280,6 +286,13 @@ def first_of_all(pairs: Pairs, mode: int) -> Pairs:
     """Those first that move the pattern most in sum; without those that don't at all."""
     order = np.argsort(-pairs.variation[:, mode], kind="stable")
     return pairs.select(order[pairs.variation[order, mode] > 0])
+
+
+def strongest_of_all(pairs: Pairs) -> Pairs:
+    """Those first that move the pattern, without sinks, most where they are; with at least LEAST queries."""
+    mean = pairs.variation[:, 1] / np.maximum(pairs.rows[:, 1], 1)
+    order = np.argsort(-mean, kind="stable")
+    return pairs.select(order[pairs.rows[order, 1] >= LEAST])
 
 
 def nulls_of(opened: Opened, head: int, most: int) -> dict[str, Pairs]:

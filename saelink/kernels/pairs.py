@@ -23,7 +23,7 @@ def screen(
 
     products [e, p] are the terms of query entry e and key entry p; entry e stands at query_position[e] (not falling)
     and belongs to row query_slot[e] of the table (-1: to none). Key entries of latent g are starts[g] to starts[g + 1],
-    by position.
+    by position. table[-1, i, j] counts the queries at which the term is seen.
     """
     modes = patterns.shape[0]
     most = starts[last] - starts[first]
@@ -61,6 +61,7 @@ def screen(
             begins[groups] = n
         for x in range(groups):
             low, high = begins[x], begins[x + 1]
+            table[modes, i, column[x]] += 1
             for m in range(modes):
                 left = max(rest[m, x], np.float32(0))
                 if high == low + 1:  # one key, as most often

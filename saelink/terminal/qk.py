@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from saelink.attention.kinds import RULES
-from saelink.attention.pairs import OFFSETS
-from saelink.attention.qk import HEADS_FILE, QKFacts
+from saelink.attention.pairs import LEAST, OFFSETS
+from saelink.attention.qk import HEADS_FILE, STRONGEST, QKFacts
 from saelink.attention.text import GROUPS, MODES
 from saelink.errors import printable
 from saelink.progress import Observer
@@ -71,7 +71,8 @@ def print_heads(observer: Observer, artifact: Artifact[QKFacts], names: Names) -
     observer.say("\n  Leading pairs, query latent -> key latent")
     for head in heads:
         observer.say(f"  head {head['head']}" + ("" if head["pairs"][MODES[1]] else ": no pair"))
-        _print_pairs(observer, head["pairs"][MODES[1]][:EXAMPLES], names, hook, indent=4)
+        _print_pairs(observer, head["pairs"][MODES[1]][:2] + head["pairs"][STRONGEST][:EXAMPLES], names, hook, indent=4)
+    observer.say(f"  first two: most in all; then the strongest where they are ({LEAST} queries or more)")
     observer.say(f"  {WEAK}")
 
 
@@ -100,11 +101,12 @@ def print_head(observer: Observer, artifact: Artifact[QKFacts], names: Names, te
         observer.say(line)
     for mode in (MODES[1], MODES[0]):
         _print_together(observer, head["together"][mode], mode, width)
-    for mode in (MODES[1], MODES[0]):
-        observer.say(f"\n  Leading pairs, {mode}")
+    for mode in (STRONGEST, MODES[1], MODES[0]):
+        how = f"strongest where they are ({LEAST} queries or more)" if mode == STRONGEST else f"most in all, {mode}"
+        observer.say(f"\n  Pairs that move the pattern, {how}")
         _print_pairs(observer, head["pairs"][mode], names, hook, indent=2)
     observer.say(f"  {WEAK}")
-    _print_examples(observer, head["pairs"][MODES[1]][:EXAMPLES], names, hook, text, width)
+    _print_examples(observer, head["pairs"][STRONGEST][:EXAMPLES], names, hook, text, width)
 
 
 def _say_tokens(observer: Observer, facts: QKFacts) -> None:

@@ -78,15 +78,17 @@ def test_the_groups_sum_to_the_whole() -> None:
 def test_the_screen_is_the_first_order_of_every_pair() -> None:
     text, head = made(), 2
     found = stage.screen(text, head, text.directions(head), LATENTS)
-    table = np.zeros((len(MODES), LATENTS, LATENTS), np.float32)
+    table, seen = np.zeros((len(MODES), LATENTS, LATENTS), np.float32), np.zeros((LATENTS, LATENTS))
     for i, j, number, mode in itertools.product(range(LATENTS), range(LATENTS), range(len(text)), range(2)):
         a = pattern(text, number, head, torch.zeros(N, N), mode) * text.counted[number][:, None]
         t = term(text, number, head, i, j)
+        seen[i, j] += int(((t != 0) & (a > 0)).any(-1).sum()) if mode == 0 else 0
         centred = t - (a * t).sum(-1, keepdim=True)
         table[mode, i, j] += 0.5 * (a * centred.abs()).sum().item()
-    full = np.zeros_like(table)
+    full, rows = np.zeros_like(table), np.zeros_like(table[0])
     full[:, found.query[:, None], found.key] = found.table
-    assert np.allclose(full, table, atol=1e-4)
+    rows[found.query[:, None], found.key] = found.rows
+    assert np.allclose(full, table, atol=1e-4) and np.array_equal(rows, seen)
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -96,14 +98,15 @@ def test_the_kernel_is_the_plain_tensor_operations(shuffled: bool) -> None:
     found = stage.screen(text, head, read, 7, shuffled)
     slots = [np.full(LATENTS, -1) for _ in range(2)]
     slots[0][found.query], slots[1][found.key] = np.arange(len(found.query)), np.arange(len(found.key))
-    table, generator = torch.zeros(found.table.shape), torch.Generator().manual_seed(0)
+    table, generator = torch.zeros(3, *found.rows.shape), torch.Generator().manual_seed(0)
     for number, sequence in enumerate(text.sequences):
         at = torch.randperm(N, generator=generator) if shuffled else None
         vectors = text.vectors(number, head, read, at)
         patterns = text.patterns(number, (vectors.whole_queries, vectors.whole_keys))
         stands = sequence.position if at is None else at[sequence.position]
         stage.screen_plain(sequence, vectors, patterns, stands, slots, table)
-    assert found.table.max() > 0 and np.allclose(found.table, table.numpy(), atol=1e-4)
+    assert found.table.max() > 0 and np.allclose(found.table, table[:-1].numpy(), atol=1e-4)
+    assert np.array_equal(found.rows, table[-1].numpy())
 
 
 def test_a_pairs_effect_is_the_softmax_without_it() -> None:
