@@ -169,6 +169,7 @@ def _measured(attention: Attention, text: Text, head: int, places: list[Place], 
 class TargetsChanged(TypedDict):
     """What taking pairs out of a head changes of the latents that read attention's output, where it changes a row."""
 
+    pairs: int
     change: float
     """The sum of the changes' sizes over the sum of the latents,"""
     control: float
@@ -176,28 +177,35 @@ class TargetsChanged(TypedDict):
 
 
 def targets_changed(
-    attention: Attention, text: Text, target: SAE, head: int, query: np.ndarray, key: np.ndarray
-) -> TargetsChanged:
-    """What a head's other pattern makes of the target SAE's latents, all else in the layer as it is."""
-    read, sums, total = text.directions(head), torch.zeros(2, dtype=torch.float64), 0.0
+    attention: Attention, text: Text, target: SAE, head: int, sets: list[np.ndarray]
+) -> list[TargetsChanged]:
+    """What a head's pattern without each set of pairs [2, pairs] makes of the target SAE's latents.
+
+    All else in the layer stays as it is: values, and what other heads add.
+    """
+    read, sums = text.directions(head), torch.zeros(len(sets), 2, dtype=torch.float64)
+    totals = torch.zeros(len(sets), dtype=torch.float64)
     output = attention.output()[head]
     by_latent = torch.zeros(target.d_sae) if target.threshold is None else target.threshold.clamp(min=0)
     for number in range(len(text)):
-        vectors = text.vectors(number, head, read)
-        pattern = text.patterns(number, (vectors.whole_queries, vectors.whole_keys))[0].cpu()
-        terms = gathered(text.arrays(number, vectors), query, key)
-        touched = ((terms[0] != 0) & (pattern > 0)).any(-1).nonzero().flatten()
-        if not len(touched):
-            continue
         with torch.inference_mode():
+            vectors = text.vectors(number, head, read)
+            pattern = text.patterns(number, (vectors.whole_queries, vectors.whole_keys))[0].cpu()
             own = attention.run(text.stream[number][None]).output[0].float()
             values = attention.values(text.stream[number])[:, text.form.key_head(head)] @ output
-            before, floor = encoded_with_floor(target, attention.behind(own[touched]))
-            dense = before.dense()
-            total += float(dense.sum())
-            for which in range(2):
-                moved = (without(pattern, terms[which]) - pattern)[touched].to(values.device) @ values
-                after = target.pre_acts(attention.behind(own[touched] + moved))
-                sums[which] += (read_held(after, floor, by_latent).cpu() - dense).abs().double().sum()
-    share = (sums / max(total, 1e-12)).tolist()
-    return {"change": share[0], "control": share[1]}
+            before, floor = encoded_with_floor(target, attention.behind(own))
+            dense, at_hand = before.dense(), text.arrays(number, vectors)
+            for which, (query, key) in enumerate(sets):
+                terms = gathered(at_hand, query, key)
+                rows = ((terms[0] != 0) & (pattern > 0)).any(-1)
+                totals[which] += dense[rows].sum()
+                for side in range(2):
+                    moved = (without(pattern[rows], terms[side, rows]) - pattern[rows]).to(values.device) @ values
+                    after = target.pre_acts(attention.behind(own[rows.to(own.device)] + moved))
+                    change = read_held(after, floor[rows], by_latent).cpu() - dense[rows]
+                    sums[which, side] += change.abs().double().sum()
+    shares = (sums / totals.clamp(min=1e-12)[:, None]).tolist()
+    return [
+        {"pairs": len(pairs[0]), "change": own, "control": control}
+        for pairs, (own, control) in zip(sets, shares, strict=True)
+    ]

@@ -30,7 +30,7 @@ from saelink.saes.sae import SAE
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 
-HEADS_FILE = "heads.json"
+HEADS_FILE, TARGETS_FILE = "heads.json", "targets.json"
 
 NULLS = ("permuted decoders", "shuffled positions", "another head")
 """Pairs that should do no more than any others: chosen by decoder directions that are another latent's, with each
@@ -60,7 +60,6 @@ class Group(TypedDict):
     """and for as many pairs chosen by a null."""
     less_text: NotRequired[float]
     """As `variation`, for pairs chosen on as little text as the nulls'."""
-    targets: NotRequired[TargetsChanged]
 
 
 class PairFacts(TypedDict):
@@ -102,6 +101,8 @@ class HeadFacts(TypedDict):
     """By mode [GROUPS at the query, GROUPS at the key]: shares of the centred score's square, which sum to 1."""
     pairs: dict[str, list[PairFacts]]
     """By mode, those first that move the pattern most over all the text on which they were chosen; and STRONGEST."""
+    leading: dict[str, list[list[int]]]
+    """By mode the pairs (query, key) that were taken out at once, the first of them first."""
     together: dict[str, list[Group]]
     deleted: Deleted
 
@@ -127,7 +128,6 @@ class QKStage(JobStage[QKFacts]):
         super().__init__(job)
         self.head = head
         self.hook = job.model.hook("hook_resid_pre", job.cfg.layer)
-        self.target = job.model.hook("hook_attn_out", job.cfg.layer) if job.cfg.qk.targets else None
 
     def recipe(self) -> dict[str, Any]:
         cfg = self.job.cfg
@@ -140,12 +140,11 @@ class QKStage(JobStage[QKFacts]):
 
     def inputs(self) -> dict[str, str]:
         cfg, store = self.job.cfg, self.store
-        found = {
+        return {
             "model": self.job.model.artifact.key,
             "tokens": TokensStage(cfg, store).key,
             "sae": sae_choice(cfg, store, self.hook).key,
         }
-        return found if self.target is None else found | {"target_sae": sae_choice(cfg, store, self.target).key}
 
     def about(self) -> str:
         which = "all heads" if self.head is None else f"head {self.head}"
@@ -154,9 +153,6 @@ class QKStage(JobStage[QKFacts]):
     def make(self, draft: Draft) -> QKFacts:
         job = self.job
         sae = pull_sae(job.cfg, self.store, self.hook).to(self.device, torch.float32)
-        target = None
-        if self.target is not None:
-            target = pull_sae(job.cfg, self.store, self.target).to(self.device, torch.float32)
         opened = open_layer(job, self.hook, sae)
         heads = range(opened.form.n_heads) if self.head is None else [self.head]
         if max(heads) >= opened.form.n_heads:
@@ -164,7 +160,7 @@ class QKStage(JobStage[QKFacts]):
         found: list[HeadFacts] = []
         with job.observer.progress("qk", len(heads) * STEPS, "steps") as bar, torch.inference_mode():
             for head in heads:
-                found.append(head_facts(job, opened, head, target, bar))
+                found.append(head_facts(job, opened, head, bar))
         draft.save_json(HEADS_FILE, found)
         return {
             "hook_name": self.hook,
@@ -219,6 +215,56 @@ def open_layer(job: Job, hook: str, sae: SAE) -> Opened:
     return Opened(attention, form, sae, first, second, Text(form, sae, stream[n:], ids[n:], seen, drop))
 
 
+class HeadTargets(TypedDict):
+    """What taking a head's leading pairs out at once (of all keys) changes of the latents behind attention."""
+
+    head: int
+    together: list[TargetsChanged]
+
+
+class QKTargetsFacts(TypedDict):
+    hook_name: str
+    heads: list[int]
+
+
+class QKTargetsStage(JobStage[QKTargetsFacts]):
+    """What the latents of hook_attn_out lose with the leading pairs of `qk`. File `targets.json`: HeadTargets."""
+
+    name = "qk_targets"
+    version = 1
+
+    def __init__(self, job: Job, qk: Artifact[QKFacts]):
+        super().__init__(job)
+        self._qk = qk
+        self.hook = job.model.hook("hook_attn_out", job.cfg.layer)
+
+    def recipe(self) -> dict[str, Any]:
+        return {}
+
+    def inputs(self) -> dict[str, str]:
+        return {"qk": self._qk.key, "sae": sae_choice(self.job.cfg, self.store, self.hook).key}
+
+    def about(self) -> str:
+        return self._qk.manifest["about"]
+
+    def make(self, draft: Draft) -> QKTargetsFacts:
+        job, source = self.job, self._qk.facts["hook_name"]
+        source_sae, target_sae = (pull_sae(job.cfg, self.store, hook) for hook in (source, self.hook))
+        opened = open_layer(job, source, source_sae.to(self.device, torch.float32))
+        target = target_sae.to(self.device, torch.float32)
+        heads: list[HeadFacts] = self._qk.json(HEADS_FILE)
+        found: list[HeadTargets] = []
+        with job.observer.progress("qk_targets", len(heads), "heads") as bar:
+            for head in heads:
+                pairs = np.array(head["leading"][MODES[0]], dtype=np.int64).reshape(-1, 2)
+                sets = [pairs[: group["pairs"]].T for group in head["together"][MODES[0]]]
+                changed = targets_changed(opened.attention, opened.second, target, head["head"], sets)
+                found.append({"head": head["head"], "together": changed})
+                bar.advance(1)
+        draft.save_json(TARGETS_FILE, found)
+        return {"hook_name": self.hook, "heads": [head["head"] for head in heads]}
+
+
 def found_or_made(job: Job) -> Artifact[QKFacts]:
     """The layer's heads, or the one that the job names; that of all heads where it is there already.
 
@@ -241,7 +287,7 @@ STEPS = 4
 """Of a head's work, for the bar."""
 
 
-def head_facts(job: Job, opened: Opened, head: int, target: SAE | None, bar: Progress) -> HeadFacts:
+def head_facts(job: Job, opened: Opened, head: int, bar: Progress) -> HeadFacts:
     """Everything about one head."""
     settings, second = job.cfg.qk, opened.second
     seen = looks(second, opened.repeated, head)
@@ -250,10 +296,11 @@ def head_facts(job: Job, opened: Opened, head: int, target: SAE | None, bar: Pro
     ranked = chosen(opened.first, head, settings.latents)
     bar.advance(1)
     pairs: dict[str, list[PairFacts]] = {}
-    leading: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    leading: dict[str, list[list[int]]] = {}
     for mode, name in enumerate(MODES):
         best = first_of_all(ranked, mode)
-        leading[name] = (best.query, best.key)
+        n = max(settings.together)
+        leading[name] = np.stack([best.query[:n], best.key[:n]], 1).tolist()
         shown = best.select(np.arange(min(settings.pairs, len(best.query))))
         judged = measure(second, head, second.directions(head), shown.query, shown.key)
         pairs[name] = pair_facts(judged, mode)
@@ -263,11 +310,6 @@ def head_facts(job: Job, opened: Opened, head: int, target: SAE | None, bar: Pro
     bar.advance(1)
     nulls = nulls_of(opened, head, settings.latents) if settings.nulls else {}
     together = groups_of(opened, head, settings.together, {OWN: ranked} | nulls)
-    if target is not None:
-        for each in together[MODES[0]]:
-            query, key = leading[MODES[0]]
-            n = each["pairs"]
-            each["targets"] = targets_changed(opened.attention, second, target, head, query[:n], key[:n])
     best = first_of_all(ranked, 1)
     deleted = deletions(opened.attention, second, head, places_of(second, best, head, settings.pairs))
     bar.advance(1)
@@ -277,6 +319,7 @@ def head_facts(job: Job, opened: Opened, head: int, target: SAE | None, bar: Pro
         "kinds": kinds(seen),
         "shares": shares,
         "pairs": pairs,
+        "leading": leading,
         "together": together,
         "deleted": deleted,
     }

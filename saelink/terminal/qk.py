@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from saelink.attention.kinds import RULES
 from saelink.attention.pairs import LEAST, OFFSETS
-from saelink.attention.qk import HEADS_FILE, STRONGEST, QKFacts
+from saelink.attention.qk import HEADS_FILE, STRONGEST, TARGETS_FILE, QKFacts, QKTargetsFacts
 from saelink.attention.text import GROUPS, MODES
 from saelink.errors import printable
 from saelink.progress import Observer
@@ -30,7 +30,9 @@ NEAR = 9
 """A key and a query with more tokens between them are shown with a gap."""
 
 
-def print_heads(observer: Observer, artifact: Artifact[QKFacts], names: Names) -> None:
+def print_heads(
+    observer: Observer, artifact: Artifact[QKFacts], names: Names, targets: Artifact[QKTargetsFacts] | None
+) -> None:
     """A row a head, then each head's leading pairs."""
     facts, heads = artifact.facts, artifact.json(HEADS_FILE)
     hook = facts["hook_name"]
@@ -68,15 +70,20 @@ def print_heads(observer: Observer, artifact: Artifact[QKFacts], names: Names) -
         "free r: deletions in the model, norms free, against the formula's",
     ):
         observer.say(f"  {line}")
+    if targets is not None:
+        _print_targets(observer, targets, [head["head"] for head in heads])
     observer.say("\n  Leading pairs, query latent -> key latent")
     for head in heads:
         observer.say(f"  head {head['head']}" + ("" if head["pairs"][MODES[1]] else ": no pair"))
         _print_pairs(observer, head["pairs"][MODES[1]][:2] + head["pairs"][STRONGEST][:EXAMPLES], names, hook, indent=4)
-    observer.say(f"  first two: most in all; then the strongest where they are ({LEAST} queries or more)")
+    observer.say(f"  two that lead in all, then the strongest where they are ({LEAST} queries or more)")
     observer.say(f"  {WEAK}")
 
 
-def print_head(observer: Observer, artifact: Artifact[QKFacts], names: Names, text: Artifact[Any], number: int) -> None:
+def print_head(
+    observer: Observer, artifact: Artifact[QKFacts], names: Names, text: Artifact[Any], number: int,
+    targets: Artifact[QKTargetsFacts] | None,
+) -> None:  # fmt: skip
     """One head in detail, with sentences."""
     facts = artifact.facts
     head = next(each for each in artifact.json(HEADS_FILE) if each["head"] == number)
@@ -101,6 +108,8 @@ def print_head(observer: Observer, artifact: Artifact[QKFacts], names: Names, te
         observer.say(line)
     for mode in (MODES[1], MODES[0]):
         _print_together(observer, head["together"][mode], mode, width)
+    if targets is not None:
+        _print_targets(observer, targets, [number])
     for mode in (STRONGEST, MODES[1], MODES[0]):
         how = f"strongest where they are ({LEAST} queries or more)" if mode == STRONGEST else f"most in all, {mode}"
         observer.say(f"\n  Pairs that move the pattern, {how}")
@@ -130,16 +139,28 @@ def _print_together(observer: Observer, groups: list[dict[str, Any]], mode: str,
     nulls = list(groups[0]["nulls"])
     titles = ["pairs", "queries", "moved", "control"]
     titles += [*(["less text"] if nulls else []), *(name.split()[0] for name in nulls)]
-    targets = "targets" in groups[0]
     rows = []
     for each in groups:
         row = [str(each["pairs"]), f"{each['rows']:,}", percent(each["variation"]), percent(each["control"])]
         row += [percent(each["less_text"])] * bool(nulls) + [percent(each["nulls"][name]) for name in nulls]
-        if targets:
-            row.append(f"{each['targets']['change']:.1%} ({each['targets']['control']:.1%})")
         rows.append(row)
-    columns = [Column(title, right=True) for title in titles] + [Column("attn_out's latents")] * targets
-    for line in table_lines(columns, rows, width, indent=2):
+    for line in table_lines([Column(title, right=True) for title in titles], rows, width, indent=2):
+        observer.say(line)
+
+
+def _print_targets(observer: Observer, targets: Artifact[QKTargetsFacts], numbers: list[int]) -> None:
+    heads = [each for each in targets.json(TARGETS_FILE) if each["head"] in numbers]
+    observer.say(f"\n  What the latents of {targets.facts['hook_name']} change when pairs go, of their sum (control)")
+    rows = [
+        [
+            str(each["head"]),
+            *(f"{percent(group['change'])} ({percent(group['control'])})" for group in each["together"]),
+        ]
+        for each in heads
+    ]
+    columns = [Column("head", right=True)]
+    columns += [Column(f"{group['pairs']} out") for group in heads[0]["together"]]
+    for line in table_lines(columns, rows, None, indent=2):
         observer.say(line)
 
 

@@ -14,7 +14,17 @@ import torch
 from saelink.attention.causal import Place, deletions
 from saelink.attention.kinds import kinds, looks, repeated_ids
 from saelink.attention.pairs import OFFSETS
-from saelink.attention.qk import HEADS_FILE, NULLS, QKStage, before_attention, found_or_made, open_layer, shares_of
+from saelink.attention.qk import (
+    HEADS_FILE,
+    NULLS,
+    TARGETS_FILE,
+    QKStage,
+    QKTargetsStage,
+    before_attention,
+    found_or_made,
+    open_layer,
+    shares_of,
+)
 from saelink.attention.text import GROUPS, MODES
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
@@ -42,7 +52,7 @@ def job_of(cfg: Config, store: Store) -> Job:
 
 @pytest.mark.parametrize("model", ["llama", "neox"])
 def test_a_layers_heads(model: str, config: Configure, store: Store) -> None:
-    job = job_of(config(*SMALL, "qk.targets=true", model=model), store)
+    job = job_of(config(*SMALL, model=model), store)
     artifact = found_or_made(job)
     heads = artifact.json(HEADS_FILE)
     assert artifact.facts["heads"] == [0, 1, 2, 3] == [head["head"] for head in heads]
@@ -61,8 +71,6 @@ def test_a_layers_heads(model: str, config: Configure, store: Store) -> None:
                 values = [example["variation"] for example in pair["examples"]]
                 assert values == sorted(values, reverse=True) and values[0] >= pair["variation"]
                 assert all(example["key"] <= example["query"] for example in pair["examples"])
-        assert head["together"][MODES[0]][1]["targets"]["change"] > 0
-        assert "targets" not in head["together"][MODES[1]][1]
 
 
 def test_one_head_is_what_the_layer_has_of_it(config: Configure, store: Store) -> None:
@@ -82,9 +90,9 @@ def test_the_key_has_what_changes_the_numbers(config: Configure, store: Store) -
         return QKStage(job_of(config(*SMALL, *overrides), store), head).key
 
     same = key()
-    assert key("link=mlp", "l1_alpha=1", "runtime.device=cpu", "solver.lr=1", "head=1") == same
+    assert key("link=mlp", "l1_alpha=1", "runtime.device=cpu", "solver.lr=1", "head=1", "qk.targets=true") == same
     different = [
-        key(head=0), key("layer=0"), key("qk.pairs=5"), key("qk.nulls=false"), key("qk.targets=true"),
+        key(head=0), key("layer=0"), key("qk.pairs=5"), key("qk.nulls=false"),
         key("qk.latents=9"), key("qk.together=[1]"), key("qk.tokens=600"), key("data.drop_positions=2"),
     ]  # fmt: skip
     assert len({same, *different}) == len(different) + 1
@@ -132,6 +140,52 @@ def test_deletions_are_the_models_own(model: str, config: Configure, store: Stor
         change = torch.where(before > 0, (after / before).log(), 0.0)
         centred = change[place.key] - (before * change).sum()
         assert measured[number] == pytest.approx(centred.item(), abs=2e-5)
+
+
+@pytest.mark.parametrize("model", ["llama", "neox"])
+def test_targets_are_read_behind_the_models_own_attention(model: str, config: Configure, store: Store) -> None:
+    """Against attention with the head's pattern replaced, done by hand: values mixed anew, all heads put together."""
+    job = job_of(config(*SMALL, "head=1", model=model), store)
+    artifact = found_or_made(job)
+    found = QKTargetsStage(job, artifact).pull().json(TARGETS_FILE)
+    assert [each["head"] for each in found] == [1]
+    hook = job.model.hook("hook_resid_pre", 1)
+    opened = open_layer(job, hook, pull_sae(job.cfg, store, hook))
+    target = pull_sae(job.cfg, store, job.model.hook("hook_attn_out", 1))
+    text, attention = opened.second, opened.attention
+    pairs = artifact.json(HEADS_FILE)[0]["leading"][MODES[0]]
+    total, change = 0.0, 0.0
+    for number in range(len(text)):
+        run = attention.run(text.stream[number][None])
+        scores = text.form.scores(text.stream[number], torch.arange(text.n))[1]
+        gone = torch.zeros_like(scores)
+        latents, scales = text.sae.encode(text.stream[number]), text.scales[number]
+        for i, j in pairs:
+            parts = [latents[:, each, None] * text.sae.W_dec[each] for each in (i, j)]
+            query = text.form.part(text.form.query, parts[0], scales.stream, scales.query)[:, 1]
+            key = text.form.part(text.form.key, parts[1], scales.stream, scales.key)[:, 1]
+            position = torch.arange(text.n)
+            turned = text.form.rotary.turned
+            gone += text.form.scaling * turned(query, position) @ turned(key, position).T
+        before, after = (
+            torch.stack(
+                [run.pattern[0, h] if h != 1 else s.masked_fill(~text.seen, -torch.inf).softmax(-1) for h in range(4)]
+            )
+            for s in (scores, scores - gone)
+        )
+        values = attention.values(text.stream[number]).transpose(0, 1)
+        mixed = [torch.einsum("hqe,hed->qd", pattern @ values, attention.output()) for pattern in (before, after)]
+        bias = run.output[0] - mixed[0]
+        assert (bias - bias.mean(0)).abs().max() < 1e-4  # what is left is a bias, the same for every token
+        rows = ((gone != 0) & text.seen & text.counted[number][:, None]).any(-1)
+        own = target.encode(run.output[0])[rows]
+        pre = target.pre_acts(mixed[1] + bias)[rows]
+        top = target.pre_acts(run.output[0])[rows].topk(5, dim=1).values.clamp(min=0)
+        held = torch.where(pre >= top[:, 3:].mean(1)[:, None], pre, 0.0)
+        total += own.sum().item()
+        change += (held.clamp(min=0) - own).abs().sum().item()
+    assert found[0]["together"][-1]["change"] == pytest.approx(change / total, rel=1e-3)
+    assert found[0]["together"][-1]["control"] > 0
 
 
 def test_shares_are_of_the_centred_score(config: Configure, store: Store) -> None:
@@ -185,9 +239,14 @@ def test_the_command_prints_heads_and_one_head(saelink: Run, tmp_path: Path) -> 
     assert code == 0, err
     assert "lat x lat" in out and "head 3" in out and "IF" in out
     assert widest(out) <= 80
-    code, out, err = saelink("qk", *SMALL, "head=1")
+    code, out, err = saelink("qk", *SMALL, "head=1", "qk.targets=true")
     assert code == 0, err
-    assert "looks" in out and "frozen r = 1.0000" in out and ("└" in out or "itself" in out)
+    assert (
+        "blocks.1.hook_attn_out change" in out
+        and "looks" in out
+        and "frozen r = 1.0000" in out
+        and ("└" in out or "itself" in out)
+    )
     assert widest(out) <= 80
     heads = json.loads(next((tmp_path / "outputs/qk").glob("*/heads.json")).read_text())
     assert len(heads) == 4

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saelink.attention.pairs import screen
-from saelink.attention.qk import HEADS_FILE, before_attention, found_or_made, open_layer
+from saelink.attention.qk import HEADS_FILE, TARGETS_FILE, QKTargetsStage, before_attention, found_or_made, open_layer
 from saelink.attention.text import MODES
 from saelink.config.schema import Config
 from saelink.job import Job
@@ -23,7 +23,7 @@ pytestmark = [
 
 Configure = Callable[..., Config]
 
-SMALL = ("layer=1", "qk.tokens=512", "qk.pairs=4", "qk.together=[1,5]", "qk.targets=true")
+SMALL = ("layer=1", "qk.tokens=512", "qk.pairs=4", "qk.together=[1,5]")
 
 
 @pytest.mark.parametrize("model", ["llama", "neox"])
@@ -41,16 +41,19 @@ def test_the_screen_agrees(model: str, config: Configure, store: Store) -> None:
 
 
 def test_a_layers_heads_agree(config: Configure, store: Store) -> None:
-    heads = []
+    heads, targets = [], []
     for device in ("cpu", "cuda"):
         kept = Store(store.root / device)
         job = before_attention(Job(config(*SMALL, f"runtime.device={device}", f"runtime.outputs={kept.root}"), kept))
-        heads.append(found_or_made(job).json(HEADS_FILE))
+        artifact = found_or_made(job)
+        heads.append(artifact.json(HEADS_FILE))
+        targets.append(QKTargetsStage(job, artifact).pull().json(TARGETS_FILE))
     for one, other in zip(*heads, strict=True):
         assert one["kinds"] == other["kinds"] and other["deleted"]["frozen_r"] > 0.9999
         for mode in MODES:
             assert np.allclose(one["shares"][mode], other["shares"][mode], atol=1e-3)
             for a, b in zip(one["together"][mode], other["together"][mode], strict=True):
                 assert a["variation"] == pytest.approx(b["variation"], rel=0.02)
-        a, b = (each["together"][MODES[0]][1]["targets"]["change"] for each in (one, other))
+    for one, other in zip(*targets, strict=True):
+        a, b = (each["together"][-1]["change"] for each in (one, other))
         assert a == pytest.approx(b, rel=0.05)
