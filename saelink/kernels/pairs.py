@@ -162,14 +162,14 @@ def exact(
                 e = entries[x]
                 q = position[e]
                 n = 0
-                e_other = another(e, rows, position, c)
+                e_other = another(e, rows, position, i * 65537 + j)
                 for y in range(starts[j], starts[j + 1]):
                     p = entries[y]
                     a = patterns[m, q, position[p]]
                     if position[p] <= q and a > 0:
                         weights[n], at[n] = a, position[p]
                         terms[n] = product(queries[e], keys[p])
-                        p_other = another(p, rows, position, c)
+                        p_other = another(p, rows, position, i * 65537 + j)
                         known = e_other >= 0 and p_other >= 0
                         others[n] = product(queries[e_other], keys[p_other]) if known else 0.0
                         n += 1
@@ -219,12 +219,12 @@ def gathered(
         i, j = query_latents[c], key_latents[c]
         for x in range(starts[i], starts[i + 1]):
             e = entries[x]
-            e_other = another(e, rows, position, c)
+            e_other = another(e, rows, position, i * 65537 + j)
             for y in range(starts[j], starts[j + 1]):
                 p = entries[y]
                 if position[p] > position[e]:
                     break
                 terms[position[e], position[p]] += product(queries[e], keys[p])
-                p_other = another(p, rows, position, c)
+                p_other = another(p, rows, position, i * 65537 + j)
                 if e_other >= 0 and p_other >= 0:
                     control[position[e], position[p]] += product(queries[e_other], keys[p_other])

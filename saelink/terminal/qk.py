@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 
-WEAK = "moved, attn: at the pair's queries; * no more than its control (2 errors)"
+WEAK = "moved, attn: at its queries; * not more than its control by 2 standard errors"
 
 EXAMPLES = 3
 """Pairs of a head that are shown with sentences, and sentences of each."""
@@ -65,8 +65,8 @@ def print_heads(
     for line in (
         "sinks: attention on the first token and massive ones; all else without them",
         "lat x lat: share of the centred score's square between two latents",
-        "out: how far the pattern moves (total variation, mean over all queries) when so",
-        "many leading pairs go, and (when as many other latents at the same tokens do)",
+        "out: how far the pattern moves (total variation, mean over queries) when so many",
+        "leading pairs go, and (when as many other latents at the same tokens do)",
         "free r: deletions in the model, norms free, against the formula's",
     ):
         observer.say(f"  {line}")
@@ -75,7 +75,10 @@ def print_heads(
     observer.say("\n  Leading pairs, query latent -> key latent")
     for head in heads:
         observer.say(f"  head {head['head']}" + ("" if head["pairs"][MODES[1]] else ": no pair"))
-        _print_pairs(observer, head["pairs"][MODES[1]][:2] + head["pairs"][STRONGEST][:EXAMPLES], names, hook, indent=4)
+        leading = head["pairs"][MODES[1]][:2]
+        named = [(pair["query"], pair["key"]) for pair in leading]
+        others = [pair for pair in head["pairs"][STRONGEST] if (pair["query"], pair["key"]) not in named]
+        _print_pairs(observer, leading + others[:EXAMPLES], names, hook, indent=4)
     observer.say(f"  two that lead in all, then the strongest where they are ({LEAST} queries or more)")
     observer.say(f"  {WEAK}")
 
