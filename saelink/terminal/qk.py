@@ -65,7 +65,7 @@ def print_heads(
     for line in (
         "sinks: attention on the first token and massive ones; all else without them",
         "lat x lat: share of the centred score's square between two latents",
-        "out: how far the pattern moves (total variation, mean over queries) when so many",
+        "out: how far the pattern moves (total variation, all queries) when so many",
         "leading pairs go, and (when as many other latents at the same tokens do)",
         "free r: deletions in the model, norms free, against the formula's",
     ):
@@ -153,7 +153,7 @@ def _print_together(observer: Observer, groups: list[dict[str, Any]], mode: str,
 
 def _print_targets(observer: Observer, targets: Artifact[QKTargetsFacts], numbers: list[int]) -> None:
     heads = [each for each in targets.json(TARGETS_FILE) if each["head"] in numbers]
-    observer.say(f"\n  What the latents of {targets.facts['hook_name']} change when pairs go, of their sum (control)")
+    observer.say(f"\n  Change of the latents of {targets.facts['hook_name']} when pairs go (control)")
     rows = [
         [
             str(each["head"]),
