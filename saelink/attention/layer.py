@@ -107,7 +107,7 @@ class Attention:
         """[n, key heads, d_head] of the stream [n, d_model]."""
         weights = self.projections()
         normed = stream if self.norm is None else self.norm(stream)
-        return torch.einsum("nd,hde->nhe", normed, weights.value) + weights.biases[2]
+        return torch.einsum("ti,hij->thj", normed, weights.value) + weights.biases[2]
 
     def behind(self, output: torch.Tensor) -> torch.Tensor:
         """What attention adds to the stream, of what its module gives: Gemma norms it once more."""

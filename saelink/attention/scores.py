@@ -69,7 +69,7 @@ class Side(NamedTuple):
 
     def raw(self, stream: torch.Tensor) -> torch.Tensor:
         """[n, heads, d_head] of parts of the stream [n, d_model], centred and scaled, without bias and own norm."""
-        return torch.einsum("nd,hde->nhe", stream, self.weight)
+        return torch.einsum("ti,hij->thj", stream, self.weight)
 
     def gained(self, raw: torch.Tensor) -> torch.Tensor:
         """Times the gain of the query or key norm."""

@@ -268,7 +268,7 @@ def test_python_gives_the_artifact(config: Configure) -> None:
 
     found = saelink.qk(config(*SMALL, "head=0", "qk.nulls=false"), observer=saelink.Observer())
     assert found.facts["heads"] == [0] and found.json(HEADS_FILE)[0]["together"][MODES[0]][0]["nulls"] == {}
-    assert "qk" in repr(found)
+    assert "head 0" in repr(found) and "free r" in found._repr_html_()
 
 
 def test_an_arrow_leads_from_the_key_to_the_query() -> None:

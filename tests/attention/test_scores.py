@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from saelink.saes.sae import SAE
 from saelink.store.store import Store
 
 from helpers.families import FAMILIES, GROUPED, HEADED, MIXED, SHAPE, VOCABULARY, Family, write_family
+from helpers.scores import taken
 from helpers.world import D_MODEL, World
 
 PARTIAL = SHAPE | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}}
@@ -45,29 +45,6 @@ KNOWN = {
 LAYER = 1
 
 TERMS = 1e-5
-
-
-def taken(attention: Attention, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[heads, n, n] the model's own scores, and its pattern: its own queries and keys behind norms and rotation."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
-
-    seen: list[torch.Tensor] = []
-
-    def record(_: Any, query: Any, key: Any, _value: Any, mask: Any, scaling: float, **_others: Any) -> Any:
-        group = query.shape[1] // key.shape[1]
-        scores = query @ key.repeat_interleave(group, 1).transpose(2, 3) * scaling
-        seen.extend([scores[0], (scores if mask is None else scores + mask).softmax(-1)[0]])
-        return torch.zeros_like(query).transpose(1, 2), None
-
-    AttentionInterface.register("recorded", record)
-    AttentionMaskInterface.register("recorded", eager_mask)
-    config: Any = attention.module.config
-    config._attn_implementation = "recorded"  # noqa: SLF001 (set_attn_implementation is the whole model's)
-    with torch.inference_mode():
-        attention.block(**attention.arguments | {"hidden_states": stream[None]})
-    config._attn_implementation = "eager"  # noqa: SLF001
-    return seen[0], seen[1]
 
 
 def random_sae(seed: int) -> SAE:
