@@ -33,8 +33,8 @@ from saelink.store.draft import Draft
 HEADS_FILE, TARGETS_FILE = "heads.json", "targets.json"
 
 NULLS = ("permuted decoders", "shuffled positions", "another head")
-"""Pairs that should do no more than any others: chosen by decoder directions that are another latent's, with each
-token's keys at another place of its sequence, and for the next head."""
+"""Pairs that are chosen with one thing wrong, and judged as the head's own: by decoder directions that are another
+latent's, with each token's keys at another place of its sequence, and for the next head."""
 
 OWN, LESS = "own", "less text"
 """The head's own pairs, and those chosen on no more text than the nulls'."""
