@@ -16,6 +16,7 @@ What you call, in this order; each function computes what is missing and reuses 
     make_report, open    an HTML page; its cards in Python: open(report.key).target(5)
     export_connector     a folder for others              load_connector: reads one, predicts
     prompt_graph         one prompt's attribution graph
+    qk                   which pairs of latents decide where a layer's heads look
 
 Results are artifacts: `key`, `path`, `facts` (figures), `files`, `json(name)`, `tensors(name)`. They show
 themselves in a notebook. A user's mistake raises SaelinkError, one line. `observer=saelink.Observer()` keeps a
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         fit_connector,
         make_report,
         prompt_graph,
+        qk,
         sweep_connectors,
         verify_edges,
     )
@@ -62,6 +64,7 @@ __all__ = [
     "open",
     "open_sweep",
     "prompt_graph",
+    "qk",
     "sweep_connectors",
     "verify_edges",
 ]

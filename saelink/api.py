@@ -169,6 +169,19 @@ def prompt_graph(cfg: Config, prompt: str, observer: Observer | None = None) -> 
     return Shown(GraphStage(_job(asked, observer)).pull())
 
 
+def qk(cfg: Config, observer: Observer | None = None) -> Shown[Any]:
+    """Which pairs of latents decide where the heads of cfg.layer look, or the one cfg.head.
+
+    File `heads.json`: a list with, for each head, where it looks, its kinds, the shares of its scores, its leading
+    pairs and what taking them out does beside controls and nulls. Raises SaelinkError for a head that is not there,
+    and for attention whose scores are no sum over pairs.
+    """
+    from saelink.attention.qk import before_attention, found_or_made
+    from saelink.report.shown import Shown
+
+    return Shown(found_or_made(before_attention(_job(cfg, observer))))
+
+
 def _by_hook(artifacts: Mapping[str, Artifact[Any]]) -> ByHook:
     from saelink.report.shown import ByHook, Shown
 

@@ -62,7 +62,11 @@ for words in json.loads(sys.argv[1]):
         assert not stop.code, words
 """
 
-COMPOSED = [*(page for pages in TOGETHER.values() for page in pages), "docs/guides/experiments"]
+COMPOSED = [
+    *(page for pages in TOGETHER.values() for page in pages),
+    "docs/guides/experiments",
+    "docs/guides/attention-qk",
+]
 """Pages with commands that need more than the small world."""
 
 

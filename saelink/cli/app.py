@@ -69,6 +69,7 @@ _stage_command("encode", "Encode the activations through the SAEs.", jobs.run_en
 _stage_command("train", "Fit a connector.", jobs.run_train)
 _stage_command("evaluate", "Measure a connector on held-out text, print circuits.", jobs.run_evaluate)
 _stage_command("verify", "Test a connector's edges by ablating its sources.", jobs.run_verify)
+_stage_command("qk", "Which pairs of latents decide where heads look.", jobs.run_qk)
 _stage_command("report", "Write one HTML page of what a connector found.", jobs.run_report)
 _stage_command("export", "Write a connector as a folder for others to load.", jobs.run_export)
 

@@ -170,6 +170,21 @@ def run_verify(job: Job) -> None:
         show(fitted(job), evaluation, verdicts)
 
 
+def run_qk(job: Job) -> None:
+    from saelink.attention.qk import QKTargetsStage, before_attention, found_or_made
+    from saelink.evidence.names import Names
+    from saelink.terminal.qk import print_head, print_heads
+
+    job = before_attention(job)
+    artifact = found_or_made(job)
+    targets = QKTargetsStage(job, artifact).pull() if job.cfg.qk.targets else None
+    if job.cfg.head is None:
+        print_heads(job.observer, artifact, Names(job), targets)
+    else:
+        print_head(job.observer, artifact, Names(job), job.tokens, job.cfg.head, targets)
+    job.observer.say(f"\n  {artifact.path}")
+
+
 def run_export(job: Job) -> None:
     from saelink.share.export import ExportStage
 

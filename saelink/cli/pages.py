@@ -158,6 +158,20 @@ PAGES = {
             "Where it runs": TRACKED,
         },
     ),
+    "qk": Page(
+        "Shows which pairs of latents, one at the query and one at the key, decide where the heads of a layer look: "
+        "with head=5 one head with example sentences, else a table of all. The latents are those of the residual "
+        "stream in front of attention (link=attn's source), trained if they are missing. Pairs are chosen on one half "
+        "of the test tokens and judged on the other, against other latents at the same places and null models. "
+        "About a minute a head on 2 cores.",
+        ("saelink qk layer=1", "saelink qk layer=1 head=5", "saelink qk layer=1 head=5 qk.targets=true"),
+        {
+            "Which heads": "layer head",
+            "The pairs": "qk.tokens qk.pairs qk.latents qk.together qk.nulls qk.targets",
+            "The text": TEXT,
+            "Where it runs": PLACE,
+        },
+    ),
     "report": Page(
         "Writes one HTML page of what a connector found: circuits with their logic, cards of all latents with "
         "examples, the edges and the frontier of error against sparsity. Evaluates the connector first, and fits it at "

@@ -77,6 +77,10 @@ def check(cfg: Config) -> None:
     _at_least(1, report__top=cfg.report.top, report__per_size=cfg.report.per_size, report__random=cfg.report.random)
     _at_least(0, verify__consequences=cfg.verify.consequences)
     _at_least(1, graph__logits=cfg.graph.logits)
+    _at_least(0, head=cfg.head)
+    _at_least(1, qk__tokens=cfg.qk.tokens, qk__pairs=cfg.qk.pairs, qk__latents=cfg.qk.latents)
+    if not cfg.qk.together or any(n < 1 for n in cfg.qk.together):
+        raise SaelinkError(f"qk.together={cfg.qk.together}: give numbers of pairs from 1 on, such as [1,10,100]")
     for name in ("logit_share", "node_share", "edge_share"):
         if not 0 < getattr(cfg.graph, name) <= 1:
             raise SaelinkError(f"graph.{name}={getattr(cfg.graph, name)} must be above 0 and at most 1")

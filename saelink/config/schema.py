@@ -310,6 +310,26 @@ class VerifyConfig:
 
 
 @dataclass
+class QKConfig:
+    """How `saelink qk` finds which pairs of latents decide where a head looks."""
+
+    tokens: int = 16_384
+    """Test tokens that are looked at, always the first ones: pairs are chosen on one half of them, judged on the
+    other."""
+    pairs: int = 20
+    """Pairs that are kept of each head, for all keys and for those that are no sinks."""
+    latents: int = 4096
+    """Latents on each side whose pairs are looked at: those with the longest queries, and keys, in sum."""
+    together: list[int] = field(default_factory=lambda: [1, 10, 100])
+    """So many of the leading pairs are also taken out at once."""
+    nulls: bool = True
+    """Also choose pairs by permuted decoders, by shuffled positions and for another head, and judge those."""
+    targets: bool = False
+    """Also measure what the latents that read attention's output lose; trains an SAE for hook_attn_out where it has
+    none."""
+
+
+@dataclass
 class OutliersConfig:
     """Which latents count as outliers, wherever they are listed."""
 
@@ -412,6 +432,8 @@ class Config:
     """none: c = 1; post: (target norm here / smallest over normalise_layers)^2; energy: mean total energy."""
     normalise_layers: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
     """normalise=post: the layers that are compared."""
+    head: int | None = None
+    """qk: the head, counted from 0; null is all heads of the layer."""
     seed: int = 0
     """Initialisation of the connector and order of the training tokens."""
     stream: bool = False
@@ -428,6 +450,7 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
+    qk: QKConfig = field(default_factory=QKConfig)
     outliers: OutliersConfig = field(default_factory=OutliersConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from saelink.activations.cache import CacheStage
+from saelink.attention.qk import HEADS_FILE, QKStage
+from saelink.attention.text import MODES
 from saelink.connectors.exported import ExportedConnector, connector_folder
 from saelink.errors import SaelinkError
 from saelink.evidence.compared import differing, series_of
@@ -267,6 +269,18 @@ def _rows_of_graph(artifact: Artifact[Any]) -> list[Row]:
     ]
 
 
+def _rows_of_heads(artifact: Artifact[Any]) -> list[Row]:
+    rows = []
+    for head in artifact.json(HEADS_FILE):
+        moved = [
+            f"{each['pairs']}: {each['variation']:.1%} ({each['control']:.1%})" for each in head["together"][MODES[1]]
+        ]
+        free = _number(head["deleted"]["free_r"])
+        kinds = ", ".join(head["kinds"]) or "no kind by rule"
+        rows.append((f"head {head['head']}", f"{kinds}; pairs out: moved (control) {', '.join(moved)}; free r {free}"))
+    return rows
+
+
 def _rows_of_any(artifact: Artifact[Any]) -> list[Row]:
     return [(name, f"{value}") for name, value in artifact.facts.items() if isinstance(value, int | float | str)]
 
@@ -282,6 +296,7 @@ ROWS: dict[str, Callable[[Artifact[Any]], list[Row]]] = {
     ReportStage.name: _rows_of_report,
     ExportStage.name: _rows_of_export,
     GraphStage.name: _rows_of_graph,
+    QKStage.name: _rows_of_heads,
 }
 """By stage what its artifact says of itself."""
 

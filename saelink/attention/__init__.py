@@ -1,0 +1,1 @@
+"""Attention between latents: where a head looks (QK)."""
