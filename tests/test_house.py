@@ -13,7 +13,7 @@ PACKAGE = Path(saelink.__file__).parent
 
 LAYERS = [
     "_version", "errors", "progress", "declared", "registry", "kernels", "config", "store", "runtime", "fetch", "model",
-    "activations", "saes", "latents", "job", "connectors", "interventions", "fit", "evidence", "share",
+    "activations", "saes", "latents", "attention", "job", "connectors", "interventions", "fit", "evidence", "share",
     "experiments", "terminal", "compose", "mistakes", "tracking", "report", "api", "cli", "__main__",
 ]  # fmt: skip
 """A package or file imports only from itself and from what stands before it here; inside functions too."""
