@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from saelink.activations.tokens import TokensFacts, TokensStage
+from saelink.attention.stage import MovedStage, pull_linked
 from saelink.config.schema import Config
 from saelink.latents.encode import EncodeStage
 from saelink.latents.link import Link, Sides, link_of, pull_sides
@@ -63,8 +64,13 @@ class Job:
 
     @cached_property
     def sides(self) -> Sides:
-        """The latents on both sides of the link, encoded first where they are missing."""
-        return pull_sides(self.cfg, self.store)
+        """The latents on both sides of the link, encoded, and moved, first where they are missing."""
+        return pull_linked(self.cfg, self.store)
+
+    @cached_property
+    def encoded(self) -> Sides:
+        """The same, moved latents by what they are before they are moved."""
+        return pull_sides(self.cfg, self.store) if any(self.link.moved) else self.sides
 
     @cached_property
     def tokens(self) -> Artifact[TokensFacts]:
@@ -104,5 +110,8 @@ class JobStage(Stage[Facts]):
     def latents_inputs(self) -> dict[str, str]:
         """The keys of the latents on both sides of the link, by role."""
         job = self.job
-        sources = {f"source{i}": EncodeStage(job.cfg, job.store, hook).key for i, hook in enumerate(job.link.sources)}
+        sources = {
+            f"source{i}": (MovedStage(job.cfg, job.store, i) if form else EncodeStage(job.cfg, job.store, hook)).key
+            for i, (hook, form) in enumerate(zip(job.link.sources, job.link.moved, strict=True))
+        }
         return {**sources, "target": EncodeStage(job.cfg, job.store, job.link.target).key}

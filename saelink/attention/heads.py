@@ -156,8 +156,10 @@ class Seen(NamedTuple):
     """Queries, keys and values of all heads, positions and norms in them, and the mask."""
     pattern: torch.Tensor
     """[n, n_heads, context, context] A."""
+    before: torch.Tensor
+    """[n, context, d_model] what attention gives, in front of a norm behind it,"""
     out: torch.Tensor
-    """[n, context, d_model] what the model has at attn_out."""
+    """and what the model has at attn_out."""
 
 
 class Attention(NamedTuple):
@@ -168,8 +170,8 @@ class Attention(NamedTuple):
 
     def look(self, ids: torch.Tensor) -> Seen:
         """Run the model on tokens [n, context] as far as this layer's attention."""
-        x, given, out = self.opened.look(ids)
-        return Seen(x, given, given.pattern(), out)
+        x, given, before, out = self.opened.look(ids)
+        return Seen(x, given, given.pattern(), before, out)
 
 
 def load_attention(cfg: Config, info: ModelInfo, layer: int, device: str) -> Attention:

@@ -80,10 +80,11 @@ class OpenAttention:
     def device(self) -> str:
         return str(next(self._model.parameters()).device)
 
-    def look(self, ids: torch.Tensor) -> tuple[torch.Tensor, Given, torch.Tensor]:
-        """Of tokens [n, context] the stream in front [n, context, d], what attention is given, and attn_out."""
+    def look(self, ids: torch.Tensor) -> tuple[torch.Tensor, Given, torch.Tensor, torch.Tensor]:
+        """Of tokens [n, context] the stream in front [n, context, d], what attention is given, and gives; attn_out."""
         x: list[torch.Tensor] = []
         given: list[Given] = []
+        before: list[torch.Tensor] = []
         out: list[torch.Tensor] = []
 
         def answer(these: Given) -> torch.Tensor:
@@ -108,12 +109,14 @@ class OpenAttention:
         handles = [
             listen(self._block, "input", lambda tensor: x.append(tensor.clone())),
             self._module.register_forward_pre_hook(keep, with_kwargs=True),
+            listen(self._module, "output", lambda tensor: before.append(tensor.clone())),
             listen(self._target, "output", stop),
         ]
         self._run(ids, answer, handles)
         found = by_token(out[0], ids.shape)
         assert found is not None
-        return x[0], given[0], found
+        # The target may be the module itself, or one inside it: then it stopped before the module gave anything.
+        return x[0], given[0], before[0] if before else found, found
 
     def untouched(self, ids: torch.Tensor) -> torch.Tensor:
         """[n, context, d] attn_out by the model's own attention function."""
@@ -132,6 +135,10 @@ class OpenAttention:
         found = by_token(out[0], ids.shape)
         assert found is not None
         return found
+
+    def permute(self, change: Callable[[Any], None]) -> None:
+        """Change the module's weights, such as by putting them in a random order."""
+        change(self._module)
 
     def normed(self, x: torch.Tensor) -> torch.Tensor:
         """[m, d] of the stream -> [m, d]: what attention reads of it."""

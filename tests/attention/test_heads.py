@@ -8,25 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from saelink.attention.heads import Attention, load_attention
 from saelink.errors import SaelinkError
-from saelink.model.describe import model_info
 from saelink.store.store import Store
 
-from helpers.families import FAMILIES, VOCABULARY, write_family
+from helpers.attention import LAYER, MORE, OPENED, opened
+from helpers.families import FAMILIES, VOCABULARY
 from helpers.world import World
-
-LAYER = 1
-
-OPENED = ("gpt2", "neox", "neox sequential", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
-
-MORE = ("phi", "phi3", "stablelm", "olmo2", "opt", "starcoder2", "smollm3", "exaone4", "mixtral", "glm4")
-
-
-def opened(name: str, world: World, store: Store, folder: Path, *overrides: str) -> Attention:
-    path = write_family(FAMILIES[name], folder / "model")
-    cfg = world.config(store.root, f"model.path={path}", f"layer={LAYER}", *overrides)
-    return load_attention(cfg, model_info(cfg, store), LAYER, "cpu")
 
 
 def own(folder: Path, name: str, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
