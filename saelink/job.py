@@ -10,7 +10,7 @@ from saelink.activations.tokens import TokensFacts, TokensStage
 from saelink.attention.stage import MovedStage, pull_linked
 from saelink.config.schema import Config
 from saelink.latents.encode import EncodeStage
-from saelink.latents.link import Link, Sides, link_of, pull_sides
+from saelink.latents.link import Link, Sides, link_of, moved_forms, pull_sides
 from saelink.model.describe import model_info
 from saelink.model.info import ModelInfo
 from saelink.model.vocabulary import vocabulary_of
@@ -70,7 +70,7 @@ class Job:
     @cached_property
     def encoded(self) -> Sides:
         """The same, moved latents by what they are before they are moved."""
-        return pull_sides(self.cfg, self.store) if any(self.link.moved) else self.sides
+        return pull_sides(self.cfg, self.store) if any(moved_forms(self.cfg)) else self.sides
 
     @cached_property
     def tokens(self) -> Artifact[TokensFacts]:
@@ -112,6 +112,6 @@ class JobStage(Stage[Facts]):
         job = self.job
         sources = {
             f"source{i}": (MovedStage(job.cfg, job.store, i) if form else EncodeStage(job.cfg, job.store, hook)).key
-            for i, (hook, form) in enumerate(zip(job.link.sources, job.link.moved, strict=True))
+            for i, (hook, form) in enumerate(zip(job.link.sources, moved_forms(job.cfg), strict=True))
         }
         return {**sources, "target": EncodeStage(job.cfg, job.store, job.link.target).key}

@@ -20,7 +20,7 @@ from saelink.attention.moved import PARTS, Moves, Pairs, rows_of
 from saelink.config.schema import Config, LatentScale
 from saelink.errors import SaelinkError
 from saelink.latents.encode import EncodeFacts, EncodeStage, encode_rows, stored_units
-from saelink.latents.link import Sides, link_of, pull_sides
+from saelink.latents.link import Sides, link_of, moved_forms, pull_sides
 from saelink.latents.rows import Rows, pack, unpack
 from saelink.latents.split import scale_of
 from saelink.model.describe import model_info
@@ -74,7 +74,7 @@ class MovedStage(Stage[MovedFacts]):
     def __init__(self, cfg: Config, store: Store, place: int):
         self.cfg, self.store = cfg, store
         link = link_of(cfg, store)
-        self._hook, self._target, self._form = link.sources[place], link.target, link.moved[place]
+        self._hook, self._target, self._form = link.sources[place], link.target, moved_forms(cfg)[place]
         if cfg.link.target not in TARGETS:
             raise SaelinkError(
                 f"link.target={cfg.link.target}: what heads move ({self._form}) adds up in {', '.join(TARGETS)} alone"
@@ -293,17 +293,17 @@ class _Spread:
 
 def pull_linked(cfg: Config, store: Store) -> Sides:
     """The latents on both sides of the link, moved ones among them, made where they are missing."""
-    encoded, link = pull_sides(cfg, store), link_of(cfg, store)
-    if not any(link.moved):
+    encoded, forms = pull_sides(cfg, store), moved_forms(cfg)
+    if not any(forms):
         return encoded
     sources = [
         MovedStage(cfg, store, place).pull() if form else side
-        for place, (form, side) in enumerate(zip(link.moved, encoded.sources, strict=True))
+        for place, (form, side) in enumerate(zip(forms, encoded.sources, strict=True))
     ]
     if cfg.latent_scale is LatentScale.none:
         return Sides(cast("Any", sources), encoded.target, encoded.scales)
     scales = [
         scale_of(cast("Any", side), cfg.data.drop_positions) if form else scale
-        for form, side, scale in zip(link.moved, sources, encoded.scales, strict=False)
+        for form, side, scale in zip(forms, sources, encoded.scales, strict=False)
     ]
     return Sides(cast("Any", sources), encoded.target, [*scales, encoded.scales[-1]])

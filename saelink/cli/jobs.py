@@ -146,8 +146,12 @@ def run_verify(job: Job) -> None:
     from saelink.evidence.stability import Stability, StabilityStage, wanted
     from saelink.evidence.verify import VerifyStage
     from saelink.interventions.effects import EffectsStage, check_measurable, need_effects
+    from saelink.interventions.moved_effects import moved_link
     from saelink.terminal.verdicts import print_consequences, print_verdicts
 
+    if moved_link(job.cfg):
+        run_moved_verify(job)
+        return
     check_measurable(job.cfg)
     chosen_edges(job)  # a mistake there gets its line before hours of work
     if EffectsStage(job).find() is None:
@@ -164,6 +168,19 @@ def run_verify(job: Job) -> None:
         print_verdicts(job.observer, verdicts, evaluation, stable)
         if lost is not None:
             print_consequences(job.observer, lost)
+        job.observer.say(f"\n  {verdicts.path}")
+        show(fitted(job), evaluation, verdicts)
+
+
+def run_moved_verify(job: Job) -> None:
+    from saelink.evidence.evaluate import EvaluateStage
+    from saelink.evidence.moved_verdicts import MovedVerdictsStage
+    from saelink.terminal.verdicts import print_verdicts
+
+    stage = MovedVerdictsStage(job)
+    with tracked(job) as (job, show):
+        verdicts, evaluation = stage.pull(), EvaluateStage(job).pull()
+        print_verdicts(job.observer, verdicts, evaluation, None)
         job.observer.say(f"\n  {verdicts.path}")
         show(fitted(job), evaluation, verdicts)
 

@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 
 from saelink.connectors.base import Connector
-from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, VERDICTS_FILE, judged, shuffled
-from saelink.evidence.verify import VerifyFacts
+from saelink.errors import SaelinkError
+from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, VERDICTS_FILE, VerifyFacts, judged, shuffled
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.measure import Effects
 from saelink.interventions.moved_effects import (
@@ -43,6 +43,10 @@ class MovedVerdictsStage(JobStage[VerifyFacts]):
 
     def __init__(self, job: Job, nulls: bool = True):
         super().__init__(job)
+        if job.cfg.connector.name != "linear":
+            raise SaelinkError(
+                f"connector={job.cfg.connector.name}: of connectors from moved latents only linear ones are judged"
+            )
         self._nulls = nulls
         self._train = TrainStage(job)
         self._effects = MovedEffectsStage(job)

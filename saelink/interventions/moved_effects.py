@@ -18,6 +18,7 @@ import torch
 from saelink.attention.heads import load_attention
 from saelink.attention.moved import Moves
 from saelink.attention.stage import open_moves
+from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.interventions.block import FOLDS, encoded_with_floor, most_tokens
 from saelink.interventions.measure import Ablations, Effects, add_differences, choose_ablations
@@ -134,9 +135,14 @@ class MovedEffectsStage(JobStage[MovedEffectsFacts]):
         }
 
 
+def moved_link(cfg: Config) -> bool:
+    """Whether a link's effects are those through attention: from moved latents alone to attention's output."""
+    return cfg.link.sources in (["ov"], ["ov_summed"]) and cfg.link.target == "hook_attn_out"
+
+
 def check_moved(job: Job) -> None:
     """Raise SaelinkError for a link whose effects through attention can't be measured."""
-    if job.cfg.link.sources not in (["ov"], ["ov_summed"]) or job.cfg.link.target != "hook_attn_out":
+    if not moved_link(job.cfg):
         raise SaelinkError(
             f"link={job.cfg.link.name}: effects through attention are measured from moved latents alone (ov or "
             "ov_summed) to hook_attn_out"

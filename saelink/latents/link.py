@@ -19,12 +19,10 @@ MOVED = ("ov", "ov_summed")
 
 
 class Link(NamedTuple):
-    """A link's hooks at one layer, by full name."""
+    """A link's hooks at one layer, by full name; of moved latents the hook in front of the block."""
 
     sources: list[str]
     target: str
-    moved: list[str]
-    """For each source the one of MOVED that it is; empty for the hook's own latents."""
 
 
 def link_of(cfg: Config, store: Store, layer: int | None = None) -> Link:
@@ -32,9 +30,12 @@ def link_of(cfg: Config, store: Store, layer: int | None = None) -> Link:
     info = model_info(cfg, store)
     layer = cfg.layer if layer is None else layer
     sources = [info.hook("hook_resid_pre" if name in MOVED else name, layer) for name in cfg.link.sources]
-    return Link(
-        sources, info.hook(cfg.link.target, layer), [name if name in MOVED else "" for name in cfg.link.sources]
-    )
+    return Link(sources, info.hook(cfg.link.target, layer))
+
+
+def moved_forms(cfg: Config) -> list[str]:
+    """For each source of the link the one of MOVED that it is; empty for a hook's own latents."""
+    return [name if name in MOVED else "" for name in cfg.link.sources]
 
 
 class Sides(NamedTuple):
