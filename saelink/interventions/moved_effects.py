@@ -120,7 +120,7 @@ class MovedEffectsStage(JobStage[MovedEffectsFacts]):
         need_memory(what, 2 * size * len(readings), "use SAEs with fewer latents")
         job.store.need_space("moved_effects", size * len(readings))
         with torch.inference_mode():
-            found, means = _Measuring(job, self.split, self.null, self._per_source).run()
+            found, means = Measuring(job, self.split, self.null, self._per_source).run()
         strong: list[int] = []
         for name, effects in zip(readings, found, strict=False):
             draft.save_tensors(f"{name}.safetensors", effects._asdict())
@@ -165,8 +165,8 @@ def summed_over_heads(columns: Rows, d_source: int) -> Rows:
     return Rows.from_pairs(unique // d_source, unique % d_source, values, n=len(columns), d=d_source)
 
 
-class _Measuring:
-    """All effects of one split."""
+class Measuring:
+    """All effects of one split: `ids` [sequences, context] are the tokens, `chosen` for which queries a source goes."""
 
     def __init__(self, job: Job, split: str, null: str | None, per_source: int):
         self.job, self.split, self.null = job, split, null
@@ -186,6 +186,10 @@ class _Measuring:
         chosen = choose_ablations(self.moved, self.fold, per_source)
         by = torch.argsort(self.tokens.row[chosen.token] // self.context, stable=True)
         self.chosen = Ablations(*(column[by] for column in chosen))
+
+    def rows_of(self, source: int) -> list[int]:
+        """The queries that a source is taken out for: sequence * context + position."""
+        return self.tokens.row[self.chosen.token[self.chosen.source == source]].tolist()
 
     def run(self) -> tuple[list[Effects], Means]:
         """The effects by reading, and the means."""
@@ -281,6 +285,11 @@ class _Measuring:
             target_mean = (total / fired.clamp(min=1) / unit).float()
             found.append(Effects(mean, folds.half(), counts, (source_sum / n).float(), rate.float(), target_mean))
         return found, Means((same / n / encoded.scales[0]).float(), _column_means(self.tokens, chosen, n), queries)
+
+
+def measured_queries(job: Job, split: str = "test") -> Measuring:
+    """What the effects of a split are measured on."""
+    return Measuring(job, split, None, job.cfg.verify.tokens_per_source)
 
 
 def _column_means(tokens: Tokens, chosen: Ablations, n: torch.Tensor) -> torch.Tensor:
