@@ -3,11 +3,11 @@
     python -m benchmarks.attention [layer]           # writes benchmarks/attention.json
     python -m benchmarks.attention [layer] slow      # 200 edges by one ablation at a time in the whole model
 
-Every graph claims how much a target loses, on average over the queries that a source is moved to, without the source at
-every key; `saelink verify link=ov` judges the same. The effects are those of the model: the pattern and all norms
-recomputed (free), and beside them with both held (frozen). Computed weights are counted on training documents, gradients
-taken there. Graphs that are no lasso keep as many edges as the lasso on moved latents at 8e-4; random weights are scaled
-to its claims.
+Every graph claims how much a target loses, on average over the queries that a source is moved to, without the source
+at every key; `saelink verify link=ov` judges the same. The effects are those of the model: the pattern and all norms
+recomputed (free), and beside them with both held (frozen). Computed weights are counted on training documents,
+gradients taken there. Graphs that are no lasso keep as many edges as the lasso on moved latents at 8e-4; random weights
+are scaled to its claims.
 """
 
 from __future__ import annotations

@@ -239,6 +239,16 @@ def show(side: str, latent: str, as_json: bool, verbose: bool) -> Command:
         job = replace(job, store=job.store.telling(observer))
         cards = Cards(job.at(single(job.cfg)))
         found = cards.target(int(latent)) if side == "target" else cards.source(cards.source_number(latent))
+        if side == "target" and job.cfg.link.sources == ["ov"]:
+            from saelink.evidence.moved_edges import moved_edges
+            from saelink.terminal.moved import print_moved
+
+            edges = moved_edges(cards.job, int(latent))
+            found["moved"] = [edge._asdict() for edge in edges]
+            if not as_json:
+                print_new_card(found)
+                print_moved(found["name"], edges)
+                return
         if as_json:
             print_card_json(found)
         else:
