@@ -6,8 +6,8 @@
 Every graph claims how much a target loses, on average over the queries that a source is moved to, without the source
 at every key; `saelink verify link=ov` judges the same. The effects are those of the model: the pattern and all norms
 recomputed (free), and beside them with both held (frozen). Computed weights are counted on training documents,
-gradients taken there. Graphs that are no lasso keep as many edges as the lasso on moved latents at 8e-4; random weights
-are scaled to its claims.
+gradients taken there. Graphs that are no lasso keep as many edges as the same-token lasso at 8e-4; random weights are
+scaled to its claims.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,15 @@ from saelink.interventions.moved_effects import (
 from saelink.job import Job
 from saelink.latents.encode import encode_rows
 from saelink.model.load import load_hf
+from saelink.model.probe import SeenError, first_of
 from saelink.store.store import Store
 
-LASSO = {"lasso on moved latents, 3e-3": "l1_alpha=3e-3", "lasso on moved latents, 8e-4": "l1_alpha=8e-4"}
+LASSO = {
+    "lasso on moved latents summed over heads, 3e-3": ["link=ov_summed", "l1_alpha=3e-3"],
+    "lasso on moved latents summed over heads, 8e-4": ["link=ov_summed", "l1_alpha=8e-4"],
+    "lasso on moved latents, 3e-3": ["link=ov", "l1_alpha=3e-3"],
+    "lasso on moved latents, 8e-4": ["link=ov", "l1_alpha=8e-4"],
+}
 
 EDGES = 200
 
@@ -60,17 +68,18 @@ def main() -> None:
     if "slow" in sys.argv:
         here["slow"] = slow(Job(configured([f"layer={layer}", "link=ov", *given]), store))
     else:
-        here |= table(layer, given, store)
+        table(layer, given, store, here, lambda: PATH.write_text(json.dumps(result, indent=1) + "\n"))
     PATH.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def table(layer: str, given: list[str], store: Store) -> dict[str, Any]:
-    """The rows, and what was measured."""
+def table(layer: str, given: list[str], store: Store, here: dict[str, Any], save: Callable[[], Any]) -> None:
+    """Put the rows, and what was measured, into `here`; saved after each."""
     base = Job(configured([f"layer={layer}", "link=ov", *given]), store)
     effects = MovedEffectsStage(base).pull()
     free, frozen = (load_moved_effects(effects, reading) for reading in ("free", "frozen"))
     means = load_means(effects)
     rows: dict[str, Any] = {}
+    here["rows"] = rows
     strong = base.cfg.verify.strong
 
     def add(name: str, claim: torch.Tensor, ids: torch.Tensor, **more: Any) -> None:
@@ -78,39 +87,34 @@ def table(layer: str, given: list[str], store: Store) -> dict[str, Any]:
         rows[name]["frozen"] = judged(claim, frozen, ids, strong)[0]
         shown = {key: round(rows[name][key], 3) for key in SHOWN}
         print(name, shown, "frozen", round(rows[name]["frozen"]["precision_1x"], 3), flush=True)
+        save()
 
     same = Job(configured([f"layer={layer}", "link=attn", *given]), store)
     connector = fitted_connector(TrainStage(same).pull())
-    add("same-token lasso, 8e-4", connector.output_weight() * means.same[:, None], connector.target_ids, **_fit(same))
-    claim = torch.zeros(0)
-    for name, alpha in LASSO.items():
-        job = Job(configured([f"layer={layer}", "link=ov", alpha, *given]), store)
-        connector = fitted_connector(TrainStage(job).pull())
-        claim = moved_claims(connector, means)
-        add(name, claim, connector.target_ids, **_fit(job))
-    ids, size = connector.target_ids, claim[claim != 0].abs().sort(descending=True).values
-    ov = OVStage(base.cfg, store).pull()
-    edges = load_ov(ov)
-    linear = MovedEffectsStage(base, "train", LINEAR).pull()
-    others = {
-        "computed V": edges.ungated[:, ids],
-        "computed V, where both are active": edges.claim[:, ids],
-        "gradient x activation, where the target is active": load_moved_effects(linear).mean[:, ids],
-    }
-    for name, full in others.items():
-        add(name, _largest(full, len(size)), ids)
+    claim, ids = connector.output_weight() * means.same[:, None], connector.target_ids
+    add("same-token lasso, 8e-4", claim, ids, **_fit(same))
+    size = claim[claim != 0].abs().sort(descending=True).values
     noise = torch.randn(claim.shape, generator=torch.Generator().manual_seed(0))
     kept = noise.abs().flatten().sort(descending=True).indices[: len(size)]
     random = torch.zeros(claim.numel())
     random[kept] = noise.flatten()[kept].sign() * size
     add("random", random.view_as(claim), ids)
-    found = {"rows": rows, "moved": _moved(base), "ablations": int(means.queries.sum())}
-    found["seconds"] = {stage.stage: stage.manifest["provenance"]["seconds"] for stage in (effects, ov)}
+    ov = OVStage(base.cfg, store).pull()
+    edges = load_ov(ov)
+    together = _largest(edges.claim[:, ids], len(size))
+    add("computed V", _largest(edges.ungated[:, ids], len(size)), ids)
+    add("computed V, where both are active", together, ids)
+    linear = load_moved_effects(MovedEffectsStage(base, "train", LINEAR).pull())
+    add("gradient x activation, where the target is active", _largest(linear.mean[:, ids], len(size)), ids)
+    for name, words in LASSO.items():
+        job = Job(configured([f"layer={layer}", *words, *given]), store)
+        connector = fitted_connector(TrainStage(job).pull())
+        add(name, moved_claims(connector, means), connector.target_ids, **_fit(job))
+    here |= {"moved": _moved(base), "ablations": int(means.queries.sum())}
+    here["seconds"] = {stage.stage: stage.manifest["provenance"]["seconds"] for stage in (effects, ov)}
     nulls = {null: load_moved_effects(MovedEffectsStage(base, null=null).pull()) for null in NULLS}
-    both = _largest(edges.claim[:, ids], len(size))
-    found["nulls"] = {name: judged(both, null, ids, strong)[0]["precision_1x"] for name, null in nulls.items()}
-    print(found["nulls"], found["seconds"], found["moved"], flush=True)
-    return found
+    here["nulls"] = {name: judged(together, null, ids, strong)[0]["precision_1x"] for name, null in nulls.items()}
+    print(here["nulls"], here["seconds"], here["moved"], flush=True)
 
 
 def _fit(job: Job) -> dict[str, Any]:
@@ -151,24 +155,29 @@ def slow(job: Job) -> dict[str, float]:
         return (args[0] - change[0], *args[1:])
 
     block.register_forward_pre_hook(before)
-    attn.register_forward_hook(lambda _, _args, out: seen.update(out=out[0].clone()))
+
+    def after(_: Any, _args: Any, out: Any) -> None:
+        seen["out"] = first_of(out).clone()
+        raise SeenError  # what comes behind is not looked at
+
+    attn.register_forward_hook(after)
 
     def run(ids: torch.Tensor, taken: Any) -> torch.Tensor:
         change[0] = taken
-        hf_model(ids[None], use_cache=False)
-        out = seen["out"]
-        return out[0] if out.dim() == 3 else out
+        with suppress(SeenError):
+            hf_model(ids[None], use_cache=False)
+        return seen["out"][0]
 
     generator = torch.Generator().manual_seed(0)
     alive = (measured.target_mean > 0).nonzero().flatten()
     live = (measured.tokens.sum(0) > 0).nonzero().flatten()
     worst, started, passes = 0.0, time.monotonic(), 0
     with torch.inference_mode():
-        for _ in range(EDGES):
+        for edge in range(EDGES):
             j = int(live[torch.randint(len(live), (1,), generator=generator)])
             # half of the edges at random, half of the strongest of the source
             strongest = measured.mean[j, alive].abs().argmax()
-            i = int(alive[strongest if _ % 2 else torch.randint(len(alive), (1,), generator=generator)])
+            i = int(alive[strongest if edge % 2 else torch.randint(len(alive), (1,), generator=generator)])
             total = 0.0
             rows = queries.rows_of(j)
             for row in rows:
@@ -179,8 +188,8 @@ def slow(job: Job) -> dict[str, float]:
                 active[: job.cfg.data.drop_positions] = 0
                 without = run(ids, active[:, None] * source_sae.W_dec[j])[query][None]
                 kept, floor = encoded_with_floor(target_sae, whole)
-                after = read_held(target_sae.pre_acts(without), floor, torch.zeros(target_sae.d_sae))
-                total += (kept.dense()[0, i] - after[0, i]).item()
+                left = read_held(target_sae.pre_acts(without), floor, torch.zeros(target_sae.d_sae))
+                total += (kept.dense()[0, i] - left[0, i]).item()
                 passes += 2
             true = total / len(rows) / job.encoded.scales[-1]
             worst = max(worst, abs(true - measured.mean[j, i].item()) / measured.target_mean[i].item())
