@@ -38,6 +38,15 @@ def moved_forms(cfg: Config) -> list[str]:
     return [name if name in MOVED else "" for name in cfg.link.sources]
 
 
+def check_same_token(cfg: Config, what: str) -> None:
+    """Raise SaelinkError, of what needs its sources at the target's own token, for a link from moved latents."""
+    if any(moved_forms(cfg)):
+        raise SaelinkError(
+            f"link={cfg.link.name}: {what} reads sources at the target's own token, where latents that heads move are "
+            "not; take another link, such as link=attn or link=block"
+        )
+
+
 class Sides(NamedTuple):
     """The encode artifacts of a link and the scalars their latents are divided by."""
 

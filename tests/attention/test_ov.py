@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +14,12 @@ from saelink.attention.ov import OVStage, load_ov
 from saelink.attention.stage import MovedStage, open_moves
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
+from saelink.fit.train import TrainStage
 from saelink.job import Job
 from saelink.latents.link import load_split
 from saelink.store.store import Store
+
+from helpers.world import Run
 
 QUICK = ("link=ov", "layer=1", "link.kept=40")
 
@@ -66,3 +71,32 @@ def test_other_links_and_targets_are_refused(config: Callable[..., Config], stor
         OVStage(config("link=attn"), store)
     with pytest.raises(SaelinkError, match="adds up in hook_attn_out"):
         _ = Job(config("link=ov", "link.target=hook_mlp_out"), store).sides
+
+
+def test_the_rest_of_the_house_knows_them(saelink: Run, tmp_path: Path) -> None:
+    """What needs sources of the same token says so in a line; exports, reports and whole blocks work."""
+    fitted = (*QUICK, "solver=exact", "l1_alpha=1e-3")
+    code, _, err = saelink("export", *fitted)
+    assert code == 0, err
+    rows = next(tmp_path.glob("outputs/export/*/edges.csv")).read_text().splitlines()
+    assert any("blocks.0.hook_resid_post@h3" in row for row in rows)
+    config = json.loads(next(tmp_path.glob("outputs/export/*/cfg.json")).read_text())
+    assert config["sources"] == [
+        {"hook_name": "blocks.0.hook_resid_post", "d": 192, "moved": "ov"} | {"scale": config["sources"][0]["scale"]}
+    ]
+    code, _, err = saelink("report", *fitted, "report.l1_alphas=[1e-3]", "report.ablated=0")
+    assert code == 0, err
+    code, _, err = saelink("graph", "the old king", *fitted)
+    assert code == 1 and err.count("\n") == 1 and "take another link" in err
+    code, _, err = saelink("verify", "solver=causal", *QUICK)
+    assert code == 1 and err.count("\n") == 1 and "not for ov" in err
+
+
+def test_a_whole_block_with_moved_latents(config: Callable[..., Config], store: Store) -> None:
+    job = Job(config("link=block_ov", "layer=1", "link.kept=40", "solver=exact", "l1_alpha=1e-4"), store)
+    sides = job.sides
+    assert [side.facts["d_sae"] for side in sides.sources] == [48, 192, 48]
+    assert sides.source_name(48 + 2 * 48 + 7) == "h2.IF1.7" and sides.source_name(48 + 192 + 3) == "IF2.3"
+    assert sides.source_number("h2.1.7", "x") == 48 + 2 * 48 + 7 and sides.source_number("2.3", "x") == 48 + 192 + 3
+    facts = TrainStage(job).pull().facts
+    assert facts["validation_fvu"] < 1 and facts["relative_gap"] < 1e-3
