@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from saelink.attention.heads import Heads, Seen
-from saelink.latents.rows import Rows, sparse_linear
+from saelink.latents.rows import Rows, offsets_of, sparse_linear
 from saelink.saes.sae import SAE, Units
 
 ROOM = 2**24
@@ -129,3 +129,34 @@ class Moves:
 def rows_of(latents: Rows, context: int, sequence: int) -> Rows:
     """[context, d] the latents of one sequence's tokens."""
     return latents.select(torch.arange(sequence * context, (sequence + 1) * context, device=latents.offsets.device))
+
+
+def moved_most(columns: Rows, reach: torch.Tensor, most: int) -> Rows:
+    """[n, d_source] the latents that count as moved to each token: those that all targets together read most of.
+
+    columns [n, n_heads * d_source] (or [n, d_source], summed over heads) are moved amounts, reach [n_heads, d_source]
+    as of Moves; the values are sums of the two's products over heads, at most `most` of them a token.
+    """
+    d_source = reach.shape[1]
+    weight = reach.flatten() if columns.d == reach.numel() else reach.mean(0)
+    pair = columns.row_of * d_source + columns.indices % d_source
+    unique, place = torch.unique(pair, return_inverse=True)
+    values = torch.zeros(len(unique)).index_add_(0, place, columns.values * weight[columns.indices])
+    row = unique // d_source
+    order = torch.argsort(values, descending=True)
+    order = order[torch.argsort(row[order], stable=True)]
+    starts = offsets_of(torch.bincount(row, minlength=len(columns)))
+    rank = torch.arange(len(order)) - starts[row[order]]
+    kept = order[rank < most].sort().values
+    return Rows.from_pairs(row[kept], unique[kept] % d_source, values[kept], n=len(columns), d=d_source)
+
+
+def only_moved(columns: Rows, moved: Rows) -> Rows:
+    """The columns of latents that count as moved to their token."""
+    known = moved.row_of * moved.d + moved.indices
+    wanted = columns.row_of * moved.d + columns.indices % moved.d
+    at = torch.searchsorted(known, wanted).clamp(max=max(len(known) - 1, 0))
+    kept = known[at] == wanted if len(known) else torch.zeros(len(wanted), dtype=torch.bool)
+    return Rows.from_pairs(
+        columns.row_of[kept], columns.indices[kept], columns.values[kept], n=len(columns), d=columns.d
+    )

@@ -3,8 +3,9 @@
     claim_ij = sum over heads h of V_ij^h  mean over the queries j is moved to of  m_j^h(q) [i active at q]
 
 the mean part that j's being moved has in i's pre-activation where i is active: what i loses there without j as long as
-the pattern holds and i stays active. The sum over heads is exact, and so are the heads' shares of an edge. Queries are
-of training documents, and m is of the kept pairs, see attention.stage.
+the pattern holds and i stays active. Which queries j counts as moved to, moved.moved_most says. The sum over heads is
+exact, and so are the heads' shares of an edge. Queries are of training documents, and m is of the kept pairs, see
+attention.stage.
 """
 
 # torch leaves arguments of some of its methods without types.
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 
 from saelink.attention.heads import load_attention
-from saelink.attention.moved import Moves
+from saelink.attention.moved import Moves, moved_most, only_moved
 from saelink.attention.stage import MovedStage, open_moves, pull_linked
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
@@ -72,7 +73,7 @@ class OVStage(Stage[OVFacts]):
     """
 
     name = "ov"
-    version = 1
+    version = 2
 
     def __init__(self, cfg: Config, store: Store):
         self.cfg, self.store = cfg, store
@@ -106,8 +107,9 @@ class OVStage(Stage[OVFacts]):
         pieces = counted_split(cfg, sides, "train").spread(TOKENS)
         attention = load_attention(cfg, model_info(cfg, store), cfg.layer, "cpu")
         moves = open_moves(cfg, store, attention, link.sources[0], link.target)
+        facts = EncodeStage(cfg, store, link.sources[0]).pull().facts
         together, alone, queries = counted_together(
-            [(piece.source, piece.target) for piece in pieces], moves.source.d_sae, store.observer
+            [(piece.source, piece.target) for piece in pieces], moves.reach(), round(facts["l0"]), store.observer
         )
         with torch.inference_mode():
             edges = computed(moves, together * sides.scales[0], alone * sides.scales[0], queries, sides.scales[-1])
@@ -120,12 +122,13 @@ def load_ov(artifact: Artifact[OVFacts]) -> OVEdges:
 
 
 def counted_together(
-    pieces: list[tuple[Rows, Rows]], d_source: int, observer: Observer
+    pieces: list[tuple[Rows, Rows]], reach: torch.Tensor, most: int, observer: Observer
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sums over tokens of moved columns with targets: where the target is active, everywhere, and queries.
 
-    [columns, d_target], [columns] and [d_source]; a query is a token that any head moves the latent to.
+    [columns, d_target], [columns] and [d_source]; a query is a token that the latent is moved to, see moved_most.
     """
+    d_source = reach.shape[1]
     columns, d_target = pieces[0][0].d, pieces[0][1].d
     together, alone = torch.zeros(columns, d_target), torch.zeros(columns, dtype=torch.float64)
     queries = torch.zeros(d_source, dtype=torch.int64)
@@ -135,10 +138,11 @@ def counted_together(
             for first in range(0, len(source), STEP):
                 rows = torch.arange(first, min(first + STEP, len(source)))
                 moved, fired = source.select(rows), target.select(rows)
+                latents = moved_most(moved, reach, most)
+                moved = only_moved(moved, latents)
                 together += sparse_transposed(moved, (fired.dense() > 0).float())
                 alone += torch.bincount(moved.indices, moved.values.double(), minlength=columns)
-                pairs = torch.unique(moved.row_of * d_source + moved.indices % d_source)
-                queries += torch.bincount(pairs % d_source, minlength=d_source)
+                queries += torch.bincount(latents.indices, minlength=d_source)
                 bar.advance(len(rows))
     return together, alone.float(), queries
 

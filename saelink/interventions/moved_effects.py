@@ -2,8 +2,9 @@
 
     M_ij = mean over queries q that j is moved to of  f_i(q) - f_i(q; a_j d_j taken out at every key q sees)
 
-j is moved to q where one of its pairs with a head is among those that are kept of q, see attention.stage. At most
-verify.tokens_per_source queries of each source, evenly spread. f is attention, from the residual stream in front of the
+j counts as moved to q where it is among the latents of which all targets together read most there, as many of them as
+the source SAE has active on a token (its L0): so a source has about as many queries as it has tokens. At most
+verify.tokens_per_source queries of each, evenly spread. f is attention, from the residual stream in front of the
 block to its output, read by the target SAE with its thresholds held, as in effects.py; two readings of it, see
 moved_ablation: `free` is what the model does, `frozen` holds pattern and norms. An edge's claim about the same is the
 mean, over the same queries, of what its prediction loses.
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 
 from saelink.attention.heads import load_attention
-from saelink.attention.moved import Moves
+from saelink.attention.moved import Moves, moved_most, only_moved
 from saelink.attention.stage import open_moves
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
@@ -80,7 +81,7 @@ class MovedEffectsStage(JobStage[MovedEffectsFacts]):
     """
 
     name = "moved_effects"
-    version = 1
+    version = 2
 
     def __init__(self, job: Job, split: str = "test", null: str | None = None):
         super().__init__(job)
@@ -157,14 +158,6 @@ def load_means(artifact: Artifact[MovedEffectsFacts]) -> Means:
     return Means(**artifact.tensors(MEANS_FILE))
 
 
-def summed_over_heads(columns: Rows, d_source: int) -> Rows:
-    """[n, d_source]: the sum of each latent's columns."""
-    latent = columns.row_of * d_source + columns.indices % d_source
-    unique, place = torch.unique(latent, return_inverse=True)
-    values = torch.zeros(len(unique)).index_add_(0, place, columns.values)
-    return Rows.from_pairs(unique // d_source, unique % d_source, values, n=len(columns), d=d_source)
-
-
 class Measuring:
     """All effects of one split: `ids` [sequences, context] are the tokens, `chosen` for which queries a source goes."""
 
@@ -182,7 +175,8 @@ class Measuring:
         self.ids = text["ids"][:n].long()
         document = text["document"].flatten().long()[self.tokens.row]
         self.fold = document.unique(return_inverse=True)[1] % FOLDS
-        self.moved = summed_over_heads(self.tokens.source, self.d_source)
+        most = round(job.encoded.sources[0].facts["l0"])
+        self.moved = moved_most(self.tokens.source, self.moves.reach().cpu(), most)
         chosen = choose_ablations(self.moved, self.fold, per_source)
         by = torch.argsort(self.tokens.row[chosen.token] // self.context, stable=True)
         self.chosen = Ablations(*(column[by] for column in chosen))
@@ -295,10 +289,8 @@ def measured_queries(job: Job, split: str = "test") -> Measuring:
 def _column_means(tokens: Tokens, chosen: Ablations, n: torch.Tensor) -> torch.Tensor:
     """[columns] means of each column over the queries that its latent was ablated for."""
     d, width = len(n), tokens.source.d
-    asked = torch.sort(chosen.token * d + chosen.source).values
-    row, column = tokens.source.row_of, tokens.source.indices
-    wanted = row * d + column % d
-    at = torch.searchsorted(asked, wanted).clamp(max=max(len(asked) - 1, 0))
-    kept = asked[at] == wanted
-    total = torch.bincount(column[kept], tokens.source.values[kept].double(), minlength=width)
+    by = torch.argsort(chosen.token * d + chosen.source)
+    asked = Rows.from_pairs(chosen.token[by], chosen.source[by], chosen.value[by], n=len(tokens), d=d)
+    kept = only_moved(tokens.source, asked)
+    total = torch.bincount(kept.indices, kept.values.double(), minlength=width)
     return (total / n.repeat(width // d)).float()

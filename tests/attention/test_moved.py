@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from saelink.attention.moved import PARTS, Moves, rows_of
+from saelink.attention.moved import PARTS, Moves, moved_most, only_moved, rows_of
 from saelink.latents.encode import encode_rows
+from saelink.latents.rows import Rows
 from saelink.store.store import Store
 
 from helpers.attention import OPENED, opened, some_sae
@@ -44,3 +45,19 @@ def test_all_parts_sum_to_the_pre_activation(name: str, world: World, store: Sto
             assert (by_pair - parts["latents"]).norm() <= 1e-5 * true.norm()
     weights = torch.stack([moves.weight(head) for head in range(attention.heads.n_heads)])
     assert torch.allclose(moves.reach(), weights.norm(dim=2), rtol=1e-3)
+
+
+def test_what_counts_as_moved() -> None:
+    """The latents of most weight over heads, and their columns."""
+    dense = torch.tensor([[1.0, 0, 2, 0, 3, 0], [0, 0, 0, 0, 0, 4], [0.0] * 6, [5, 1, 1, 1, 1, 1]])
+    reach = torch.tensor([[1.0, 2.0, 1.0], [1.0, 1.0, 3.0]])
+    columns = Rows.from_dense(dense)
+    moved = moved_most(columns, reach, 1)
+    # weights by latent: [1, 3, 2], [0, 0, 12], nothing, [6, 3, 4]
+    assert torch.equal(moved.dense(), torch.tensor([[0.0, 3, 0], [0, 0, 12], [0, 0, 0], [6, 0, 0]]))
+    kept = torch.tensor([[0.0, 0, 0, 0, 3, 0], [0, 0, 0, 0, 0, 4], [0.0] * 6, [5, 0, 0, 1, 0, 0]])
+    assert torch.equal(only_moved(columns, moved).dense(), kept)
+    everything = moved_most(columns, reach, 3)
+    assert torch.equal(everything.dense(), (dense.view(4, 2, 3) * reach).sum(1))
+    summed = Rows.from_dense(dense.view(4, 2, 3).sum(1))
+    assert torch.equal(moved_most(summed, reach, 1).dense()[3], torch.tensor([6.0, 0, 0]))

@@ -12,7 +12,7 @@ from saelink.errors import SaelinkError
 from saelink.evidence.moved_verdicts import MovedVerdictsStage, moved_claims
 from saelink.evidence.verdicts import VERDICTS_FILE, Verdicts
 from saelink.fit.train import TrainStage, fitted_connector
-from saelink.interventions.moved_effects import MovedEffectsStage, load_means, load_moved_effects
+from saelink.interventions.moved_effects import MovedEffectsStage, load_means, load_moved_effects, measured_queries
 from saelink.job import Job
 from saelink.latents.link import load_split
 from saelink.store.store import Store
@@ -28,14 +28,13 @@ def test_claims_are_what_predictions_lose(config: Callable[..., Config], store: 
     means = load_means(MovedEffectsStage(job).pull())
     test = load_split(job.cfg, job.sides, "test", connector.target_ids)
     latent = test.source.indices % 48
+    moved = measured_queries(job).moved.dense() > 0
     for j in (0, 7, 33):
         without = test.source.values * (latent != j)
         lost = connector(test.source) - connector(
             test.source.__class__(test.source.offsets, test.source.indices, without, test.source.d)
         )
-        asked = torch.zeros(len(test), dtype=torch.bool)
-        asked[test.source.row_of[latent == j]] = True
-        assert torch.allclose(moved_claims(connector, means)[j], lost[asked].mean(0), atol=1e-5)
+        assert torch.allclose(moved_claims(connector, means)[j], lost[moved[:, j]].mean(0), atol=1e-5)
 
 
 def test_verdicts_are_by_column(config: Callable[..., Config], store: Store) -> None:

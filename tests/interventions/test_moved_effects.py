@@ -17,12 +17,11 @@ from saelink.interventions.moved_effects import (
     MovedEffectsStage,
     load_means,
     load_moved_effects,
-    summed_over_heads,
+    measured_queries,
 )
 from saelink.job import Job
 from saelink.latents.encode import encode_rows
 from saelink.latents.link import load_split
-from saelink.latents.rows import Rows
 from saelink.saes.load import pull_sae
 from saelink.store.store import Store
 
@@ -69,7 +68,8 @@ def test_every_edge_is_what_single_ablations_give(config: Callable[..., Config],
     ids = job.tokens.tensors("test.safetensors")["ids"].long()[: 320 // context]
     tokens = load_split(cfg, job.sides, "test")
     tokens = tokens.subset(tokens.row < ids.numel())
-    moved = summed_over_heads(tokens.source, source_sae.d_sae)
+    moved = measured_queries(job).moved
+    assert round(len(moved.values) / len(moved), 1) == 4  # as many as are active on a token
     whole = Whole(cfg.model.path)
     generator = torch.Generator().manual_seed(0)
     asked = 0
@@ -119,7 +119,7 @@ def test_gradients_are_those_of_float64(config: Callable[..., Config], store: St
     )
     ids = job.tokens.tensors("test.safetensors")["ids"].long()[:1]
     tokens = load_split(cfg, job.sides, "test")
-    moved = summed_over_heads(tokens.source, source_sae.d_sae).select(torch.arange(15))
+    moved = measured_queries(job).moved
     whole = Whole(cfg.model.path)
     before = whole.run(ids)
     latents, active = encode_rows(source_sae, whole.x[0]).dense(), encode_rows(target_sae, before).dense() > 0
@@ -142,11 +142,6 @@ def test_nulls(config: Callable[..., Config], store: Store) -> None:
     for null in NULLS:
         found = load_moved_effects(MovedEffectsStage(job, null=null).pull())
         assert torch.corrcoef(torch.stack([found.mean.flatten(), true.mean.flatten()]))[0, 1] < 0.6
-
-
-def test_columns_are_summed_over_heads() -> None:
-    dense = torch.tensor([[1.0, 0, 2, 0, 3, 0], [0, 0, 0, 0, 0, 4]])
-    assert torch.equal(summed_over_heads(Rows.from_dense(dense), 3).dense(), dense[:, :3] + dense[:, 3:])
 
 
 def test_other_links_are_refused(config: Callable[..., Config], store: Store) -> None:
