@@ -27,7 +27,6 @@ from benchmarks.figures import configured
 from saelink.attention.ov import OVStage, load_ov
 from saelink.attention.stage import MovedStage
 from saelink.compose import register
-from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.moved_verdicts import moved_claims
 from saelink.evidence.verdicts import judged
 from saelink.fit.train import TrainStage, fitted_connector
@@ -46,12 +45,7 @@ from saelink.model.load import load_hf
 from saelink.model.probe import SeenError, first_of
 from saelink.store.store import Store
 
-LASSO = {
-    "lasso on moved latents summed over heads, 3e-3": ["link=ov_summed", "l1_alpha=3e-3"],
-    "lasso on moved latents summed over heads, 8e-4": ["link=ov_summed", "l1_alpha=8e-4"],
-    "lasso on moved latents, 3e-3": ["link=ov", "l1_alpha=3e-3"],
-    "lasso on moved latents, 8e-4": ["link=ov", "l1_alpha=8e-4"],
-}
+LASSO = {"lasso on moved latents, 3e-3": "l1_alpha=3e-3", "lasso on moved latents, 8e-4": "l1_alpha=8e-4"}
 
 EDGES = 200
 
@@ -104,12 +98,12 @@ def table(layer: str, given: list[str], store: Store, here: dict[str, Any], save
     together = _largest(edges.claim[:, ids], len(size))
     add("computed V", _largest(edges.ungated[:, ids], len(size)), ids)
     add("computed V, where both are active", together, ids)
-    linear = load_moved_effects(MovedEffectsStage(base, "train", LINEAR).pull())
-    add("gradient x activation, where the target is active", _largest(linear.mean[:, ids], len(size)), ids)
-    for name, words in LASSO.items():
-        job = Job(configured([f"layer={layer}", *words, *given]), store)
+    for name, alpha in LASSO.items():
+        job = Job(configured([f"layer={layer}", "link=ov", alpha, *given]), store)
         connector = fitted_connector(TrainStage(job).pull())
         add(name, moved_claims(connector, means), connector.target_ids, **_fit(job))
+    linear = load_moved_effects(MovedEffectsStage(base, "train", LINEAR).pull())
+    add("gradient x activation, where the target is active", _largest(linear.mean[:, ids], len(size)), ids)
     here |= {"moved": _moved(base), "ablations": int(means.queries.sum())}
     here["seconds"] = {stage.stage: stage.manifest["provenance"]["seconds"] for stage in (effects, ov)}
     nulls = {null: load_moved_effects(MovedEffectsStage(base, null=null).pull()) for null in NULLS}
@@ -119,10 +113,10 @@ def table(layer: str, given: list[str], store: Store, here: dict[str, Any], save
 
 def _fit(job: Job) -> dict[str, Any]:
     artifact = TrainStage(job).pull()
-    metrics = EvaluateStage(job).pull().json("metrics.json")
+    facts = artifact.facts
     return {
-        "fvu": metrics["fvu"], "n_edges": metrics["n_edges"], "seconds": artifact.manifest["provenance"]["seconds"],
-        "relative_gap": artifact.facts.get("relative_gap"),
+        "fvu": facts["validation_fvu"], "n_edges": facts["n_edges"],
+        "seconds": artifact.manifest["provenance"]["seconds"], "relative_gap": facts.get("relative_gap"),
     }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def table(layer: str, found: dict[str, Any]) -> str:
     """One layer's table."""
     rows = found["rows"]
     first = next(iter(rows.values()))
-    head = ["edges of", "FVU", "edges", *COLUMNS.values(), "top 1x, pattern and norms held"]
+    head = ["edges of", "FVU, validation", "edges", *COLUMNS.values(), "top 1x, pattern and norms held"]
     lines = [
         f"SmolLM2 {layer}: {first['strong']:,} strong effects, at least 10% of the target's mean active value, of one "
         "sign in both halves of the documents, from sources seen at 64 queries; "
