@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import saelink
-from saelink.attention.qk import HEADS_FILE, STRONGEST, TARGETS_FILE, QKStage, QKTargetsStage, before_attention
-from saelink.attention.text import MODES
 from saelink.evidence.names import Names
 from saelink.job import Job
 from saelink.model.load import load_hf
+from saelink.qk.stage import HEADS_FILE, STRONGEST, TARGETS_FILE, QKStage, QKTargetsStage, before_attention
+from saelink.qk.text import MODES
 from saelink.store.store import Store
 from saelink.terminal.progress import TerminalObserver
 from saelink.terminal.qk import label, offsets, percent, short, thousandths
@@ -37,6 +37,7 @@ def measured(layer: int, overrides: list[str]) -> dict[str, Any]:
     job = before_attention(Job(cfg, Store(cfg.runtime.outputs, TerminalObserver())))
     n_heads = load_hf(cfg.model, job.model.artifact).hf_model.config.get_text_config().num_attention_heads
     names, heads = Names(job), []
+    facts: Any = None
     for head in range(n_heads):
         artifact = QKStage(job, head).pull()
         found = artifact.json(HEADS_FILE)[0]

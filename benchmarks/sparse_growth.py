@@ -66,7 +66,7 @@ def main() -> None:
         made = time.process_time() - started
         lasso = SparseLasso(products)
         lam = 0.05 * products.yx.values.max().item()
-        lasso.solve(lam, TOLERANCE, 20_000)  # compiles
+        solution = lasso.solve(lam, TOLERANCE, 20_000)  # compiles
         seconds = []
         for _ in range(3):
             started = time.process_time()

@@ -7,10 +7,11 @@ from functools import cached_property
 from typing import Any
 
 from saelink.activations.tokens import TokensFacts, TokensStage
+from saelink.attention.stage import MovedStage, pull_linked
 from saelink.config.schema import Config
 from saelink.engine.tasks import Engine, engine_of
 from saelink.latents.encode import EncodeStage
-from saelink.latents.link import Link, Sides, link_of, pull_sides
+from saelink.latents.link import Link, Sides, link_of, moved_forms, pull_sides
 from saelink.model.describe import model_info
 from saelink.model.info import ModelInfo
 from saelink.model.vocabulary import vocabulary_of
@@ -67,8 +68,13 @@ class Job:
 
     @cached_property
     def sides(self) -> Sides:
-        """The latents on both sides of the link, encoded first where they are missing."""
-        return pull_sides(self.cfg, self.store)
+        """The latents on both sides of the link, encoded, and moved, first where they are missing."""
+        return pull_linked(self.cfg, self.store)
+
+    @cached_property
+    def encoded(self) -> Sides:
+        """The same, moved latents by what they are before they are moved."""
+        return pull_sides(self.cfg, self.store) if any(moved_forms(self.cfg)) else self.sides
 
     @cached_property
     def tokens(self) -> Artifact[TokensFacts]:
@@ -113,5 +119,8 @@ class JobStage(Stage[Facts]):
     def latents_inputs(self) -> dict[str, str]:
         """The keys of the latents on both sides of the link, by role."""
         job = self.job
-        sources = {f"source{i}": EncodeStage(job.cfg, job.store, hook).key for i, hook in enumerate(job.link.sources)}
+        sources = {
+            f"source{i}": (MovedStage(job.cfg, job.store, i) if form else EncodeStage(job.cfg, job.store, hook)).key
+            for i, (hook, form) in enumerate(zip(job.link.sources, moved_forms(job.cfg), strict=True))
+        }
         return {**sources, "target": EncodeStage(job.cfg, job.store, job.link.target).key}

@@ -40,6 +40,7 @@ TOGETHER = {
         "README", "docs/quickstart", "docs/guides/report", "docs/guides/edges", "docs/guides/sharing",
         "docs/reference/commands",
     ],
+    "attention": ["docs/guides/attention"],
     "your-model": ["docs/guides/your-model"],
     "your-saes": ["docs/guides/your-saes"],
     "config-files": ["docs/guides/config-files"],
@@ -66,6 +67,7 @@ COMPOSED = [
     *(page for pages in TOGETHER.values() for page in pages),
     "docs/guides/experiments",
     "docs/guides/attention-qk",
+    "docs/results/attention",
 ]
 """Pages with commands that need more than the small world."""
 

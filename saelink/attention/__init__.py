@@ -1,1 +1,1 @@
-"""Attention between latents: where a head looks (QK)."""
+"""Attention between latents: what a head is, and the latents that it moves."""

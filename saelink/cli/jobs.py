@@ -146,8 +146,12 @@ def run_verify(job: Job) -> None:
     from saelink.evidence.stability import Stability, StabilityStage, wanted
     from saelink.evidence.verify import VerifyStage
     from saelink.interventions.effects import EffectsStage, check_measurable, need_effects
+    from saelink.interventions.moved_effects import moved_link
     from saelink.terminal.verdicts import print_consequences, print_verdicts
 
+    if moved_link(job.cfg):
+        run_moved_verify(job)
+        return
     check_measurable(job.cfg)
     chosen_edges(job)  # a mistake there gets its line before hours of work
     if EffectsStage(job).find() is None:
@@ -170,9 +174,22 @@ def run_verify(job: Job) -> None:
         show(fitted(job), evaluation, verdicts)
 
 
+def run_moved_verify(job: Job) -> None:
+    from saelink.evidence.evaluate import EvaluateStage
+    from saelink.evidence.moved_verdicts import MovedVerdictsStage
+    from saelink.terminal.verdicts import print_verdicts
+
+    stage = MovedVerdictsStage(job)
+    with tracked(job) as (job, show):
+        verdicts, evaluation = stage.pull(), EvaluateStage(job).pull()
+        print_verdicts(job.observer, verdicts, evaluation, None)
+        job.observer.say(f"\n  {verdicts.path}")
+        show(fitted(job), evaluation, verdicts)
+
+
 def run_qk(job: Job) -> None:
-    from saelink.attention.qk import QKTargetsStage, before_attention, found_or_made
     from saelink.evidence.names import Names
+    from saelink.qk.stage import QKTargetsStage, before_attention, found_or_made
     from saelink.terminal.qk import print_head, print_heads
 
     job = before_attention(job)
@@ -255,6 +272,16 @@ def show(side: str, latent: str, as_json: bool, verbose: bool) -> Command:
         job = replace(job, store=job.store.telling(observer))
         cards = Cards(job.at(single(job.cfg)))
         found = cards.target(int(latent)) if side == "target" else cards.source(cards.source_number(latent))
+        if side == "target" and job.cfg.link.sources == ["ov"]:
+            from saelink.evidence.moved_edges import moved_edges
+            from saelink.terminal.moved import print_moved
+
+            edges = moved_edges(cards.job, int(latent))
+            found["moved"] = [edge._asdict() for edge in edges]
+            if not as_json:
+                print_new_card(found)
+                print_moved(found["name"], edges)
+                return
         if as_json:
             print_card_json(found)
         else:

@@ -100,6 +100,7 @@ def check(cfg: Config) -> None:
         raise SaelinkError(
             f"data.drop_positions={cfg.data.drop_positions} leaves nothing of data.context_size={cfg.data.context_size}"
         )
+    _at_least(1, link__kept=cfg.link.kept)
     if not cfg.link.sources:
         raise SaelinkError("link.sources=[] names no source hook: give at least one, such as [mlp_in]")
 

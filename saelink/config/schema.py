@@ -166,7 +166,11 @@ class SAEConfig:
 
 @dataclass
 class LinkConfig:
-    """Which latents explain which. A hook is `hook_x` of the chosen layer, or `mlp_in`: the MLP's true input."""
+    """Which latents explain which. A hook is `hook_x` of the chosen layer, or `mlp_in`: the MLP's true input.
+
+    A source may also be `ov`: what the layer's heads move of the latents of hook_resid_pre, by head and latent; or
+    `ov_summed`, the same summed over heads.
+    """
 
     name: str = MISSING
     """Name for people; not part of any key."""
@@ -174,6 +178,8 @@ class LinkConfig:
     """Source hooks; the latents of several stand side by side in this order, numbered through."""
     target: str = MISSING
     """Target hook."""
+    kept: int = 128
+    """ov: pairs of head and latent that are kept of each token, those that all targets together read most of."""
 
 
 @dataclass

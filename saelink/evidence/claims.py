@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
 from saelink.connectors import CONNECTORS
-from saelink.connectors.base import Connector, pieces_of
+from saelink.connectors.base import Connector
 from saelink.connectors.linear import LinearConnector
 from saelink.interventions.measure import choose_ablations
 from saelink.interventions.pairs import Effects
@@ -56,12 +55,10 @@ class Claims(NamedTuple):
         return Claims(source[by], self.column[by], self.value[by])
 
 
-def weights_of(connector: Connector) -> Iterator[Claims]:
-    """The non-zero weights of a connector without hidden units, some sources at a time."""
-    first = 0
-    for piece in pieces_of(connector.output_weight()):
-        yield Claims.of_dense(piece, first)
-        first += len(piece)
+def weights_of(connector: Connector) -> Claims:
+    """The non-zero weights of a connector without hidden units."""
+    by_source = connector.edges_by_target().transposed()
+    return Claims(by_source.row_of, by_source.indices, by_source.values)
 
 
 def need_claims(job: Job) -> None:
@@ -80,7 +77,7 @@ def need_claims(job: Job) -> None:
 def claims(connector: Connector, measured: Effects, test: Tokens, most: int, device: str, observer: Observer) -> Claims:
     """What the predictions of a connector lose on average without each source."""
     if len(connector.penalised()) == 1 and not connector.relu_output:
-        weights = Claims.stack(list(weights_of(connector)))
+        weights = weights_of(connector)
         value = weights.value * measured.source_mean[weights.source]
         some = value != 0
         return Claims(weights.source[some], weights.column[some], value[some])

@@ -18,7 +18,7 @@ from saelink.connectors.base import Connector
 from saelink.evidence.evaluate import shape_of
 from saelink.evidence.logic import MIN_TOKENS, Condition, Source, bits, read_logic, wilson
 from saelink.evidence.verdicts import REFUTED, Verdicts
-from saelink.evidence.verify import VerdictsStage, has_verdicts
+from saelink.evidence.verify import has_verdicts, verdicts_stage
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
@@ -114,7 +114,7 @@ class EdgesStage(JobStage[EdgesFacts]):
         return {}
 
     def inputs(self) -> dict[str, str]:
-        verdicts = {"verdicts": VerdictsStage(self.job).key} if has_verdicts(self.job) else {}
+        verdicts = {"verdicts": verdicts_stage(self.job).key} if has_verdicts(self.job) else {}
         return {"connector": self._train.key, **verdicts}
 
     def about(self) -> str:
@@ -135,7 +135,7 @@ class EdgesStage(JobStage[EdgesFacts]):
         layers = connector.penalised()
         bias = dict(connector.named_parameters())
         total = connector.d_target + connector.n_hidden
-        verdicts = Verdicts(VerdictsStage(job).pull()) if connector.direct and has_verdicts(job) else None
+        verdicts = Verdicts(verdicts_stage(job).pull()) if connector.direct and has_verdicts(job) else None
         with job.observer.progress("edges", total, "targets") as bar, torch.inference_mode():
             matrix = _Matrix(connector.edges_by_target(), bias.get("b2", bias.get("b")), connector.relu_output)
             found, targets = _read(matrix, connector.target_ids, inputs, test.target, test, bar, verdicts)

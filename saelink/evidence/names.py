@@ -29,6 +29,7 @@ class Unit(NamedTuple):
     latent: int
     """Its number in its own SAE, or among the hidden units."""
     hook: str
+    """With @h3 behind it as head 3 moves it."""
     short: str
     """OF12, IF17 (IF0.17 with several sources), H3."""
     token: str | None
@@ -78,7 +79,9 @@ class Names:
             return Unit(kind, number, "", f"H{number}", None, None)
         sides, latent = self._job.sides, number
         side, short = sides.target, sides.target_name(number)
+        head: int | None = None
         if kind == "source":
+            head = sides.head_of(number)
             place, latent = sides.side_of(number)
             side, short = sides.sources[place], sides.source_name(number)
         hook = side.facts["hook_name"]
@@ -86,7 +89,7 @@ class Names:
         return Unit(
             kind,
             latent,
-            hook,
+            hook if head is None else f"{hook}@h{head}",
             short,
             None if token is None else self.text(token),
             None if page is None else f"{page}/{latent}",

@@ -18,7 +18,7 @@ from saelink.config.schema import Config
 from saelink.connectors import CONNECTORS
 from saelink.connectors.linear import LinearConnector, LinearSettings
 from saelink.errors import SaelinkError
-from saelink.evidence.claims import Claims, weights_of
+from saelink.evidence.claims import weights_of
 from saelink.fit.lasso.sparse import SparseLasso, SparseSolution
 from saelink.fit.products.dense import Gram, GramStage, gram_of, load_gram, need_dense_memory
 from saelink.fit.products.sparse import is_wide, sparse_gram_of
@@ -175,7 +175,7 @@ class StabilityStage(JobStage[StabilityFacts]):
         connector = fitted_connector(self._train.pull())
         fits, ids = fits_of(job.cfg), connector.target_ids
         places = sampled_targets(job.cfg, len(ids))
-        weights = Claims.stack(list(weights_of(connector)))
+        weights = weights_of(connector)
         column = torch.searchsorted(places, weights.column).clamp(max=len(places) - 1)
         kept = places[column] == weights.column
         edges = _Edges(weights.source[kept], column[kept], places)

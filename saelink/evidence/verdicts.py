@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
@@ -46,6 +46,21 @@ RESAMPLES = 200
 
 QUANTILES = (10, 50, 90)
 """Quantiles, in percent, of what is counted target by target and source by source."""
+
+
+class VerifyFacts(TypedDict):
+    """What `figures.json` holds too; every figure of verdicts.judged, with _low and _high where it has an interval."""
+
+    edges: int
+    sources_judged: int
+    strong: int
+    strong_suppressive: int
+    missed: int
+    missed_suppressive: int
+    edges_confirmed: int
+    precision_1x: float | None
+    recall_10x: float | None
+    slope_1x: float | None
 
 
 class Verdicts:

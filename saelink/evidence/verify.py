@@ -6,12 +6,13 @@ tokens where j is active. For a linear map that is w_ij times j's mean activatio
 
 from __future__ import annotations
 
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import torch
 
 from saelink.evidence.claims import Claims, claims, need_claims
-from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, VERDICTS_FILE, judged, shuffled
+from saelink.evidence.moved_verdicts import MovedVerdictsStage
+from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, VERDICTS_FILE, VerifyFacts, judged, shuffled
 from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
 from saelink.interventions.effects import (
     EffectsStage,
@@ -20,26 +21,12 @@ from saelink.interventions.effects import (
     measurable,
     nulls_of,
 )
+from saelink.interventions.moved_effects import moved_link
 from saelink.interventions.pairs import Effects
 from saelink.job import Job, JobStage
 from saelink.latents.link import load_split
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-
-
-class VerifyFacts(TypedDict):
-    """What `figures.json` holds too; every figure of verdicts.judged, with _low and _high where it has an interval."""
-
-    edges: int
-    sources_judged: int
-    strong: int
-    strong_suppressive: int
-    missed: int
-    missed_suppressive: int
-    edges_confirmed: int
-    precision_1x: float | None
-    recall_10x: float | None
-    slope_1x: float | None
 
 
 class VerdictsStage(JobStage[VerifyFacts]):
@@ -124,8 +111,15 @@ class VerifyStage(VerdictsStage):
         return verdicts.facts
 
 
+def verdicts_stage(job: Job) -> JobStage[VerifyFacts]:
+    """The verdicts on the configured connector; of a link from moved latents by their own effects."""
+    return MovedVerdictsStage(job) if moved_link(job.cfg) else VerdictsStage(job)
+
+
 def verified(job: Job) -> Artifact[VerifyFacts] | None:
     """What `saelink verify` found of the configured connector, where it was asked."""
+    if moved_link(job.cfg):
+        return MovedVerdictsStage(job).find() if job.cfg.connector.name == "linear" else None
     return VerifyStage(job).find() if measurable(job.cfg) else None
 
 
@@ -151,4 +145,4 @@ def verdicts_of(job: Job) -> Artifact[VerifyFacts] | None:
 
     What `saelink verify` found, if it was asked: it holds the same verdicts.
     """
-    return verified(job) or (VerdictsStage(job).pull() if judges(job) else None)
+    return verified(job) or (verdicts_stage(job).pull() if judges(job) else None)

@@ -27,7 +27,7 @@ from saelink.fit.warm_start import STARTS, exported, names_exported, warm_start
 from saelink.interventions.effects import EffectsStage, check_measurable, load_changes, load_effects
 from saelink.interventions.measure import Changes
 from saelink.job import Job, JobStage
-from saelink.latents.link import counted_split
+from saelink.latents.link import counted_split, moved_forms
 from saelink.latents.split import Split
 from saelink.latents.targets import normaliser, subset_of, targets_of
 from saelink.store.artifact import Artifact
@@ -263,14 +263,16 @@ class TrainStage(JobStage[TrainFacts]):
 
     def _config(self, c: float) -> dict[str, Any]:
         """What the connector maps, in which units, and how it was fitted."""
-        job, sides = self.job, self.job.sides
+        job, cfg, sides = self.job, self.job.cfg, self.job.sides
         return {
             "connector": recipe_of(job.cfg.connector),
             "solver": recipe_of(job.cfg.solver),
             "l1_alpha": float(job.cfg.l1_alpha),
             "sources": [
-                {"hook_name": hook, "d": side.facts["d_sae"], "scale": scale}
-                for hook, side, scale in zip(job.link.sources, sides.sources, sides.scales, strict=False)
+                {"hook_name": hook, "d": side.facts["d_sae"], "scale": scale} | ({"moved": form} if form else {})
+                for hook, side, scale, form in zip(
+                    job.link.sources, sides.sources, sides.scales[:-1], moved_forms(cfg), strict=True
+                )
             ],
             "target": {"hook_name": job.link.target, "d": sides.target.facts["d_sae"], "scale": sides.scales[-1]},
             "c": c,

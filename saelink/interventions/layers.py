@@ -10,6 +10,7 @@ import torch
 from saelink.connectors.base import Connector
 from saelink.interventions.splice import Hook, mean_acts, next_token_losses, spliced_tokens
 from saelink.job import Job
+from saelink.latents.link import check_same_token
 from saelink.latents.rows import Rows
 from saelink.latents.shards import encode_rows
 from saelink.model.load import load_bridge
@@ -71,6 +72,7 @@ class SeveralLayers:
     def __init__(self, jobs: list[Job], tokens: int, passes: int):
         """`jobs` are the same at several layers; `tokens` test tokens are run."""
         first = jobs[0]
+        check_same_token(first.cfg, "what is put into several layers")
         self.device = first.device
         self.links: list[LinkAt] = []
         for job in jobs:

@@ -85,7 +85,7 @@ class OracleStage(JobStage[OracleFacts]):
                 first_units(side, n, self.split),
                 tokens.ids.shape,
             )
-            for sae, side in zip(saes, sides.sources, strict=True)
+            for sae, side in zip(saes, job.encoded.sources, strict=True)
         ]
         rows = max(job.cfg.runtime.forward_tokens // tokens.ids.shape[1], 1)
         stop = max(int(hook.split(".")[1]) for hook in [*link.sources, link.target]) + 1

@@ -128,6 +128,17 @@ class Effects:
         return out
 
 
+def pairs_of_folds(folds: torch.Tensor, ablations: torch.Tensor) -> Pairs:
+    """The effects of sources 0 to n from dense sums [FOLDS, n, d_target] over each group's ablations [n]."""
+    source, target = (folds != 0).any(0).nonzero(as_tuple=True)
+    sums = folds[:, source, target].T  # [pairs, FOLDS]
+    some = sums != 0
+    groups = (some * (1 << torch.arange(FOLDS))).sum(1).to(torch.int16)
+    mean = sums.sum(1) / ablations[source].clamp(min=1)
+    counts = torch.bincount(source, minlength=folds.shape[1])
+    return pairs_of(torch.arange(folds.shape[1]), counts, target.int(), mean.float(), groups, sums[some])
+
+
 def same_sign(folds: torch.Tensor) -> torch.Tensor:
     """[n] whether sums over groups of documents [n, FOLDS] have one sign in both halves of them."""
     return folds[:, ::2].sum(1) * folds[:, 1::2].sum(1) > 0

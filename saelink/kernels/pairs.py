@@ -103,7 +103,7 @@ def product(query: Any, key: Any) -> float:  # pragma: no cover
     total = np.float32(0)
     for d in range(len(query)):
         total += query[d] * key[d]
-    return total
+    return total  # type: ignore[return-value]
 
 
 @compiled()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -15,9 +15,12 @@ from saelink.model.describe import model_info
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
 
+MOVED = ("ov", "ov_summed")
+"""Sources that are no hook: latents of hook_resid_pre as heads move them, by head and latent or summed over heads."""
+
 
 class Link(NamedTuple):
-    """A link's hooks at one layer, by full name."""
+    """A link's hooks at one layer, by full name; of moved latents the hook in front of the block."""
 
     sources: list[str]
     target: str
@@ -27,7 +30,22 @@ def link_of(cfg: Config, store: Store, layer: int | None = None) -> Link:
     """The hooks of the configured link. Raises SaelinkError for a layer or hook that the model lacks."""
     info = model_info(cfg, store)
     layer = cfg.layer if layer is None else layer
-    return Link([info.hook(name, layer) for name in cfg.link.sources], info.hook(cfg.link.target, layer))
+    sources = [info.hook("hook_resid_pre" if name in MOVED else name, layer) for name in cfg.link.sources]
+    return Link(sources, info.hook(cfg.link.target, layer))
+
+
+def moved_forms(cfg: Config) -> list[str]:
+    """For each source of the link the one of MOVED that it is; empty for a hook's own latents."""
+    return [name if name in MOVED else "" for name in cfg.link.sources]
+
+
+def check_same_token(cfg: Config, what: str) -> None:
+    """Raise SaelinkError, of what needs its sources at the target's own token, for a link from moved latents."""
+    if any(moved_forms(cfg)):
+        raise SaelinkError(
+            f"link={cfg.link.name}: {what} reads sources at the target's own token, where latents that heads move are "
+            "not; take another link, such as link=attn or link=block"
+        )
 
 
 class Sides(NamedTuple):
@@ -68,7 +86,21 @@ class Sides(NamedTuple):
         return memory.split(*self.sizes, facts["sequences"][split] * facts["context_size"])
 
     def side_of(self, source: int) -> tuple[int, int]:
-        """Which source hook a connector's source latent belongs to, and its number there."""
+        """Which source hook a connector's source latent belongs to, and its number in that hook's SAE."""
+        place, column = self._column(source)
+        return place, column % (self.sources[place].facts["d_sae"] // self.heads_of(place))
+
+    def head_of(self, source: int) -> int | None:
+        """The head that moves a connector's source latent; None for a latent of a hook, or one summed over heads."""
+        place, column = self._column(source)
+        heads = self.heads_of(place)
+        return None if heads == 1 else column // (self.sources[place].facts["d_sae"] // heads)
+
+    def heads_of(self, place: int) -> int:
+        """Heads whose moved latents stand side by side in one of the sources; else 1."""
+        return int(cast("dict[str, Any]", self.sources[place].facts).get("heads", 1))
+
+    def _column(self, source: int) -> tuple[int, int]:
         for place, side in enumerate(self.sources):
             if source < side.facts["d_sae"]:
                 return place, source
@@ -80,20 +112,35 @@ class Sides(NamedTuple):
         return f"OF{target}"
 
     def source_name(self, source: int) -> str:
-        """IF17, or with several source hooks IF0.17."""
+        """IF17, or with several source hooks IF0.17; h3.IF17 as head 3 moves it."""
         place, number = self.side_of(source)
-        return f"IF{number}" if len(self.sources) == 1 else f"IF{place}.{number}"
+        head = self.head_of(source)
+        name = f"IF{number}" if len(self.sources) == 1 else f"IF{place}.{number}"
+        return name if head is None else f"h{head}.{name}"
 
     def source_number(self, text: str, what: str) -> int:
-        """The connector's source latent of `17` or `0.17`. Raises SaelinkError, which begins with `what`, if none."""
-        place, _, number = text.rpartition(".")
-        sizes = [side.facts["d_sae"] for side in self.sources]
-        if not number.isdigit() or (place and not place.isdigit()) or (len(sizes) > 1 and not place):
+        """The connector's source latent of `17` or `0.17`, of a moved one `h3.17` or `h3.0.17`.
+
+        Raises SaelinkError, which begins with `what`, if none.
+        """
+        head, dot, rest = text.partition(".") if text.startswith("h") else ("h0", ".", text)
+        place, _, number = rest.rpartition(".")
+        heads = [self.heads_of(place) for place in range(len(self.sources))]
+        columns = [side.facts["d_sae"] for side in self.sources]
+        sizes = [n // among for n, among in zip(columns, heads, strict=True)]
+        wrong = not number.isdigit() or bool(place and not place.isdigit()) or (len(sizes) > 1 and not place)
+        moved = not wrong and int(place or 0) < len(sizes) and heads[int(place or 0)] > 1
+        if wrong or not head[1:].isdigit() or not dot or moved != text.startswith("h"):
             form = "a number such as 17" if len(sizes) == 1 else "hook and number such as 0.17"
+            if max(heads) > 1:
+                form = "head and number such as h3.17" if len(sizes) == 1 else f"{form}, and of a moved one h3.0.17"
             raise SaelinkError(f"{what}: give {form}")
         if int(place or 0) >= len(sizes) or int(number) >= sizes[int(place or 0)]:
             raise SaelinkError(f"{what}: there are {', '.join(f'{n:,}' for n in sizes)} source latents, from 0")
-        return sum(sizes[: int(place or 0)]) + int(number)
+        at = int(place or 0)
+        if int(head[1:]) >= heads[at]:
+            raise SaelinkError(f"{what}: there are {heads[at]} heads, from 0")
+        return sum(columns[:at]) + int(head[1:]) * sizes[at] + int(number)
 
 
 def pull_sides(cfg: Config, store: Store) -> Sides:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from saelink.activations.cache import CacheStage
-from saelink.attention.qk import HEADS_FILE, QKStage
-from saelink.attention.text import MODES
 from saelink.connectors.exported import ExportedConnector, connector_folder
 from saelink.errors import SaelinkError
 from saelink.evidence.compared import differing, series_of
@@ -18,6 +16,8 @@ from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, TOPS, VERDICTS, 
 from saelink.evidence.verify import VerifyStage
 from saelink.fit.train import TrainStage
 from saelink.latents.encode import EncodeStage
+from saelink.qk.stage import HEADS_FILE, QKStage
+from saelink.qk.text import MODES
 from saelink.report.drawing import draw_graph
 from saelink.report.html import box, facts_table, grid, lines_of_text, link, note, picture, shares_bar
 from saelink.report.render import PAGE_FILE

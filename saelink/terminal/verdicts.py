@@ -8,6 +8,7 @@ from typing import Any
 from saelink.evidence.circuits import circuit_text
 from saelink.evidence.consequences import CONSEQUENCES_FILE, TOKENS, ConsequencesFacts
 from saelink.evidence.evaluate import EvaluateFacts
+from saelink.evidence.moved_verdicts import FROZEN_FILE
 from saelink.evidence.stability import STABLE, Stability
 from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, QUANTILES, TOPS, VERDICTS, Verdicts
 from saelink.evidence.verify import VerifyFacts
@@ -52,6 +53,8 @@ def print_verdicts(
     observer.say("")
     for line in pair_lines([(name, interval(measure)) for name, measure in names.items()]):
         observer.say(line)
+    if FROZEN_FILE in artifact.files:
+        _print_frozen(observer, artifact)
     _print_one_by_one(observer, f)
     if NULLS_FILE in artifact.files:
         _print_nulls(observer, artifact)
@@ -80,6 +83,14 @@ def _print_one_by_one(observer: Observer, figures: Mapping[str, Any]) -> None:
     observer.say(f"\n  {max(TOPS)}x, one by one: 10% / median / 90%")
     for line in table_lines([Column()] * 3, rows, indent=2):
         observer.say(line)
+
+
+def _print_frozen(observer: Observer, artifact: Artifact[VerifyFacts]) -> None:
+    """The figures of the strongest claims where attention's pattern and norms are held."""
+    held = artifact.json(FROZEN_FILE)
+    names = {"precision 1x": "precision_1x", "recall 10x": "recall_10x", "same sign": "sign_1x", "slope": "slope_1x"}
+    figures = ", ".join(f"{name} {_share(held.get(key))}" for name, key in names.items())
+    observer.say(f"\n  With pattern and norms held: {figures}")
 
 
 def _share(value: float | None) -> str:

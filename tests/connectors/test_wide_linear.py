@@ -32,7 +32,7 @@ def both(seed: int, n: int, m: int, density: float, bias: bool) -> tuple[WideLin
     generator = torch.Generator().manual_seed(seed)
     W = torch.randn(n, m, generator=generator) * (torch.rand(n, m, generator=generator) < density)
     settings = LinearSettings(name="linear", bias=bias)
-    wide, narrow = (kind(settings, n, torch.arange(m)) for kind in (WideLinearConnector, LinearConnector))
+    wide, narrow = WideLinearConnector(settings, n, torch.arange(m)), LinearConnector(settings, n, torch.arange(m))
     source, target = W.nonzero(as_tuple=True)
     shuffled = torch.randperm(len(source), generator=generator)
     with torch.no_grad():

@@ -252,7 +252,8 @@ def test_memory_that_is_planned_is_what_stages_promise(config: Callable[..., Con
     plan = planned(job, REFERENCE)
     costs = {step.stage: step.cost.memory for step in plan.steps}
     need = TrainStage(job).need()
-    assert need is not None and need.bytes == pytest.approx(costs["train"] - 0.6e9, rel=0.2), gigabytes(need.bytes)
+    assert need is not None
+    assert need.bytes == pytest.approx(costs["train"] - 0.6e9, rel=0.2), gigabytes(int(need.bytes))
     assert EncodeStage(job.cfg, store, job.link.target).find() is not None
     with pytest.raises(SaelinkError, match="layers 0 to 1"):
         planned(Job(config("layer=9"), store), REFERENCE)

@@ -24,6 +24,7 @@ from saelink.errors import SaelinkError
 from saelink.evidence.names import names_inputs, pages_of
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job, JobStage
+from saelink.latents.link import check_same_token
 from saelink.share.graph.prune import influences, largest_share, without_logits
 from saelink.share.graph.trace import Node, Trace, Tracer, prompt_ids
 from saelink.share.graph.write import INDEX_FILE, GraphWriter
@@ -54,6 +55,7 @@ class GraphStage(JobStage[GraphFacts]):
 
     def __init__(self, job: Job):
         super().__init__(job)
+        check_same_token(job.cfg, "a prompt's graph")
         if not (job.cfg.graph.prompt or "").strip():
             raise SaelinkError('graph.prompt is missing: saelink graph "The old king sat on"')
         self._train = TrainStage(job)

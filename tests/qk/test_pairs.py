@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from saelink.attention import pairs as stage
-from saelink.attention.rotary import Rotary
-from saelink.attention.scores import Form, Norm, Side
-from saelink.attention.text import MODES, Text
+from saelink.qk import pairs as stage
+from saelink.qk.rotary import Rotary
+from saelink.qk.scores import Form, Norm, Side
+from saelink.qk.text import MODES, Text
 from saelink.saes.sae import SAE
 
 D, D_HEAD, N, LATENTS = 16, 8, 12, 10

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from saelink.attention.text import MODES, Arrays, Sequence, Text, Vectors
 from saelink.kernels import in_parts
+from saelink.qk.text import MODES, Arrays, Sequence, Text, Vectors
 
 CANDIDATES = 400
 """Pairs whose exact effect is computed: those that lead in the screen in sum, for each mode, and by query."""

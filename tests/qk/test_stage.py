@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from saelink.attention.causal import Place, deletions
-from saelink.attention.kinds import kinds, looks, repeated_ids
-from saelink.attention.pairs import OFFSETS
-from saelink.attention.qk import (
+from saelink.config.schema import Config
+from saelink.errors import SaelinkError
+from saelink.job import Job
+from saelink.qk.causal import Place, deletions
+from saelink.qk.kinds import kinds, looks, repeated_ids
+from saelink.qk.pairs import OFFSETS
+from saelink.qk.stage import (
     HEADS_FILE,
     NULLS,
     TARGETS_FILE,
@@ -25,10 +28,7 @@ from saelink.attention.qk import (
     open_layer,
     shares_of,
 )
-from saelink.attention.text import GROUPS, MODES
-from saelink.config.schema import Config
-from saelink.errors import SaelinkError
-from saelink.job import Job
+from saelink.qk.text import GROUPS, MODES
 from saelink.saes.load import pull_sae
 from saelink.store.store import Store
 from saelink.terminal.qk import arrow, offsets
@@ -109,7 +109,7 @@ def test_deletions_are_the_models_own(model: str, config: Configure, store: Stor
     place = Place(2, 11, 5, int(sequence.rows[11]), int(sequence.rows[5]))
     found = deletions(opened.attention, text, head, [place] * 3)
     assert found["frozen_error"] is not None and found["frozen_error"] < 1e-3
-    from saelink.attention import causal
+    from saelink.qk import causal
 
     measured = causal._measured(opened.attention, text, head, [place], False)[0]  # noqa: SLF001
 

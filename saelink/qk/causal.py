@@ -7,11 +7,11 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 import torch
 
-from saelink.attention.layer import Attention
-from saelink.attention.pairs import Pairs, gathered, without
-from saelink.attention.scores import Scales
-from saelink.attention.text import Text
 from saelink.interventions.block import encoded_with_floor, read_held
+from saelink.qk.layer import Attention
+from saelink.qk.pairs import Pairs, gathered, without
+from saelink.qk.scores import Scales
+from saelink.qk.text import Text
 from saelink.saes.sae import SAE
 
 DELETIONS = ("key", "query", "both")

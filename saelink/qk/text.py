@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from saelink.attention.scores import Form, Scales
 from saelink.latents.encode import TYPICAL_NORM_RATIO
+from saelink.qk.scores import Form, Scales
 from saelink.saes.sae import SAE
 
 MODES = ("all keys", "without sinks")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from saelink.attention.layer import Attention, open_attention
-from saelink.attention.rotary import Rotary
-from saelink.attention.scores import Form, Scales
 from saelink.errors import SaelinkError
 from saelink.model.describe import model_info
+from saelink.qk.layer import Attention, open_attention
+from saelink.qk.rotary import Rotary
+from saelink.qk.scores import Form, Scales
 from saelink.saes.sae import SAE
 from saelink.store.store import Store
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from saelink.attention.pairs import screen
-from saelink.attention.qk import HEADS_FILE, TARGETS_FILE, QKTargetsStage, before_attention, found_or_made, open_layer
-from saelink.attention.text import MODES
 from saelink.config.schema import Config
 from saelink.job import Job
+from saelink.qk.pairs import screen
+from saelink.qk.stage import HEADS_FILE, TARGETS_FILE, QKTargetsStage, before_attention, found_or_made, open_layer
+from saelink.qk.text import MODES
 from saelink.saes.load import pull_sae
 from saelink.store.store import Store
 

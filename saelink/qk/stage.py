@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from saelink.activations.tokens import TokensStage
-from saelink.attention.causal import Deleted, TargetsChanged, deletions, places_of, targets_changed
-from saelink.attention.kinds import Looks, kinds, looks, repeated_ids
-from saelink.attention.layer import Attention, open_attention
-from saelink.attention.pairs import LEAST, Pairs, Together, chosen, measure, remove
-from saelink.attention.scores import Form
-from saelink.attention.text import GROUPS, MODES, Text
 from saelink.config.schema import DType, LinkConfig
 from saelink.errors import SaelinkError
 from saelink.job import Job, JobStage
 from saelink.model.forward import load_forward
 from saelink.progress import Progress
+from saelink.qk.causal import Deleted, TargetsChanged, deletions, places_of, targets_changed
+from saelink.qk.kinds import Looks, kinds, looks, repeated_ids
+from saelink.qk.layer import Attention, open_attention
+from saelink.qk.pairs import LEAST, Pairs, Together, chosen, measure, remove
+from saelink.qk.scores import Form
+from saelink.qk.text import GROUPS, MODES, Text
 from saelink.saes.choice import sae_choice
 from saelink.saes.load import pull_sae
 from saelink.saes.sae import SAE

@@ -1,0 +1,307 @@
+"""The causal effect of every source latent on every target latent through attention: the stage `moved_effects`.
+
+    M_ij = mean over queries q that j is moved to of  f_i(q) - f_i(q; a_j d_j taken out at every key q sees)
+
+j counts as moved to q where it is among the latents of which all targets together read most there, as many of them as
+the source SAE has active on a token (its L0): so a source has about as many queries as it has tokens. At most
+verify.tokens_per_source queries of each, evenly spread. f is attention, from the residual stream in front of the
+block to its output, read by the target SAE with its thresholds held, as in effects.py; two readings of it, see
+moved_ablation: `free` is what the model does, `frozen` holds pattern and norms. An edge's claim about the same is the
+mean, over the same queries, of what its prediction loses.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+
+from saelink.attention.heads import load_attention
+from saelink.attention.moved import Moves, moved_most, only_moved
+from saelink.attention.stage import open_moves
+from saelink.config.schema import Config
+from saelink.errors import SaelinkError
+from saelink.interventions.block import FOLDS, encoded_with_floor, most_tokens
+from saelink.interventions.measure import Ablations, changed, choose_ablations
+from saelink.interventions.moved_ablation import Ablation
+from saelink.interventions.pairs import Effects, Pairs, pairs_of_folds
+from saelink.job import Job, JobStage
+from saelink.latents.link import load_split
+from saelink.latents.rows import Rows
+from saelink.latents.shards import encode_rows
+from saelink.latents.split import Tokens
+from saelink.model.weights import permute_weights
+from saelink.runtime import need_memory
+from saelink.store.artifact import Artifact
+from saelink.store.draft import Draft
+
+READINGS = ("free", "frozen")
+
+MEANS_FILE = "means.safetensors"
+
+BY_LATENT = ("tokens", "source_mean", "source_rate", "target_mean")
+"""Fields of `Effects` that are stored beside its pairs."""
+
+NULLS = ("permuted decoders", "random heads", "shuffled positions")
+"""Effects that no graph should find: along another latent's decoder direction, with the same activation; of attention
+whose weights are in a random order; of the latent's vector taken out at as many other keys of the sequence."""
+
+LINEAR = "linear"
+"""No null: a hundredth of each latent is taken out, a hundred times the change of what the target's pre-activation is
+where it is active: gradient times activation."""
+
+SHARE = 0.01
+
+NULL_QUERIES = 64
+"""Queries per source that nulls and gradients are measured on."""
+
+
+class MovedEffectsFacts(TypedDict):
+    n_tokens: int
+    """Tokens that were looked at."""
+    ablations: int
+    strong: int
+    """Strong effects in the free reading,"""
+    strong_frozen: int
+    """and in the frozen one."""
+
+
+class Means(NamedTuple):
+    """What claims are multiplied by: means over the queries that a source was ablated for, in units of the scales."""
+
+    same: torch.Tensor
+    """[d_source] its activation at the query's own token."""
+    kept: torch.Tensor
+    """[d_source * n_heads] its kept columns, as a connector is given them, in the order of columns."""
+    queries: torch.Tensor
+    """[d_source] queries."""
+
+
+class MovedEffectsStage(JobStage[MovedEffectsFacts]):
+    """The effects through attention of a link whose one source is moved latents, on test or train documents.
+
+    Files `free.safetensors` and `frozen.safetensors`: see `Effects`, sources by latent, whatever heads move them;
+    `means.safetensors`: see `Means`. For a null or LINEAR only the first. Raises SaelinkError for another link.
+    """
+
+    name = "moved_effects"
+    version = 3
+
+    def __init__(self, job: Job, split: str = "test", null: str | None = None):
+        super().__init__(job)
+        check_moved(job)
+        self.split, self.null = split, null
+
+    @property
+    def _per_source(self) -> int:
+        most = self.job.cfg.verify.tokens_per_source
+        return most if self.null is None else min(most, NULL_QUERIES)
+
+    def recipe(self) -> dict[str, Any]:
+        cfg = self.job.cfg
+        return {
+            "split": self.split,
+            "null": self.null,
+            "queries_per_source": self._per_source,
+            "tokens": most_tokens(cfg, self.split),
+            "drop_positions": cfg.data.drop_positions,
+            "max_norm_ratio": cfg.data.max_norm_ratio,
+            "latent_scale": cfg.latent_scale.name,
+        }
+
+    def inputs(self) -> dict[str, str]:
+        return {**self.latents_inputs(), "model": self.job.model.artifact.key}
+
+    def about(self) -> str:
+        return f"{self.job.about}, {self.null or self.split}"
+
+    def make(self, draft: Draft) -> MovedEffectsFacts:
+        job = self.job
+        encoded = job.encoded
+        size = 4 * FOLDS * encoded.d_source * encoded.d_target
+        readings = READINGS if self.null is None else READINGS[:1]
+        what = f"moved_effects: {encoded.d_source:,} source on {encoded.d_target:,} target latents"
+        job.observer.say(f"{what}, {2 * size * len(readings) / 1e9:.1f} GB of memory")
+        need_memory(what, 2 * size * len(readings), "use SAEs with fewer latents")
+        job.store.need_space("moved_effects", size * len(readings))
+        with torch.inference_mode():
+            found, means = Measuring(job, self.split, self.null, self._per_source).run()
+        strong: list[int] = []
+        for name, effects in zip(readings, found, strict=False):
+            (pairs,) = effects.pairs()
+            by_latent = {name: getattr(effects, name) for name in BY_LATENT}
+            draft.save_tensors(f"{name}.safetensors", pairs._asdict() | by_latent)
+            unit = effects.target_mean[pairs.target.long()]
+            is_strong = (pairs.mean.abs() >= job.cfg.verify.strong * unit) & (unit > 0) & pairs.consistent()
+            strong.append(int(is_strong.sum()))
+        draft.save_tensors(MEANS_FILE, means._asdict())
+        return {
+            "n_tokens": int(most_tokens(job.cfg, self.split)),
+            "ablations": int(means.queries.sum()),
+            "strong": strong[0],
+            "strong_frozen": strong[-1],
+        }
+
+
+def moved_link(cfg: Config) -> bool:
+    """Whether a link's effects are those through attention: from moved latents alone to attention's output."""
+    return cfg.link.sources in (["ov"], ["ov_summed"]) and cfg.link.target == "hook_attn_out"
+
+
+def check_moved(job: Job) -> None:
+    """Raise SaelinkError for a link whose effects through attention can't be measured."""
+    if not moved_link(job.cfg):
+        raise SaelinkError(
+            f"link={job.cfg.link.name}: effects through attention are measured from moved latents alone (ov or "
+            "ov_summed) to hook_attn_out"
+        )
+
+
+def load_moved_effects(artifact: Artifact[MovedEffectsFacts], reading: str = "free") -> Effects:
+    tensors = artifact.tensors(f"{reading}.safetensors")
+    pairs = Pairs(*(tensors[name] for name in Pairs._fields))
+    return Effects([lambda: pairs], **{name: tensors[name] for name in BY_LATENT})
+
+
+def load_means(artifact: Artifact[MovedEffectsFacts]) -> Means:
+    return Means(**artifact.tensors(MEANS_FILE))
+
+
+class Measuring:
+    """All effects of one split: `ids` [sequences, context] are the tokens, `chosen` for which queries a source goes."""
+
+    def __init__(self, job: Job, split: str, null: str | None, per_source: int):
+        self.job, self.split, self.null = job, split, null
+        info, device = job.model, job.device
+        self.attention = load_attention(job.cfg, info, job.cfg.layer, device)
+        self.moves: Moves = open_moves(job.cfg, job.store, self.attention, job.link.sources[0], job.link.target)
+        self.d_source, self.d_target = self.moves.source.d_sae, self.moves.target.d_sae
+        text = job.tokens.tensors(f"{split}.safetensors")
+        self.context = text["ids"].shape[1]
+        n = max(min(most_tokens(job.cfg, split) // self.context, len(text["ids"])), 1)
+        tokens = load_split(job.cfg, job.sides, split)
+        self.tokens = tokens.subset(tokens.row < n * self.context)
+        self.ids = text["ids"][:n].long()
+        document = text["document"].flatten().long()[self.tokens.row]
+        self.fold = document.unique(return_inverse=True)[1] % FOLDS
+        most = round(job.encoded.sources[0].facts["l0"])
+        self.moved = moved_most(self.tokens.source, self.moves.reach().cpu(), most)
+        chosen = choose_ablations(self.moved.transposed(), self.fold, per_source)
+        by = torch.argsort(self.tokens.row[chosen.token] // self.context, stable=True)
+        self.chosen = Ablations(*(column[by] for column in chosen))
+
+    def rows_of(self, source: int) -> list[int]:
+        """The queries that a source is taken out for: sequence * context + position."""
+        return self.tokens.row[self.chosen.token[self.chosen.source == source]].tolist()
+
+    def run(self) -> tuple[list[Effects], Means]:
+        """The effects by reading, and the means."""
+        n_readings = 1 if self.null is not None else 2
+        sums = [torch.zeros(FOLDS * self.d_source, self.d_target) for _ in range(n_readings)]
+        chosen, device = self.chosen, self.job.device
+        position = self.tokens.row[chosen.token]
+        cuts = torch.searchsorted(position // self.context, torch.arange(len(self.ids) + 1)).tolist()
+        same = torch.zeros(self.d_source, dtype=torch.float64)
+        fired, total = (torch.zeros(self.d_target, dtype=torch.float64) for _ in range(2))
+        counted = torch.zeros(len(self.ids) * self.context, dtype=torch.bool)
+        counted[self.tokens.row] = True
+        ablation = self._ablation()
+        step = max(self.job.cfg.runtime.forward_tokens // self.context, 1)
+        with self.job.observer.progress("moved_effects", len(chosen.token), "ablations") as bar:
+            for first in range(0, len(self.ids), step):
+                seen = self.attention.look(self.ids[first : first + step].to(device))
+                latents = encode_rows(self.moves.source, seen.x.flatten(0, 1))
+                before, floor = encoded_with_floor(self.moves.target, seen.out.flatten(0, 1))
+                own = latents.to("cpu")
+                kept = before.select(counted[first * self.context :][: len(before)].nonzero().squeeze(1))
+                fired += torch.bincount(kept.indices, minlength=self.d_target)
+                total += torch.bincount(kept.indices, kept.values.double(), minlength=self.d_target)
+                for sequence in range(len(seen.x)):
+                    part = slice(cuts[first + sequence], cuts[first + sequence + 1])
+                    source, fold = chosen.source[part], chosen.fold[part]
+                    if not len(source):
+                        continue
+                    row = position[part] - first * self.context
+                    same.index_add_(0, source, own.at(row, source).double())
+                    query = (row % self.context).to(device)
+                    latents_here = self._placed(latents, sequence)
+                    taken = ablation.taken(seen, sequence, latents_here, source.to(device))
+                    acts = ablation.without(seen, sequence, taken, source.to(device), query)
+                    self._add(acts, fold * self.d_source + source, row, before, floor, sums)
+                    bar.advance(len(source))
+        return self._found(sums, same, total, fired)
+
+    def _ablation(self) -> Ablation:
+        directions: torch.Tensor | None = None
+        if self.null == "permuted decoders":
+            order = torch.randperm(self.d_source, generator=torch.Generator().manual_seed(0))
+            directions = self.moves.source.W_dec[order.to(self.moves.source.W_dec.device)]
+        elif self.null == "random heads":
+            self.attention.opened.permute(permute_weights)
+        return Ablation(self.moves, self.attention.opened, directions, SHARE if self.null == LINEAR else 1.0)
+
+    def _placed(self, latents: Rows, sequence: int) -> Rows:
+        """The latents; for shuffled positions this sequence's rows in another order."""
+        if self.null != "shuffled positions":
+            return latents
+        generator = torch.Generator().manual_seed(sequence)
+        order = torch.arange(len(latents), device=latents.offsets.device)
+        here = slice(sequence * self.context + self.moves.drop, (sequence + 1) * self.context)
+        shuffled = order[here]
+        order[here] = shuffled[torch.randperm(len(shuffled), generator=generator).to(order.device)]
+        return latents.select(order)
+
+    def _add(
+        self, acts: tuple[torch.Tensor, ...], slots: torch.Tensor, row: torch.Tensor, before: Rows, floor: torch.Tensor,
+        sums: list[torch.Tensor],
+    ) -> None:  # fmt: skip
+        """Count what the targets lose, acts [m, d] by reading; equal slots are put in a row."""
+        target = self.moves.target
+        by_latent = torch.zeros(self.d_target)
+        if target.threshold is not None:
+            by_latent = target.threshold.cpu().clamp(min=0)
+        by = torch.argsort(slots, stable=True)
+        slots, row = slots[by], row[by]
+        for reading, out in zip(acts, sums, strict=False):
+            pre = target.pre_acts(reading[by.to(reading.device)])
+            if self.null == LINEAR:
+                rows = before.select(row)
+                lost = (rows.values - pre.cpu()[rows.row_of, rows.indices]) / SHARE
+                out.view(-1).index_add_(0, slots[rows.row_of] * self.d_target + rows.indices, lost)
+            else:
+                changes = changed(pre, row, before, floor[row], by_latent)
+                at = slots[changes.row_of] * self.d_target + changes.indices
+                out.view(-1).index_add_(0, at, changes.values)
+
+    def _found(
+        self, sums: list[torch.Tensor], same: torch.Tensor, total: torch.Tensor, fired: torch.Tensor
+    ) -> tuple[list[Effects], Means]:
+        chosen, d, encoded = self.chosen, self.d_source, self.job.encoded
+        unit = encoded.scales[-1]
+        counts = torch.bincount(chosen.fold * d + chosen.source, minlength=FOLDS * d).view(FOLDS, -1)
+        queries = counts.sum(0)
+        n = queries.clamp(min=1)
+        source_sum = torch.zeros(d, dtype=torch.float64).index_add_(0, chosen.source, chosen.value.double())
+        rate = torch.bincount(self.moved.indices, minlength=d) / max(len(self.moved), 1)
+        found: list[Effects] = []
+        for each in sums:
+            pairs = pairs_of_folds(each.view(FOLDS, d, self.d_target) / unit, queries)
+            target_mean = (total / fired.clamp(min=1) / unit).float()
+            read = [lambda pairs=pairs: pairs]
+            found.append(Effects(read, counts, (source_sum / n).float(), rate.float(), target_mean))
+        return found, Means((same / n / encoded.scales[0]).float(), _column_means(self.tokens, chosen, n), queries)
+
+
+def measured_queries(job: Job, split: str = "test") -> Measuring:
+    """What the effects of a split are measured on."""
+    return Measuring(job, split, None, job.cfg.verify.tokens_per_source)
+
+
+def _column_means(tokens: Tokens, chosen: Ablations, n: torch.Tensor) -> torch.Tensor:
+    """[columns] means of each column over the queries that its latent was ablated for."""
+    d, width = len(n), tokens.source.d
+    by = torch.argsort(chosen.token * d + chosen.source)
+    asked = Rows.from_pairs(chosen.token[by], chosen.source[by], chosen.value[by], n=len(tokens), d=d)
+    kept = only_moved(tokens.source, asked)
+    total = torch.bincount(kept.indices, kept.values.double(), minlength=width)
+    return (total / n.repeat(width // d)).float()
