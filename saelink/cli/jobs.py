@@ -154,6 +154,7 @@ def run_verify(job: Job) -> None:
         return
     check_measurable(job.cfg)
     chosen_edges(job)  # a mistake there gets its line before hours of work
+    EffectsStage(job).check()
     if EffectsStage(job).find() is None:
         need_effects(job)
     if wanted(job.cfg):

@@ -98,7 +98,7 @@ def tokens_looked_at(job: Job, split: str) -> int:
 
 def changes_of_a_source(job: Job, split: str, most: int) -> float:
     """About how many changes of single targets `most` ablations of a source make: of what is active before or after."""
-    return 2 * max(job.sides.target.facts["l0"], 1.0) * min(most, tokens_looked_at(job, split))
+    return 2 * max(job.sides.target.facts["l0"], 1.0) * max(min(most, tokens_looked_at(job, split)), 1)
 
 
 def effects_bytes(job: Job, split: str = "test") -> int:

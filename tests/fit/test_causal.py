@@ -301,3 +301,13 @@ def test_changes_are_those_of_the_effects(world: World, store: Store) -> None:
 def test_mistakes(saelink: Run, words: list[str], expected: str) -> None:
     code, _, err = saelink("train", "solver=causal", *words)
     assert code == 1 and expected in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_products_that_do_not_fit_are_refused_before_effects_are_measured(
+    saelink: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert saelink("encode")[0] == 0
+    monkeypatch.setattr("saelink.runtime.memory_available", lambda: 10_000)
+    code, out, err = saelink("train", "solver=causal")
+    assert code == 1 and "solver=causal: 48 source and 48 target latents need" in err, err
+    assert len(err.strip().splitlines()) == 1 and "effects:" not in out
