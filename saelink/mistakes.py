@@ -32,6 +32,9 @@ EXTRAS = {
 }
 """Hydra's launchers and sweepers that are packages of their own, by the extra that brings them."""
 
+PLUGINS = ("hydra.launcher", "hydra.sweeper")
+"""Where the settings of Hydra's own plugins are, which it makes objects of before any job begins."""
+
 COMBINATIONS = 64
 """At most so many combinations of a multirun's choices are looked at."""
 
@@ -133,8 +136,8 @@ class _Check:
             raise SaelinkError(f"{line}: there is no group {key}; there are {', '.join(self._groups)}")
         if key.startswith("hydra/") and not override.is_delete() and not isinstance(override.value(), str | list):
             raise SaelinkError(f"{line}: {key} takes the name of one of its choices, such as basic")
-        if override.is_hydra_override() and "/" not in key and not _hydra_has(key):
-            raise SaelinkError(f"{line}: Hydra has no such setting; `saelink train --cfg hydra` shows those it has")
+        if override.is_hydra_override() and "/" not in key:
+            _check_hydra(override)
 
     def _as_entries(self, override: Override, fixed: Settings) -> None:
         """Entries of a table that is free to have any are added, with or without a + before them."""
@@ -231,6 +234,20 @@ def _several(override: Override) -> str:
     if lists.get(key) and override.is_choice_sweep():
         return f"{line}: several values are jobs of a sweep, which need -m; one list is {key}=[{shortened(value)}]"
     return f"{line}: several values are jobs of a sweep, which need -m"
+
+
+def _check_hydra(override: Override) -> None:
+    """Raise SaelinkError for what is no setting of Hydra's, and for what keeps it from finding its own classes."""
+    key, line = override.key_or_group, shortened(override.input_line or "")
+    value: Any = None if override.is_delete() else override.value()
+    if not _hydra_has(key):
+        raise SaelinkError(f"{line}: Hydra has no such setting; `saelink train --cfg hydra` shows those it has")
+    for plugin in PLUGINS:
+        if key != plugin and not key.startswith(f"{plugin}."):
+            continue
+        group = plugin.replace(".", "/")
+        if (key == plugin and not isinstance(value, dict)) or "_target_" in f"{key}={value}":
+            raise SaelinkError(f"{line}: {plugin} is a group of settings; choose one by {group}=..., such as basic")
 
 
 def _hydra_has(key: str) -> bool:

@@ -69,6 +69,14 @@ LINES = {
     "train layer=" + "[" * 3000: "layer=" + "[" * 114 + "...: brackets stand in brackets more than 20 deep",
     "train layer=three": "layer=three: Value 'three' of type 'str' could not be converted to Integer",
     "train -m runtime.outputs=": "runtime.outputs=: there is no name; give a folder for the artifacts, such as outputs",
+    "train hydra.launcher=3 -m": "hydra.launcher=3: hydra.launcher is a group of settings; choose one by "
+    "hydra/launcher=..., such as basic",
+    "train ~hydra.sweeper -m": "~hydra.sweeper: hydra.sweeper is a group of settings; choose one by "
+    "hydra/sweeper=..., such as basic",
+    "train hydra.launcher={_target_:os.getcwd} -m": "hydra.launcher={_target_:os.getcwd}: hydra.launcher is a group of "
+    "settings; choose one by hydra/launcher=..., such as basic",
+    "train hydra.sweeper._target_=os.getcwd -m": "hydra.sweeper._target_=os.getcwd: hydra.sweeper is a group of "
+    "settings; choose one by hydra/sweeper=..., such as basic",
     "train hydra/launcher=3": "hydra/launcher=3: hydra/launcher takes the name of one of its choices, such as basic",
     "train --resolve": "train: --resolve goes with --cfg job, which prints the settings and runs nothing",
     "train --cfg nope": "train: --cfg nope: say which: job, hydra, all",
