@@ -15,7 +15,7 @@ from saelink.config.check import check, single
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.job import Job, Memory
-from saelink.mistakes import checked, hydra_line
+from saelink.mistakes import checked, hydra_line, too_large
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
@@ -40,7 +40,9 @@ def configure(*overrides: str) -> Config:
     try:
         with composing():
             cfg = OmegaConf.to_object(compose("config", given))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, OverflowError) as error:
+        if isinstance(error, OverflowError) and not too_large(error):
+            raise
         raise SaelinkError(hydra_line(error)) from None
     assert isinstance(cfg, Config)
     check(cfg)

@@ -334,9 +334,17 @@ def of_chosen(job: Mapping[str, Chosen]) -> Settings:
     return {name: open for group in CHOSEN for name, open in settings_of(job[group].kind, f"{group}.").items()}
 
 
+def too_large(error: Exception) -> bool:
+    """Whether a setting is an integer that no float can hold, of which OmegaConf makes no error of its own."""
+    return isinstance(error, OverflowError) and "full_key: " in str(error)
+
+
 def hydra_line(error: Exception) -> str:
     """Hydra's own complaint in one line, with the way out where we know a better one."""
     text = str(error)
+    if too_large(error):
+        key = re.search(r"full_key: (\S+)", text)
+        return printable(f"{key[1] if key else 'a number in a file of settings'}: give a number below 2^63")
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text += f" ({error.__cause__})"
     text = text.split("Config search path:")[0].split("See https://hydra.cc")[0]

@@ -268,11 +268,11 @@ def main() -> Any:
     except Exception as error:  # one_line raises again what is no user's mistake
         from hydra.errors import HydraException
 
+        from saelink.mistakes import hydra_line, too_large
+
         if hasattr(error, "format_message"):  # Typer's, whichever click it brings
             _say_usage(error)
-        elif isinstance(error, HydraException):
-            from saelink.mistakes import hydra_line
-
+        elif isinstance(error, HydraException) or too_large(error):
             print_line(hydra_line(error))
         elif "No trials are completed yet" in str(error):  # Optuna's, after each trial got a line of its own
             print_line("no trial of the search succeeded, see the lines above")

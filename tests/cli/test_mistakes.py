@@ -171,6 +171,22 @@ def test_a_text_that_looks_like_a_setting_is_a_prompt(
     assert seen == [([word for word in words if word not in prompt], prompt)]
 
 
+def test_an_integer_that_no_float_can_hold(saelink: Run, tmp_path: Path) -> None:
+    """On the command line, in a multirun, in a file, in Python; of a connector's or a solver's settings too."""
+    from saelink import SaelinkError, configure
+
+    (tmp_path / "mine/budget").mkdir(parents=True)
+    (tmp_path / "mine/budget/huge.yaml").write_text(f"# @package _global_\nsae:\n  lr: {'9' * 400}\n")
+    for name in ("sae.lr", "solver.tolerance", "data.max_norm_ratio", "eval.edge_thresholds.0"):
+        with pytest.raises(SaelinkError, match=rf"{name.rpartition('.')[0]}.*: give a number below 2\^63"):
+            configure(f"{name}=-{'9' * 400}")
+    for words in ([f"sae.lr={'9' * 400}"], [f"sae.lr=1,{'9' * 400}", "-m"]):
+        code, _, err = saelink("train", *words, "layer=99", bare=True)
+        assert code == 1 and err.splitlines()[-1] == "saelink: sae.lr: give a number below 2^63", err
+    code, _, err = saelink("train", "budget=huge", "--config-dir", str(tmp_path / "mine"), bare=True)
+    assert (code, err) == (1, "saelink: a number in a file of settings: give a number below 2^63\n")
+
+
 def test_python_gets_the_same_line() -> None:
     from saelink import SaelinkError, configure
 
