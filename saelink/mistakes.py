@@ -9,7 +9,9 @@ import dataclasses
 import itertools
 import re
 import shlex
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saelink.compose import choices_of, composing, declared_options
@@ -60,9 +62,6 @@ def checked(overrides: Sequence[str], many: bool = True) -> Checked:
     Raises SaelinkError for what can't be read, for a setting or choice that does not exist, in a multirun for one that
     no job has, and for several values where there is one job.
     """
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     texts = text_settings()
     overrides = with_quotes(overrides, texts)
     for override in overrides:
@@ -70,7 +69,9 @@ def checked(overrides: Sequence[str], many: bool = True) -> Checked:
     try:
         with composing(declared_options()) as loader:
             return _Check(loader, parsed(overrides, loader, texts), many).done()
-    except (HydraException, OmegaConfBaseException):
+    except Exception as error:  # of the settings: said when they are composed
+        if not of_settings(error):
+            raise
         return Checked(list(overrides), [])
 
 
@@ -136,6 +137,11 @@ class _Check:
             raise SaelinkError(f"{line}: there is no group {key}; there are {', '.join(self._groups)}")
         if key.startswith("hydra/") and not override.is_delete() and not isinstance(override.value(), str | list):
             raise SaelinkError(f"{line}: {key} takes the name of one of its choices, such as basic")
+        above, _, last = key.rpartition(".")
+        if override.is_delete() and last.isdigit():
+            raise SaelinkError(
+                f"{line}: an entry of a list can't be taken away; give the list without it, {above}=[...]"
+            )
         if override.is_hydra_override() and "/" not in key:
             _check_hydra(override)
 
@@ -253,11 +259,13 @@ def _check_hydra(override: Override) -> None:
 def _hydra_has(key: str) -> bool:
     """Whether Hydra itself has a setting, or takes entries there."""
     from hydra.conf import HydraConf
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig, ListConfig, OmegaConf
 
     node: Any = OmegaConf.structured(HydraConf)
     for part in key.split(".")[1:]:
         kind = OmegaConf.get_type(node)
+        if isinstance(node, ListConfig):
+            return part.isdigit() and int(part) < len(node)
         if not isinstance(node, DictConfig) or not dataclasses.is_dataclass(kind):
             return True  # its plugins', or a table
         if part not in {entry.name for entry in dataclasses.fields(kind)}:
@@ -334,7 +342,26 @@ def of_chosen(job: Mapping[str, Chosen]) -> Settings:
     return {name: open for group in CHOSEN for name, open in settings_of(job[group].kind, f"{group}.").items()}
 
 
-def too_large(error: Exception) -> bool:
+def of_settings(error: Exception) -> bool:
+    """Whether it is about settings or a file of them: Hydra's, OmegaConf's, those of YAML, and a number too large."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
+        return True
+    return _too_large(error) or _too_deep(error)
+
+
+def _too_deep(error: Exception) -> bool:
+    """Whether brackets in a file of settings are nested deeper than YAML's reader goes."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, RecursionError) and any(
+        "yaml" in Path(frame.f_code.co_filename).parts for frame, _ in frames
+    )
+
+
+def _too_large(error: Exception) -> bool:
     """Whether a setting is an integer that no float can hold, of which OmegaConf makes no error of its own."""
     return isinstance(error, OverflowError) and "full_key: " in str(error)
 
@@ -342,7 +369,9 @@ def too_large(error: Exception) -> bool:
 def hydra_line(error: Exception) -> str:
     """Hydra's own complaint in one line, with the way out where we know a better one."""
     text = str(error)
-    if too_large(error):
+    if _too_deep(error):
+        return "a file of settings is nested too deep to be read"
+    if _too_large(error):
         key = re.search(r"full_key: (\S+)", text)
         return printable(f"{key[1] if key else 'a number in a file of settings'}: give a number below 2^63")
     if error.__cause__ is not None and str(error.__cause__) not in text:

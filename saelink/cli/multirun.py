@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from saelink.cli.outcome import OUTCOME
@@ -31,6 +33,12 @@ class Finish(Callback):
                 config.runtime.outputs = outputs
                 config.hydra.overrides.task.append(f"runtime.outputs={quoted(outputs)}")
             begin(Store(outputs), config.runtime.sweep)
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Hydra has written the whole command down, with whatever hydra.job.env_set holds; nothing reads it."""
+        if config.hydra.mode == RunMode.MULTIRUN:
+            with suppress(OSError):
+                Path(config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if OUTCOME.error is not None:

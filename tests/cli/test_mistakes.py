@@ -69,6 +69,12 @@ LINES = {
     "train layer=" + "[" * 3000: "layer=" + "[" * 114 + "...: brackets stand in brackets more than 20 deep",
     "train layer=three": "layer=three: Value 'three' of type 'str' could not be converted to Integer",
     "train -m runtime.outputs=": "runtime.outputs=: there is no name; give a folder for the artifacts, such as outputs",
+    "train hydra.searchpath.x=a": "hydra.searchpath.x=a: Hydra has no such setting; `saelink train --cfg hydra` shows "
+    "those it has",
+    "train eval.edge_thresholds.x=3": "eval.edge_thresholds.x=3: there is no such setting; `saelink train --help-all` "
+    "lists all",
+    "train ~link.sources.0": "~link.sources.0: an entry of a list can't be taken away; give the list without it, "
+    "link.sources=[...]",
     "train hydra.launcher=3 -m": "hydra.launcher=3: hydra.launcher is a group of settings; choose one by "
     "hydra/launcher=..., such as basic",
     "train ~hydra.sweeper -m": "~hydra.sweeper: hydra.sweeper is a group of settings; choose one by "
@@ -185,6 +191,23 @@ def test_an_integer_that_no_float_can_hold(saelink: Run, tmp_path: Path) -> None
         assert code == 1 and err.splitlines()[-1] == "saelink: sae.lr: give a number below 2^63", err
     code, _, err = saelink("train", "budget=huge", "--config-dir", str(tmp_path / "mine"), bare=True)
     assert (code, err) == (1, "saelink: a number in a file of settings: give a number below 2^63\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["layer: [", "layer: \x07", "%YAML 9.9\n---\nlayer: 1", "a\n--- b\n", "layer: !!python/name:os.system", "- 1",
+     "layer: " + "[" * 5000],
+)  # fmt: skip
+def test_a_file_of_settings_that_is_none(saelink: Run, tmp_path: Path, text: str) -> None:
+    from saelink import SaelinkError, configure
+
+    (tmp_path / "mine/budget").mkdir(parents=True)
+    (tmp_path / "mine/budget/broken.yaml").write_text(text)
+    for words in ([], ["-m"], ["--cfg", "job"], ["--help"], ["connector=mlp"]):
+        code, _, err = saelink("train", "budget=broken", "--config-dir", str(tmp_path / "mine"), *words, bare=True)
+        assert code == 1 and len(err.splitlines()) == 1 and err.startswith("saelink: "), err
+    with pytest.raises(SaelinkError):
+        configure(f"hydra.searchpath=[{(tmp_path / 'mine').as_uri()}]", "budget=broken")
 
 
 def test_python_gets_the_same_line() -> None:

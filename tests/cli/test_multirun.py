@@ -12,6 +12,7 @@ from hydra import compose
 from saelink.cli.multirun import Finish
 from saelink.cli.outcome import OUTCOME
 from saelink.compose import composing
+from saelink.errors import printable
 from saelink.store.artifact import Artifact
 from saelink.store.recipe import Plan
 from saelink.store.store import Store
@@ -61,3 +62,17 @@ def test_a_store_at_home_that_a_file_names(
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "home"}
     assert {path.name for path in (tmp_path / "home").iterdir()} == {"a 'b\""}
     assert (tmp_path / "home/a 'b\"/cache").is_dir() and list((tmp_path / "home/a 'b\"/sweeps").iterdir())
+
+
+def test_no_password_is_written_down(saelink: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of an address in a setting or in the environment, nor what a job's environment is to hold."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://user:cuckoo@127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://user:cuckoo@127.0.0.1:9")
+    places = "model.path=https://user:cuckoo@127.0.0.1:9/x,owner/name"
+    code, out, err = saelink("train", "-m", "model=hub", places, "+hydra.job.env_set.X=cuckoo")
+    assert code == 1 and "https://***@127.0.0.1:9/x" in err and "http://***@127.0.0.1:9 can't be reached" in err
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len([path for path in written if path.parent.name == "failed"]) == 2
+    assert "cuckoo" not in out + err and not [path for path, data in written.items() if b"cuckoo" in data]
+    words = "saelink: hf://owner/name@main/x: no @ of it is a password's"
+    assert printable(words) == words
