@@ -230,8 +230,8 @@ def one_line(error: Exception) -> str:
         log = re.search(r"\S+_log\.(out|err)", str(error))
         where = f" ({log[0]} has what it said)" if log else ""
         return (
-            f"the process of a job was killed, by the system when memory runs out or by somebody{where}; run fewer jobs "
-            "at once if it was memory, the same command resumes from what is finished"
+            f"the process of a job was killed, by the system when memory runs out or by somebody{where}; run fewer "
+            "jobs at once if it was memory, the same command resumes from what is finished"
         )
     of_hub = _hub_line(error) if isinstance(error, OSError) else None
     if of_hub is not None:

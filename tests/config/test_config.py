@@ -176,7 +176,7 @@ def test_completion_behind_an_equals_sign_in_bash(monkeypatch: pytest.MonkeyPatc
     assert complete("ml") == ["mlp"]
 
 
-def test_an_entry_of_every_list_and_table_has_its_type(tmp_path: Path) -> None:
+def test_an_entry_of_every_list_and_table_has_its_type() -> None:
     """OmegaConf takes lists and tables in the place of a text or number inside of others."""
     from saelink import SaelinkError, configure
 
