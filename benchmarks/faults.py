@@ -1,6 +1,6 @@
 """The fault bench of the store: what is lost, wrong or left over when something goes wrong, row by row.
 
-    python -m benchmarks.faults                          # what is missing of benchmarks/faults.json, about 20 minutes
+    python -m benchmarks.faults                          # what is missing of benchmarks/faults.json, about an hour
     python -m benchmarks.faults --row races --count 100  # some of one row
     python -m benchmarks.faults --anew                   # all of it again
 
@@ -95,7 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
             asked.result.write_text(json.dumps(result, indent=1) + "\n")
 
         count = row.count()
-        figures = measured(row, result.get(row.name, {}), min(count, asked.count or count), save)
+        figures = measured(
+            row, result.get(row.name, {}), count if asked.count is None else min(count, asked.count), save
+        )
         save(figures)
         failed += figures["failed"]
         said = ", ".join(f"{number:,} {name}" for name, number in figures["outcomes"].items())
