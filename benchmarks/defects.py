@@ -21,8 +21,8 @@ ROOT = Path(__file__).parent.parent
 PARTS = ("saelink", "conf", "tests", "benchmarks", "pyproject.toml")
 """What the tests need of the repository."""
 
-STORE = ("tests/store/test_store.py", "tests/store/test_damage.py", "tests/store/test_upkeep.py")
-RECIPE = ("tests/store/test_recipe_properties.py", "tests/store/test_store.py")
+STORE = ("tests/store/test_damage.py", "tests/store/test_upkeep.py")
+RECIPE = ("tests/store/test_recipe_properties.py",)
 LATENTS = ("tests/latents", "tests/saes")
 PRODUCTS = ("tests/fit/test_exact.py", "tests/fit/test_sparse.py")
 
