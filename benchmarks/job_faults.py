@@ -23,7 +23,7 @@ LAUNCHERS = {
 }
 """Our settings of each launcher, and the package that it needs."""
 
-CASES = [(launcher, how, layer) for how in ("fails", "killed") for layer in (0, 1) for launcher in LAUNCHERS]
+CASES = [(launcher, how, layer) for layer in (0, 1) for how in ("fails", "killed") for launcher in LAUNCHERS]
 
 KILLER = """
 import os, signal, sys
