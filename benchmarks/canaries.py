@@ -108,7 +108,7 @@ def written() -> dict[str, bytes]:
         ["run", *base], ["verify", *base], ["export", *base], ["report", *base], ["ls"],
     ]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands)], cwd=here, capture_output=True, timeout=900,
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)], cwd=here, capture_output=True, timeout=3600,
         env={**kept, **places, "HOME": str(home), "WANDB_MODE": "offline"},
     )  # fmt: skip
     made = {path.parent.parent.name for path in here.glob("outputs/*/*/manifest.json")}

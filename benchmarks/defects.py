@@ -93,7 +93,7 @@ def _tested(tests: tuple[str, ...]) -> tuple[int, str]:
     """Exit code of the tests on the copy, and the first that failed, or what else was said."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", *tests],
-        cwd=_copy(), env={**os.environ, "PYTHONPATH": str(_copy())}, capture_output=True, text=True, timeout=1200,
+        cwd=_copy(), env={**os.environ, "PYTHONPATH": str(_copy())}, capture_output=True, text=True, timeout=3600,
     )  # fmt: skip
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
     return done.returncode, failed[1] if failed else (done.stdout + done.stderr)[-300:]

@@ -60,7 +60,10 @@ def table(result: dict[str, Any]) -> str:
     for row in ROWS:
         figures = result.get(row.name)
         if figures is not None:
-            outcomes = ", ".join(f"{number:,} {name}" for name, number in figures["outcomes"].items())
+            counted = Counter[str]()
+            for name, number in figures["outcomes"].items():  # of kinds with outcomes of their own those together
+                counted[name.split(": ")[-1] if row.name == "hostile files" else name] += number
+            outcomes = ", ".join(f"{number:,} {name}" for name, number in sorted(counted.items()))
             outcomes = "all found" if row.name == "damage" and not figures["failed"] else outcomes
             lines.append(f"| {row.name} | {row.wanted} | {figures['cases']:,} | {figures['failed']} | {outcomes} |")
     return "\n".join(lines)

@@ -87,7 +87,7 @@ def _run(folder: Path, words: list[str], more: dict[str, str]) -> subprocess.Com
     root = str(Path(__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, root]), "OMP_NUM_THREADS": "1", **more}
     command = [sys.executable, "-m", "saelink", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:
