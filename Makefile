@@ -85,7 +85,7 @@ bench-gpu: $(INSTALLED)  ## speed on a CUDA GPU, write benchmarks/gpu.json (unde
 bench-run: $(INSTALLED)  ## time `saelink run` cold and warm on this machine, and every command of the quickstart, write benchmarks/run.json
 	$(BIN)/python -m benchmarks.run
 
-faults: $(INSTALLED)  ## what is lost when processes, disks and files fail, into benchmarks/faults.json; goes on where it was (20 minutes)
+faults: $(INSTALLED)  ## what is lost when processes, disks and files fail, into benchmarks/faults.json; goes on where it was (an hour)
 	$(BIN)/python -m benchmarks.faults
 
 clean:  ## remove .venv and caches; outputs/ stays

@@ -103,10 +103,10 @@ def _noted(store: Store) -> list[Kind]:
 
     for job in range(4):
         record_failure(store, "sweep2", job, f"layer={job}: something else")
-    lines = {failure["job"]: failure for failure in failures(store, "sweep2")}
+    lines = {failure["job"]: failure for failure in failures(store, "sweep2").notes}
 
     def line(_: Path) -> Any:
-        found = {failure["job"]: failure for failure in failures(store, "sweep2")}
+        found = {failure["job"]: failure for failure in failures(store, "sweep2").notes}
         wrong = [job for job, failure in found.items() if failure != lines[job]]
         assert not wrong, f"notes with other content: {wrong}"
         if len(found) == len(lines):

@@ -16,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import faulty
+from benchmarks import canaries, defects, faulty, hostile, job_faults
 from benchmarks.damaged import damaged_case
 from benchmarks.faulty import Child, Ended, chain, clean
 from saelink.store.artifact import Artifact, RemovedError
@@ -428,4 +428,10 @@ ROWS = [
     Row("races", "one commit, no error, nothing a reader holds is wrong", lambda: 2000, raced),
     Row("stale hits", "0 stale hits, all found again", lambda: 2000, stale),
     Row("signals", "one line, 130 or 143, resumed after", lambda: 1000, signalled),
+    Row("hostile files", "nothing run, nothing fetched, nothing written outside", lambda: hostile.COUNT,
+        hostile.hostile_case),
+    Row("secrets", "0 found", lambda: len(canaries.PLACES), canaries.canary_case),
+    Row("one of several jobs", "statuses exact, finished jobs not done again", lambda: len(job_faults.CASES),
+        job_faults.job_case),
+    Row("seeded defects", "the nearest tests catch all", lambda: len(defects.DEFECTS), defects.defect_case),
 ]  # fmt: skip

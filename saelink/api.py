@@ -15,7 +15,7 @@ from saelink.config.check import check, single
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.job import Job, Memory
-from saelink.mistakes import checked, hydra_line
+from saelink.mistakes import checked, hydra_line, of_settings
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
@@ -32,15 +32,15 @@ def configure(*overrides: str) -> Config:
     Raises SaelinkError for a setting that does not exist or is out of range.
     """
     from hydra import compose
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     given = checked(overrides, many=False).overrides
     try:
         with composing():
             cfg = OmegaConf.to_object(compose("config", given))
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:  # Hydra's, and those of what it reads files of settings with
+        if not of_settings(error):
+            raise
         raise SaelinkError(hydra_line(error)) from None
     assert isinstance(cfg, Config)
     check(cfg)

@@ -22,6 +22,7 @@ from saelink.declared import declared
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
     from hydra.core.config_store import ConfigStore
+    from omegaconf import DictConfig
 
 
 class Options(NamedTuple):
@@ -92,16 +93,16 @@ def register(options: Options | None = None) -> None:
 
     The schemas are in no group, because Hydra's help and completion list every group there is.
     """
-    from hydra.core.config_store import ConfigStore
+    from hydra.core.config_store import ConfigNode, ConfigStore
 
     options = options or registered_options()
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config(experiment=options.experiment()), package="_global_")
+    store.repo["schema.yaml"] = ConfigNode("schema.yaml", _schema(options.experiment), None, "_global_", None)
     for name, settings in options.connectors.items():
         solver = {"override /solver@_global_.solver": options.default_solvers[name]}
-        _register(store, "connector", name, settings(name=name), solver)
+        _register(store, "connector", name, settings, solver)
     for name, settings in options.solvers.items():
-        _register(store, "solver", name, settings(name=name))
+        _register(store, "solver", name, settings)
 
 
 @contextmanager
@@ -137,9 +138,27 @@ def choices_of(loader: ConfigLoader, overrides: Sequence[str]) -> dict[str, list
     return {name: each for name, each in found.items() if each}
 
 
-def _register(store: ConfigStore, group: str, name: str, settings: Any, *defaults: dict[str, str]) -> None:
+@cache
+def _schema(experiment: type[Any]) -> DictConfig:
+    """The types of all settings, read once: that takes longer than a job's settings, and Hydra copies what it loads."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(Config(experiment=experiment()))
+
+
+@cache
+def _types(settings: type[Any], name: str) -> DictConfig:
+    """Those of one connector or solver."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(settings(name=name))
+
+
+def _register(store: ConfigStore, group: str, name: str, settings: type[Any], *defaults: dict[str, str]) -> None:
     """The types of an option, and where conf/ has no file of it, what that file would say."""
+    from hydra.core.config_store import ConfigNode
+
     schema = f"schema_{group}_{name}"
-    store.store(name=schema, node=settings)
+    store.repo[f"{schema}.yaml"] = ConfigNode(f"{schema}.yaml", _types(settings, name), None, None, None)
     if not (conf_dir() / group / f"{name}.yaml").is_file():
         store.store(group=group, name=name, node={"defaults": [f"/{schema}@_here_", *defaults]})

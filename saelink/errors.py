@@ -10,15 +10,22 @@ from difflib import get_close_matches
 class SaelinkError(ValueError):
     """A user's mistake or a broken file: one line that names the field, the value and the way out.
 
-    What can't be printed (a new line, a terminal's escapes in a name) stands in it as Python writes it.
+    What can't be printed (a new line, a terminal's escapes in a name) stands in it as Python writes it, and of an
+    address with a password in it only the rest.
     """
 
     def __init__(self, line: str):
         super().__init__(printable(line))
 
 
+def without_passwords(text: str) -> str:
+    """A text whose addresses tell neither user nor password, https://***@host: a line may be written down too."""
+    return re.sub(r"(\w\\?://)[^/\s@]+@", r"\1***@", text)  # Hydra writes https\://
+
+
 def printable(text: str) -> str:
-    """Without signs that break a line or steer a terminal."""
+    """Without signs that break a line or steer a terminal, and without passwords."""
+    text = without_passwords(text)
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -9,7 +9,9 @@ import dataclasses
 import itertools
 import re
 import shlex
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saelink.compose import choices_of, composing, declared_options
@@ -31,6 +33,9 @@ EXTRAS = {
     "optuna": "optuna",
 }
 """Hydra's launchers and sweepers that are packages of their own, by the extra that brings them."""
+
+PLUGINS = ("hydra.launcher", "hydra.sweeper")
+"""Where the settings of Hydra's own plugins are, which it makes objects of before any job begins."""
 
 COMBINATIONS = 64
 """At most so many combinations of a multirun's choices are looked at."""
@@ -57,9 +62,6 @@ def checked(overrides: Sequence[str], many: bool = True) -> Checked:
     Raises SaelinkError for what can't be read, for a setting or choice that does not exist, in a multirun for one that
     no job has, and for several values where there is one job.
     """
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     texts = text_settings()
     overrides = with_quotes(overrides, texts)
     for override in overrides:
@@ -67,7 +69,9 @@ def checked(overrides: Sequence[str], many: bool = True) -> Checked:
     try:
         with composing(declared_options()) as loader:
             return _Check(loader, parsed(overrides, loader, texts), many).done()
-    except (HydraException, OmegaConfBaseException):
+    except Exception as error:  # of the settings: said when they are composed
+        if not of_settings(error):
+            raise
         return Checked(list(overrides), [])
 
 
@@ -133,8 +137,13 @@ class _Check:
             raise SaelinkError(f"{line}: there is no group {key}; there are {', '.join(self._groups)}")
         if key.startswith("hydra/") and not override.is_delete() and not isinstance(override.value(), str | list):
             raise SaelinkError(f"{line}: {key} takes the name of one of its choices, such as basic")
-        if override.is_hydra_override() and "/" not in key and not _hydra_has(key):
-            raise SaelinkError(f"{line}: Hydra has no such setting; `saelink train --cfg hydra` shows those it has")
+        above, _, last = key.rpartition(".")
+        if override.is_delete() and last.isdigit():
+            raise SaelinkError(
+                f"{line}: an entry of a list can't be taken away; give the list without it, {above}=[...]"
+            )
+        if override.is_hydra_override() and "/" not in key:
+            _check_hydra(override)
 
     def _as_entries(self, override: Override, fixed: Settings) -> None:
         """Entries of a table that is free to have any are added, with or without a + before them."""
@@ -233,14 +242,30 @@ def _several(override: Override) -> str:
     return f"{line}: several values are jobs of a sweep, which need -m"
 
 
+def _check_hydra(override: Override) -> None:
+    """Raise SaelinkError for what is no setting of Hydra's, and for what keeps it from finding its own classes."""
+    key, line = override.key_or_group, shortened(override.input_line or "")
+    value: Any = None if override.is_delete() else override.value()
+    if not _hydra_has(key):
+        raise SaelinkError(f"{line}: Hydra has no such setting; `saelink train --cfg hydra` shows those it has")
+    for plugin in PLUGINS:
+        if key != plugin and not key.startswith(f"{plugin}."):
+            continue
+        group = plugin.replace(".", "/")
+        if (key == plugin and not isinstance(value, dict)) or "_target_" in f"{key}={value}":
+            raise SaelinkError(f"{line}: {plugin} is a group of settings; choose one by {group}=..., such as basic")
+
+
 def _hydra_has(key: str) -> bool:
     """Whether Hydra itself has a setting, or takes entries there."""
     from hydra.conf import HydraConf
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig, ListConfig, OmegaConf
 
     node: Any = OmegaConf.structured(HydraConf)
     for part in key.split(".")[1:]:
         kind = OmegaConf.get_type(node)
+        if isinstance(node, ListConfig):
+            return part.isdigit() and int(part) < len(node)
         if not isinstance(node, DictConfig) or not dataclasses.is_dataclass(kind):
             return True  # its plugins', or a table
         if part not in {entry.name for entry in dataclasses.fields(kind)}:
@@ -317,9 +342,38 @@ def of_chosen(job: Mapping[str, Chosen]) -> Settings:
     return {name: open for group in CHOSEN for name, open in settings_of(job[group].kind, f"{group}.").items()}
 
 
+def of_settings(error: Exception) -> bool:
+    """Whether it is about settings or a file of them: Hydra's, OmegaConf's, those of YAML, and a number too large."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
+        return True
+    return _too_large(error) or _too_deep(error)
+
+
+def _too_deep(error: Exception) -> bool:
+    """Whether brackets in a file of settings are nested deeper than YAML's reader goes."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, RecursionError) and any(
+        "yaml" in Path(frame.f_code.co_filename).parts for frame, _ in frames
+    )
+
+
+def _too_large(error: Exception) -> bool:
+    """Whether a setting is an integer that no float can hold, of which OmegaConf makes no error of its own."""
+    return isinstance(error, OverflowError) and "full_key: " in str(error)
+
+
 def hydra_line(error: Exception) -> str:
     """Hydra's own complaint in one line, with the way out where we know a better one."""
     text = str(error)
+    if _too_deep(error):
+        return "a file of settings is nested too deep to be read"
+    if _too_large(error):
+        key = re.search(r"full_key: (\S+)", text)
+        return printable(f"{key[1] if key else 'a number in a file of settings'}: give a number below 2^63")
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text += f" ({error.__cause__})"
     text = text.split("Config search path:")[0].split("See https://hydra.cc")[0]

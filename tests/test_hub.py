@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,18 @@ def test_model_and_text_from_a_hub(world: World, hub: dict[str, str], tmp_path: 
     pinned = [f"data.revision={COMMIT}", f"model.revision={COMMIT}"]
     later = run(tmp_path, gone, "cache", *overrides(world), *pinned)
     assert later.returncode == 0 and "up to date" in later.stdout and "done in" not in later.stdout, later.stderr
+
+
+def test_an_adapter_on_a_hub_is_refused(world: World, hub: dict[str, str], tmp_path: Path) -> None:
+    """As in a folder, and whether or not peft is installed, which would read other weights."""
+    folder = Path(shutil.copytree(world.neox, tmp_path / "adapted"))
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "no/where"}')
+    Hub.repositories["models/tiny"] = folder
+    done = run(tmp_path, hub, "cache", *overrides(world))
+    assert done.returncode == 1
+    assert (
+        done.stderr.startswith("saelink: model.path=models/tiny: that is an adapter") and done.stderr.count("\n") == 1
+    )
 
 
 def test_a_stream_gives_the_same_tokens(world: World, hub: dict[str, str], tmp_path: Path) -> None:

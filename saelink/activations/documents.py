@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Documents:
         """Why texts were left out (null, missing, empty) -> how many so far."""
         self.left_out: list[Path] = []
         """Files of a folder that are no text."""
+        self.remarks: list[str] = []
+        """What the library that reads a data set of the hub warned of."""
         self._render = render
         self._files: list[tuple[TextFile, str]] = []
 
@@ -77,14 +80,13 @@ class Documents:
             return
         import datasets
 
-        # It logs what it can't read and raises too; the error is told once, above.
-        datasets.logging.set_verbosity(logging.CRITICAL)
         datasets.disable_progress_bars()
         commit = text_identity(cfg)["commit"]  # not the branch, which may move on meanwhile
-        rows: Iterable[Any] = datasets.load_dataset(
-            cfg.path, cfg.subset, split=cfg.split, revision=commit, streaming=cfg.streaming
-        )
-        yield (Row(row, f"row {number}") for number, row in enumerate(rows, 1))
+        with _listening("datasets", self.remarks):
+            rows: Iterable[Any] = datasets.load_dataset(
+                cfg.path, cfg.subset, split=cfg.split, revision=commit, streaming=cfg.streaming
+            )
+            yield (Row(row, f"row {number}") for number, row in enumerate(rows, 1))
 
     def _texts(self, rows: Iterable[Row]) -> Iterator[str]:
         """The texts of a file, or of all that is no file. Raises SaelinkError where no row has the column."""
@@ -137,6 +139,33 @@ class Documents:
 
     def _skip(self, why: str) -> None:
         self.skipped[why] = self.skipped.get(why, 0) + 1
+
+
+class _Warnings(logging.Handler):
+    """Keeps warnings, each once, as lines; what is an error for the library is raised too, and told where it ends."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__(logging.WARNING)
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = " ".join(record.getMessage().split())
+        if record.levelno == logging.WARNING and line not in self._lines:
+            self._lines.append(line)
+
+
+@contextmanager
+def _listening(library: str, lines: list[str]) -> Iterator[None]:
+    """What a library warns of goes into `lines` meanwhile, and nowhere else."""
+    logger = logging.getLogger(library)
+    before = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [_Warnings(lines)], False
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before[0], before[2]
+        logger.setLevel(before[1])
 
 
 def _kind(value: Any) -> str:

@@ -20,7 +20,7 @@ from saelink.activations.documents import Documents, text_identity
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.model.describe import model_info
-from saelink.model.load import load_tokenizer
+from saelink.model.load import load_tokenizer, uncompared_window
 from saelink.store.draft import Draft
 from saelink.store.stage import Need, Stage
 from saelink.store.store import Store
@@ -95,6 +95,12 @@ class TokensStage(Stage[TokensFacts]):
 
     def make(self, draft: Draft) -> TokensFacts:
         tokenizer = load_tokenizer(self.cfg.model, self._model.artifact)
+        window = uncompared_window(self.cfg.model, self._model.artifact)
+        if window is not None and self.cfg.data.context_size > window:
+            self.store.observer.say(
+                f"tokens: data.context_size={self.cfg.data.context_size}: the attention of {self.cfg.model.name} sees "
+                f"{window:,} tokens back; what TransformerLens makes of more was not compared with transformers"
+            )
         separator = separator_id(tokenizer, self.cfg.model.separator)
         bos = _bos_id(self.cfg, tokenizer)
         self._model.check_ids([separator], f"model.separator={self.cfg.model.separator or 'null'}")
@@ -154,7 +160,14 @@ class TokensStage(Stage[TokensFacts]):
         limit = self.cfg.data.max_tokens
         read = _Read({split: [] for split in SPLITS}, {split: [] for split in SPLITS}, dict.fromkeys(SPLITS, 0), {})
         n_tokens = 0
-        source = Documents(self.cfg.data, rendered(tokenizer) if self.cfg.data.chat else None)
+        render = None
+        if self.cfg.data.chat:
+            render = rendered(tokenizer)
+            if template_digest(tokenizer) != self._template:
+                raise SaelinkError(
+                    f"model.path={self.cfg.model.path}: its chat template was changed while it was read; run it again"
+                )
+        source = Documents(self.cfg.data, render)
         texts = iter(source)
         with self.store.observer.progress("tokens", limit or 0) as bar:
             while limit is None or n_tokens < limit:
@@ -171,6 +184,8 @@ class TokensStage(Stage[TokensFacts]):
                     n_tokens += len(piece) + 1
                     bar.advance(len(piece) + 1)
         source.check()
+        for line in source.remarks:
+            self.store.observer.say(f"tokens: {self.cfg.data.path}: datasets remarks: {line}")
         if source.left_out:
             some = ", ".join(path.name for path in source.left_out[:3]) + (", ..." if source.left_out[3:] else "")
             self.store.observer.say(f"tokens: left out of {self.cfg.data.path}, because it is no text: {some}")

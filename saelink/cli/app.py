@@ -286,13 +286,13 @@ def main() -> Any:
         print_line(one_line(error))
         sys.exit(1)
     except Exception as error:  # one_line raises again what is no user's mistake
-        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        from saelink.mistakes import hydra_line, of_settings
 
         if hasattr(error, "format_message"):  # Typer's, whichever click it brings
             _say_usage(error)
-        elif isinstance(error, HydraException):
-            from saelink.mistakes import hydra_line
-
+        elif of_settings(error) and not isinstance(error, OmegaConfBaseException):
             print_line(hydra_line(error))
         elif "No trials are completed yet" in str(error):  # Optuna's, after each trial got a line of its own
             print_line("no trial of the search succeeded, see the lines above")

@@ -331,8 +331,11 @@ def swept() -> str:
     """The overrides that make this job differ from the others of its sweep."""
     from hydra.core.hydra_config import HydraConfig
 
+    from saelink.errors import without_passwords
+
     overrides = HydraConfig.get().overrides.task
-    return " ".join(override.lstrip("+") for override in overrides if not override.startswith("runtime.sweep="))
+    said = (override.lstrip("+") for override in overrides if not override.startswith("runtime.sweep="))
+    return without_passwords(" ".join(said))
 
 
 EACH_PENALTY: tuple[Command, ...] = (run_all, run_train, run_evaluate, run_verify, run_export)

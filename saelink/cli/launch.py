@@ -6,6 +6,7 @@ import errno
 import gc
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,6 +37,10 @@ WAYS_OUT = {
 
 AGAIN = "the disk or the network failed; once it works, the same command resumes from what is finished"
 """What helps against all others."""
+
+
+KILLED = ("TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError", "WorkerCrashedError")
+"""What joblib, submitit and ray raise where the process of a job is gone."""
 
 
 def launch(name: str, arguments: list[str], command: Command) -> None:
@@ -221,6 +226,13 @@ def one_line(error: Exception) -> str:
 
     if isinstance(error, SaelinkError):
         return str(error)
+    if type(error).__name__ in KILLED:
+        log = re.search(r"\S+_log\.(out|err)", str(error))
+        where = f" ({log[0]} has what it said)" if log else ""
+        return (
+            f"the process of a job was killed, by the system when memory runs out or by somebody{where}; run fewer "
+            "jobs at once if it was memory, the same command resumes from what is finished"
+        )
     of_hub = _hub_line(error) if isinstance(error, OSError) else None
     if of_hub is not None:
         return of_hub

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from saelink.cli.outcome import OUTCOME
 from saelink.config.check import at_home
+from saelink.config.grammar import quoted
 from saelink.config.schema import WandbConfig
 from saelink.store.store import Store
 from saelink.terminal.progress import TerminalObserver
@@ -25,7 +28,17 @@ class Finish(Callback):
             given = [text.split("=", 1)[1] for text in config.hydra.overrides.task if text.startswith("layer=")]
             swept = given[-1] if given else str((config.hydra.sweeper.get("params") or {}).get("layer", ""))
             OUTCOME.layers = len(swept.split(","))
-            begin(Store(at_home(config.runtime.outputs)), config.runtime.sweep)
+            outputs = at_home(config.runtime.outputs)
+            if outputs != config.runtime.outputs:  # from a file: Hydra makes a folder of that name for the sweep
+                config.runtime.outputs = outputs
+                config.hydra.overrides.task.append(f"runtime.outputs={quoted(outputs)}")
+            begin(Store(outputs), config.runtime.sweep)
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Hydra has written the whole command down, with whatever hydra.job.env_set holds; nothing reads it."""
+        if config.hydra.mode == RunMode.MULTIRUN:
+            with suppress(OSError):
+                Path(config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if OUTCOME.error is not None:
@@ -48,15 +61,17 @@ def _end(config: DictConfig) -> None:
     store, sweep_id = Store(at_home(config.runtime.outputs), observer), config.runtime.sweep
     folder = sweep_folder(store, sweep_id)
     failed = failures(store, sweep_id)
-    OUTCOME.failed_elsewhere = len(failed)
-    for failure in failed:  # first: they may be why the rest can't be made
+    OUTCOME.failed_elsewhere = len(failed.notes) + failed.left_out
+    for failure in failed.notes:  # first: they may be why the rest can't be made
         if failure["job"] in OUTCOME.failed_here:
             observer.say(f"job {failure['job']} failed, see its line above")
         else:
             observer.say(f"job {failure['job']} failed: {failure['error']}")
     if (folder / "experiments").is_dir():
         observer.say("\nTables and pictures of all layers:")
-        for path in gather_experiments(store, sweep_id):
+        tables = gather_experiments(store, sweep_id)
+        OUTCOME.failed_elsewhere += tables.left_out
+        for path in tables.paths:
             observer.say(f"  {path}")
     settings: Any = OmegaConf.to_object(config.wandb)
     finish_sweep(store, sweep_id, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from dataclasses import replace
 from typing import Any, cast
 
@@ -154,6 +155,7 @@ def _check_values(value: Any, name: str) -> None:
                 missing = inner is None and "None" in str(entry.type)
                 if str(entry.type).startswith(written) and not missing and not isinstance(inner, kind):
                     raise SaelinkError(f"{place}={inner}: give a {'list' if kind is list else 'table'}")
+            _check_entries(str(entry.type), inner, place)
             _check_values(inner, place)
     elif isinstance(value, dict):
         for key, item in cast("dict[Any, Any]", value).items():
@@ -168,17 +170,8 @@ def _check_values(value: Any, name: str) -> None:
 
 
 DIMENSIONS = (
-    "n_layers",
-    "d_model",
-    "d_mlp",
-    "n_heads",
-    "d_head",
-    "n_kv_heads",
-    "vocabulary",
-    "gated",
-    "tied",
-    "parallel",
-)
+    "n_layers", "d_model", "d_mlp", "n_heads", "d_head", "n_kv_heads", "vocabulary", "gated", "tied", "parallel",
+)  # fmt: skip
 """What model.dimensions has beside `of`, where it has anything."""
 
 
@@ -190,6 +183,22 @@ def _check_dimensions(facts: dict[str, Any]) -> None:
             f"model.dimensions: {', '.join(sorted(wrong))}; give of (the model.path that they are of) and, as in its "
             f"config.json, {', '.join(DIMENSIONS)}"
         )
+
+
+ENTRIES = {"str": (str, "a text"), "int": (int, "an integer"), "float": (int | float, "a number")}
+"""What an entry of a list or table may be, by its declared type."""
+
+
+def _check_entries(declared: str, value: Any, name: str) -> None:
+    """Raise SaelinkError for an entry of a list or table of texts or numbers that is none: OmegaConf takes any."""
+    kind = re.match(r"(?:list|dict)\[(?:str, )?(str|int|float)\]", declared)
+    if kind is None or not isinstance(value, list | dict):
+        return
+    wanted, called = ENTRIES[kind[1]]
+    table = cast("dict[Any, Any]", value) if isinstance(value, dict) else dict(enumerate(cast("list[Any]", value)))
+    for key, item in table.items():
+        if not isinstance(item, wanted):
+            raise SaelinkError(f"{name}.{key}={item}: give {called}")
 
 
 def _check_sae(settings: SAEConfig) -> None:

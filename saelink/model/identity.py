@@ -13,6 +13,9 @@ from saelink.store.files import file_sha256
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".model", ".txt")
 
+ADAPTER = "adapter_config.json"
+"""What makes transformers read other weights beside these, where the package peft is installed and nowhere else."""
+
 Stamp = tuple[tuple[str, int, int, int, int], ...]
 """Name, size, times and inode of every file: where it is the same, a file need not be read again."""
 
@@ -76,6 +79,23 @@ def model_folder(cfg: ModelConfig) -> Path:
     if not (folder / wanted).is_file():
         field = f"model.file={cfg.file}" if cfg.file else f"model.path={cfg.path}"
         raise SaelinkError(f"{field}: {folder} has no {wanted}")
-    if cfg.file is None and (folder / "adapter_config.json").is_file():  # which is used where peft is installed only
-        raise SaelinkError(f"model.path={cfg.path}: that is an adapter; merge it into its model, and save that")
+    if cfg.file is None and (folder / ADAPTER).is_file():
+        raise _adapter(cfg)
     return folder
+
+
+def check_no_adapter(cfg: ModelConfig, commit: str) -> None:
+    """Raise SaelinkError where a hub repository holds an adapter, as `model_folder` does for a folder."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with hub_errors("model.path", cfg.path):
+        try:
+            hf_hub_download(cfg.path, ADAPTER, revision=commit)
+        except EntryNotFoundError:  # not there; or the hub can't be asked, and it was never fetched
+            return
+    raise _adapter(cfg)
+
+
+def _adapter(cfg: ModelConfig) -> SaelinkError:
+    return SaelinkError(f"model.path={cfg.path}: that is an adapter; merge it into its model, and save that")

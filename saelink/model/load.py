@@ -14,8 +14,9 @@ from saelink.config.schema import Config, ModelConfig, ModelSource
 from saelink.errors import SaelinkError, reason_of
 from saelink.fetch import hub_errors
 from saelink.model.completeness import check_loaded, check_sizes, unused
-from saelink.model.identity import check_identity, model_folder, model_identity
+from saelink.model.identity import check_identity, check_no_adapter, model_folder, model_identity
 from saelink.model.info import ModelInfo
+from saelink.model.probe import LONGEST_WINDOW, window_of
 from saelink.model.remarks import quiet
 from saelink.model.weights import center_writing_weights, permute_weights
 from saelink.runtime import torch_dtype
@@ -29,7 +30,20 @@ def load_tokenizer(cfg: ModelConfig, info: Artifact | None = None) -> Any:
     quiet()
     path, options = _location(cfg, info)
     with readable(cfg, "its tokenizer can't be read"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+    if info is not None and path != str(info.path):
+        check_identity(cfg, info.manifest["recipe"])
+    return tokenizer
+
+
+def uncompared_window(cfg: ModelConfig, info: Artifact) -> int | None:
+    """The tokens that the model's attention sees back, where it was not compared with transformers past their end."""
+    from transformers import AutoConfig
+
+    path, options = _location(cfg, info)
+    with readable(cfg, "its config can't be read"):
+        window = window_of(AutoConfig.from_pretrained(path, trust_remote_code=False, **options))
+    return window if window > LONGEST_WINDOW else None
 
 
 @contextmanager
@@ -88,6 +102,8 @@ def load_hf(cfg: ModelConfig, info: Artifact | None = None, attention: str | Non
     where = f"model.path={cfg.path}"
     tokenizer = load_tokenizer(cfg, info)
     path, options = _location(cfg, info)
+    if cfg.source is ModelSource.hub and info is None:
+        check_no_adapter(cfg, options["revision"])
     if cfg.source is not ModelSource.hub and "gguf_file" not in options:
         with readable(cfg, "its config can't be read"):
             check_sizes(where, AutoConfig.from_pretrained(path, trust_remote_code=False), Path(path))

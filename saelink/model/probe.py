@@ -79,11 +79,15 @@ def probe_ids(hf_model: Any, length: int = PROBE_TOKENS) -> torch.Tensor:
     return ids
 
 
+def window_of(config: Any) -> int:
+    """How many tokens back a model's attention sees by its config, where it sees them longest; 0 for all of them."""
+    text = config.get_text_config()
+    return max((window for name in WINDOWS if isinstance(window := getattr(text, name, None), int)), default=0)
+
+
 def _longer_ids(hf_model: Any) -> torch.Tensor | None:
     """One sequence whose end does not see its beginning."""
-    config = hf_model.config.get_text_config()
-    windows = [getattr(config, name, None) for name in WINDOWS]
-    longest = max((window for window in windows if isinstance(window, int)), default=0)
+    longest = window_of(hf_model.config)
     if not PROBE_TOKENS <= longest <= LONGEST_WINDOW:
         return None
     return probe_ids(hf_model, longest + PROBE_TOKENS)[:1]

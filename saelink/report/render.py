@@ -40,4 +40,4 @@ def render(head: Mapping[str, object], pieces: Mapping[str, bytes]) -> bytes:
         script=joined(folder, "main"),
         pieces=encoded,
     )
-    return page.encode()
+    return page.encode("utf-8", "replace")  # a name may hold half a pair of surrogates

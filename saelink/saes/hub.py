@@ -26,14 +26,18 @@ def hub_file(repository: str, commit: str, file: str) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity(50)  # critical: a file that is looked for in vain is no news
-    with hub_errors("sae.hub", repository):
-        try:
-            return Path(hf_hub_download(repository, file, revision=commit))
-        except LocalEntryNotFoundError:  # the hub could not be asked
-            raise
-        except EntryNotFoundError:
-            return None
+    before = logging.get_verbosity()
+    logging.set_verbosity(50)  # critical: a file that is looked for in vain is no news; all else is raised too
+    try:
+        with hub_errors("sae.hub", repository):
+            try:
+                return Path(hf_hub_download(repository, file, revision=commit))
+            except LocalEntryNotFoundError:  # the hub could not be asked
+                raise
+            except EntryNotFoundError:
+                return None
+    finally:
+        logging.set_verbosity(before)
 
 
 def download(place: HubPlace) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,15 +67,26 @@ def _note(store: Store, sweep_id: str, kind: str, name: str, note: dict[str, Any
     write_durably(folder / f"{name}.json", json_bytes(sealed({**note, "sweep": sweep_id, "name": name})))
 
 
-def gather_experiments(store: Store, sweep_id: str) -> list[str]:
-    """One table per experiment over all jobs, and each job's picture, in the sweep's folder; their paths."""
+class Tables(NamedTuple):
+    """What a sweep's experiments came to."""
+
+    paths: list[str]
+    """Tables and pictures."""
+    left_out: int
+    """Jobs whose note or result is damaged or gone."""
+
+
+def gather_experiments(store: Store, sweep_id: str) -> Tables:
+    """One table per experiment over all jobs, and each job's picture, in the sweep's folder."""
     folder = sweep_folder(store, sweep_id)
     results: list[Artifact[Any]] = []
-    for note in _notes(store, sweep_id, "experiments", "experiment"):
+    found = _notes(store, sweep_id, "experiments", "experiment")
+    for note in found.notes:
         try:
             results.append(store.get(note["experiment"]))
         except SaelinkError as error:  # damaged or removed since; the others still make a table
             store.observer.say(f"experiments: left out: {error}")
+    left_out = found.left_out + len(found.notes) - len(results)
     results.sort(key=lambda result: (result.facts["name"], result.facts["link"], result.facts["layer"] or 0))
     written = []
     for name in dict.fromkeys(result.facts["name"] for result in results):
@@ -94,21 +104,32 @@ def gather_experiments(store: Store, sweep_id: str) -> list[str]:
                     path = path.with_stem(f"{path.stem}-{result.key}")
                 write_durably(path, result.file(PICTURE_FILE).read_bytes())
                 written.append(str(path))
-    return written
+    return Tables(written, left_out)
 
 
-def _notes(store: Store, sweep_id: str, kind: str, *names: str) -> Iterator[dict[str, Any]]:
-    """What jobs of a sweep noted, these `names` at least; of a note that is damaged or another's a line says so."""
+class Notes(NamedTuple):
+    """What jobs of a sweep noted."""
+
+    notes: list[dict[str, Any]]
+    left_out: int
+    """Files that are damaged or another's."""
+
+
+def _notes(store: Store, sweep_id: str, kind: str, *names: str) -> Notes:
+    """The notes of one kind that have these `names` at least; of one that is left out a line says so."""
+    found = Notes([], 0)
     for path in sorted((sweep_folder(store, sweep_id) / kind).glob("*.json")):
         try:
             note = unsealed(read_regular(path))
             if (note.get("sweep"), note.get("name")) != (sweep_id, path.stem) or not set(names) <= note.keys():
                 raise SealError("is another job's")
-            yield note
+            found.notes.append(note)
         except FileNotFoundError:
             continue
         except ValueError as error:
             store.observer.say(f"{path} {error}: it is left out; the sweep's command again writes it anew")
+            found = found._replace(left_out=found.left_out + 1)
+    return found
 
 
 class Gathered(NamedTuple):
@@ -131,7 +152,8 @@ def gathered(store: Store, sweep_id: str) -> Gathered:
     if not folder.is_dir():
         raise SaelinkError(f"there is no sweep {sweep_id}; {_known(store)}")
     found: list[tuple[Artifact[TrainFacts], str]] = []
-    for job in _notes(store, sweep_id, "jobs", "train", "job"):
+    jobs = _notes(store, sweep_id, "jobs", "train", "job")
+    for job in jobs.notes:
         try:
             found.append((described(store.get(job["train"])), job["job"]))
         except SaelinkError as error:  # damaged or removed since; the others still make a table
@@ -142,7 +164,7 @@ def gathered(store: Store, sweep_id: str) -> Gathered:
     rows = marked([{**row_of(connector), "job": job} for connector, job in found], places)
     bounds = Bounds(rows[0], oracle(store, found[0][0])) if len(set(places)) == 1 else None
     order = ("model", "layer", "link", "connector", "solver", "l1_alpha")
-    left_out = len(list((folder / "jobs").glob("*.json"))) - len(found)
+    left_out = jobs.left_out + len(jobs.notes) - len(found)
     return Gathered(sorted(rows, key=lambda row: [row[name] for name in order]), bounds, left_out)
 
 
@@ -156,9 +178,10 @@ def write_pareto(store: Store, sweep_id: str) -> Gathered:
     return found
 
 
-def failures(store: Store, sweep_id: str) -> list[dict[str, Any]]:
+def failures(store: Store, sweep_id: str) -> Notes:
     """The jobs of a sweep that ended with a user's error: `job`, its number, and `error`, the line it got."""
-    return sorted(_notes(store, sweep_id, "failed", "job", "error"), key=lambda failure: failure["job"])
+    found = _notes(store, sweep_id, "failed", "job", "error")
+    return found._replace(notes=sorted(found.notes, key=lambda failure: failure["job"]))
 
 
 def begin(store: Store, sweep_id: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import logging
 import lzma
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,42 @@ def test_messages_become_text_by_the_tokenizers_template(
     assert TokensStage(other, store).key != tokens.key
     with pytest.raises(SaelinkError, match=r"data.chat=true: the tokenizer has no chat template"):
         _ = TokensStage(config(*settings, "data.chat=true"), store).key
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json"])
+def test_what_makes_the_text_is_what_named_it(
+    config: Callable[..., Config], store: Store, tmp_path: Path, name: str
+) -> None:
+    """A template or tokenizer that is replaced between the key and the work."""
+    path, folder = tmp_path / "chats.jsonl", chat_model(tmp_path / "chat", TEMPLATE)
+    path.write_bytes(as_json([{"messages": MESSAGES}] * 200))
+    stage = TokensStage(
+        config(f"data.path={path}", "data.text_column=messages", "data.chat=true", f"model.path={folder}"), store
+    )
+    assert stage.key
+    (folder / name).write_text((folder / name).read_text().replace("role", "content") + " ")
+    with pytest.raises(SaelinkError, match="changed"):
+        stage.pull()
+    assert list(store.artifacts())[-1].stage == "model"
+
+
+def test_what_a_library_warns_of_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a data set on the hub: what datasets logs while it is loaded and read, not what it raises too."""
+    import datasets
+
+    def load_dataset(*_: Any, **__: Any) -> Iterator[dict[str, str]]:
+        logging.getLogger("datasets.load").warning("a part\nis missing")
+        logging.getLogger("datasets.builder").error("raised too")
+        for text in TEXTS:
+            logging.getLogger("datasets.iterable_dataset").warning("a row is odd")
+            yield {"text": text}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    documents = Documents(DataConfig(source=DataSource.hub, path="a/b", revision="0" * 40))
+    before = logging.getLogger("datasets").handlers
+    assert list(documents) == TEXTS
+    assert documents.remarks == ["a part is missing", "a row is odd"]
+    assert logging.getLogger("datasets").handlers == before
 
 
 def test_a_template_that_refuses_is_named_with_the_line(tmp_path: Path) -> None:

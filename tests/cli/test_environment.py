@@ -102,6 +102,14 @@ def test_memory_that_is_not_there_is_one_line() -> None:
     assert "no memory left" in one_line(MemoryError())
 
 
+@pytest.mark.parametrize("name", ["TerminatedWorkerError", "UncompletedJobError", "WorkerCrashedError"])
+def test_a_job_whose_process_was_killed_is_a_line(name: str) -> None:
+    """Whichever launcher says so, over however many lines; a log that it names is named."""
+    error = type(name, (RuntimeError,), {})("no output\nlook at: /a/b/890_0_log.out\n---\nmore")
+    line = one_line(error)
+    assert "\n" not in line and "was killed" in line and "/a/b/890_0_log.out" in line and "the same command" in line
+
+
 @pytest.mark.parametrize("name", ["", " ", "''", '""'])
 def test_a_store_without_a_name_is_refused(saelink: Run, tmp_path: Path, name: str) -> None:
     for words in (["train"], ["train", "-m", "layer=0,1"]):

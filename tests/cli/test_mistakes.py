@@ -69,6 +69,20 @@ LINES = {
     "train layer=" + "[" * 3000: "layer=" + "[" * 114 + "...: brackets stand in brackets more than 20 deep",
     "train layer=three": "layer=three: Value 'three' of type 'str' could not be converted to Integer",
     "train -m runtime.outputs=": "runtime.outputs=: there is no name; give a folder for the artifacts, such as outputs",
+    "train hydra.searchpath.x=a": "hydra.searchpath.x=a: Hydra has no such setting; `saelink train --cfg hydra` shows "
+    "those it has",
+    "train eval.edge_thresholds.x=3": "eval.edge_thresholds.x=3: there is no such setting; `saelink train --help-all` "
+    "lists all",
+    "train ~link.sources.0": "~link.sources.0: an entry of a list can't be taken away; give the list without it, "
+    "link.sources=[...]",
+    "train hydra.launcher=3 -m": "hydra.launcher=3: hydra.launcher is a group of settings; choose one by "
+    "hydra/launcher=..., such as basic",
+    "train ~hydra.sweeper -m": "~hydra.sweeper: hydra.sweeper is a group of settings; choose one by "
+    "hydra/sweeper=..., such as basic",
+    "train hydra.launcher={_target_:os.getcwd} -m": "hydra.launcher={_target_:os.getcwd}: hydra.launcher is a group of "
+    "settings; choose one by hydra/launcher=..., such as basic",
+    "train hydra.sweeper._target_=os.getcwd -m": "hydra.sweeper._target_=os.getcwd: hydra.sweeper is a group of "
+    "settings; choose one by hydra/sweeper=..., such as basic",
     "train hydra/launcher=3": "hydra/launcher=3: hydra/launcher takes the name of one of its choices, such as basic",
     "train --resolve": "train: --resolve goes with --cfg job, which prints the settings and runs nothing",
     "train --cfg nope": "train: --cfg nope: say which: job, hydra, all",
@@ -161,6 +175,39 @@ def test_a_text_that_looks_like_a_setting_is_a_prompt(
     monkeypatch.setattr("saelink.cli.app.launch", lambda name, overrides, command: seen.append((overrides, command)))
     assert saelink("graph", *words, bare=True)[0] == 0
     assert seen == [([word for word in words if word not in prompt], prompt)]
+
+
+def test_an_integer_that_no_float_can_hold(saelink: Run, tmp_path: Path) -> None:
+    """On the command line, in a multirun, in a file, in Python; of a connector's or a solver's settings too."""
+    from saelink import SaelinkError, configure
+
+    (tmp_path / "mine/budget").mkdir(parents=True)
+    (tmp_path / "mine/budget/huge.yaml").write_text(f"# @package _global_\nsae:\n  lr: {'9' * 400}\n")
+    for name in ("sae.lr", "solver.tolerance", "data.max_norm_ratio", "eval.edge_thresholds.0"):
+        with pytest.raises(SaelinkError, match=rf"{name.rpartition('.')[0]}.*: give a number below 2\^63"):
+            configure(f"{name}=-{'9' * 400}")
+    for words in ([f"sae.lr={'9' * 400}"], [f"sae.lr=1,{'9' * 400}", "-m"]):
+        code, _, err = saelink("train", *words, "layer=99", bare=True)
+        assert code == 1 and err.splitlines()[-1] == "saelink: sae.lr: give a number below 2^63", err
+    code, _, err = saelink("train", "budget=huge", "--config-dir", str(tmp_path / "mine"), bare=True)
+    assert (code, err) == (1, "saelink: a number in a file of settings: give a number below 2^63\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["layer: [", "layer: \x07", "%YAML 9.9\n---\nlayer: 1", "a\n--- b\n", "layer: !!python/name:os.system", "- 1",
+     "layer: " + "[" * 5000],
+)  # fmt: skip
+def test_a_file_of_settings_that_is_none(saelink: Run, tmp_path: Path, text: str) -> None:
+    from saelink import SaelinkError, configure
+
+    (tmp_path / "mine/budget").mkdir(parents=True)
+    (tmp_path / "mine/budget/broken.yaml").write_text(text)
+    for words in ([], ["-m"], ["--cfg", "job"], ["--help"], ["connector=mlp"]):
+        code, _, err = saelink("train", "budget=broken", "--config-dir", str(tmp_path / "mine"), *words, bare=True)
+        assert code == 1 and len(err.splitlines()) == 1 and err.startswith("saelink: "), err
+    with pytest.raises(SaelinkError):
+        configure(f"hydra.searchpath=[{(tmp_path / 'mine').as_uri()}]", "budget=broken")
 
 
 def test_python_gets_the_same_line() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,7 @@ from saelink.cli.words import hydra_arguments
 from saelink.config import schema
 from saelink.config.check import check
 from saelink.config.files import conf_dir
+from saelink.config.schema import Config
 from saelink.connectors import CONNECTORS
 from saelink.fit.solvers import SOLVERS
 
@@ -170,3 +174,25 @@ def test_nothing_is_left_in_the_users_folder(saelink: Run, tmp_path: Path) -> No
 def test_completion_behind_an_equals_sign_in_bash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMP_WORDS", "saelink train connector = ml")
     assert complete("ml") == ["mlp"]
+
+
+def test_an_entry_of_every_list_and_table_has_its_type() -> None:
+    """OmegaConf takes lists and tables in the place of a text or number inside of others."""
+    from saelink import SaelinkError, configure
+
+    def within(kind: Any, name: str) -> Iterator[tuple[str, Any]]:
+        for entry in dataclasses.fields(kind):
+            value = getattr(kind(), entry.name)
+            if dataclasses.is_dataclass(value):
+                yield from within(type(value), f"{name}{entry.name}.")
+            elif re.match(r"(list|dict)\[(str, )?(str|int|float)\]", str(entry.type)):
+                yield f"{name}{entry.name}", "{{{}}}" if str(entry.type).startswith("dict") else "[{}]"
+
+    tried = list(within(Config, ""))
+    assert {"link.sources", "sae.files", "eval.edge_thresholds", "experiment.seeds"} <= {name for name, _ in tried}
+    for name, form in tried:
+        for entry in ("[1]", "{a: 1}", "[]", "[a,[b]]"):
+            value = form.format(f"x: {entry}" if form.startswith("{{") else entry)
+            with pytest.raises(SaelinkError) as refused:
+                configure(f"{name}={value}")
+            assert "\n" not in str(refused.value) and name.rpartition(".")[0] in str(refused.value)

@@ -129,6 +129,34 @@ def test_next_to_no_penalty_is_none_and_takes_no_sweeps(
     assert torch.equal(W, lasso.least_squares()) and (gaps <= 1e-4 * gram.yy / 2).all()
 
 
+@pytest.mark.parametrize("kind", [Lasso, DenseLasso])
+def test_next_to_no_penalty_on_positive_weights_ends_where_rounding_begins(
+    noisy: tuple[Rows, Rows], kind: type[Lasso], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are those of non-negative least squares, and the gap, which is proved, is what they lack."""
+    from scipy.optimize import nnls
+
+    from saelink.kernels import lasso as kernel
+
+    gram = gram_of(split_of(*noisy))
+    source, target = (rows.dense().double() for rows in noisy)
+    asked: list[float] = []
+    at_knot, descend = DenseLasso._at_knot_above, kernel.descend  # noqa: SLF001
+    monkeypatch.setattr(
+        DenseLasso, "_at_knot_above", lambda self, lam, top: asked.append(lam) or at_knot(self, lam, top)
+    )
+    monkeypatch.setattr(kernel, "descend", lambda *words: asked.append(words[6]) or descend(*words))
+    for lam in (1e-18, 1e-30, 1e-300):
+        lasso = kind(gram.xx, gram.xy, gram.yy, positive=True)
+        W, gaps = lasso.solve(lam, 1e-4, 20_000)
+        assert (gaps <= 1e-4 * gram.yy / 2).all() and (W >= 0).all()
+        for i in range(target.shape[1]):
+            _, norm = nnls(source.numpy(), target[:, i].numpy())
+            lacking = (target[:, i] - source @ W[:, i]).square().sum().item() - norm**2
+            assert lacking / len(source) / 2 <= gaps[i] + 1e-12 * gram.yy[i], (lam, i)
+    assert asked and min(asked) > 1e-14, "the path went on where nothing can be told apart"
+
+
 def test_a_path_gives_what_each_penalty_gives_alone(noisy: tuple[Rows, Rows]) -> None:
     """To the last bit, whatever was asked for before."""
     products = gram_of(split_of(*noisy))

@@ -140,7 +140,7 @@ def test_two_processes_make_it_once(store: Store, tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(600)  # a machine that does other things takes minutes to import torch
         assert process.exitcode == 0
     assert started.read_text() == "x"
     assert len(store.artifacts()) == 1

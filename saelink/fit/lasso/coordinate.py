@@ -145,6 +145,8 @@ class Lasso:
             return self.least_squares(), torch.zeros_like(self.yy)
         if not self.positive and lam < NEARLY_FREE * self.C.abs().amax(0).median().item():
             return self._from_least_squares(lam, tolerance, max_sweeps, done)
+        if lam < self._floor(tolerance):
+            return self._from_floor(lam, tolerance, max_sweeps, done)
         from saelink.kernels import in_parts
         from saelink.kernels.lasso import descend  # compiles when it is first used
 
@@ -194,14 +196,29 @@ class Lasso:
         done(len(todo))
         return best, best_gaps.clamp(min=0)
 
+    def _floor(self, tolerance: float) -> float:
+        """A penalty below which rounding moves the gradient by more than the certificate may be off."""
+        return torch.finfo(self.C.dtype).eps * self.C.abs().amax(0).median().item() / tolerance
+
+    def _from_floor(
+        self, lam: float, tolerance: float, max_sweeps: int, done: Callable[[int], object]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`solve` for w >= 0 below the floor: the path ends there, and the gap is that at `lam`."""
+        W, _ = self.solve(self._floor(tolerance), tolerance, max_sweeps, done)
+        primal, dual = self.certificate(W, lam)
+        return W, torch.minimum(primal - dual, self.free_gaps(W, lam, tolerance)).clamp(min=0)
+
     def free_gaps(self, W: torch.Tensor, lam: float, tolerance: float) -> torch.Tensor:
-        """[m] what least squares W [p, m] lack at most where `lam` is too small to be told from none, else infinite.
+        """[m] what W [p, m] lack at most where `lam` is too small to be told from none, else infinite.
 
         Rounding alone then moves the gradient by more than the certificate may be off, so no sweep would ever prove
-        more. The penalty costs the optimum no less than nothing; the rest is what W lacks of the one without a penalty.
+        more. The penalty costs the optimum no less than nothing; the rest is what W lacks of the one without a penalty:
+        at most g'G^-1 g / 2 with its gradient g, of which over w >= 0 nothing counts that would make a zero negative.
         """
         rounding = torch.finfo(W.dtype).eps * (self.G.abs() @ W.abs() + self.C.abs()).amax(0)
         gradient = torch.where(self.alive[:, None], self.C - self.G @ W, 0.0)
+        if self.positive:
+            gradient = torch.where((W == 0) & (gradient < 0), 0.0, gradient)
         lacking = (gradient * self.inverse(gradient)).sum(0).abs() / 2
         return torch.where(lam * tolerance < rounding, lam * W.abs().sum(0) + lacking, torch.inf)
 

@@ -49,6 +49,8 @@ class DenseLasso(Lasso):
         if not self.positive and lam < NEARLY_FREE * top.median().item():
             W = self.least_squares()
             return self._descend(W, lam, tolerance, max_sweeps, done, self.free_gaps(W, lam, tolerance))
+        if lam < self._floor(tolerance):
+            return self._from_floor(lam, tolerance, max_sweeps, done)
         W = self._at_knot_above(lam, top.max().item())
         return self._descend(W, lam, tolerance, max_sweeps, done, torch.full_like(self.yy, torch.inf))
 
