@@ -95,7 +95,8 @@ def main() -> None:
             "CPU seconds, longest": round(max(seconds), 2),
             "seconds by workers, computed": {n: round(by(n, seconds), 1) for n in (1, 2, 8, 64)},
         }
-    print(json.dumps(found, indent=1), flush=True)
+    found["cores"] = os.cpu_count()
+    _keep(f"{width:,} latents, {tokens} tokens", found)
     runs: dict[str, list[float]] = {}
     for _ in range(2):
         for workers in (1, 2):
@@ -104,10 +105,13 @@ def main() -> None:
             entry = measured("train", [*settings, f"runtime.workers={workers}"], folder)
             runs.setdefault(f"{workers} workers", []).append(entry["seconds"])
     found["saelink train, seconds, in turn"] = runs
-    found["cores"] = os.cpu_count()
+    _keep(f"{width:,} latents, {tokens} tokens", found)
+
+
+def _keep(name: str, found: dict[str, Any]) -> None:
     known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    RESULT.write_text(json.dumps({**known, f"{width:,} latents, {tokens} tokens": found}, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    RESULT.write_text(json.dumps({**known, name: found}, indent=1) + "\n")
+    print(json.dumps(found, indent=1), flush=True)
 
 
 if __name__ == "__main__":

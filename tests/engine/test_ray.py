@@ -123,7 +123,7 @@ def test_two_nodes_and_one_is_killed(tmp_path: Path) -> None:
     nodes = subprocess.Popen([sys.executable, "-c", NODES], stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert nodes.stdout is not None
-        address = ""
+        address, numbers = "", list[str]()
         while not address.startswith("127.0.0.1:"):  # Ray says things of its own
             line = nodes.stdout.readline()
             assert line
