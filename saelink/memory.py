@@ -24,7 +24,7 @@ STEP_ENTRIES = 2**26
 LIBRARIES = 3e8
 """What reading a model brings in: transformers, its tokenizer, the bridge."""
 
-COMPILED = 1.2e8
+COMPILED = 2.5e8
 """What loading or compiling the inner loops brings in."""
 
 CHANGES = 2.7e8
@@ -116,10 +116,10 @@ def sae_training(side: Side, batch: int, rows: float) -> float:
 
 
 def split(sources: list[Side], target: Side, n_tokens: float) -> float:
-    """The latents of so many tokens of a link, while they are put together: by active latent its number, its value
-    and a copy of both."""
+    """The latents of so many tokens of a link, while they are put together and targets are chosen: by active latent its
+    number, its value, two copies of both and where they go."""
     active = sum(side.l0 for side in sources) + target.l0
-    return min(n_tokens, SPLIT_TOKENS) * (32 * active + 40)
+    return min(n_tokens, SPLIT_TOKENS) * (48 * active + 40)
 
 
 def gram(d_source: int, d_target: int, active: float, n_tokens: float) -> float:

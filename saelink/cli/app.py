@@ -76,7 +76,7 @@ _stage_command("export", "Write a connector as a folder for others to load.", jo
 
 @app.command("plan", context_settings=PASS_TO_HYDRA)
 def plan(context: typer.Context, arguments: Overrides = None) -> None:
-    """Print what a job will take: tokens, disk, memory and time by stage."""
+    """Print what a job will take, stage by stage."""
     words = words_of(context, arguments)
     launch("plan", [word for word in words if word != "--json"], jobs.plan("--json" in words))
 

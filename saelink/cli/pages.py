@@ -53,7 +53,7 @@ PAGES = {
         ("saelink plan", "saelink plan sae=gemma-scope-2b-pt layer=12", "saelink plan data.max_tokens=null --json"),
         {
             "What is explained": TARGETS,
-            "The model and the SAEs": "model.path model.dimensions sae.path sae.published sae.d_sae sae.k",
+            "The model and the SAEs": "model.path sae.path sae.d_sae sae.k",
             "The text": TEXT,
             "The fit": FIT,
             "Where it runs": PLACE,

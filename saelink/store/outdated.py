@@ -64,7 +64,7 @@ def outdated(store: Store, why_old: Callable[[Artifact[Any]], str | None]) -> li
 def _inputs(artifact: Artifact[Any]) -> set[str]:
     """The keys of what an artifact was computed from, the weights it started from among them."""
     connector = artifact.recipe.get("connector")
-    start = cast("dict[str, object]", connector).get("init") if isinstance(connector, dict) else None
+    start = cast("dict[str, Any]", connector).get("init") if isinstance(connector, dict) else None
     return {*artifact.manifest["inputs"].values(), *([start] if isinstance(start, str) and is_key(start) else [])}
 
 
