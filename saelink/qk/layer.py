@@ -139,12 +139,12 @@ class Attention:
 
     def output(self) -> torch.Tensor:
         """[heads, d_head, d_model] what is done to each head's mixed values."""
-        width = self.projections().query.shape[0] * self.projections().query.shape[2]
+        d_head = self.projections().query.shape[2]
         for name in ("o_proj", "dense", "c_proj", "out_proj"):
             module = getattr(self.module, name, None)
             if module is not None:
-                weight = module.weight if isinstance(module, torch.nn.Linear) else module.weight.T
-                return weight.T.float().view(-1, self.projections().query.shape[2], len(weight))[:width]
+                weight = module.weight.T if isinstance(module, torch.nn.Linear) else module.weight
+                return weight.float().reshape(-1, d_head, weight.shape[1])
         raise SaelinkError(f"{self._where}: what it makes of its heads' values is not known")
 
     def projections(self) -> Projections:

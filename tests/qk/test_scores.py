@@ -94,6 +94,11 @@ def test_the_terms_sum_to_the_models_own_score(name: str, world: World, store: S
         assert (found - scores).norm() <= TERMS * scores.norm()
         ours = found.masked_fill(~attention.seen, -torch.inf).softmax(-1)
         assert (ours - pattern).abs().max() <= 1e-5
+        values = attention.values(stream).repeat_interleave(form.n_heads // len(form.key.weight), 1)
+        with torch.inference_mode():
+            left = attention.run(stream[None]).output[0]
+        left = left - torch.einsum("hqk,khe,hed->qd", pattern, values, attention.output())
+        assert (left - left[0]).abs().max() <= 1e-4  # a bias, the same for every token
         if "sliding" in name:
             assert not bool(attention.seen[-1, 0])
 
