@@ -94,7 +94,7 @@ class Heads:
         """
         if self.norm is not None:
             directions = self.norm.centre(directions) * self.norm.gain
-        return torch.einsum("md,kde->mke", directions, self.W_V)
+        return torch.einsum("md,kdv->mkv", directions, self.W_V)
 
     def constant_values(self) -> dict[str, torch.Tensor]:
         """[n_kv, d_head] each, the same at every token: `shift`, what the norm's shift becomes, and `b_V`."""
@@ -215,7 +215,7 @@ def _read(opened: OpenAttention, where: str) -> Heads:
     generator = torch.Generator().manual_seed(0)
     some = torch.randn(8, d_model, generator=generator).to(device)
     own = opened.project(some, torch.arange(8) % 4).value
-    if not _close(torch.einsum("md,kde->mke", some, W_V) + b_V, own):
+    if not _close(torch.einsum("md,kdv->mkv", some, W_V) + b_V, own):
         raise SaelinkError(f"{where} makes values that are not linear in what it reads; what it moves can't be split")
     return heads
 

@@ -101,7 +101,7 @@ class Ablation:
         moved = seen.pattern[sequence][:, query[sample], token] * size  # [n_heads, l]
         part = moved.T[:, :, None] * self._values[latent][:, heads.kv_of]
         z = part.new_zeros(len(query), *part.shape[1:]).index_add_(0, sample, part)
-        change = torch.einsum("nhe,hed->nd", z, heads.W_O)
+        change = torch.einsum("qhe,hed->qd", z, heads.W_O)
         if heads.post is not None:
             change = heads.post.centre(change) * heads.post.gain / self.moves.after(seen, sequence)[query, None]
         return seen.out[sequence, query] - change
