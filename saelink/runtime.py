@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saelink.config.schema import Config, Device, DType
+from saelink.config.process import Device
+from saelink.config.schema import Config, DType
 from saelink.config.size import bytes_of, gigabytes
 from saelink.errors import SaelinkError
 

@@ -14,7 +14,8 @@ import torch
 from saelink.activations.cache import act_shards, cache_hooks
 from saelink.activations.norms import NormsStage
 from saelink.activations.tokens import TokensStage, split_by_hash
-from saelink.config.schema import Config, Device, WandbMode
+from saelink.config.process import Device
+from saelink.config.schema import Config, WandbMode
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.fit.train import TrainStage
 from saelink.job import Job

@@ -9,7 +9,8 @@ import re
 from dataclasses import replace
 from typing import Any, cast
 
-from saelink.config.schema import Config, EngineKind, ExperimentConfig, ModelSource, RuntimeConfig, SAEConfig
+from saelink.config.process import EngineKind, RuntimeConfig
+from saelink.config.schema import Config, ExperimentConfig, ModelSource, SAEConfig
 from saelink.config.size import bytes_of
 from saelink.errors import SaelinkError
 

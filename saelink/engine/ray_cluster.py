@@ -10,7 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from saelink.config.schema import Device, RuntimeConfig
+from saelink.config.process import Device, RuntimeConfig
 from saelink.engine.work import Call, Done, do_tasks, needs_extra
 from saelink.errors import SaelinkError, reason_of
 

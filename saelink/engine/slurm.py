@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from saelink.config.schema import EngineKind, RuntimeConfig
+from saelink.config.process import EngineKind, RuntimeConfig
 from saelink.engine.work import Call, Done, do_tasks, needs_extra
 from saelink.errors import SaelinkError, reason_of
 

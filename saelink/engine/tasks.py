@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saelink.config.schema import Config, EngineKind, RuntimeConfig
+from saelink.config.process import EngineKind, RuntimeConfig
+from saelink.config.schema import Config
 from saelink.config.size import gigabytes
 from saelink.engine.processes import Processes
 from saelink.engine.ray_cluster import RayCluster, ray_address

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from saelink.config.schema import EngineKind, RuntimeConfig
+from saelink.config.process import EngineKind, RuntimeConfig
 from saelink.engine.ray_cluster import ray_address
 from saelink.engine.tasks import Engine, cores
 from saelink.engine.work import RemoteError
@@ -93,7 +93,7 @@ SCRIPT = """
 import sys
 from helpers.toys import Toy
 from saelink.cli.signals import stopping
-from saelink.config.schema import RuntimeConfig
+from saelink.config.process import RuntimeConfig
 from saelink.engine.tasks import Engine
 from saelink.progress import Observer
 with stopping():

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from saelink.config.schema import EngineKind, RuntimeConfig
+from saelink.config.process import EngineKind, RuntimeConfig
 from saelink.engine.tasks import Engine
 from saelink.errors import SaelinkError
 
@@ -86,7 +86,7 @@ import sys
 import time
 import ray
 from helpers.toys import Toy
-from saelink.config.schema import EngineKind, RuntimeConfig
+from saelink.config.process import EngineKind, RuntimeConfig
 from saelink.engine.tasks import Engine
 from saelink.progress import Observer
 ray.init(sys.argv[1], log_to_driver=False)
