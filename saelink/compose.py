@@ -59,7 +59,7 @@ def registered_options() -> Options:
 @cache
 def declared_options() -> Options:
     """The same, from the files' source."""
-    connectors = declared("saelink.connectors", "Connector", but=("base", "exported"))
+    connectors = declared("saelink.connectors", "Connector", but=("base", "exported", "wide_linear"))
     solvers = declared("saelink.fit.solvers", "Solver", but=("base",))
     experiments = declared("saelink.experiments", "Experiment", but=("base", "fits", "tables", "runner"))
     owners = {name: each.settings for name, each in experiments.items() if not each.overrides("owner")}

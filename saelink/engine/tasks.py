@@ -63,8 +63,9 @@ class Engine:
         """The configuration as a worker has it: alone, in the same folders, with its share of the threads."""
         outputs = str(Path(cfg.runtime.outputs).resolve())
         alone = RuntimeConfig(
-            device=cfg.runtime.device, outputs=outputs, threads=self.threads, forward_tokens=cfg.runtime.forward_tokens
-        )
+            device=cfg.runtime.device, outputs=outputs, threads=self.threads, memory=cfg.runtime.memory,
+            forward_tokens=cfg.runtime.forward_tokens,
+        )  # fmt: skip
         return replace(cfg, runtime=alone)
 
     def run(

@@ -27,7 +27,7 @@ from saelink.evidence.stability import PAIRS, fits_of
 from saelink.fit.products.sparse import is_wide
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.exact import ExactSolver
-from saelink.interventions.effects import NULL_TOKENS
+from saelink.interventions.effects import FEWEST, NULL_TOKENS, NULLS_ON_ALL
 from saelink.interventions.splice import LOGITS_TOKENS
 from saelink.latents.examples import OCTAVES
 from saelink.plan.rates import REFERENCE, Rates, pairs_of
@@ -59,9 +59,6 @@ EDGES = 30
 
 NAMED, LISTED = 4e-9, 2e-8
 """Seconds for an active latent on a token: counted for what its latent is called, and looked at for examples."""
-
-NULLS_ON_ALL, FEWEST = 4096, 2048
-"""Sources up to which nulls are measured on all of them; of more on a tenth, but no fewer than these."""
 
 UNEVEN = 0.15
 """How unevenly latents meet, see `met`."""

@@ -197,20 +197,36 @@ def _mixed(a: SparseMatrix, share_a: float, b: SparseMatrix, share_b: float) -> 
     return _by_blocks(len(a.offsets) - 1, lambda first, last: add_rows(first, last, *arrays))
 
 
+def _products(tokens: Tokens, device: str) -> tuple[SparseMatrix, SparseMatrix]:
+    """The means of X'X and Y'X over these tokens."""
+    if device != "cpu":
+        from saelink.fit.products.paired import paired_products
+
+        source, target = tokens.source, tokens.target
+        return paired_products(source, source, device), paired_products(target, source, device)
+    turned = _Turned.of(tokens)
+    xx, yx = (turned.products(matrix, 0, d) for matrix, d in turned.d.items())
+    return xx, yx
+
+
 def sparse_gram_of(
-    pieces: Iterable[Tokens], advance: Callable[[int], object] = lambda n: None, n_tokens: int | None = None
+    pieces: Iterable[Tokens],
+    advance: Callable[[int], object] = lambda n: None,
+    n_tokens: int | None = None,
+    device: str = "cpu",
 ) -> SparseGram:
     """The products of all pieces' source and target rows, as means; PART_TOKENS of them are in memory at a time.
 
-    With `n_tokens`, how many they are, it raises SaelinkError at once where they won't fit.
+    With `n_tokens`, how many they are, it raises SaelinkError at once where they won't fit. On a GPU, `device`, the pairs
+    are sorted, see `paired`.
     """
     total: tuple[SparseMatrix, SparseMatrix, _Sums] | None = None
     n = 0
     for tokens in _in_parts_of(pieces):
         if total is None and n_tokens is not None:
             check_memory(tokens, n_tokens)
-        turned, m = _Turned.of(tokens), len(tokens)
-        xx, yx = (turned.products(matrix, 0, d) for matrix, d in turned.d.items())
+        m = len(tokens)
+        xx, yx = _products(tokens, device)
         part = xx, yx, _Sums.of(tokens)
         if total is not None:
             old, new = n / (n + m), m / (n + m)
@@ -301,17 +317,13 @@ class ProductsStage(TrainingStage[ProductsFacts]):
     name = "products"
     version = GRAM_VERSION
 
-    @property
-    def device(self) -> str:
-        return "cpu"
-
     def make(self, draft: Draft) -> ProductsFacts:
         job, training = self.job, self._open()
-        if job.engine.several:
+        if job.engine.several and job.device == "cpu":
             found = self._by_workers(draft, training)
         else:
             with job.observer.progress("products", len(training)) as bar:
-                found = sparse_gram_of(training, bar.advance, len(training))
+                found = sparse_gram_of(training, bar.advance, len(training), job.device)
         tensors = found.tensors()
         job.store.need_space("products", sum(tensor.nbytes for tensor in tensors.values()))
         draft.save_tensors(PRODUCTS_FILE, tensors)

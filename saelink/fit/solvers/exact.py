@@ -24,6 +24,7 @@ from saelink.connectors.base import Connector
 from saelink.connectors.linear import LinearConnector
 from saelink.connectors.wide_linear import WideLinearConnector
 from saelink.errors import SaelinkError
+from saelink.fit.lasso.batched import BatchedLasso
 from saelink.fit.lasso.blocks import LassoSettings
 from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.lasso.dense import DenseLasso
@@ -118,12 +119,15 @@ class ExactSolver(Solver):
     ) -> Fit:
         """`solve` from sparse products, one target after the other."""
         lam = problem.l1_alpha * problem.c / 2
-        lasso = SparseLasso(products, connector.b is not None, self.config.positive)
+        centred, positive = connector.b is not None, self.config.positive
+        lasso = SparseLasso(products, centred, positive)
+        if problem.device != "cpu":
+            lasso = BatchedLasso(products, centred, positive, problem.device)
         how = (lam, self.config.tolerance, self.config.max_sweeps, self.config.debias)
-        if problem.blocks is None:
+        if problem.blocks is None or problem.device != "cpu":
             found = lasso.solve(*how, progress.advance)
         else:
-            found = problem.blocks().solve(LassoSettings(lasso.centred, lasso.positive, *how), progress.advance)
+            found = problem.blocks().solve(LassoSettings(centred, positive, *how), progress.advance)
         l1 = found.weight.abs().sum().item()
         with torch.no_grad():
             connector.set_edges(found.source, found.target, found.weight.float())
