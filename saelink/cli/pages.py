@@ -155,8 +155,8 @@ PAGES = {
         ),
         {
             "What is explained": TARGETS,
-            "The page": "report.path report.l1_alphas report.cards report.top report.per_size report.random "
-            "report.ablated report.ablated_examples",
+            "The page": "report.path report.l1_alphas report.connectors report.labels report.cards report.top "
+            "report.per_size report.random report.ablated report.ablated_examples",
             "The fit": FIT,
             "Where it runs": PLACE,
         },

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 from saelink.experiments.tables import PICTURE_FILE, TEXT_FILE, shown_rows
 from saelink.job import Job
 from saelink.progress import Progress
 from saelink.report.cards.cards import Card, Cards
+from saelink.report.cards.listed import Listed
+from saelink.report.cards.meaning import meanings
+from saelink.report.cards.wiring import EDGES_SHOWN
 from saelink.report.highlights import Highlights
 from saelink.report.overview import PIECE
+from saelink.report.structure import Meaning
 from saelink.store.artifact import Artifact
 
 
 class Pieces:
     """Cards, circuits, experiments and ablations, each under a name."""
 
-    def __init__(self, job: Job, fits: list[Cards], highlights: Highlights, experiments: list[Artifact[Any]]):
-        self.job, self.fits, self.experiments, self.highlights = job, fits, experiments, highlights
+    def __init__(
+        self, job: Job, fits: list[Cards], listed: list[Listed], highlights: Highlights,
+        experiments: list[Artifact[Any]],
+    ):  # fmt: skip
+        self.job, self.fits, self.listed, self.experiments, self.highlights = job, fits, listed, experiments, highlights
         self.cards, self.wiring, self.sides = fits[0], fits[0].wiring, job.sides
         self.kept_targets, self.kept_sources = highlights.kept()
 
@@ -58,11 +66,16 @@ class Pieces:
             yield f"{side}/{first // PIECE}", {str(latent): card(latent) for latent in ids}
             bar.advance(len(ids))
 
+    @cached_property
+    def _meanings(self) -> tuple[dict[int, Meaning], dict[int, Meaning]]:
+        """What the latents mean that have examples, by target and by source."""
+        return meanings(self.job, self.cards.firing, self.kept_targets, self.kept_sources)
+
     def _target_card(self, latent: int) -> Card:
-        return self.cards.target_firing(latent, latent in self.kept_targets)
+        return {**self.cards.target_firing(latent, latent in self.kept_targets), **self._meanings[0].get(latent, {})}
 
     def _source_card(self, latent: int) -> Card:
-        return self.cards.source_firing(latent, latent in self.kept_sources)
+        return {**self.cards.source_firing(latent, latent in self.kept_sources), **self._meanings[1].get(latent, {})}
 
     def _circuits(self, number: int, fit: Cards, bar: Progress) -> Iterator[tuple[str, Any]]:
         """By target its circuit; by source what it feeds. Inputs together and beside the examples: the first's only."""
@@ -81,6 +94,8 @@ class Pieces:
                     circuit.pop("clusters", None)
                 piece[str(latent)] = circuit
             yield f"circuit{number}/{first // PIECE}", piece
+            more = [i for i in explained.intersection(ids) if piece[str(i)]["n_edges"] > EDGES_SHOWN]
+            yield f"edges{number}/{first // PIECE}", {str(i): self.listed[number].edges(i) for i in sorted(more)}
             bar.advance(len(ids))
         for first in range(0, fit.sides.d_source, PIECE):
             ids = range(first, min(first + PIECE, fit.sides.d_source))

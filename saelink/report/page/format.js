@@ -55,7 +55,7 @@ export const visible = (token) =>
 // The background of a token with this activation, where the largest is `most`.
 export function shade(value, most) {
   const part = most > 0 ? Math.min(Math.abs(value) / most, 1) : 0;
-  const rgb = value < 0 ? "--minus" : "--fire";
+  const rgb = value < 0 ? "--fade" : "--fire";
   return part > 0 ? `background: rgba(var(${rgb}), ${(0.12 + 0.7 * part).toFixed(2)})` : "";
 }
 
