@@ -36,8 +36,8 @@ def test_scores_are_the_models_own_to_first_order(config: Callable[..., Config],
     with torch.inference_mode():
         step = 1e-2
         change = (head(norm(stream + step * directions)) - head(norm(stream - step * directions))) / (2 * step)
-    change -= change.mean(1, keepdim=True)
-    change /= change.std(1, correction=0, keepdim=True)
+    change = change - change.mean(1, keepdim=True)
+    change = change / change.std(1, correction=0, keepdim=True)
     assert torch.allclose(found.scores(directions), change, atol=2e-2)
 
 

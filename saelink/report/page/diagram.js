@@ -128,7 +128,7 @@ function listen(svg, view) {
   );
   let last = null;
   svg.addEventListener("pointerdown", (event) => {
-    if (event.target.closest("[data-box], [data-expand]")) return;
+    if (event.pointerType === "touch" || event.target.closest("[data-box], [data-expand]")) return; // a finger scrolls
     last = [event.clientX, event.clientY];
     svg.setPointerCapture(event.pointerId);
   });
@@ -175,7 +175,7 @@ export function diagram({ label, name, expand, most = 460 }) {
   const element = h(
     "figure",
     { class: "drawing" },
-    svg,
+    h("div", { class: "scroll" }, svg),
     h(
       "div",
       { class: "pager small" },

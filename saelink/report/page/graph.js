@@ -144,7 +144,7 @@ function linksOf(circuit) {
       class: `${edge.weight < 0 ? "takes" : "adds"} ${into(edge) ? "" : "other"} d-${(edge.verdict ?? "unverified").replace(" ", "-")}`,
       says: said(edge, describedName(circuit.units.get(edge.from)), describedName(circuit.units.get(edge.to))),
       label: into(edge) || circuit.opened.has(edge.from) || circuit.opened.has(edge.to) ? value + mark : null,
-      labelAt: into(edge) ? 0.42 : 0.86,
+      labelAt: into(edge) ? 0.24 : 0.86,
     };
   });
 }
@@ -152,16 +152,16 @@ function linksOf(circuit) {
 // What marks and lines mean; verdicts only where there are some.
 function legend(edges) {
   const used = Object.keys(MARKS).filter((verdict) => edges.some((edge) => edge.verdict === verdict));
-  const item = (verdict) => h("span", { title: VERDICTS[verdict] }, `${MARKS[verdict]} ${verdict} `);
+  const item = (verdict) => h("span", { title: VERDICTS[verdict] }, `${MARKS[verdict]} ${verdict} · `);
   return h(
     "figcaption",
     { class: "dim small legend" },
     h("span", { class: "plus" }, "green adds"),
     ", ",
     h("span", { class: "minus" }, "red takes away"),
-    "; the wider, the larger the weight. ",
-    used.length ? used.map(item) : "Edges are not verified. ",
-    "A box opens its card; + brings in what it is joined to.",
+    "; the wider, the larger the weight · ",
+    used.length ? used.map(item) : "edges are not verified · ",
+    "a box opens its card, + brings in what it is joined to.",
   );
 }
 

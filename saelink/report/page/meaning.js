@@ -52,7 +52,7 @@ function related(side, rows, name, title, index) {
   return table(
     [
       column(name, ([number]) => [nameLink(named(number), number), " ", quoted(tokens[number]), own(number) ? ` ${own(number)}` : null]),
-      figure(title, ([, value]) => digits(value, 2)),
+      figure(title, ([, value]) => value.toFixed(2)),
     ],
     rows,
   );
