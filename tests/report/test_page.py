@@ -110,9 +110,7 @@ def test_search_as_one_types(visit: Visit, report: Artifact) -> None:
     visit.wait(lambda: visit.all("#offers li"))
     visit.one("#offers li").click()
     visit.at("IF3")
-    visit.press("/", "x")
-    visit.press("ESCAPE")
-    visit.press("ESCAPE")
+    visit.press("/", "x", "ESCAPE")  # nothing is offered for it
     assert visit.focused.get_attribute("id") != "query"
     visit.search(token)
     visit.at("Circuits")
@@ -300,6 +298,16 @@ def test_a_permalink_names_the_connector(visit: Visit) -> None:
     visit.at(name)
     assert "fit=1" in visit.here
     visit.wait(lambda: visit.all(".plot .main-svg"))
+
+
+def test_a_report_without_verdicts_says_so(browser: Any, world: World, tmp_path: Path) -> None:
+    artifact, _ = made(world, tmp_path, "solver=exact", "eval.verify=false", "report.ablated=0")
+    visit = Visit(browser, artifact.file(PAGE_FILE))
+    assert "Not measured: see below." in visit.go()
+    assert "(unverified)" in visit.go("#/circuits") and not visit.all("#verdict, #sort-effect")
+    assert "edges are not verified" in visit.go("#/target/7")
+    visit.go("#/compare/7")
+    assert visit.complaints() == []
 
 
 def test_axe_finds_nothing_serious(visit: Visit) -> None:

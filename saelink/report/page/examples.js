@@ -110,7 +110,8 @@ function exampleParts(example, most, beside, ablated) {
 }
 
 export function firingColumns(card, later) {
-  const where = h("div", { class: "plot low" });
+  const half = digits(card.quantiles["0.5"], 2);
+  const where = h("div", { class: "plot low", role: "img", "aria-label": `Histogram of the sizes of its activations, half below ${half}` });
   const unit = card.name.startsWith("H") ? "activation, in the units' mean" : "activation, in the SAE's mean";
   later.push(() => sizesPlot(where, card.histogram, unit));
   const quantile = (q) => digits(card.quantiles[q], 2);

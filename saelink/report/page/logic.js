@@ -107,7 +107,9 @@ function clusterSection({ clusters, tokens, outside }) {
 }
 
 function scatterSection(scatter, later) {
-  const where = h("div", { class: "plot" });
+  const fires = scatter.target.filter((value) => value > 0).length;
+  const label = `${scatter.target.length} test tokens by ${scatter.inputs.join(", ")}: the target fires on ${fires} of them`;
+  const where = h("div", { class: "plot", role: "img", "aria-label": label });
   later.push(() => inputsPlot(where, scatter));
   return h(
     "section",
