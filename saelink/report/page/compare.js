@@ -2,7 +2,7 @@
 
 import { choice, column, figure, h, nowhere, quoted, signed, table } from "./dom.js";
 import { verdictMark } from "./edges.js";
-import { count, digits, given, percent, weight } from "./format.js";
+import { count, counted, digits, given, percent, weight } from "./format.js";
 import { logicParts } from "./logic.js";
 import { nameLink, readIndex } from "./names.js";
 import { entry, head } from "./pieces.js";
@@ -52,7 +52,7 @@ async function edgesOf(fit, number, circuit) {
 
 function side(number, fit, circuit, index) {
   if (!circuit) return h("section", {}, h("h2", {}, fitName(fit)), h("p", {}, "It does not explain this latent."));
-  const facts = `FVU ${digits(circuit.fvu)}, ${count(circuit.n_edges)} edges, fires on ${count(circuit.fired)} test tokens`;
+  const facts = `FVU ${digits(circuit.fvu)}, ${counted(circuit.n_edges, "edge")}, fires on ${count(circuit.fired)} test tokens`;
   const link = h("a", { href: place("target", number, { fit }) }, fitName(fit));
   return h("section", {}, h("h2", {}, link), h("p", { class: "dim" }, facts), ...logicParts(circuit, index.fits[fit].why[number]));
 }
@@ -78,7 +78,7 @@ function together(ones, others, a, b) {
     h(
       "p",
       {},
-      `${count(shared.length)} of ${count(names.length)} inputs have an edge in both, ${count(agree.length)} of them with the same sign. Weights of different connectors are in the same units.`,
+      `Edges in both: ${count(shared.length)} of ${count(names.length)}; of the same sign: ${count(agree.length)}. Weights of different connectors are in the same units.`,
       names.length > STRONGEST ? ` Shown: the ${STRONGEST} with the largest weight.` : "",
     ),
     table(

@@ -16,16 +16,10 @@ function s(tag, attributes, ...children) {
   return element;
 }
 
-// Where a link runs: out of the right of a box into the left of another, or with `upwards` out of the top into the bottom.
-function ends(from, to, upwards) {
-  if (upwards) return [from.x, from.y - from.high / 2, to.x, to.y + to.high / 2];
-  return [from.x + from.wide / 2, from.y, to.x - to.wide / 2, to.y];
-}
+// Where a link runs: out of the right of a box into the left of another.
+const ends = (from, to) => [from.x + from.wide / 2, from.y, to.x - to.wide / 2, to.y];
 
-function curve([x1, y1, x2, y2], upwards) {
-  if (upwards) return `M${x1} ${y1} C${x1} ${(y1 + y2) / 2} ${x2} ${(y1 + y2) / 2} ${x2} ${y2}`;
-  return `M${x1} ${y1} C${(x1 + x2) / 2} ${y1} ${(x1 + x2) / 2} ${y2} ${x2} ${y2}`;
-}
+const curve = ([x1, y1, x2, y2]) => `M${x1} ${y1} C${(x1 + x2) / 2} ${y1} ${(x1 + x2) / 2} ${y2} ${x2} ${y2}`;
 
 // A point of the curve, t from 0 to 1.
 function along([x1, y1, x2, y2], t) {
@@ -34,14 +28,14 @@ function along([x1, y1, x2, y2], t) {
   return [a * x1 + (b + c) * middle + d * x2, (a + b) * y1 + (c + d) * y2];
 }
 
-function drawLink(link, boxes, upwards) {
+function drawLink(link, boxes) {
   const [from, to] = [boxes.get(link.from), boxes.get(link.to)];
-  const at = ends(from, to, upwards);
-  const style = { class: `link ${link.class}`, "stroke-width": link.width.toFixed(2), d: curve(at, upwards) };
+  const at = ends(from, to);
+  const style = { class: `link ${link.class}`, "stroke-width": link.width.toFixed(2), d: curve(at) };
   const parts = [s("path", style, s("title", {}, link.says))];
   if (link.label) {
     const [x, y] = along(at, link.labelAt ?? 0.35);
-    parts.push(s("text", { class: `label ${link.class}`, x, y: y + 3.5, "text-anchor": "middle" }, link.label));
+    parts.push(s("text", { class: `label ${link.class}`, x, y: y - link.width / 2 - 3, "text-anchor": "middle" }, link.label));
   }
   return s("g", { class: "edge", "data-from": link.from, "data-to": link.to }, parts);
 }
@@ -163,7 +157,7 @@ function asFile(svg, whole) {
   return new XMLSerializer().serializeToString(copy);
 }
 
-// A drawing with its controls. `draw({ boxes, links, upwards, text })` shows others in it and keeps the focus.
+// A drawing with its controls. `draw({ boxes, links, lines })` shows others in it and keeps the focus.
 // boxes: id, x, y, wide, high, lines, says, href or chosen, expands, expanded, own; links: from, to, width, class, says, label.
 export function diagram({ label, name, expand, most = 460 }) {
   const svg = s("svg", { class: "diagram", role: "group", tabindex: 0, "aria-label": `${label}. Arrow keys move it, plus and minus zoom, 0 shows all.` });
@@ -186,12 +180,12 @@ export function diagram({ label, name, expand, most = 460 }) {
     ),
     h("details", { class: "small" }, h("summary", {}, "The picture as text"), text),
   );
-  function draw({ boxes, links, upwards = false, lines, fit = true }) {
+  function draw({ boxes, links, lines, fit = true }) {
     const focused = svg.contains(document.activeElement) ? document.activeElement : null;
     const [kind, id] = focused?.dataset.expand ? ["expand", focused.dataset.expand] : ["box", focused?.dataset.box];
     const byId = new Map(boxes.map((box) => [box.id, box]));
     svg.replaceChildren(
-      ...links.map((link) => drawLink(link, byId, upwards)),
+      ...links.map((link) => drawLink(link, byId)),
       ...boxes.map((box) => drawBox(box, expand)),
     );
     const left = Math.min(...boxes.map((b) => b.x - b.wide / 2)) - 14;

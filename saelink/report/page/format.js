@@ -4,6 +4,9 @@ export const given = (value) => value !== null && value !== undefined;
 
 export const count = (n) => (given(n) ? n.toLocaleString("en") : "–");
 
+// A number with its noun: 1 edge, 2 edges.
+export const counted = (n, noun) => `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
+
 export function digits(value, n = 3) {
   if (!given(value) || Number.isNaN(value)) return "–";
   if (value === 0) return "0";

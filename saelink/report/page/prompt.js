@@ -1,4 +1,4 @@
-// A page of its own: one prompt's graph, from its tokens at the bottom to the next token at the top.
+// A page of its own: one prompt's graph, from its tokens on the left to the next token on the right.
 
 import { diagram } from "./diagram.js";
 import { choice, figure, column, h, signed, table } from "./dom.js";
@@ -7,8 +7,9 @@ import { digits, given, visible } from "./format.js";
 const graph = JSON.parse(document.getElementById("graph").textContent);
 const nodes = new Map(graph.nodes.map((node) => [node.node_id, node]));
 
-const WIDE = 104;
-const ROW = 150;
+const WIDE = 132;
+const COLUMN = 300;
+const ROW = 42;
 const LINKS = [15, 30, 60, 120, 250];
 
 const layers = graph.nodes.map((node) => Number(node.layer)).filter((layer) => !Number.isNaN(layer));
@@ -21,13 +22,17 @@ function kindOf(node) {
   return node.feature_type.includes("error") ? `${side} error` : side;
 }
 
-const ROWS = { "next token": 0, target: 1, "target error": 1, source: 2, "source error": 2, token: 3 };
+const COLUMNS = { token: 0, source: 1, "source error": 1, target: 2, "target error": 2, "next token": 3 };
 const KINDS = { "next token": "next token", target: "target latent", source: "source latent", token: "token of the prompt", "target error": "what the connector or an SAE leaves out", "source error": "what the source SAE leaves out" };
 
 const state = { most: 60, chosen: null };
 
-const name = (node) => visible(node.clerp).trim();
-const clipped = (text) => (text.length > 16 ? text.slice(0, 15) + "…" : text);
+// The probability of a next token stands before it.
+function name(node) {
+  const text = visible(node.clerp).trim();
+  return kindOf(node) === "next token" ? `${Math.round(100 * node.token_prob)}% ${text.replace(/^Output /, "").replace(/ \(p=[\d.]+\)$/, "")}` : text;
+}
+const clipped = (text) => (text.length > 19 ? text.slice(0, 18) + "…" : text);
 
 // The strongest links, all of the chosen node's first.
 function shownLinks() {
@@ -35,37 +40,41 @@ function shownLinks() {
   return [...graph.links].sort((a, b) => own(b) - own(a) || Math.abs(b.weight) - Math.abs(a.weight)).slice(0, state.most);
 }
 
+// A column for each kind, from the tokens on; a row for each position, as high as the most boxes of a kind there.
 function boxesOf(links) {
   const joined = new Set(links.flatMap((link) => [link.source, link.target]));
   const shown = graph.nodes.filter((node) => joined.has(node.node_id) || ["token", "next token"].includes(kindOf(node)));
-  const stacked = new Map();
-  const boxes = [];
+  const stacks = new Map();
   for (const node of shown) {
-    const key = `${ROWS[kindOf(node)]} ${node.ctx_idx}`;
-    stacked.set(key, [...(stacked.get(key) ?? []), node]);
+    const key = `${node.ctx_idx} ${COLUMNS[kindOf(node)]}`;
+    stacks.set(key, [...(stacks.get(key) ?? []), node]);
   }
-  const deepest = [0, 1, 2, 3].map((row) => Math.max(1, ...[...stacked].filter(([key]) => key[0] === String(row)).map(([, all]) => all.length)));
-  const tops = [0, 0, 0, 0];
-  for (let row = 1; row < 4; row += 1) tops[row] = tops[row - 1] + deepest[row - 1] * 44 + ROW - 44;
-  for (const [key, all] of stacked) {
-    const [row, position] = key.split(" ").map(Number);
-    all.forEach((node, i) => {
-      const id = node.node_id;
-      boxes.push({
-        id,
-        x: position * (WIDE + 22),
-        y: tops[row] + i * 44,
-        wide: WIDE,
-        high: 36,
-        lines: [clipped(name(node)), given(node.activation) ? digits(node.activation, 2) : ""].filter(Boolean),
-        says: `${name(node)}, ${KINDS[kindOf(node)]} at position ${node.ctx_idx}`,
-        own: id === state.chosen,
-        class: kindOf(node).replace(" ", "-"),
-        chosen: () => choose(id),
-      });
+  const boxes = [];
+  let top = 0;
+  graph.metadata.prompt_tokens.forEach((_, position) => {
+    const here = [0, 1, 2, 3].map((across) => stacks.get(`${position} ${across}`) ?? []);
+    here.forEach((stack, across) => {
+      stack.forEach((node, i) => boxes.push(boxOf(node, across * COLUMN, top + i * ROW)));
     });
-  }
+    top += Math.max(1, ...here.map((stack) => stack.length)) * ROW + 16;
+  });
   return boxes;
+}
+
+function boxOf(node, x, y) {
+  const id = node.node_id;
+  return {
+    id,
+    x,
+    y,
+    wide: WIDE,
+    high: 36,
+    lines: [clipped(name(node)), given(node.activation) ? digits(node.activation, 2) : ""].filter(Boolean),
+    says: `${name(node)}, ${KINDS[kindOf(node)]} at position ${node.ctx_idx}`,
+    own: id === state.chosen,
+    class: kindOf(node).replace(" ", "-"),
+    chosen: () => choose(id),
+  };
 }
 
 function linksOf(links) {
@@ -122,12 +131,12 @@ function told() {
   );
 }
 
-const picture = diagram({ label: "The prompt's graph", name: graph.metadata.slug, most: 720 });
+const picture = diagram({ label: "The prompt's graph", name: graph.metadata.slug, most: 6000 });
 
 function show(fit) {
   const links = shownLinks();
   const drawn = linksOf(links);
-  picture.draw({ boxes: boxesOf(links), links: [...drawn].reverse(), upwards: true, lines: drawn.map((link) => link.says), fit });
+  picture.draw({ boxes: boxesOf(links), links: [...drawn].reverse(), lines: drawn.map((link) => link.says), fit });
 }
 
 function choose(id) {
@@ -143,7 +152,7 @@ document.getElementById("main").replaceChildren(
   h(
     "p",
     { class: "dim small" },
-    "From the prompt's tokens (bottom) over source and target latents to the likeliest next tokens (top). A link's weight is what its lower box adds to the upper one: ",
+    "From the prompt's tokens (left, from top to bottom) over source and target latents to the likeliest next tokens (right). A link's weight is what its left box adds to the right one: ",
     h("span", { class: "plus" }, "green adds"),
     ", ",
     h("span", { class: "minus" }, "red takes away"),
