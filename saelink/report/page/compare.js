@@ -23,7 +23,10 @@ const absent = () => head.table.filter((row) => row.addable);
 // What stands where one would look for the connectors that are not on the page.
 export function missingFits() {
   const rows = absent();
-  if (!rows.length) return null;
+  if (!rows.length) {
+    const fit = h("code", {}, `saelink evaluate layer=${head.layer} solver=causal`);
+    return h("p", { class: "dim small" }, "The store has no other connector of these latents. One more, fitted to effects in the model: ", fit, ", then make the report again.");
+  }
   return h(
     "p",
     { class: "dim small" },

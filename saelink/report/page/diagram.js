@@ -34,7 +34,8 @@ function drawLink(link, boxes) {
   const style = { class: `link ${link.class}`, "stroke-width": link.width.toFixed(2), d: curve(at) };
   const parts = [s("path", style, s("title", {}, link.says))];
   if (link.label) {
-    const [x, y] = along(at, link.labelAt ?? 0.35);
+    // At the beginning, where a curve is level and no other's weight stands, or towards the end.
+    const [x, y] = link.labelAt ? along(at, link.labelAt) : [at[0] + 26, at[1]];
     parts.push(s("text", { class: `label ${link.class}`, x, y: y - link.width / 2 - 3, "text-anchor": "middle" }, link.label));
   }
   return s("g", { class: "edge", "data-from": link.from, "data-to": link.to }, parts);

@@ -86,7 +86,9 @@ export function edgeTable(edges, title) {
     );
   }
   if (edges.some((e) => e.both !== undefined)) columns.push(figure("both active", (e) => count(e.both), "test tokens"));
-  return table(columns, edges);
+  const used = Object.keys(VERDICTS).filter((verdict) => edges.some((e) => e.verdict === verdict));
+  const meanings = used.map((verdict) => `${verdict}: ${VERDICTS[verdict]}`).join("; ");
+  return h("div", {}, table(columns, edges), meanings ? h("p", { class: "dim small" }, meanings + ".") : null);
 }
 
 // Strong effects in the model that no edge stands for.

@@ -144,7 +144,7 @@ function linksOf(circuit) {
       class: `${edge.weight < 0 ? "takes" : "adds"} ${into(edge) ? "" : "other"} d-${(edge.verdict ?? "unverified").replace(" ", "-")}`,
       says: said(edge, describedName(circuit.units.get(edge.from)), describedName(circuit.units.get(edge.to))),
       label: into(edge) || circuit.opened.has(edge.from) || circuit.opened.has(edge.to) ? value + mark : null,
-      labelAt: into(edge) ? 0.24 : 0.86,
+      labelAt: into(edge) ? null : 0.86,
     };
   });
 }
