@@ -8,7 +8,7 @@ import { changed, listing } from "./listing.js";
 import { numberOf, readIndex } from "./names.js";
 import { head } from "./pieces.js";
 import { go, place, route } from "./route.js";
-import { filtered, matchingTargets, ordered } from "./search.js";
+import { filtered, matchingTargets, ordered, suggestions } from "./search.js";
 import { describe, WHY } from "./why.js";
 
 const words = () => Object.fromEntries(["q", "logic", "verdict", "why", "fvu", "effect", "mine"].map((w) => [w, route.words.get(w) || ""]));
@@ -104,8 +104,11 @@ export async function circuits(page) {
   const all = wished.q
     ? [" for ", quoted(wished.q), " ", h("a", { href: place("circuits", undefined, changed({ q: "" })) }, "all")]
     : null;
+  const sources = suggestions(wished.q, index, 40, labelOf).filter((o) => o.kind === "source" && o.rank <= 1);
+  const chip = ({ name, number, token }) => h("a", { class: "chip", href: place("source", number) }, name, " ", quoted(token));
   page.append(
     h("h1", {}, "Circuits"),
+    sources.length ? h("div", { class: "chips" }, h("span", { class: "dim" }, "Sources"), sources.map(chip)) : "",
     h(
       "details",
       { class: "small" },

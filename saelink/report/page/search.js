@@ -89,6 +89,13 @@ export function filtered(numbers, { logic, verdict, why, fvu, effect }, index, f
   return numbers.filter((i) => fit.n_edges[i] !== null && wanted(i));
 }
 
+// How well a target meets a query: by its own token, or half a rank worse by that of a source in its formula.
+function matched(i, index, fit, query) {
+  const sources = (fit.formula[i] || []).map(([input]) => rank(index.source_token[input], query));
+  const fed = Math.min(...sources.map((own) => own ?? 4), 4) + 0.5;
+  return Math.min(rank(index.token[i], query) ?? 4, fed);
+}
+
 // What each order sorts by, smallest first; `match` by how well the target's own token meets the query.
 function orders(index, fit, query) {
   const gains = index.gains.map((g, k) => ["gain" + k, (i) => -(g.gain[i] ?? -Infinity)]);
@@ -98,7 +105,7 @@ function orders(index, fit, query) {
     active: (i) => -index.active[i],
     number: (i) => i,
     outlier: (i) => -Boolean(index.outlier[i]) + (fit.fvu[i] ?? 9) / 10,
-    match: (i) => (rank(index.token[i], query) ?? 4) + Math.min(fit.fvu[i] ?? 9, 9) / 10,
+    match: (i) => matched(i, index, fit, query) + Math.min(fit.fvu[i] ?? 9, 4) / 10,
     ...Object.fromEntries(gains),
   };
 }

@@ -115,6 +115,12 @@ test("every order, what is not known last", () => {
   assert.deepEqual(ordered([0, 1, 3], "edges", index, fit), [1, 3, 0]);
 });
 
+test("by match the target's own token comes before that of its source, and an exact one before another", () => {
+  const found = (query) => ordered(all, "match", index, fit, query);
+  assert.deepEqual(found("cat").slice(0, 3), [0, 3, 1]); // " cat"; " Cats"; fed by " catch"
+  assert.deepEqual(found("catch")[0], 1);
+});
+
 test("sorting leaves what it was given alone", () => {
   const numbers = [3, 0];
   ordered(numbers, "number", index, fit);
