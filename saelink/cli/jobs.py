@@ -299,6 +299,7 @@ def graph(prompt: list[str]) -> Command:
 
         from saelink.config.check import single
         from saelink.errors import SaelinkError
+        from saelink.report.prompt import GraphPageStage
         from saelink.share.graph.stage import GraphStage
         from saelink.terminal.graph import print_graph
 
@@ -307,7 +308,9 @@ def graph(prompt: list[str]) -> Command:
         cfg = single(job.cfg)
         if prompt:
             cfg = replace(cfg, graph=replace(cfg.graph, prompt=prompt[0]))
-        print_graph(job.observer, GraphStage(job.at(cfg)).pull())
+        graph = GraphStage(job.at(cfg)).pull()
+        page = GraphPageStage(job.at(cfg)).pull()
+        print_graph(job.observer, graph, page.path / page.facts["file"])
 
     return command
 

@@ -183,8 +183,8 @@ PAGES = {
         ),
         {
             "What is explained": TARGETS,
-            "The page": "report.path report.l1_alphas report.cards report.top report.per_size report.random "
-            "report.ablated report.ablated_examples",
+            "The page": "report.path report.l1_alphas report.connectors report.labels report.cards report.top "
+            "report.per_size report.random report.ablated report.ablated_examples",
             "The fit": FIT,
             "Where it runs": PLACE,
         },
@@ -193,7 +193,7 @@ PAGES = {
         "Writes a connector as a folder for others: weights, card, its edges as CSV, parquet, GraphML and JSON. "
         "Evaluates the connector first. `saelink push` sends it to a hub repository.",
         ("saelink export", "saelink export layer=3 l1_alpha=1e-3", "saelink export -m l1_alpha=1e-3,1e-2"),
-        {"What is explained": TARGETS, "The fit": FIT, "Where it runs": PLACE},
+        {"What is explained": TARGETS, "The fit": FIT, "Your labels": "report.labels", "Where it runs": PLACE},
     ),
     "track": Page(
         "Publishes fitted connectors to Weights & Biases later. KEY is the key of a train artifact, or enough of its "
@@ -218,7 +218,7 @@ PAGES = {
     ),
     "graph": Page(
         "Writes what the connector says of one prompt as an attribution graph that circuit-tracer and Neuronpedia "
-        "read. PROMPT is one text, in quotes. Fits the connector first.",
+        "read, and as a page. PROMPT is one text, in quotes. Fits the connector first.",
         (
             'saelink graph "The capital of France is"',
             'saelink graph "The old king" graph.logits=3 graph.node_share=0.5',

@@ -244,6 +244,11 @@ class ReportConfig:
     """Places at random among all its activations."""
     l1_alphas: list[float] = field(default_factory=lambda: [3e-4, 3e-3, 1e-2])
     """Connectors solved exactly at these penalties too, for the frontier; others are taken from the store."""
+    connectors: list[str] = field(default_factory=list[str])
+    """Keys of further connectors of the store between the same latents whose circuits are on the page too; the page
+    names those that could be."""
+    labels: str | None = None
+    """File of your own labels, notes and stars of latents, as the page saves it; in the page and in exports."""
     cards: int = 4096
     """Latents on each side whose examples are on the page, the best predicted and what feeds them first."""
     ablated: int = 8

@@ -13,12 +13,14 @@ from saelink.evidence.evaluate import EvaluateFacts
 from saelink.evidence.frontier import kneedle
 from saelink.evidence.hidden_units import CLASSES, HiddenUnitsStage, load_hidden
 from saelink.evidence.transcoder import TRANSCODER_FILE, TranscoderStage
+from saelink.evidence.verdicts import VERDICTS
 from saelink.fit.train import HISTORY_FILE, TrainFacts
 from saelink.interventions.effects import measurable
 from saelink.interventions.oracle import OracleStage
 from saelink.job import Job
 from saelink.latents.link import counted_split
 from saelink.report.cards.cards import Cards
+from saelink.report.cards.listed import Listed
 from saelink.report.highlights import Highlights
 from saelink.report.structure import Head, Index
 from saelink.store.artifact import Artifact
@@ -29,6 +31,9 @@ PIECE = 64
 TERMS = 4
 """Terms of a formula in the list of circuits."""
 
+OUTLIERS = ("first_positions", "first_delimiter", "massive")
+"""What may carry an outlier's activation, as page/meaning.js names it."""
+
 Compared = tuple[Artifact[TrainFacts], Artifact[EvaluateFacts]]
 """A connector and its evaluation."""
 
@@ -37,10 +42,10 @@ class Overview:
     """What the page shows at first of its connectors, and of the others in the store that they compare with."""
 
     def __init__(
-        self, job: Job, fits: list[Cards], highlights: Highlights, others: list[Compared],
+        self, job: Job, fits: list[Cards], listed: list[Listed], highlights: Highlights, others: list[Compared],
         experiments: list[Artifact[Any]], command: str | None,
     ):  # fmt: skip
-        self.job, self.fits, self.highlights, self.others = job, fits, highlights, others
+        self.job, self.fits, self.listed, self.highlights, self.others = job, fits, listed, highlights, others
         self.experiments, self.command = experiments, command
         self.wiring, self.sides = fits[0].wiring, job.sides
         self.ids, self.outliers = highlights.ids, highlights.outliers
@@ -51,7 +56,8 @@ class Overview:
         facts = self.job.tokens.facts
         saes = [
             {"hook": side.facts["hook_name"], "d_sae": side.facts["d_sae"], "fvu": side.facts["fvu"],
-             "l0": side.facts["l0"], "dead": side.facts["dead"], "scale": scale, "key": side.key}
+             "l0": side.facts["l0"], "dead": side.facts["dead"], "scale": scale, "key": side.key,
+             "sae": side.manifest["inputs"]["sae"]}
             for side, scale in zip([*sides.sources, sides.target], sides.scales, strict=True)
         ]  # fmt: skip
         highlights = self.highlights.by_kind()
@@ -77,10 +83,14 @@ class Overview:
                     "key": fit.wiring.artifact.key,
                     "evaluation": fit.wiring.evaluation.key,
                     "l1_alpha": fit.job.cfg.l1_alpha,
+                    "name": _label(fit.wiring.artifact),
+                    "direct": fit.wiring.direct,
+                    "hidden": fit.wiring.connector.n_hidden,
                     "metrics": fit.wiring.evaluation.json("metrics.json"),
                 }
                 for fit in self.fits
             ],
+            "verdicts": list(VERDICTS),
             "verified": self._verified(),
             "verify": f"saelink verify layer={cfg.layer}" if measurable(cfg) else None,
             "has_hidden": self.wiring.has_hidden,
@@ -128,14 +138,15 @@ class Overview:
         sides = self.sides
         looked = self.fits[0].firing.looked(sides.target)
         d = sides.d_target
-        flagged = {entry["latent"] for entry in self.outliers}
+        flagged = {entry["latent"]: _foremost(entry) for entry in self.outliers}
         fits = []
-        for fit in self.fits:
+        for fit, listed in zip(self.fits, self.listed, strict=True):
             fvu = fit.wiring.figures("fvu")
             fits.append(
                 {
                     "fvu": [None if math.isnan(value) else float(f"{value:.3g}") for value in fvu],
-                    **fit.wiring.columns(TERMS),
+                    **listed.columns(TERMS),
+                    "feeds": fit.wiring.fed(sides.d_source),
                 }
             )
         gains = []
@@ -154,11 +165,16 @@ class Overview:
         return {
             "token": [self.wiring.target_token(i) for i in range(d)],
             "active": looked.found.histogram.sum(1).tolist(),
-            "outlier": [int(i in flagged) for i in range(d)],
+            "outlier": [flagged.get(i, 0) for i in range(d)],
             "fits": fits,
             "gains": gains[:4],
             "source_token": sources,
             "source_name": [self.sides.source_name(i) for i in range(sides.d_source)],
+            "source_active": [
+                active
+                for side in sides.sources
+                for active in self.fits[0].firing.looked(side).found.histogram.sum(1).tolist()
+            ],
         }
 
     def _hidden_units(self) -> dict[str, Any] | None:
@@ -187,6 +203,7 @@ class Overview:
                 "l1_alpha": connector.recipe["l1_alpha"],
                 "key": connector.key,
                 "fit": number if number < len(mine) else None,
+                "addable": number >= len(mine),
                 **{name: figures.get(name) for name in (
                     "mse", "fvu", "fvu_typical", "fvu_median_latent", "fraction_predicted", "l1", "n_edges",
                     "ce_loss_recovered", "dead_outputs",
@@ -239,6 +256,11 @@ class Overview:
             found = TranscoderStage(self.job).pull().json(TRANSCODER_FILE)["transcoder"]
             rows.append({"name": "transcoder, read by the target SAE", "fvu": found["fvu_latents"]})
         return rows
+
+
+def _foremost(entry: dict[str, Any]) -> int:
+    """Which kind of place carries most of an outlier's activation, by its place in OUTLIERS from 1 on."""
+    return 1 + max(range(len(OUTLIERS)), key=lambda kind: entry.get(OUTLIERS[kind], 0.0))
 
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:

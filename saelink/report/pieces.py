@@ -8,14 +8,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import torch
+
 from saelink.config.schema import Config
 from saelink.engine.work import Work
 from saelink.experiments.tables import PICTURE_FILE, TEXT_FILE, shown_rows
+from saelink.interventions.oracle import OracleStage
 from saelink.job import Job
 from saelink.report.cards.cards import Card, Cards
+from saelink.report.cards.listed import Listed
+from saelink.report.cards.meaning import meanings
+from saelink.report.cards.wiring import EDGES_SHOWN
 from saelink.report.highlights import Highlights
 from saelink.report.overview import PIECE
 from saelink.report.render import packed
+from saelink.report.structure import Meaning
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Part, Parts
 from saelink.store.store import Store
@@ -25,7 +32,7 @@ class Piece(NamedTuple):
     """Consecutive latents of one kind of data."""
 
     kind: str
-    """target, source, hidden, or circuit and feeds with the connector's number"""
+    """target, source, hidden, or circuit, edges and feeds with the connector's number"""
     first: int
     last: int
 
@@ -40,11 +47,15 @@ class Piece(NamedTuple):
         return f"piece-{self.kind}-{self.first // PIECE}.json.gz"
 
 
-def cards_of(jobs: list[Job]) -> tuple[list[Cards], Highlights]:
-    """The cards of each connector on the page, and what the first screen names of the first."""
+def pieces_of(jobs: list[Job]) -> Pieces:
+    """What the page shows of these connectors' latents; its first screen is about the first."""
     first = Cards(jobs[0])
     fits = [first, *(Cards(job, first.firing) for job in jobs[1:])]  # what the latents fire on is the same
-    return fits, Highlights(jobs[0], first)
+    oracle = OracleStage(jobs[0]).pull().tensors("errors.safetensors")["mse"]
+    variance = first.wiring.evaluation.tensors("latents.safetensors")["variance"]
+    reached = torch.where(variance > 0, oracle / variance, torch.nan)
+    listed = [Listed(fit.wiring, reached) for fit in fits]
+    return Pieces(jobs[0], fits, listed, Highlights(jobs[0], first))
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ class PiecesWork(Work["Pieces", Piece, Part]):
 
     def open(self) -> Pieces:
         job = Job(self.cfgs[0], Store(self.cfgs[0].runtime.outputs))
-        return Pieces(*cards_of([job.at(cfg) for cfg in self.cfgs]))
+        return pieces_of([job.at(cfg) for cfg in self.cfgs])
 
     def run(self, state: Pieces, task: Piece) -> Part:
         return self.draft.save_bytes(task.file, packed(state.make(task)))
@@ -65,8 +76,8 @@ class PiecesWork(Work["Pieces", Piece, Part]):
 class Pieces:
     """Cards, circuits, experiments and ablations, each under a name."""
 
-    def __init__(self, fits: list[Cards], highlights: Highlights):
-        self.fits, self.highlights = fits, highlights
+    def __init__(self, job: Job, fits: list[Cards], listed: list[Listed], highlights: Highlights):
+        self.job, self.fits, self.listed, self.highlights = job, fits, listed, highlights
         self.cards, self.wiring, self.sides = fits[0], fits[0].wiring, fits[0].sides
         self.kept_targets, self.kept_sources = highlights.kept()
 
@@ -75,7 +86,8 @@ class Pieces:
         sides = self.sides
         kinds = [("target", sides.d_target), ("source", sides.d_source)]
         for number in range(len(self.fits)):
-            kinds += [(f"circuit{number}", sides.d_target), (f"feeds{number}", sides.d_source)]
+            kinds += [(f"circuit{number}", sides.d_target), (f"edges{number}", sides.d_target)]
+            kinds.append((f"feeds{number}", sides.d_source))
         if self.wiring.has_hidden:
             kinds.append(("hidden", self.wiring.connector.n_hidden))
         return [Piece(kind, first, min(first + PIECE, d)) for kind, d in kinds for first in range(0, d, PIECE)]
@@ -85,6 +97,8 @@ class Pieces:
         ids = range(piece.first, piece.last)
         if piece.kind.startswith("circuit"):
             return self._circuits(int(piece.kind.removeprefix("circuit")), ids)
+        if piece.kind.startswith("edges"):
+            return self._edges(int(piece.kind.removeprefix("edges")), ids)
         if piece.kind.startswith("feeds"):
             wiring = self.fits[int(piece.kind.removeprefix("feeds"))].wiring
             return {str(latent): wiring.source_feeds(latent) for latent in ids}
@@ -112,11 +126,16 @@ class Pieces:
         for side, latents in self.highlights.ablated().items():
             yield f"ablations/{side}", latents
 
+    @cached_property
+    def _meanings(self) -> tuple[dict[int, Meaning], dict[int, Meaning]]:
+        """What the latents mean that have examples, by target and by source."""
+        return meanings(self.job, self.cards.firing, self.kept_targets, self.kept_sources)
+
     def _target_card(self, latent: int) -> Card:
-        return self.cards.target_firing(latent, latent in self.kept_targets)
+        return {**self.cards.target_firing(latent, latent in self.kept_targets), **self._meanings[0].get(latent, {})}
 
     def _source_card(self, latent: int) -> Card:
-        return self.cards.source_firing(latent, latent in self.kept_sources)
+        return {**self.cards.source_firing(latent, latent in self.kept_sources), **self._meanings[1].get(latent, {})}
 
     @cached_property
     def _explained(self) -> list[set[int]]:
@@ -139,3 +158,9 @@ class Pieces:
                 circuit.pop("clusters", None)
             found[str(latent)] = circuit
         return found
+
+    def _edges(self, number: int, ids: range) -> dict[str, Any]:
+        """By target all its edges, where a card shows only some."""
+        listed = self.listed[number]
+        many = [latent for latent in self._explained[number].intersection(ids) if listed.n_edges(latent) > EDGES_SHOWN]
+        return {str(latent): listed.edges(latent) for latent in sorted(many)}

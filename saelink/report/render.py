@@ -11,12 +11,15 @@ from typing import Any
 
 from saelink.report.join import joined
 
-SCHEMA = 1
+SCHEMA = 2
 """Of the data in the page, as in page/pieces.js: raise both when the script must read something else."""
 
 DATA_FILE = "data.zip"
 
 PAGE_FILE = "report.html"
+
+FOLDER = Path(__file__).parent / "page"
+"""Templates, style and script."""
 
 
 def packed(value: Any) -> bytes:
@@ -26,18 +29,24 @@ def packed(value: Any) -> bytes:
 
 def render(head: Mapping[str, object], pieces: Mapping[str, bytes]) -> bytes:
     """The page: template, style, script, the head with its schema, and the pieces in base64."""
-    import jinja2
     import plotly
 
-    folder = Path(__file__).parent / "page"
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True)
     script = (Path(plotly.__file__).parent / "package_data" / "plotly.min.js").read_bytes()
     encoded = {name: base64.b64encode(piece).decode() for name, piece in pieces.items() if name != "head"}
     encoded["plotly"] = base64.b64encode(gzip.compress(script, 9, mtime=0)).decode()
-    page = environment.get_template("report.html").render(
-        head={**head, "schema": SCHEMA},
-        style=(folder / "report.css").read_text("utf-8"),
-        script=joined(folder, "main"),
-        pieces=encoded,
-    )
+    return _filled("report.html", "main", head={**head, "schema": SCHEMA}, pieces=encoded)
+
+
+def render_graph(graph: Mapping[str, object]) -> bytes:
+    """The page of a prompt's graph, from the graph's file."""
+    return _filled("prompt.html", "prompt", graph=graph)
+
+
+def _filled(template: str, script: str, **values: object) -> bytes:
+    """A template with the style, the script that begins with a module, and these values."""
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True)
+    style = (FOLDER / "report.css").read_text("utf-8")
+    page = environment.get_template(template).render(style=style, script=joined(FOLDER, script), **values)
     return page.encode("utf-8", "replace")  # a name may hold half a pair of surrogates

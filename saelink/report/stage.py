@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import io
 import zipfile
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from saelink import memory
-from saelink.config.check import l1_alphas
 from saelink.config.schema import Config
-from saelink.connectors import CONNECTORS
 from saelink.evidence.consequences import consequences_of
 from saelink.evidence.edges import EdgesFacts, EdgesStage
 from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage, shape_of
 from saelink.evidence.hidden_units import HiddenUnitsStage
-from saelink.evidence.stability import repeated, solved
+from saelink.evidence.labels import load_labels
+from saelink.evidence.stability import repeated
 from saelink.evidence.transcoder import TranscoderStage
 from saelink.evidence.verify import verdicts_of
 from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
 from saelink.interventions.oracle import OracleStage
 from saelink.job import Job, JobStage
 from saelink.latents.examples import OCTAVES, ExamplesStage
+from saelink.report.included import included
 from saelink.report.overview import Compared, Overview
-from saelink.report.pieces import Piece, Pieces, PiecesWork, cards_of
+from saelink.report.pieces import Piece, Pieces, PiecesWork, pieces_of
 from saelink.report.render import DATA_FILE, PAGE_FILE, packed, render
 from saelink.saes.neuronpedia import neuronpedia_page
 from saelink.store.artifact import Artifact
@@ -65,12 +64,13 @@ class ReportStage(JobStage[ReportFacts]):
     """
 
     name = "report"
-    version = 6
+    version = 7
 
     def __init__(self, job: Job, command: str | None = None):
-        self.jobs = [job.at(cfg) for cfg in included(job.cfg)]
+        self.jobs = included(job)
         super().__init__(self.jobs[0])
         self._command = command
+        self._labels = load_labels(job.cfg.report.labels)
 
     @property
     def device(self) -> str:
@@ -107,6 +107,8 @@ class ReportStage(JobStage[ReportFacts]):
             "outlier_shares": dict(sorted(cfg.outliers.shares.items())),
         }
         pages = [neuronpedia_page(cfg, self.store, side.facts["hook_name"]) for side in [*sides.sources, sides.target]]
+        if self._labels is not None:
+            recipe["labels"] = self._labels.sha256
         return recipe | ({"pages": pages} if any(pages) else {})
 
     def inputs(self) -> dict[str, str]:
@@ -146,10 +148,13 @@ class ReportStage(JobStage[ReportFacts]):
         return Need(size, "have fewer cards on it (report.cards) or fewer connectors (report.l1_alphas)")
 
     def make(self, draft: Draft) -> ReportFacts:
-        fits, highlights = cards_of(self.jobs)
-        data = self._pieces(draft, Pieces(fits, highlights))
-        overview = Overview(self.job, fits, highlights, self._others, self._experiments, self._command)
+        pieces = pieces_of(self.jobs)
+        data = self._pieces(draft, pieces)
+        shown = pieces.fits, pieces.listed, pieces.highlights
+        overview = Overview(self.job, *shown, self._others, self._experiments, self._command)
         head = overview.head()
+        if self._labels is not None:
+            head["labels"] = [{**remark} for remark in self._labels.remarks]
         data |= {"head": packed(head), "index": packed(overview.index())}
         archived = io.BytesIO()
         with zipfile.ZipFile(archived, "w", zipfile.ZIP_STORED) as archive:
@@ -158,7 +163,7 @@ class ReportStage(JobStage[ReportFacts]):
         draft.save_bytes(DATA_FILE, archived.getvalue())
         page = render(head, data)
         draft.save_bytes(PAGE_FILE, page)
-        return {"bytes": len(page), "connectors": [fit.wiring.artifact.key for fit in fits]}
+        return {"bytes": len(page), "connectors": [fit.wiring.artifact.key for fit in pieces.fits]}
 
     def _pieces(self, draft: Draft, pieces: Pieces) -> dict[str, bytes]:
         """By name every piece of the page's data, packed."""
@@ -190,17 +195,6 @@ class ReportStage(JobStage[ReportFacts]):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_durably(Path(path), artifact.file(PAGE_FILE).read_bytes())
         return artifact
-
-
-def included(cfg: Config) -> list[Config]:
-    """The connectors whose circuits the page shows, first the one it is about.
-
-    These are the penalties asked for and, where they are solved exactly and so cost little, those of report.l1_alphas.
-    """
-    asked = l1_alphas(cfg.l1_alpha)
-    cheap = solved(cfg) and not CONNECTORS[cfg.connector.name].relu_output
-    more = cfg.report.l1_alphas if cheap and asked[0] else []
-    return [replace(cfg, l1_alpha=float(alpha)) for alpha in dict.fromkeys([*asked, *more])]
 
 
 def page_path(cfg: Config, artifact: Artifact[ReportFacts]) -> Path:

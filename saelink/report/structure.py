@@ -99,6 +99,17 @@ class Circuit(Wired):
     beside: NotRequired[list[dict[str, Any]]]
 
 
+class Meaning(TypedDict):
+    """What a latent means beside what it fires on; other latents by the connector's numbering."""
+
+    words: NotRequired[dict[str, list[list[Any]]]]
+    """Tokens that its direction promotes (`up`) and suppresses (`down`) directly, each with its score."""
+    similar: list[list[Any]]
+    """Latents of similar decoder direction, each with the cosine."""
+    together: list[list[Any]]
+    """Latents that fire on the same test tokens, each with its overlap: both over either."""
+
+
 class LatentCard(TypedDict):
     """What a latent fires on, whatever it is wired to."""
 
@@ -125,6 +136,24 @@ class FitColumns(TypedDict):
     """As in LogicOf."""
     formula: list[list[Any] | None]
     """First terms, confirmed ones before others: input, weight, verdict if any."""
+    why: list[str | None]
+    """Where the word is unclear, the codes of the reasons with blanks between, see page/why.js."""
+    verdicts: list[list[int] | None]
+    """Edges of each verdict, in the order of evidence.verdicts.VERDICTS; None without verdicts."""
+    effect: list[float | None]
+    """Largest size of a confirmed edge's effect, as a share of the target's mean active value."""
+
+
+class EveryEdge(TypedDict):
+    """Every edge into a target in columns, the largest weight first; claims and effects as in Edge."""
+
+    input: list[int]
+    weight: list[float]
+    rise: list[float | None]
+    verdict: NotRequired[list[int | None]]
+    """Places in evidence.verdicts.VERDICTS."""
+    claim: NotRequired[list[float | None]]
+    effect: NotRequired[list[float | None]]
 
 
 class Index(TypedDict):
@@ -133,11 +162,13 @@ class Index(TypedDict):
     token: list[str | None]
     active: list[int]
     outlier: list[int]
+    """0, or which kind of place carries it: 1 first positions, 2 first delimiter, 3 massive activations."""
     fits: list[dict[str, Any]]
-    """FitColumns and `fvu`, by connector."""
+    """FitColumns, `fvu` by target and `feeds` by source (how many edges lead from it), by connector."""
     gains: list[dict[str, Any]]
     source_token: list[str | None]
     source_name: list[str]
+    source_active: list[int]
 
 
 class Head(TypedDict):
@@ -154,7 +185,11 @@ class Head(TypedDict):
     context: int
     saes: list[dict[str, Any]]
     command: str | None
+    labels: NotRequired[list[dict[str, Any]]]
+    """The user's own, of a file, see evidence.labels.Remark."""
     fits: list[dict[str, Any]]
+    verdicts: list[str]
+    """The words for an edge that edges.claim and its like are told by, in their order."""
     verified: list[dict[str, Any]]
     verify: str | None
     """The command that makes verdicts, where they can be made."""

@@ -16,6 +16,7 @@ from saelink.config.schema import Config
 from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, exported_config
 from saelink.evidence.edges import HIDDEN_TENSORS_FILE, EdgesStage, EdgeTable, load_edge_table
 from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage
+from saelink.evidence.labels import load_labels
 from saelink.evidence.names import Names, names_inputs, pages_of
 from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
 from saelink.job import Job, JobStage
@@ -53,7 +54,9 @@ class ExportStage(JobStage[ExportFacts]):
     def recipe(self) -> dict[str, Any]:
         cfg = self.job.cfg
         said = {"model": cfg.model.name, "data": cfg.data.name, "layer": cfg.layer, "link": cfg.link.name}
-        return {**said, "pages": pages_of(self.job)}  # the card and the tables have them
+        labels = load_labels(cfg.report.labels)
+        own = {} if labels is None else {"labels": labels.sha256}
+        return {**said, "pages": pages_of(self.job), **own}  # the card and the tables have them
 
     def inputs(self) -> dict[str, str]:
         found = {"connector": self._train.key, "evaluation": self._evaluate.key, "edges": self._edges.key}
@@ -73,11 +76,12 @@ class ExportStage(JobStage[ExportFacts]):
         config = connector.json(CONFIG_FILE) | {"model": job.cfg.model.name}
         draft.save_json(CONFIG_FILE, exported_config(config, file_sha256(draft.folder / WEIGHTS_FILE)))
         names = Names(job)
+        labels = _labels_of(job)
         fitted = fitted_connector(connector)
-        count = _write_edges(draft, "edges", load_edge_table(table), names, "target", fitted.direct)
+        count = _write_edges(draft, "edges", load_edge_table(table), names, "target", fitted.direct, labels)
         if fitted.n_hidden:
             inner = load_edge_table(table, HIDDEN_TENSORS_FILE)
-            count += _write_edges(draft, "hidden_edges", inner, names, "hidden", fitted.d_source)
+            count += _write_edges(draft, "hidden_edges", inner, names, "hidden", fitted.d_source, labels)
         draft.save_bytes("README.md", _card(job.cfg, connector, evaluation).encode())
         return {"edges": count}
 
@@ -88,7 +92,28 @@ COLUMNS: list[str] = [
 ]  # fmt: skip
 
 
-def _write_edges(draft: Draft, name: str, found: EdgeTable, names: Names, target: str, direct: int) -> int:
+LABELS = ["target_label", "source_label"]
+"""Further columns where report.labels names a file: the user's own labels."""
+
+OwnLabels = dict[tuple[str, int], str]
+"""By hook and latent."""
+
+
+def _labels_of(job: Job) -> OwnLabels | None:
+    """The user's own labels of the link's latents; None without a file of them."""
+    labels = load_labels(job.cfg.report.labels)
+    if labels is None:
+        return None
+    return {
+        (side.facts["hook_name"], latent): label
+        for side in (*job.sides.sources, job.sides.target)
+        for latent, label in labels.of(side.manifest["inputs"]["sae"]).items()
+    }
+
+
+def _write_edges(
+    draft: Draft, name: str, found: EdgeTable, names: Names, target: str, direct: int, labels: OwnLabels | None
+) -> int:
     """Write the edges into units of kind `target`. Inputs below `direct` are source latents, others hidden units."""
     import datasets
     import networkx
@@ -109,18 +134,24 @@ def _write_edges(draft: Draft, name: str, found: EdgeTable, names: Names, target
             to.latent, of.latent, weight, None if math.isnan(rise) else rise, both, to.hook or None, of.hook or None,
             to.token, of.token, to.page, of.page,
         )  # fmt: skip
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
+        row = dict(zip(COLUMNS, values, strict=True))
+        if labels is not None:
+            row |= dict(zip(LABELS, (labels.get((end.hook, end.latent)) for end in (to, of)), strict=True))
+        rows.append(row)
         for unit in (to, of):
             about = {"kind": unit.kind, "latent": unit.latent, "hook": unit.hook, "token": _plain(unit.token or "")}
+            if labels is not None and (unit.hook, unit.latent) in labels:
+                about["label"] = _plain(labels[unit.hook, unit.latent])
             graph.add_node(unit.name, **about | ({"page": unit.page} if unit.page else {}))
         graph.add_edge(
             of.name, to.name, weight=weight, both_active=both, **({} if math.isnan(rise) else {"fvu_rise": rise})
         )
-    draft.save_bytes(f"{name}.csv", csv_bytes(COLUMNS, rows))
+    columns_shown = COLUMNS if labels is None else [*COLUMNS, *LABELS]
+    draft.save_bytes(f"{name}.csv", csv_bytes(columns_shown, rows))
     kinds = {"weight": "float64", "fvu_rise": "float64", "target": "int64", "source": "int64", "both_active": "int64"}
-    features = datasets.Features({column: datasets.Value(kinds.get(column, "string")) for column in COLUMNS})
+    features = datasets.Features({column: datasets.Value(kinds.get(column, "string")) for column in columns_shown})
     data = io.BytesIO()
-    table = {column: [row[column] for row in rows] for column in COLUMNS}
+    table = {column: [row[column] for row in rows] for column in columns_shown}
     datasets.Dataset.from_dict(table, features=features).to_parquet(data)
     draft.save_bytes(f"{name}.parquet", data.getvalue())
     graph_name = "graph" if name == "edges" else f"{name}_graph"

@@ -46,7 +46,8 @@ def write(folder: Path, **modules: str) -> Path:
 
 def test_every_module_is_joined_and_none_is_too_large() -> None:
     modules = {path.stem: path.read_text("utf-8") for path in PAGE.glob("*.js")}
-    assert {module.name for module in join.in_order(PAGE, "main")} == set(modules)
+    entries = ("main", "prompt")
+    assert {module.name for entry in entries for module in join.in_order(PAGE, entry)} == set(modules)
     for name, text in modules.items():
         assert len(text.splitlines()) < LINES, name
 

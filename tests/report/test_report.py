@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import shutil
-import zipfile
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,42 +14,13 @@ from saelink.evidence.verdicts import VERDICTS
 from saelink.evidence.verify import VerifyStage
 from saelink.job import Job
 from saelink.report.cards.cards import Cards
-from saelink.report.cards.firing import Firing
-from saelink.report.render import DATA_FILE, PAGE_FILE
+from saelink.report.render import PAGE_FILE
 from saelink.report.stage import ReportStage
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
 
+from helpers.reports import SETTINGS, made, pieces
 from helpers.world import Run, World
-
-NASTY = [
-    "<script>document.title='broken'</script>", '"><img src=x onerror="document.title=1">', "</script>", "a'b\"c`d",
-    "new\nline", "مرحبا", "👩‍👩‍👧", "\ufffd", "\u202eright to left", "${x}", "{{ head }}", "&lt;&amp;", "\x00\x1b[31m",
-]  # fmt: skip
-
-SETTINGS = ["report.ablated=2", "report.ablated_examples=1", "l1_alpha=1e-3", "report.l1_alphas=[1e-2,3e-2]"]
-
-
-def made(world: World, folder: Path, *overrides: str) -> tuple[Artifact, Store]:
-    store = Store(folder)
-    return ReportStage(Job(world.config(store.root, *SETTINGS, *overrides), store)).pull(), store
-
-
-def pieces(artifact: Artifact) -> dict[str, Any]:
-    with zipfile.ZipFile(artifact.file(DATA_FILE)) as archive:
-        names = archive.namelist()
-        return {name.removesuffix(".json.gz"): json.loads(gzip.decompress(archive.read(name))) for name in names}
-
-
-@pytest.fixture(scope="module")
-def nasty(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Store]:
-    """A report whose every token is text from anywhere, about an exact path, with an mlp beside it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Firing, "token", lambda self, token_id: NASTY[token_id % len(NASTY)])
-        folder = tmp_path_factory.mktemp("nasty")
-        store = Store(folder)
-        EvaluateStage(Job(world.config(folder, "connector=mlp", "connector.d_hidden=8", "l1_alpha=1e-3"), store)).pull()
-        return made(world, folder, "solver=exact")
 
 
 def test_it_holds_what_the_artifacts_hold(world: World, tmp_path: Path) -> None:
@@ -193,119 +158,3 @@ def test_report_on_the_command_line(saelink: Run, tmp_path: Path) -> None:
     given = page.split('"command": "')[1].split('"')[0]
     assert given.startswith("saelink report") and "solver=exact" in given and "report.ablated=2" in given
     assert "runtime" not in given and "report.path" not in given, "the page holds nothing of where it was made"
-
-
-# --------------------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("needs Chromium and its driver (Debian: chromium chromium-driver)")
-    pytest.importorskip("selenium")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=Service(driver))
-    yield found
-    found.quit()
-
-
-def shown(browser: Any, artifact: Artifact, where: str = "#/") -> str:
-    """The text of the page at a place, once it is there."""
-    browser.get("about:blank")
-    browser.get(f"file://{artifact.file(PAGE_FILE)}{where}")
-    wait(browser, lambda: browser.find_element("css selector", "main h1"))
-    return browser.find_element("css selector", "main").text
-
-
-def wait(browser: Any, condition: Callable[[], Any]) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(browser, 20, ignored_exceptions=[Exception]).until(lambda _: condition())
-
-
-def at(browser: Any, title: str) -> None:
-    wait(browser, lambda: browser.find_element("css selector", "main h1").text.startswith(title))
-
-
-def search(browser: Any, text: str) -> None:
-    query = browser.find_element("id", "query")
-    query.clear()
-    query.send_keys(text)
-    query.submit()
-
-
-def complaints(browser: Any) -> list[str]:
-    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-
-
-def test_tokens_are_text_in_the_browser(browser: Any, nasty: tuple[Artifact, Store]) -> None:
-    artifact, _ = nasty
-    title = f"{pieces(artifact)['head']['title']} · saelink"
-    seen = ""
-    for place in ("#/", "#/circuits", "#/sources", *(f"#/target/{i}" for i in range(8)), "#/source/2", "#/outliers"):
-        seen += shown(browser, artifact, place)
-        assert browser.title == title
-        assert not browser.find_elements("css selector", "main script, main img")
-    for text in (
-        "<script>document.title='broken'</script>",
-        "onerror=",
-        "مرحبا",
-        "new⏎line",
-        "\ufffd",
-        "\\u202e",
-        "&lt;",
-    ):
-        assert text in seen, text
-    assert complaints(browser) == []
-
-
-def test_clicks_and_search(browser: Any, world: World, tmp_path: Path) -> None:
-    artifact, store = made(world, tmp_path, "solver=exact")
-    EvaluateStage(Job(world.config(store.root, "connector=mlp", "connector.d_hidden=8", "l1_alpha=1e-3"), store)).pull()
-    VerifyStage(Job(world.config(store.root, *SETTINGS, "solver=exact"), store)).pull()
-    artifact, _ = made(world, tmp_path, "solver=exact")
-    text = shown(browser, artifact)
-    for expected in ("Connectors", "mean predictor", "oracle", "Percent linear", "Loss while training", "What was run",
-                     "random weights", "permuted decoders"):  # fmt: skip
-        assert expected in text, expected
-    wait(browser, lambda: browser.find_elements("css selector", "#frontier .main-svg"))
-    browser.find_element("link text", "Circuits").click()
-    at(browser, "Circuits")
-    browser.find_element("css selector", "#fit option[value='1']").click()
-    wait(browser, lambda: "fit=1" in browser.current_url)
-    at(browser, "Circuits")
-    first = browser.find_element("css selector", "main tbody a")
-    name = first.text
-    first.click()
-    at(browser, name)
-    assert "fit=1" in browser.current_url, "a permalink names the connector"
-    wait(browser, lambda: browser.find_elements("css selector", ".plot .main-svg"))
-    assert browser.find_elements("css selector", "table.grid td.at")
-    token = pieces(artifact)["index"]["token"][int(name.removeprefix("OF"))]
-    search(browser, token)
-    at(browser, "Circuits")
-    assert name in [link.text for link in browser.find_elements("css selector", "main tbody td:first-child a")]
-    search(browser, "IF3")
-    at(browser, "IF3")
-    search(browser, "of7")
-    at(browser, "OF7")
-    assert complaints(browser) == []
-
-
-@pytest.mark.parametrize("where", ["#/", "#/circuits", "#/target/3", "#/outliers"])
-def test_it_fits_a_phone(browser: Any, nasty: tuple[Artifact, Store], where: str) -> None:
-    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
-        shown(browser, nasty[0], where)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -217,7 +217,7 @@ def sparse_gram_of(
 ) -> SparseGram:
     """The products of all pieces' source and target rows, as means; PART_TOKENS of them are in memory at a time.
 
-    With `n_tokens`, how many they are, it raises SaelinkError at once where they won't fit. On a GPU, `device`, the pairs
+    With `n_tokens`, how many they are, it raises SaelinkError at once where they won't fit. On a GPU, `device`, pairs
     are sorted, see `paired`.
     """
     total: tuple[SparseMatrix, SparseMatrix, _Sums] | None = None

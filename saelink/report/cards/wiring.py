@@ -27,7 +27,7 @@ from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job
 from saelink.latents.rows import offsets_of
 from saelink.report.cards.firing import Firing, short
-from saelink.report.structure import Circuit, Edge, FitColumns, Wired
+from saelink.report.structure import Circuit, Edge, Wired
 
 EDGES_SHOWN = 12
 """Edges of a card."""
@@ -119,6 +119,12 @@ class Wiring:
         terms = self._terms(self.tables[1], unit, self.sides.source_name)
         return cast("Wired", {**terms, **self._words(self._computed(1, unit), self.sides.source_name)})
 
+    def fed(self, d_source: int) -> list[int]:
+        """By source latent how many edges lead from it: into targets, hidden units, or both."""
+        layers = [*([self.tables[0]] if self.direct else []), *self.tables[1:]]
+        sources = [layer.source[layer.source < d_source].long() for layer in layers]
+        return torch.bincount(torch.cat(sources), minlength=d_source).tolist()
+
     def source_feeds(self, latent: int) -> list[Edge]:
         """What a source latent feeds most: targets, hidden units, or both."""
         layers = [*([self.tables[0]] if self.direct else []), *self.tables[1:]]
@@ -129,7 +135,7 @@ class Wiring:
         share = self._figures["linear"][latent] if "linear" in self._figures else float("nan")
         return {"linear": short(share)} if not math.isnan(share) else {}
 
-    def _verdict(self, number: int, latent: int) -> dict[str, Any]:
+    def verdict(self, number: int, latent: int) -> dict[str, Any]:
         """What ablating a source in the model, and fits on other documents, say of its edge, where these were made."""
         found = None if self.verdicts is None or number >= self.direct else self.verdicts.of(number, latent)
         said = {} if found is None else {"claim": short(found[0]), "effect": short(found[1]), "verdict": found[2]}
@@ -145,33 +151,29 @@ class Wiring:
         column = self.columns_of.get(number) if layer == 0 else number
         return None if column is None else self._computed(layer, column)["logic"]["word"]
 
+    def fired(self, number: int) -> int:
+        """Test tokens on which an explained target is above its noise."""
+        return self._computed(0, self.columns_of[number])["fired"]
+
+    @cached_property
+    def input_totals(self) -> torch.Tensor:
+        """[inputs] what each input of the output matrix comes to over the text, in the units of the weights."""
+        totals = (
+            [
+                self._firing.looked(side).tops.total.double() / scale
+                for side, scale in zip(self.sides.sources, self.sides.scales, strict=False)
+            ]
+            if self.direct
+            else []
+        )
+        if self.has_hidden:
+            totals.append(self._firing.hidden(self._job).tops.total.double())
+        return torch.cat(totals)
+
     def confirmed(self, number: int) -> bool | None:
         """Whether every edge that a target's logic names is confirmed; None without verdicts or names."""
         column = self.columns_of.get(number)
         return None if column is None else self._computed(0, column)["logic"]["confirmed"]
-
-    def columns(self, terms: int) -> FitColumns:
-        """By latent of the target SAE: number of edges, word, first terms: input, weight, verdict if any.
-
-        Terms are in the order of their weights, confirmed ones first.
-        """
-        found = self.tables[0]
-        n_edges: list[int | None] = [None] * self.sides.d_target
-        words: list[str | None] = [None] * self.sides.d_target
-        sure: list[bool | None] = [None] * self.sides.d_target
-        formula: list[list[Any] | None] = [None] * self.sides.d_target
-        for latent, column in self.columns_of.items():
-            mine, order = self.strongest(found, column)
-            n_edges[latent] = mine.stop - mine.start
-            words[latent], sure[latent] = self.word(latent), self.confirmed(latent)
-            sources, weights = found.source[mine], found.weight[mine]
-            terms_of: list[Any] = []
-            for i in order:
-                source = int(sources[i])
-                verdict = self._verdict(source, latent).get("verdict")
-                terms_of.append([source, float(f"{weights[i].item():.3g}"), *([verdict] if verdict else [])])
-            formula[latent] = sorted(terms_of, key=lambda term: "confirmed" not in term)[:terms]
-        return {"n_edges": n_edges, "word": words, "confirmed": sure, "formula": formula}
 
     def strongest(self, found: EdgeTable, column: int) -> tuple[slice, list[int]]:
         mine = slice(int(found.offsets[column]), int(found.offsets[column + 1]))
@@ -194,7 +196,7 @@ class Wiring:
                 "token": self._input_token(source) if inner else self.source_token(source),
             }
             if found is self.tables[0]:
-                term |= self._verdict(source, int(found.target_ids[column]))
+                term |= self.verdict(source, int(found.target_ids[column]))
             terms.append(term)
         return {"edges": terms, "n_edges": mine.stop - mine.start}
 
@@ -271,7 +273,7 @@ class Wiring:
                     "weight": short(layer.weight[edge].item()),
                     "rise": short(rise) if not math.isnan(rise) else None,
                     "token": self.target_token(latent) if outer else self.hidden_token(latent),
-                    **(self._verdict(number, latent) if outer else {}),
+                    **(self.verdict(number, latent) if outer else {}),
                 }
             )
         return cast("list[Edge]", fed)

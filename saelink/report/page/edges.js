@@ -15,6 +15,10 @@ export const VERDICTS = {
 
 const verdictClass = (verdict) => (verdict ? "v-" + verdict.replace(" ", "-") : "");
 
+// A verdict as a word in its colour; nothing where there is none.
+export const verdictMark = (verdict) =>
+  verdict ? h("span", { class: verdictClass(verdict), title: VERDICTS[verdict] }, verdict) : null;
+
 // What stands beside a term that is not confirmed.
 const mark = (verdict) => (verdict && verdict !== "confirmed" ? h("span", { class: "dim small" }, ` (${verdict})`) : null);
 
@@ -52,7 +56,6 @@ export function formula(all, edges, direct, index) {
 }
 
 export function edgeTable(edges, title) {
-  const verdict = (e) => h("span", { class: verdictClass(e.verdict), title: VERDICTS[e.verdict] }, e.verdict);
   const columns = [
     column(title, (e) => [nameLink(e.name, e.input), " ", quoted(e.token)]),
     figure("weight", (e) => signed(e.weight, weight(e.weight))),
@@ -70,7 +73,7 @@ export function edgeTable(edges, title) {
         "what the connector says the target loses where the source is active and is taken out, of the target's mean activation",
       ),
       figure("in the model", (e) => share(e.effect), "what it does lose when the source is ablated in the model"),
-      column("verdict", (e) => (e.verdict ? verdict(e) : "–")),
+      column("verdict", (e) => verdictMark(e.verdict) ?? "–"),
     );
   }
   if (edges.some((e) => e.chosen !== undefined)) {
@@ -83,7 +86,9 @@ export function edgeTable(edges, title) {
     );
   }
   if (edges.some((e) => e.both !== undefined)) columns.push(figure("both active", (e) => count(e.both), "test tokens"));
-  return table(columns, edges);
+  const used = Object.keys(VERDICTS).filter((verdict) => edges.some((e) => e.verdict === verdict));
+  const meanings = used.map((verdict) => `${verdict}: ${VERDICTS[verdict]}`).join("; ");
+  return h("div", {}, table(columns, edges), meanings ? h("p", { class: "dim small" }, meanings + ".") : null);
 }
 
 // Strong effects in the model that no edge stands for.

@@ -2,6 +2,7 @@
 
 import { column, figure, h, quoted, table } from "./dom.js";
 import { count, digits, given, percent, shade, visible, weight } from "./format.js";
+import { lazily } from "./history.js";
 import { nameLink } from "./names.js";
 import { head } from "./pieces.js";
 import { sizesPlot } from "./plots.js";
@@ -75,23 +76,42 @@ function ablationRows(example, ablated) {
   ];
 }
 
-function exampleGrid(example, most, beside, ablated) {
-  const rows = [tokenRow(example, most)];
+// The example as text that flows, its tokens shaded; the marked one is set off.
+function flowing(example, most) {
+  const token = (text, i) =>
+    h(
+      i === example.at ? "mark" : "span",
+      {
+        class: "tok",
+        style: shade(example.values[i], most),
+        title: example.values[i] ? `${digits(example.values[i])} of its SAE's mean` : null,
+      },
+      visible(text),
+    );
+  return h("p", { class: "flowing" }, example.tokens.map(token));
+}
+
+function exampleRows(example, most, beside, ablated) {
+  const rows = [tokenRow(example, most), valueRow(example, rowName("activation"), example.values, most, "of its SAE's mean")];
   if (beside) rows.push(...predictionRows(example, most, beside));
   if (ablated) rows.push(...ablationRows(example, ablated));
-  const where = `${KINDS[example.kind]} · ${example.split} document ${count(example.document)}, position ${example.position}`;
+  const scrolled = { class: "scroll", tabindex: "0", role: "region", "aria-label": "values token by token" };
+  return h("div", scrolled, h("table", { class: "grid" }, h("tbody", {}, rows)));
+}
+
+function exampleParts(example, most, beside, ablated) {
+  const where = `${KINDS[example.kind]} ${digits(example.value)} · ${example.split} document ${count(example.document)}, position ${example.position}`;
   const tokens = ablated?.needs === 1 ? "token" : "tokens";
   const needs = ablated ? ` · needs ${count(ablated.needs)} ${tokens} for half its activation` : null;
-  return h(
-    "div",
-    { class: "example" },
-    h("div", { class: "dim small" }, where, needs),
-    h("div", { class: "scroll" }, h("table", { class: "grid" }, h("tbody", {}, rows))),
-  );
+  const predicted = beside ? ` · predicted ${digits(beside.predicted[example.at], 2)}` : null;
+  const details = h("details", { class: "rows" }, h("summary", { class: "dim small" }, where, predicted, needs));
+  lazily(details, () => exampleRows(example, most, beside, ablated));
+  return h("div", { class: "example" }, flowing(example, most), details);
 }
 
 export function firingColumns(card, later) {
-  const where = h("div", { class: "plot low" });
+  const half = digits(card.quantiles["0.5"], 2);
+  const where = h("div", { class: "plot low", role: "img", "aria-label": `Histogram of the sizes of its activations, half below ${half}` });
   const unit = card.name.startsWith("H") ? "activation, in the units' mean" : "activation, in the SAE's mean";
   later.push(() => sizesPlot(where, card.histogram, unit));
   const quantile = (q) => digits(card.quantiles[q], 2);
@@ -138,7 +158,7 @@ export function examplesSection(card, beside, ablated) {
   if (!card.examples.length) return elsewhere(card.name);
   const most = Math.max(...card.examples.map((e) => e.value), 1e-9);
   const strongest = card.examples.filter((e) => e.kind === "top");
-  const grid = (e, i) => exampleGrid(e, most, beside?.[i], e.kind === "top" ? ablated?.[strongest.indexOf(e)] : null);
+  const shown = (e, i) => exampleParts(e, most, beside?.[i], e.kind === "top" ? ablated?.[strongest.indexOf(e)] : null);
   return h(
     "section",
     {},
@@ -146,12 +166,11 @@ export function examplesSection(card, beside, ablated) {
     h(
       "p",
       { class: "dim small" },
-      "Tokens shaded by the latent's activation, value on hover; the marked token is the one that was chosen.",
-      beside ? " Beneath: what the connector predicted and its strongest inputs on the same tokens." : "",
-      ablated
-        ? " Where measured: the change of each token's log-probability without the latent, and of the latent without each token before."
-        : "",
+      "Tokens shaded by the latent's activation; the marked token is the one that was chosen. Open a line to see every value",
+      beside ? ", what the connector predicted and its strongest inputs on the same tokens" : "",
+      ablated ? ", and where measured what the text loses without the latent, and the latent without each token" : "",
+      ".",
     ),
-    card.examples.map(grid),
+    card.examples.map(shown),
   );
 }

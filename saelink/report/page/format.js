@@ -4,6 +4,9 @@ export const given = (value) => value !== null && value !== undefined;
 
 export const count = (n) => (given(n) ? n.toLocaleString("en") : "–");
 
+// A number with its noun: 1 edge, 2 edges.
+export const counted = (n, noun) => `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
+
 export function digits(value, n = 3) {
   if (!given(value) || Number.isNaN(value)) return "–";
   if (value === 0) return "0";
@@ -55,7 +58,7 @@ export const visible = (token) =>
 // The background of a token with this activation, where the largest is `most`.
 export function shade(value, most) {
   const part = most > 0 ? Math.min(Math.abs(value) / most, 1) : 0;
-  const rgb = value < 0 ? "--minus" : "--fire";
+  const rgb = value < 0 ? "--fade" : "--fire";
   return part > 0 ? `background: rgba(var(${rgb}), ${(0.12 + 0.7 * part).toFixed(2)})` : "";
 }
 

@@ -1,26 +1,38 @@
 // The card of one latent: a target, a source or a hidden unit.
 
+import { fitName } from "./compare.js";
 import { choice, h, nowhere, quoted } from "./dom.js";
 import { edgeTable, formula, missedTable } from "./edges.js";
 import { examplesSection, firingColumns } from "./examples.js";
-import { count, digits, percent, told } from "./format.js";
+import { count, digits, given, percent, told } from "./format.js";
+import { circuitPicture } from "./graph.js";
+import { lazily } from "./history.js";
+import { recent } from "./listing.js";
 import { inputsSection, logicParts } from "./logic.js";
+import { firesOn, meaningSection } from "./meaning.js";
 import { readIndex } from "./names.js";
 import { entry, head, piece } from "./pieces.js";
+import { remarksForm } from "./remarks.js";
 import { go, place, route } from "./route.js";
 
 const TERMS = 8; // of a formula at the head of a card
 
+// To the latents before and behind it: in the list it was chosen from, otherwise by number.
 function neighbours(kind, number, d) {
-  const link = (to, text) => h("a", { href: place(kind, to) }, text);
-  const fits = head.fits.map((f, i) => [i, digits(f.l1_alpha)]);
+  const at = recent.kind === kind ? recent.numbers.indexOf(number) : -1;
+  const listed = at >= 0 && recent.numbers.length > 1;
+  const [before, behind] = listed ? [recent.numbers[at - 1], recent.numbers[at + 1]] : [number - 1, number + 1];
+  const link = (id, to, text) => (to >= 0 && to < d ? h("a", { id, href: place(kind, to) }, text) : null);
+  const fits = head.fits.map((_, i) => [i, fitName(i)]);
   const chosen = (fit) => go(kind, number, { fit: Number(fit) });
   return h(
     "div",
     { class: "pager small" },
-    number > 0 ? link(number - 1, "← previous") : null,
-    number + 1 < d ? link(number + 1, "next →") : null,
-    fits.length > 1 && kind === "target" ? choice("l1_alpha", null, fits, route.fit, chosen) : null,
+    link("previous", before, "← previous"),
+    link("next", behind, "next →"),
+    listed ? h("a", { href: recent.hash }, `${count(at + 1)} of ${count(recent.numbers.length)} in the list`) : null,
+    fits.length > 1 && kind === "target" ? choice("connector", "fit", fits, route.fit, chosen) : null,
+    fits.length > 1 && kind === "target" ? h("a", { href: place("compare", number) }, "compare connectors") : null,
   );
 }
 
@@ -47,27 +59,55 @@ function outlierNote(latent) {
   ];
 }
 
+// All edges of a target, unpacked when they are asked for.
+function everyEdge(number, circuit, inputs, index) {
+  const few = circuit.edges.length;
+  if (circuit.n_edges <= few) return null;
+  const details = h("details", { id: "all-edges" }, h("summary", {}, `All ${count(circuit.n_edges)} edges`));
+  return lazily(details, async () => {
+    const found = await entry(`edges${route.fit}`, number);
+    if (!found) return [];
+    const direct = head.fits[route.fit].direct;
+    const edge = (input, i) => ({
+      name: input < direct ? index.source_name[input] : `H${input - direct}`,
+      input,
+      token: input < direct ? index.source_token[input] : null,
+      weight: found.weight[i],
+      rise: found.rise[i],
+      verdict: given(found.verdict?.[i]) ? head.verdicts[found.verdict[i]] : undefined,
+      claim: found.claim?.[i],
+      effect: found.effect?.[i],
+    });
+    return [edgeTable(found.input.map(edge), inputs)];
+  });
+}
+
 // How the connector makes a target: formula, logic, edges, what it misses.
-function circuitParts(number, circuit, index, later) {
+async function circuitParts(number, circuit, index, later) {
   const { edges, missed } = circuit;
+  const fit = head.fits[route.fit];
   const terms = told(edges.map((e) => [e.input, e.weight, e.verdict])).slice(0, TERMS);
   const linear = circuit.linear === undefined ? "" : `, ${percent(circuit.linear)} of what is explained linear`;
-  const inputs = head.direct ? (head.has_hidden ? "source or hidden unit" : "source") : "hidden unit";
+  const inputs = fit.direct ? (fit.hidden ? "source or hidden unit" : "source") : "hidden unit";
+  const why = index.fits[route.fit].why[number];
   const parts = [
-    h("p", {}, `OF${number} = `, formula(terms, circuit.n_edges, head.direct, index)),
+    h("p", {}, `OF${number} = `, formula(terms, circuit.n_edges, fit.direct, index)),
     h(
       "p",
       { class: "dim" },
       `FVU ${digits(circuit.fvu)} on test documents${linear}, fires on ${count(circuit.fired)} of their tokens`,
     ),
-    ...logicParts(circuit),
+    ...logicParts(circuit, why),
   ];
-  if (edges.length) parts.push(h("h3", {}, "Edges"), edgeTable(edges, inputs));
+  if (edges.length) {
+    parts.push(await circuitPicture(number, circuit));
+    parts.push(h("h2", {}, "Edges"), edgeTable(edges, inputs), everyEdge(number, circuit, inputs, index));
+  }
   if (missed?.length) {
     parts.push(h("h3", {}, "Missed: strong effects in the model without an edge"), missedTable(missed));
   }
   const together = inputsSection(circuit, later);
-  return together ? [...parts, together] : parts;
+  return [parts.filter(Boolean), together];
 }
 
 export async function target(page, later) {
@@ -80,16 +120,23 @@ export async function target(page, later) {
     piece("ablations/target"),
   ]);
   const flag = index.outlier[n] ? h("span", { class: "flag small" }, " outlier") : null;
-  page.append(neighbours("target", n, head.d.target), h("h1", {}, `OF${n} `, quoted(card.token), flag));
+  page.append(
+    neighbours("target", n, head.d.target),
+    h("h1", {}, `OF${n} `, quoted(card.token), flag),
+    h("p", {}, firesOn(card, index.outlier[n])),
+    remarksForm(`OF${n}`),
+  );
   if (card.page) page.append(neuronpedia(card));
   page.append(...outlierNote(n));
-  if (circuit) page.append(...circuitParts(n, circuit, index, later));
-  else page.append(h("p", { class: "dim" }, "The connector does not explain this latent (targets.*)."));
-  page.append(...firing(card, later, circuit?.beside, ablated?.[n]));
+  const [parts, together] = circuit
+    ? await circuitParts(n, circuit, index, later)
+    : [[h("p", { class: "dim" }, "The connector does not explain this latent (targets.*).")], null];
+  page.append(...parts, ...meaningSection(card, "target", index), ...firing(card, later, circuit?.beside, ablated?.[n]));
+  if (together) page.append(together);
 }
 
 export async function source(page, later) {
-  await readIndex();
+  const index = await readIndex();
   const n = route.number;
   if (!(n >= 0 && n < head.d.source)) return nowhere(page);
   const [card, feeds, ablated] = await Promise.all([
@@ -97,16 +144,17 @@ export async function source(page, later) {
     entry(`feeds${route.fit}`, n),
     piece("ablations/source"),
   ]);
-  const outputs = head.has_hidden ? (head.direct ? "target or hidden unit" : "hidden unit") : "target";
+  const outputs = head.fits[route.fit].hidden ? (head.fits[route.fit].direct ? "target or hidden unit" : "hidden unit") : "target";
   page.append(
     neighbours("source", n, head.d.source),
     h("h1", {}, `${card.name} `, quoted(card.token)),
-    h("p", { class: "dim" }, h("code", {}, card.hook)),
+    h("p", {}, firesOn(card, 0), h("span", { class: "dim" }, " At ", h("code", {}, card.hook), ".")),
+    remarksForm(card.name),
   );
   if (card.page) page.append(neuronpedia(card));
-  if (feeds && feeds.length) page.append(h("h3", {}, "Feeds"), edgeTable(feeds, outputs));
+  if (feeds && feeds.length) page.append(h("h2", {}, "Feeds"), edgeTable(feeds, outputs));
   else page.append(h("p", { class: "dim" }, "No edge leads from it."));
-  page.append(...firing(card, later, null, ablated?.[n]));
+  page.append(...meaningSection(card, "source", index), ...firing(card, later, null, ablated?.[n]));
 }
 
 // Why a hidden unit is in its class.
@@ -124,11 +172,11 @@ export async function hidden(page, later) {
   const n = route.number;
   if (!(n >= 0 && n < head.d.hidden)) return nowhere(page);
   const card = await entry("hidden", n);
-  page.append(neighbours("hidden", n, head.d.hidden), h("h1", {}, `H${n} `, quoted(card.token)));
+  page.append(neighbours("hidden", n, head.d.hidden), h("h1", {}, `H${n} `, quoted(card.token)), h("p", {}, firesOn(card, 0)));
   if (card.classed) page.append(classNote(card.classed));
   page.append(...logicParts(card));
-  if (card.edges.length) page.append(h("h3", {}, "Inputs"), edgeTable(card.edges, "source"));
-  if (card.feeds.length) page.append(h("h3", {}, "Feeds"), edgeTable(card.feeds, "target"));
+  if (card.edges.length) page.append(h("h2", {}, "Inputs"), edgeTable(card.edges, "source"));
+  if (card.feeds.length) page.append(h("h2", {}, "Feeds"), edgeTable(card.feeds, "target"));
   const together = inputsSection(card, later);
   if (together) page.append(together);
   if (card.active) page.append(...firing(card, later));

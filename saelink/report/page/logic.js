@@ -4,6 +4,7 @@ import { commas, h } from "./dom.js";
 import { count, percent, visible, weight } from "./format.js";
 import { named } from "./names.js";
 import { inputsPlot } from "./plots.js";
+import { describe } from "./why.js";
 
 const names = (inputs) => commas(inputs, (name) => named(name));
 
@@ -17,14 +18,14 @@ const sentence = (text) =>
     ),
   );
 
-function meaning({ word, inputs }) {
+function meaning({ word, inputs }, why) {
   return {
     copy: ["A copy of ", names(inputs), "."],
     or: ["A weighted OR of ", names(inputs), ": each alone makes it fire."],
     and: ["An AND of ", names(inputs), ": only together they make it fire."],
     "and not": [names(inputs.slice(0, 1)), " AND NOT ", names(inputs.slice(1)), "."],
     dense: ["Dense: too many inputs add to it for one word."],
-    unclear: ["Unclear: the counts don't say."],
+    unclear: ["Unclear", why ? `: ${describe(why)[1]}.` : ": the counts don't say."],
   }[word];
 }
 
@@ -67,12 +68,12 @@ const STANDING = {
   undefined: ["span", " Unverified: read from which sources are active, not from ablations."],
 };
 
-export function logicParts(card) {
+export function logicParts(card, why = null) {
   const { logic, silent } = card;
   const covered = ` Holds on ${percent(logic.covered)} of the ${count(card.fired)} test tokens where it fires.`;
   const [tag, standing] = STANDING[logic.confirmed] || STANDING.undefined;
   const parts = [
-    h("p", {}, h(tag, {}, meaning(logic)), logic.inputs.length ? h("span", { class: "dim" }, standing + covered) : null),
+    h("p", {}, h(tag, {}, meaning(logic, why)), logic.inputs.length ? h("span", { class: "dim" }, standing + covered) : null),
   ];
   if (logic.evidence.length) parts.push(evidenceList(logic.evidence));
   if (silent) parts.push(silence(silent));
@@ -106,7 +107,9 @@ function clusterSection({ clusters, tokens, outside }) {
 }
 
 function scatterSection(scatter, later) {
-  const where = h("div", { class: "plot" });
+  const fires = scatter.target.filter((value) => value > 0).length;
+  const label = `${scatter.target.length} test tokens by ${scatter.inputs.join(", ")}: the target fires on ${fires} of them`;
+  const where = h("div", { class: "plot", role: "img", "aria-label": label });
   later.push(() => inputsPlot(where, scatter));
   return h(
     "section",

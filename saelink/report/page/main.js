@@ -1,20 +1,23 @@
 // The page: shows the view of the hash, and another when the hash changes.
 
 import { circuits } from "./circuits.js";
+import { compare } from "./compare.js";
 import { h, nowhere } from "./dom.js";
 import { experiment, experiments } from "./experiments.js";
+import { returnTo, startHistory } from "./history.js";
+import { startKeys } from "./keys.js";
 import { hidden, source, target } from "./latent.js";
 import { outliers, sources, units } from "./lists.js";
-import { numberOf, readIndex } from "./names.js";
+import { readIndex } from "./names.js";
 import { overview } from "./overview.js";
 import { head, SCHEMA } from "./pieces.js";
-import { go, place, read, route } from "./route.js";
-import { destination } from "./search.js";
+import { place, read, route } from "./route.js";
+import { showQuery, startSearch } from "./suggest.js";
 
-const VIEWS = { "": overview, circuits, sources, units, outliers, experiments, experiment, target, source, hidden };
+const VIEWS = { "": overview, circuits, sources, units, outliers, experiments, experiment, target, source, hidden, compare };
 
 // The entry of the menu to which a latent's card belongs.
-const ABOVE = { target: "circuits", source: "sources", hidden: "units", experiment: "experiments" };
+const ABOVE = { target: "circuits", source: "sources", hidden: "units", experiment: "experiments", compare: "circuits" };
 
 function menu() {
   const entries = [
@@ -26,15 +29,19 @@ function menu() {
   entries.push(["outliers", "Outliers"]);
   if (head.experiments.length) entries.push(["experiments", "Experiments"]);
   const current = ABOVE[route.view] ?? route.view;
-  const link = ([view, text]) => h("a", { href: place(view), "aria-current": view === current ? "page" : null }, text);
+  const link = ([view, text]) =>
+    h("a", { id: `menu-${view}`, href: place(view), "aria-current": view === current ? "page" : null }, text);
   document.getElementById("nav").replaceChildren(...entries.map(link));
 }
 
 let shown = 0;
 async function show() {
+  const before = `${route.view}/${route.number}`;
   read(location.hash, head.fits.length);
   const own = ++shown;
+  const focused = document.activeElement;
   menu();
+  showQuery();
   const page = h("div");
   const later = []; // what needs the page to be in its place: plots
   try {
@@ -45,14 +52,13 @@ async function show() {
   }
   if (own !== shown) return; // another view was asked for meanwhile
   document.getElementById("main").replaceChildren(page);
-  window.scrollTo(0, 0);
-  for (const job of later) await job();
-}
-
-function search(event) {
-  event.preventDefault();
-  const query = document.getElementById("query").value;
-  go(...destination(query, route.view, head.d, numberOf));
+  const name = page.querySelector("h1")?.textContent.trim();
+  document.title = [name === head.title ? null : name, head.title, "saelink"].filter(Boolean).join(" · ");
+  await returnTo(page, focused, before === `${route.view}/${route.number}`);
+  for (const job of later) {
+    if (own !== shown) return;
+    await job();
+  }
 }
 
 function start() {
@@ -62,7 +68,9 @@ function start() {
     return;
   }
   readIndex(); // most views wait for it
-  document.getElementById("search").addEventListener("submit", search);
+  startSearch();
+  startKeys(ABOVE);
+  startHistory();
   window.addEventListener("hashchange", show);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
   show();

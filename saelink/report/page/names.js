@@ -1,11 +1,14 @@
 // Names of latents as links: OF12 a target, H3 a hidden unit, IF7 a source, IF0.7 one of several hooks' sources.
 
 import { h, quoted } from "./dom.js";
-import { piece } from "./pieces.js";
-import { place } from "./route.js";
+import { head, piece } from "./pieces.js";
+import { place, route } from "./route.js";
 
 let index = null;
 let numbers = new Map();
+
+// Cards of hidden units are those of the page's first connector.
+const hasCard = () => head.has_hidden && route.fit === 0;
 
 // What is known of all latents, as columns; names with a point have their number from here.
 export async function readIndex() {
@@ -20,6 +23,7 @@ export async function readIndex() {
 export const numberOf = (name) => (name.includes(".") ? numbers.get(name) : Number(name.replace(/^[A-Z]+/, "")));
 
 export function nameLink(name, number) {
+  if (name.startsWith("H") && !hasCard()) return h("span", {}, name); // of a connector whose units have no cards
   let kind = "source";
   if (name.startsWith("OF")) kind = "target";
   else if (name.startsWith("H")) kind = "hidden";

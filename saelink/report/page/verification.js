@@ -7,11 +7,12 @@ import { nameLink } from "./names.js";
 import { head } from "./pieces.js";
 import { place } from "./route.js";
 
-// A figure with its interval on hover.
+// A figure with its 95% interval.
 function interval(figures, name) {
   if (!given(figures[name])) return "–";
-  const title = `95%: ${digits(figures[name + "_low"], 2)} to ${digits(figures[name + "_high"], 2)}`;
-  return h("span", { title }, digits(figures[name], 2));
+  const [low, high] = [figures[name + "_low"], figures[name + "_high"]];
+  const range = given(low) && given(high) ? ` ${digits(low, 2)} to ${digits(high, 2)}` : null;
+  return h("span", {}, digits(figures[name], 2), h("span", { class: "dim small" }, range));
 }
 
 // The connectors, each followed by its null models.
@@ -107,7 +108,7 @@ export function verification() {
     h(
       "p",
       {},
-      `An edge claims what the target loses when its source goes. Taken out of the model itself, ${count(figures.strong)} source-target pairs have a strong effect (verify.strong, of the target's mean activation), ${suppressive} of them suppressive. Below the connectors the same claims against effects they should not agree with.${sample}`,
+      `An edge claims what the target loses when its source goes. Taken out of the model itself, ${count(figures.strong)} source-target pairs have a strong effect (verify.strong, of the target's mean activation), ${suppressive} of them suppressive. Below the connectors the same claims against effects they should not agree with.${sample} Beside a figure its 95% interval.`,
     ),
     verifiedTable(),
     h(

@@ -66,7 +66,7 @@ test("a larger activation is shaded more, none not at all, a negative one in its
   assert.equal(shade(0, 1), "");
   assert.equal(shade(1, 0), "");
   assert.equal(shade(1, 2), "background: rgba(var(--fire), 0.47)");
-  assert.equal(shade(-5, 2), "background: rgba(var(--minus), 0.82)");
+  assert.equal(shade(-5, 2), "background: rgba(var(--fade), 0.82)");
 });
 
 test("confirmed terms come first, each part in its order, and what two decimals don't show is left out", () => {

@@ -3,10 +3,12 @@ import { test } from "node:test";
 
 import {
   destination,
+  filtered,
   matchingSources,
   matchingTargets,
-  ofLogic,
   ordered,
+  rank,
+  suggestions,
 } from "../../../saelink/report/page/search.js";
 
 // Four targets, three sources of two hooks, input 3 is a hidden unit.
@@ -16,12 +18,17 @@ const index = {
   outlier: [0, 1, 0, 0],
   source_name: ["IF0.0", "IF0.1", "IF1.0"],
   source_token: [" sat", null, " catch"],
+  source_active: [1, 2, 3],
   gains: [{ name: "mlp", gain: [0.1, null, null, 0.3] }],
 };
 const fit = {
   fvu: [0.5, 0.2, null, 0.9],
   n_edges: [3, 1, null, 2],
   word: ["or", "copy", null, "or"],
+  confirmed: [true, false, null, null],
+  verdicts: [[2, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], null, [0, 0, 0, 0, 3, 0]],
+  effect: [0.3, null, null, null],
+  why: [null, null, null, "rare many"],
   formula: [[[0, 0.5]], [[2, 1]], null, [[3, 0.2]]],
 };
 const direct = 3;
@@ -54,10 +61,44 @@ test("sources are found by name or token", () => {
   assert.deepEqual(matchingSources("at", index), [0, 2]);
 });
 
-test("a logic keeps its targets, no logic all that have an edge table", () => {
-  assert.deepEqual(ofLogic(all, "", index, fit), [0, 1, 3]);
-  assert.deepEqual(ofLogic(all, "or", index, fit), [0, 3]);
-  assert.deepEqual(ofLogic(all, "outlier", index, fit), [1]);
+test("a token is the same, the same but for case, begins with the query, or holds it", () => {
+  const ranks = [" King", "king", " kings", "looking", "queen", null].map((token) => rank(token, "king"));
+  assert.deepEqual(ranks, [1, 0, 2, 3, null, null]);
+});
+
+test("the same token is offered before one that holds it, on both sides, the most active first", () => {
+  const royal = {
+    token: [" making", " Kings", "king", " King"],
+    active: [900, 800, 5, 6],
+    source_name: ["IF0", "IF1"],
+    source_token: [" King", "taking"],
+    source_active: [70, 1],
+  };
+  const found = suggestions(" king", royal, 10).map(({ name }) => name);
+  assert.deepEqual(found, ["OF2", "IF0", "OF3", "OF1", "OF0", "IF1"]);
+  assert.deepEqual(suggestions("king", royal, 2).map(({ name }) => name), ["OF2", "IF0"]);
+  assert.deepEqual(suggestions("", royal, 2), []);
+});
+
+test("a name and a number are offered first, a reader's label as a token is", () => {
+  assert.deepEqual(suggestions("of1", index, 9).map(({ name }) => name), ["OF1"]);
+  assert.equal(suggestions("1", index, 9)[0].name, "OF1");
+  const labels = (name) => (name === "OF1" ? "royalty" : null);
+  assert.deepEqual(suggestions("Royalty", index, 9, labels).map(({ name }) => name), ["OF1"]);
+});
+
+test("targets are kept by logic, verdict, reason, FVU and effect; all have an edge table", () => {
+  const kept = (wishes) => filtered(all, wishes, index, fit);
+  assert.deepEqual(kept({}), [0, 1, 3]);
+  assert.deepEqual(kept({ logic: "or" }), [0, 3]);
+  assert.deepEqual(kept({ logic: "outlier" }), [1]);
+  assert.deepEqual(kept({ verdict: "sure" }), [0]);
+  assert.deepEqual(kept({ verdict: "weaker" }), [0]);
+  assert.deepEqual(kept({ verdict: "none" }), [1, 3]);
+  assert.deepEqual(kept({ why: "many" }), [3]);
+  assert.deepEqual(kept({ fvu: ".5" }), [1]);
+  assert.deepEqual(kept({ effect: ".2" }), [0]);
+  assert.deepEqual(kept({ logic: "or", verdict: "unclear", fvu: "1" }), [3]);
 });
 
 test("every order, what is not known last", () => {
@@ -72,6 +113,12 @@ test("every order, what is not known last", () => {
   for (const [sort, expected] of Object.entries(orders))
     assert.deepEqual(ordered(all, sort, index, fit), expected, sort);
   assert.deepEqual(ordered([0, 1, 3], "edges", index, fit), [1, 3, 0]);
+});
+
+test("by match the target's own token comes before that of its source, and an exact one before another", () => {
+  const found = (query) => ordered(all, "match", index, fit, query);
+  assert.deepEqual(found("cat").slice(0, 3), [0, 3, 1]); // " cat"; " Cats"; fed by " catch"
+  assert.deepEqual(found("catch")[0], 1);
 });
 
 test("sorting leaves what it was given alone", () => {

@@ -1,0 +1,127 @@
+// Two connectors side by side on one target: what each makes it from, and the terms that they share.
+
+import { choice, column, figure, h, nowhere, quoted, signed, table } from "./dom.js";
+import { verdictMark } from "./edges.js";
+import { count, counted, digits, given, percent, weight } from "./format.js";
+import { logicParts } from "./logic.js";
+import { nameLink, readIndex } from "./names.js";
+import { entry, head } from "./pieces.js";
+import { go, place, route } from "./route.js";
+
+export const fitName = (fit) => `${head.fits[fit].name}, l1_alpha ${digits(head.fits[fit].l1_alpha)}`;
+
+// The command that adds connectors of the store which are not on the page.
+export function addCommand(keys) {
+  const command = head.command ?? "saelink report";
+  const own = /\s'?report\.connectors=\[([^\]]*)\]'?/.exec(command);
+  const all = [...(own?.[1].split(",").filter(Boolean) ?? []), ...keys];
+  return `${command.replace(own?.[0] ?? "", "")} 'report.connectors=[${all.join(",")}]'`;
+}
+
+const absent = () => head.table.filter((row) => row.addable);
+
+// What stands where one would look for the connectors that are not on the page.
+export function missingFits() {
+  const rows = absent();
+  if (!rows.length) {
+    const fit = h("code", {}, `saelink evaluate layer=${head.layer} solver=causal`);
+    return h("p", { class: "dim small" }, "The store has no other connector of these latents. One more, fitted to effects in the model: ", fit, ", then make the report again.");
+  }
+  return h(
+    "p",
+    { class: "dim small" },
+    `In the store, not on this page: ${rows.map((r) => `${r.name} at ${digits(r.l1_alpha)}`).join("; ")}. To add ${rows.length > 1 ? "them" : "it"}: `,
+    h("code", {}, addCommand(rows.map((r) => r.key))),
+  );
+}
+
+// Every edge of a circuit by its input's name: all of them where the page keeps them, else the strongest.
+async function edgesOf(fit, number, circuit) {
+  const all = await entry(`edges${fit}`, number);
+  const index = await readIndex();
+  const direct = head.fits[fit].direct;
+  const name = (input) => (input < direct ? index.source_name[input] : `H${input - direct} of ${fit + 1}`);
+  if (!all) return new Map(circuit.edges.map((e) => [name(e.input), { ...e, source: e.input < direct }]));
+  const edge = (input, i) => ({
+    input,
+    source: input < direct,
+    token: index.source_token[input] ?? null,
+    weight: all.weight[i],
+    verdict: given(all.verdict?.[i]) ? head.verdicts[all.verdict[i]] : undefined,
+    effect: all.effect?.[i],
+  });
+  return new Map(all.input.map((input, i) => [name(input), edge(input, i)]));
+}
+
+function side(number, fit, circuit, index) {
+  if (!circuit) return h("section", {}, h("h2", {}, fitName(fit)), h("p", {}, "It does not explain this latent."));
+  const facts = `FVU ${digits(circuit.fvu)}, ${counted(circuit.n_edges, "edge")}, fires on ${count(circuit.fired)} test tokens`;
+  const link = h("a", { href: place("target", number, { fit }) }, fitName(fit));
+  return h("section", {}, h("h2", {}, link), h("p", { class: "dim" }, facts), ...logicParts(circuit, index.fits[fit].why[number]));
+}
+
+const STRONGEST = 40;
+
+function together(ones, others, a, b) {
+  const size = (name) => Math.max(Math.abs(ones.get(name)?.weight ?? 0), Math.abs(others.get(name)?.weight ?? 0));
+  const names = [...new Set([...ones.keys(), ...others.keys()])].sort((x, y) => size(y) - size(x));
+  const shared = names.filter((name) => ones.has(name) && others.has(name));
+  const agree = shared.filter((name) => Math.sign(ones.get(name).weight) === Math.sign(others.get(name).weight));
+  const cell = (edges) => (name) => {
+    const edge = edges.get(name);
+    return edge ? [signed(edge.weight, weight(edge.weight)), " ", verdictMark(edge.verdict)] : h("span", { class: "dim" }, "no edge");
+  };
+  const first = (name) => {
+    const edge = ones.get(name) ?? others.get(name);
+    return [edge.source ? nameLink(name, edge.input) : name, " ", quoted(edge.token)];
+  };
+  const effect = (name) => ones.get(name)?.effect ?? others.get(name)?.effect;
+  return [
+    h("h2", {}, "Edges side by side"),
+    h(
+      "p",
+      {},
+      `Edges in both: ${count(shared.length)} of ${count(names.length)}; of the same sign: ${count(agree.length)}. Weights of different connectors are in the same units.`,
+      names.length > STRONGEST ? ` Shown: the ${STRONGEST} with the largest weight.` : "",
+    ),
+    table(
+      [
+        column("input", first),
+        figure(fitName(a), cell(ones)),
+        figure(fitName(b), cell(others)),
+        figure("in the model", (name) => percent(effect(name)), "what the target loses when the source is ablated, of its mean activation"),
+      ],
+      names.slice(0, STRONGEST),
+    ),
+  ];
+}
+
+export async function compare(page) {
+  const index = await readIndex();
+  const n = route.number;
+  if (!(n >= 0 && n < head.d.target)) return nowhere(page);
+  const a = route.fit;
+  const other = Number(route.words.get("with") ?? (a ? 0 : 1));
+  const b = head.fits[other] ? other : 0;
+  const fits = head.fits.map((_, i) => [i, fitName(i)]);
+  const words = { with: String(b) };
+  page.append(
+    h("h1", {}, `OF${n} in two connectors `, quoted(index.token[n])),
+    h(
+      "div",
+      { class: "pager" },
+      h("a", { href: place("target", n) }, "← its card"),
+      choice("this", "fit", fits, a, (fit) => go("compare", n, { ...words, fit: Number(fit) })),
+      choice("beside", "with", fits, b, (fit) => go("compare", n, { with: String(fit) })),
+    ),
+  );
+  if (head.fits.length < 2) page.append(h("p", {}, "This page holds one connector."));
+  const [one, two] = await Promise.all([entry(`circuit${a}`, n), entry(`circuit${b}`, n)]);
+  page.append(h("div", { class: "columns" }, side(n, a, one, index), side(n, b, two, index)));
+  if (one && two) {
+    const [ones, others] = await Promise.all([edgesOf(a, n, one), edgesOf(b, n, two)]);
+    page.append(...together(ones, others, a, b));
+  }
+  const more = missingFits();
+  if (more) page.append(more);
+}

@@ -1,0 +1,174 @@
+// A page of its own: one prompt's graph, from its tokens on the left to the next token on the right.
+
+import { diagram } from "./diagram.js";
+import { choice, figure, column, h, signed, table } from "./dom.js";
+import { digits, given, visible } from "./format.js";
+
+const graph = JSON.parse(document.getElementById("graph").textContent);
+const nodes = new Map(graph.nodes.map((node) => [node.node_id, node]));
+
+const WIDE = 132;
+const COLUMN = 300;
+const ROW = 42;
+const LINKS = [15, 30, 60, 120, 250];
+
+const layers = graph.nodes.map((node) => Number(node.layer)).filter((layer) => !Number.isNaN(layer));
+const first = Math.min(...layers);
+
+function kindOf(node) {
+  if (node.feature_type === "embedding") return "token";
+  if (node.feature_type === "logit") return "next token";
+  const side = Number(node.layer) === first ? "source" : "target";
+  return node.feature_type.includes("error") ? `${side} error` : side;
+}
+
+const COLUMNS = { token: 0, source: 1, "source error": 1, target: 2, "target error": 2, "next token": 3 };
+const KINDS = { "next token": "next token", target: "target latent", source: "source latent", token: "token of the prompt", "target error": "what the connector or an SAE leaves out", "source error": "what the source SAE leaves out" };
+
+const state = { most: 60, chosen: null };
+
+// The probability of a next token stands before it.
+function name(node) {
+  const text = visible(node.clerp).trim();
+  return kindOf(node) === "next token" ? `${Math.round(100 * node.token_prob)}% ${text.replace(/^Output /, "").replace(/ \(p=[\d.]+\)$/, "")}` : text;
+}
+const clipped = (text) => (text.length > 19 ? text.slice(0, 18) + "…" : text);
+
+// The strongest links, all of the chosen node's first.
+function shownLinks() {
+  const own = (link) => link.source === state.chosen || link.target === state.chosen;
+  return [...graph.links].sort((a, b) => own(b) - own(a) || Math.abs(b.weight) - Math.abs(a.weight)).slice(0, state.most);
+}
+
+// A column for each kind, from the tokens on; a row for each position, as high as the most boxes of a kind there.
+function boxesOf(links) {
+  const joined = new Set(links.flatMap((link) => [link.source, link.target]));
+  const shown = graph.nodes.filter((node) => joined.has(node.node_id) || ["token", "next token"].includes(kindOf(node)));
+  const stacks = new Map();
+  for (const node of shown) {
+    const key = `${node.ctx_idx} ${COLUMNS[kindOf(node)]}`;
+    stacks.set(key, [...(stacks.get(key) ?? []), node]);
+  }
+  const boxes = [];
+  let top = 0;
+  graph.metadata.prompt_tokens.forEach((_, position) => {
+    const here = [0, 1, 2, 3].map((across) => stacks.get(`${position} ${across}`) ?? []);
+    here.forEach((stack, across) => {
+      stack.forEach((node, i) => boxes.push(boxOf(node, across * COLUMN, top + i * ROW)));
+    });
+    top += Math.max(1, ...here.map((stack) => stack.length)) * ROW + 16;
+  });
+  return boxes;
+}
+
+function boxOf(node, x, y) {
+  const id = node.node_id;
+  return {
+    id,
+    x,
+    y,
+    wide: WIDE,
+    high: 36,
+    lines: [clipped(name(node)), given(node.activation) ? digits(node.activation, 2) : ""].filter(Boolean),
+    says: `${name(node)}, ${KINDS[kindOf(node)]} at position ${node.ctx_idx}`,
+    own: id === state.chosen,
+    class: kindOf(node).replace(" ", "-"),
+    chosen: () => choose(id),
+  };
+}
+
+function linksOf(links) {
+  const most = Math.max(...links.map((link) => Math.abs(link.weight)), 1e-9);
+  return links.map((link) => {
+    const own = link.source === state.chosen || link.target === state.chosen;
+    const faint = state.chosen && !own ? "faint-link" : "";
+    return {
+      from: link.source,
+      to: link.target,
+      width: 0.8 + 4 * Math.sqrt(Math.abs(link.weight) / most),
+      class: `${link.weight < 0 ? "takes" : "adds"} ${faint} ${own ? "" : "other"}`,
+      says: `${name(nodes.get(link.source))} to ${name(nodes.get(link.target))}: ${link.weight < 0 ? "−" : "+"}${digits(Math.abs(link.weight))}`,
+    };
+  });
+}
+
+const about = h("div", { role: "region", "aria-live": "polite", "aria-label": "The chosen node" });
+
+function command(node) {
+  const number = /^(?:OF|IF)([\d.]+)/.exec(node.clerp)?.[1];
+  const side = kindOf(node);
+  if (!number || !["source", "target"].includes(side)) return null;
+  const link = node.vis_link ? h("a", { href: node.vis_link, target: "_blank", rel: "noopener noreferrer" }, "on Neuronpedia") : null;
+  return h("p", { class: "small" }, "Its card: ", h("code", {}, `saelink show ${side} ${number}`), " ", link);
+}
+
+function told() {
+  const node = nodes.get(state.chosen);
+  if (!node) {
+    about.replaceChildren(h("p", { class: "dim" }, "Choose a box to see what leads to it and where it leads."));
+    return;
+  }
+  const button = (id) => h("button", { type: "button", onclick: () => choose(id) }, name(nodes.get(id)));
+  const rows = (mine, other) =>
+    graph.links
+      .filter((link) => link[mine] === state.chosen)
+      .sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight))
+      .map((link) => ({ id: link[other], weight: link.weight }));
+  const list = (title, all) =>
+    h(
+      "section",
+      {},
+      h("h3", {}, title),
+      all.length
+        ? table([column("node", (r) => button(r.id)), figure("weight", (r) => signed(r.weight, digits(r.weight)))], all)
+        : h("p", { class: "dim" }, "Nothing."),
+    );
+  about.replaceChildren(
+    h("h2", {}, name(node)),
+    h("p", { class: "dim" }, `${KINDS[kindOf(node)]} at position ${node.ctx_idx}`, given(node.activation) ? `, activation ${digits(node.activation)}` : ""),
+    command(node) ?? "",
+    h("div", { class: "columns" }, list("What leads to it", rows("target", "source")), list("Where it leads", rows("source", "target"))),
+  );
+}
+
+const picture = diagram({ label: "The prompt's graph", name: graph.metadata.slug, most: 6000 });
+
+function show(fit) {
+  const links = shownLinks();
+  const drawn = linksOf(links);
+  picture.draw({ boxes: boxesOf(links), links: [...drawn].reverse(), lines: drawn.map((link) => link.says), fit });
+}
+
+function choose(id) {
+  state.chosen = state.chosen === id ? null : id;
+  show(false);
+  told();
+}
+
+const offered = [...LINKS.filter((n) => n < graph.links.length), graph.links.length].map((n) => [n, String(n)]);
+
+document.getElementById("main").replaceChildren(
+  h("h1", {}, visible(graph.metadata.prompt)),
+  h(
+    "p",
+    { class: "dim small" },
+    "From the prompt's tokens (left, from top to bottom) over source and target latents to the likeliest next tokens (right). A link's weight is what its left box adds to the right one: ",
+    h("span", { class: "plus" }, "green adds"),
+    ", ",
+    h("span", { class: "minus" }, "red takes away"),
+    ". A latent's number is its activation.",
+  ),
+  h(
+    "div",
+    { class: "pager" },
+    choice("links shown", "links", offered, Math.min(state.most, graph.links.length), (most) => {
+      state.most = Number(most);
+      show(true);
+    }),
+  ),
+  picture.element,
+  about,
+);
+if (!offered.some(([n]) => n === state.most)) state.most = graph.links.length;
+show(true);
+told();

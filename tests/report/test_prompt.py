@@ -1,0 +1,52 @@
+"""A prompt's graph as a page, in the browser where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from saelink.job import Job
+from saelink.report.prompt import GraphPageStage
+from saelink.share.graph.stage import GraphStage
+from saelink.store.store import Store
+
+from helpers.browsing import Visit
+from helpers.world import Run, World
+
+
+def test_the_command_writes_the_page(saelink: Run) -> None:
+    code, out, err = saelink("graph", "the old king sat", "solver=exact", "l1_alpha=1e-3")
+    assert code == 0, err
+    (page,) = (Path(line.split(maxsplit=1)[1]) for line in out.splitlines() if line.strip().startswith("page"))
+    text = page.read_text()
+    assert "the old king sat" in text and "http://" not in text.replace("http://www.w3.org", "")
+
+
+def test_a_graph_is_walked_by_mouse_and_keyboard(browser: Any, world: World, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    cfg = world.config(tmp_path, "solver=exact", "l1_alpha=1e-3")
+    cfg.graph.prompt = "the old king sat on the mat"
+    job = Job(cfg, store)
+    graph, page = GraphStage(job).pull(), GraphPageStage(job).pull()
+    document = graph.json(f"{graph.facts['slug']}.json")
+    visit = Visit(browser, page.file(page.facts["file"]))
+    visit.go("")
+    boxes = visit.all("svg.diagram [data-box]")
+    tokens = [node for node in document["nodes"] if node["feature_type"] == "embedding"]
+    assert len(boxes) >= len(tokens)
+    assert len(visit.all("svg.diagram .edge")) == min(60, len(document["links"]))
+    target = next(node for node in document["nodes"] if node["clerp"].startswith("OF"))
+    box = visit.one(f'[data-box="{target["node_id"]}"]')
+    visit.run("arguments[0].focus()", box)
+    visit.press("ENTER")
+    visit.wait(lambda: visit.all("main h2"))
+    assert target["clerp"].split()[0] in visit.one("main h2").text
+    into = [link for link in document["links"] if link["target"] == target["node_id"]]
+    assert len(visit.one("main section").find_elements("css selector", "tbody tr")) == len(into)
+    assert f"saelink show target {target['clerp'].split()[0][2:]}" in visit.text
+    visit.one("main section button").click()
+    visit.wait(lambda: target["clerp"].split()[0] not in visit.one("main h2").text)
+    most = visit.all("#links option")[-1]
+    most.click()
+    visit.wait(lambda: len(visit.all("svg.diagram .edge")) == len(document["links"]))
+    assert visit.complaints() == []
