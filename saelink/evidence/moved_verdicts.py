@@ -72,9 +72,12 @@ class MovedVerdictsStage(JobStage[VerifyFacts]):
         draft.save_json(FROZEN_FILE, judged(claimed, frozen, ids, strong)[0])
         if self._nulls:
             nulls = {null: load_moved_effects(MovedEffectsStage(job, null=null).pull()) for null in NULLS}
-            against = {name: judged(claimed, null, ids, strong)[0] for name, null in nulls.items()}
-            against["shuffled pairs"] = judged(shuffled(claimed, free.d_source), free, ids, strong)[0]
-            draft.save_json(NULLS_FILE, against)
+            against = {name: (claimed, null) for name, null in nulls.items()}
+            against["shuffled pairs"] = shuffled(claimed, free.d_source), free
+            figures_of = {name: judged(*pair, ids, strong)[0] for name, pair in against.items()}
+            for name, (_, effects_of) in against.items():
+                figures_of[name]["sources_ablated"] = int((effects_of.tokens.sum(0) > 0).sum())
+            draft.save_json(NULLS_FILE, figures_of)
         draft.save_tensors(VERDICTS_FILE, by_column(tensors, connector, free.d_source))
         return cast("VerifyFacts", figures)
 

@@ -20,7 +20,8 @@ from saelink.errors import SaelinkError
 from saelink.fit.lasso.blocks import TargetBlocks
 from saelink.fit.lasso.coordinate import LASSO_VERSION
 from saelink.fit.products.dense import GRAM_VERSION, Gram, GramStage, load_gram
-from saelink.fit.products.sparse import ProductsStage, SparseGram, is_wide, load_products
+from saelink.fit.products.matrix import SparseGram
+from saelink.fit.products.sparse import ProductsStage, is_wide, load_products
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.base import Problem, validation_point
 from saelink.fit.warm_start import STARTS, exported, names_exported, warm_start

@@ -18,9 +18,8 @@ Facts = TypeVar("Facts", bound=Mapping[str, Any])
 """What a stage finds out about its artifact: a TypedDict beside it."""
 
 
-SAID = 10**8
-"""Bytes from which on it is said how much memory a stage needs: the program and its libraries take some times as much
-by themselves."""
+SAID = 10**9
+"""Bytes from which on it is said how much memory a stage needs: most need less, and a line each would hide the rest."""
 
 
 class Need(NamedTuple):

@@ -34,7 +34,10 @@ def test_claims_are_what_predictions_lose(config: Callable[..., Config], store: 
         lost = connector(test.source) - connector(
             test.source.__class__(test.source.offsets, test.source.indices, without, test.source.d)
         )
-        assert torch.allclose(moved_claims(connector, means)[j], lost[moved[:, j]].mean(0), atol=1e-5)
+        claimed = moved_claims(connector, means)
+        mine = claimed.source == j
+        dense = torch.zeros(connector.d_target).index_put_((claimed.column[mine],), claimed.value[mine])
+        assert torch.allclose(dense, lost[moved[:, j]].mean(0), atol=1e-5)
 
 
 def test_verdicts_are_by_column(config: Callable[..., Config], store: Store) -> None:

@@ -11,8 +11,9 @@ from saelink.fit.lasso import batched
 from saelink.fit.lasso.batched import BatchedLasso
 from saelink.fit.lasso.sparse import SparseLasso, SparseSolution
 from saelink.fit.products import paired
+from saelink.fit.products.matrix import SparseGram
 from saelink.fit.products.paired import paired_gram
-from saelink.fit.products.sparse import SparseGram, sparse_gram_of
+from saelink.fit.products.sparse import sparse_gram_of
 from saelink.latents.split import Tokens
 
 from helpers.rows import linked_tokens

@@ -20,7 +20,8 @@ from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.lasso.sparse import SparseLasso, SparseSolution
 from saelink.fit.products import sparse
 from saelink.fit.products.dense import Gram, gram_of
-from saelink.fit.products.sparse import SparseGram, sparse_gram_of
+from saelink.fit.products.matrix import SparseGram
+from saelink.fit.products.sparse import sparse_gram_of
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job
 from saelink.latents.split import Tokens

@@ -13,7 +13,7 @@ import torch
 from saelink.engine.work import Work
 from saelink.errors import SaelinkError
 from saelink.fit.lasso.blocks import TargetsBlock, TargetsWork
-from saelink.fit.products.sparse import SparseGram
+from saelink.fit.products.matrix import SparseGram
 from saelink.store.draft import Part
 
 

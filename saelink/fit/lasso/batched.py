@@ -14,7 +14,7 @@ import torch
 
 from saelink.fit.lasso.coordinate import unheard
 from saelink.fit.lasso.sparse import SparseLasso, SparseSolution
-from saelink.fit.products.sparse import SparseGram, SparseMatrix
+from saelink.fit.products.matrix import SparseGram, SparseMatrix
 from saelink.latents.rows import offsets_of
 
 BLOCK_ENTRIES = 2**24

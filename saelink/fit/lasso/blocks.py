@@ -15,7 +15,8 @@ import torch
 from saelink.engine.tasks import Engine
 from saelink.engine.work import Work
 from saelink.fit.lasso.sparse import SparseLasso, SparseSolution
-from saelink.fit.products.sparse import ProductsFacts, SparseGram, load_products
+from saelink.fit.products.matrix import SparseGram
+from saelink.fit.products.sparse import ProductsFacts, load_products
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft, Part, Parts
 

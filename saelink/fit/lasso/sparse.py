@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from saelink.fit.products.sparse import SparseGram
+from saelink.fit.products.matrix import SparseGram
 from saelink.kernels import in_parts
 
 STEP = 16

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from saelink.fit.products.sparse import SparseGram, SparseMatrix
+from saelink.fit.products.matrix import SparseGram, SparseMatrix
 from saelink.latents.rows import Rows, offsets_of
 from saelink.latents.split import Tokens
 

@@ -15,7 +15,7 @@ from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
 from saelink.fit.lasso.blocks import TargetBlocks
 from saelink.fit.products.dense import Gram
-from saelink.fit.products.sparse import SparseGram
+from saelink.fit.products.matrix import SparseGram
 from saelink.interventions.measure import Changes
 from saelink.interventions.pairs import Effects
 from saelink.job import Memory

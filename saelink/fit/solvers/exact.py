@@ -30,7 +30,7 @@ from saelink.fit.lasso.coordinate import Lasso
 from saelink.fit.lasso.dense import DenseLasso
 from saelink.fit.lasso.sparse import SparseLasso
 from saelink.fit.products.dense import Gram
-from saelink.fit.products.sparse import SparseGram
+from saelink.fit.products.matrix import SparseGram
 from saelink.fit.solvers.base import Fit, Problem, Solver, Work, validation_point
 from saelink.progress import Progress
 
