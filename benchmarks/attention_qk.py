@@ -17,9 +17,9 @@ from typing import Any
 import saelink
 from saelink.evidence.names import Names
 from saelink.job import Job
+from saelink.looks.stage import HEADS_FILE, STRONGEST, TARGETS_FILE, QKStage, QKTargetsStage, before_attention
+from saelink.looks.text import MODES
 from saelink.model.load import load_hf
-from saelink.qk.stage import HEADS_FILE, STRONGEST, TARGETS_FILE, QKStage, QKTargetsStage, before_attention
-from saelink.qk.text import MODES
 from saelink.store.store import Store
 from saelink.terminal.progress import TerminalObserver
 from saelink.terminal.qk import label, offsets, percent, short, thousandths

@@ -176,7 +176,7 @@ def qk(cfg: Config, observer: Observer | None = None) -> Shown[Any]:
     pairs and what taking them out does beside controls and nulls. Raises SaelinkError for a head that is not there,
     and for attention whose scores are no sum over pairs.
     """
-    from saelink.qk.stage import before_attention, found_or_made
+    from saelink.looks.stage import before_attention, found_or_made
     from saelink.report.shown import Shown
 
     return Shown(found_or_made(before_attention(_job(cfg, observer))))

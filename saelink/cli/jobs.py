@@ -190,7 +190,7 @@ def run_moved_verify(job: Job) -> None:
 
 def run_qk(job: Job) -> None:
     from saelink.evidence.names import Names
-    from saelink.qk.stage import QKTargetsStage, before_attention, found_or_made
+    from saelink.looks.stage import QKTargetsStage, before_attention, found_or_made
     from saelink.terminal.qk import print_head, print_heads
 
     job = before_attention(job)

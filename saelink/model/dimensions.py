@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from saelink.errors import SaelinkError
 from saelink.memory import ModelSize
 from saelink.model.identity import model_folder
 from saelink.store.artifact import Artifact
+
+MOST_MODULES = 10**5
+"""Blocks, times the experts of each: a model that is only counted takes memory for each of them."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def _counted(path: str, options: dict[str, Any]) -> Dimensions:
 
     try:
         config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
+        _check_modules(config.get_text_config())
         with torch.device("meta"):
             empty: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # configs and the libraries that read them fail in every way
@@ -110,6 +115,14 @@ def _counted(path: str, options: dict[str, Any]) -> Dimensions:
     block = (parameters - sum(ends.values())) // n_layers
     beside = any(bool(getattr(text, entry, False)) for entry in ("use_parallel_residual", "parallel_attn"))
     return Dimensions(n_layers, d, d_mlp, heads, heads * d_head, int(text.vocab_size), parameters, block, beside)
+
+
+def _check_modules(text: Any) -> None:
+    """Raise ValueError for a config of more blocks, or experts in all of them, than it takes to be no model."""
+    counts = [getattr(text, entry, None) or 1 for entry in ("num_hidden_layers", "num_experts", "num_local_experts")]
+    modules = math.prod(count for count in counts if isinstance(count, int))
+    if modules > MOST_MODULES:
+        raise ValueError(f"it asks for {modules:,} blocks and experts")
 
 
 def _first_line(error: Exception) -> str:

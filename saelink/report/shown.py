@@ -16,8 +16,8 @@ from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, TOPS, VERDICTS, 
 from saelink.evidence.verify import VerifyStage
 from saelink.fit.train import TrainStage
 from saelink.latents.encode import EncodeStage
-from saelink.qk.stage import HEADS_FILE, QKStage
-from saelink.qk.text import MODES
+from saelink.looks.stage import HEADS_FILE, QKStage
+from saelink.looks.text import MODES
 from saelink.report.drawing import draw_graph
 from saelink.report.html import box, facts_table, grid, lines_of_text, link, note, picture, shares_bar
 from saelink.report.render import PAGE_FILE

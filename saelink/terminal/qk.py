@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from saelink.errors import printable
+from saelink.looks.kinds import RULES
+from saelink.looks.pairs import LEAST, OFFSETS
+from saelink.looks.stage import HEADS_FILE, STRONGEST, TARGETS_FILE, QKFacts, QKTargetsFacts
+from saelink.looks.text import GROUPS, MODES
 from saelink.progress import Observer
-from saelink.qk.kinds import RULES
-from saelink.qk.pairs import LEAST, OFFSETS
-from saelink.qk.stage import HEADS_FILE, STRONGEST, TARGETS_FILE, QKFacts, QKTargetsFacts
-from saelink.qk.text import GROUPS, MODES
 from saelink.store.artifact import Artifact
 from saelink.terminal.table import Column, pair_lines, table_lines, terminal_width
 

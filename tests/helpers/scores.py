@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from saelink.qk.layer import Attention
+from saelink.looks.layer import Attention
 
 
 def taken(attention: Attention, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

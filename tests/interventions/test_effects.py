@@ -127,7 +127,7 @@ def test_a_try_that_was_cut_short_goes_on(
 
 def test_memory_at_hand_changes_no_byte(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for name, free, threads in (("much", None, 1), ("little", 200_000_000, 2)):
+    for name, free, threads in (("much", None, 1), ("little", 900_000_000, 2)):
         monkeypatch.setattr("saelink.runtime.memory_available", lambda free=free: free)
         store = Store(tmp_path / name)
         before = torch.get_num_threads()

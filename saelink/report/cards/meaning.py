@@ -131,6 +131,8 @@ def meanings(
         d = side.facts["d_sae"]
         rows = test.source.columns(torch.arange(first, first + d))
         chosen = [number - first for number in sources if first <= number < first + d]
+        if side.stage == "moved":  # pairs of head and latent are no latents of an SAE
+            chosen = []
         of_sources |= {first + latent: meaning for latent, meaning in made.of_side(side, rows, first, chosen).items()}
         first += d
     return of_targets, of_sources

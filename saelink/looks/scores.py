@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from saelink.qk.rotary import Rotary
+from saelink.looks.rotary import Rotary
 
 EPSILONS = ("eps", "variance_epsilon")
 """What norms call the number that keeps them from dividing by 0."""

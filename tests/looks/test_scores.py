@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from saelink.errors import SaelinkError
+from saelink.looks.layer import Attention, open_attention
+from saelink.looks.rotary import Rotary
+from saelink.looks.scores import Form, Scales
 from saelink.model.describe import model_info
-from saelink.qk.layer import Attention, open_attention
-from saelink.qk.rotary import Rotary
-from saelink.qk.scores import Form, Scales
 from saelink.saes.sae import SAE
 from saelink.store.store import Store
 

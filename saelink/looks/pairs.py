@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from saelink.kernels import in_parts
-from saelink.qk.text import MODES, Arrays, Sequence, Text, Vectors
+from saelink.looks.text import MODES, Arrays, Sequence, Text, Vectors
 
 CANDIDATES = 400
 """Pairs whose exact effect is computed: those that lead in the screen in sum, for each mode, and by query."""

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from saelink.qk import pairs as stage
-from saelink.qk.rotary import Rotary
-from saelink.qk.scores import Form, Norm, Side
-from saelink.qk.text import MODES, Text
+from saelink.looks import pairs as stage
+from saelink.looks.rotary import Rotary
+from saelink.looks.scores import Form, Norm, Side
+from saelink.looks.text import MODES, Text
 from saelink.saes.sae import SAE
 
 D, D_HEAD, N, LATENTS = 16, 8, 12, 10

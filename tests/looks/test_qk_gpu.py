@@ -10,9 +10,9 @@ import torch
 
 from saelink.config.schema import Config
 from saelink.job import Job
-from saelink.qk.pairs import screen
-from saelink.qk.stage import HEADS_FILE, TARGETS_FILE, QKTargetsStage, before_attention, found_or_made, open_layer
-from saelink.qk.text import MODES
+from saelink.looks.pairs import screen
+from saelink.looks.stage import HEADS_FILE, TARGETS_FILE, QKTargetsStage, before_attention, found_or_made, open_layer
+from saelink.looks.text import MODES
 from saelink.saes.load import pull_sae
 from saelink.store.store import Store
 

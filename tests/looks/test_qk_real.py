@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from saelink.looks.causal import DELETIONS, Place, _measured, _said
+from saelink.looks.layer import open_attention
+from saelink.looks.text import Text
 from saelink.model.describe import model_info
 from saelink.model.forward import load_forward
-from saelink.qk.causal import DELETIONS, Place, _measured, _said
-from saelink.qk.layer import open_attention
-from saelink.qk.text import Text
 from saelink.saes.load import pull_sae
 from saelink.store.store import Store
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from saelink.latents.encode import TYPICAL_NORM_RATIO
-from saelink.qk.scores import Form, Scales
+from saelink.looks.scores import Form, Scales
 from saelink.saes.sae import SAE
 
 MODES = ("all keys", "without sinks")

@@ -11,11 +11,11 @@ import torch
 
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
+from saelink.looks.rotary import Rotary
+from saelink.looks.scores import Form, Norm, Scales, Side
 from saelink.model.info import ModelInfo
 from saelink.model.load import load_hf
 from saelink.model.probe import SeenError, first_of
-from saelink.qk.rotary import Rotary
-from saelink.qk.scores import Form, Norm, Scales, Side
 
 AGREES = 1e-4
 """A form's pattern must be the model's own within this, or the model is refused."""

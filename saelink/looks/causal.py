@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from saelink.interventions.block import encoded_with_floor, read_held
-from saelink.qk.layer import Attention
-from saelink.qk.pairs import Pairs, gathered, without
-from saelink.qk.scores import Scales
-from saelink.qk.text import Text
+from saelink.looks.layer import Attention
+from saelink.looks.pairs import Pairs, gathered, without
+from saelink.looks.scores import Scales
+from saelink.looks.text import Text
 from saelink.saes.sae import SAE
 
 DELETIONS = ("key", "query", "both")

@@ -14,10 +14,10 @@ import torch
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.job import Job
-from saelink.qk.causal import Place, deletions
-from saelink.qk.kinds import kinds, looks, repeated_ids
-from saelink.qk.pairs import OFFSETS
-from saelink.qk.stage import (
+from saelink.looks.causal import Place, deletions
+from saelink.looks.kinds import kinds, looks, repeated_ids
+from saelink.looks.pairs import OFFSETS
+from saelink.looks.stage import (
     HEADS_FILE,
     NULLS,
     TARGETS_FILE,
@@ -28,7 +28,7 @@ from saelink.qk.stage import (
     open_layer,
     shares_of,
 )
-from saelink.qk.text import GROUPS, MODES
+from saelink.looks.text import GROUPS, MODES
 from saelink.saes.load import pull_sae
 from saelink.store.store import Store
 from saelink.terminal.qk import arrow, offsets
@@ -109,7 +109,7 @@ def test_deletions_are_the_models_own(model: str, config: Configure, store: Stor
     place = Place(2, 11, 5, int(sequence.rows[11]), int(sequence.rows[5]))
     found = deletions(opened.attention, text, head, [place] * 3)
     assert found["frozen_error"] is not None and found["frozen_error"] < 1e-3
-    from saelink.qk import causal
+    from saelink.looks import causal
 
     measured = causal._measured(opened.attention, text, head, [place], False)[0]  # noqa: SLF001
 

@@ -16,14 +16,14 @@ from saelink.activations.tokens import TokensStage
 from saelink.config.schema import DType, LinkConfig
 from saelink.errors import SaelinkError
 from saelink.job import Job, JobStage
+from saelink.looks.causal import Deleted, TargetsChanged, deletions, places_of, targets_changed
+from saelink.looks.kinds import Looks, kinds, looks, repeated_ids
+from saelink.looks.layer import Attention, open_attention
+from saelink.looks.pairs import LEAST, Pairs, Together, chosen, measure, remove
+from saelink.looks.scores import Form
+from saelink.looks.text import GROUPS, MODES, Text
 from saelink.model.forward import load_forward
 from saelink.progress import Progress
-from saelink.qk.causal import Deleted, TargetsChanged, deletions, places_of, targets_changed
-from saelink.qk.kinds import Looks, kinds, looks, repeated_ids
-from saelink.qk.layer import Attention, open_attention
-from saelink.qk.pairs import LEAST, Pairs, Together, chosen, measure, remove
-from saelink.qk.scores import Form
-from saelink.qk.text import GROUPS, MODES, Text
 from saelink.saes.choice import sae_choice
 from saelink.saes.load import pull_sae
 from saelink.saes.sae import SAE

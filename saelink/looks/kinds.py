@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import torch
 
-from saelink.qk.text import Text
+from saelink.looks.text import Text
 
 RULES = {
     "sink": "at least .5 of its attention is on sinks",
