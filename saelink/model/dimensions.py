@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from saelink.config.schema import ModelConfig, ModelSource
 from saelink.errors import SaelinkError
 from saelink.memory import ModelSize
+from saelink.model.completeness import check_sizes
 from saelink.model.identity import model_folder
 from saelink.store.artifact import Artifact
 
@@ -98,6 +100,8 @@ def _counted(path: str, options: dict[str, Any]) -> Dimensions:
     try:
         config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
         _check_modules(config.get_text_config())
+        if Path(path).is_dir():
+            check_sizes(f"model.path={path}", config, Path(path))
         with torch.device("meta"):
             empty: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # configs and the libraries that read them fail in every way

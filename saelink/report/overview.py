@@ -57,7 +57,7 @@ class Overview:
         saes = [
             {"hook": side.facts["hook_name"], "d_sae": side.facts["d_sae"], "fvu": side.facts["fvu"],
              "l0": side.facts["l0"], "dead": side.facts["dead"], "scale": scale, "key": side.key,
-             "sae": side.manifest["inputs"]["sae"]}
+             "sae": side.manifest["inputs"].get("sae", "")}
             for side, scale in zip([*sides.sources, sides.target], sides.scales, strict=True)
         ]  # fmt: skip
         highlights = self.highlights.by_kind()

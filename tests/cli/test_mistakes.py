@@ -56,8 +56,8 @@ LINES = {
     "train sae@x=folder": "sae@x=folder: @ is for files of settings; choose by the group's own name, sae=...",
     "train ++hydra.run.dirr=3": "++hydra.run.dirr=3: Hydra has no such setting; `saelink train --cfg hydra` shows "
     "those it has",
-    "train +sae.published.hook_mlp_out={fuv:1}": "sae.published.hook_mlp_out={'fuv': 1}: give fvu, l0 and d_sae, each a "
-    "number or a list by layer",
+    "train +sae.published.hook_mlp_out={fuv:1}": "sae.published.hook_mlp_out={'fuv': 1}: give fvu, l0 and d_sae, each "
+    "a number or a list by layer",
     "train layer=0,1": "layer=0,1: several values are jobs of a sweep, which need -m",
     "train layer=range(0,2)": "layer=range(0,2): several values are jobs of a sweep, which need -m",
     "train l1_alpha=1,2": "l1_alpha=1,2: several values are jobs of a sweep, which need -m; one list is l1_alpha=[1,2]",
