@@ -107,7 +107,7 @@ def _labels_of(job: Job) -> OwnLabels | None:
     return {
         (side.facts["hook_name"], latent): label
         for side in (*job.sides.sources, job.sides.target)
-        for latent, label in labels.of(side.manifest["inputs"]["sae"]).items()
+        for latent, label in labels.of(side.manifest["inputs"].get("sae", "")).items()
     }
 
 
