@@ -34,8 +34,10 @@ HEAD = """# What a job will take
 the tokens, the disk it writes, the memory of the whole process at its peak, and the time, from the sizes of model and
 SAEs and two seconds of measuring this machine. Stages that are made already are said as done.
 
-    saelink plan sae=gemma-scope-2b-pt layer=12
-    saelink plan data.max_tokens=null --json
+```sh
+saelink plan sae=gemma-scope-2b-pt layer=12
+saelink plan data.max_tokens=null
+```
 
 Sizes come from the model's `config.json` and the SAEs' configs or the heads of their files; for published sets from
 `model.dimensions` and `sae.published` in `conf/sae`, so that no network is needed. What nothing says is reckoned with

@@ -196,7 +196,7 @@ def test_steps_shrink_to_the_limit_and_the_bytes_stay(
 
     other = Store(tmp_path / "other")
     monkeypatch.setattr("saelink.activations.cache.fitting_tokens", shrunk)
-    monkeypatch.setattr("saelink.latents.encode.fitting_tokens", shrunk)
+    monkeypatch.setattr("saelink.latents.shards.fitting_tokens", shrunk)
     cache_hooks(cfg, other, hooks)
     encode_hooks(cfg, other, hooks)
     assert asked and files(other.root) == files(store.root)

@@ -25,9 +25,11 @@ from saelink.evidence.verdicts import Verdicts
 from saelink.evidence.verify import verdicts_of
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.job import Job
+from saelink.latents.encode import EncodeFacts
 from saelink.latents.rows import offsets_of
 from saelink.report.cards.firing import Firing, short
 from saelink.report.structure import Circuit, Edge, Wired
+from saelink.store.artifact import Artifact
 
 EDGES_SHOWN = 12
 """Edges of a card."""
@@ -159,16 +161,18 @@ class Wiring:
     def input_totals(self) -> torch.Tensor:
         """[inputs] what each input of the output matrix comes to over the text, in the units of the weights."""
         totals = (
-            [
-                self._firing.looked(side).tops.total.double() / scale
-                for side, scale in zip(self.sides.sources, self.sides.scales, strict=False)
-            ]
+            [self._by_column(side) / scale for side, scale in zip(self.sides.sources, self.sides.scales, strict=False)]
             if self.direct
             else []
         )
         if self.has_hidden:
             totals.append(self._firing.hidden(self._job).tops.total.double())
         return torch.cat(totals)
+
+    def _by_column(self, side: Artifact[EncodeFacts]) -> torch.Tensor:
+        """What each column of a side comes to; one of moved latents has every latent once for each head."""
+        total = self._firing.looked(side).tops.total.double()
+        return total.repeat(side.facts["d_sae"] // len(total))
 
     def confirmed(self, number: int) -> bool | None:
         """Whether every edge that a target's logic names is confirmed; None without verdicts or names."""
