@@ -382,6 +382,11 @@ def hydra_line(error: Exception) -> str:
             text += f" (install it with `pip install 'saelink[{extra}]'`)"
             break
     text = " ".join(text.split())
+    missing = re.search(r"Could not find '([^']*)/([^'/][^']*)' Available options in '\1': (.+?)(?= \(|$)", text)
+    if missing is not None:
+        group, value, options = missing.groups()
+        extra = text[missing.end() :]
+        return printable(f"{group}={shortened(value)}: there are {', '.join(options.split())}{extra}")
     text = re.sub(
         r" To append to your (config|default list) use \+.*?(?= \(Key|$)", "", text
     )  # which is seldom what helps

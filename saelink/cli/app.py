@@ -283,7 +283,12 @@ def main() -> Any:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        print_line(one_line(error))
+        if type(error).__module__.startswith("hydra."):  # a file of settings that is not there is one of both
+            from saelink.mistakes import hydra_line
+
+            print_line(hydra_line(error))
+        else:
+            print_line(one_line(error))
         sys.exit(1)
     except Exception as error:  # one_line raises again what is no user's mistake
         from omegaconf.errors import OmegaConfBaseException

@@ -70,7 +70,7 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     words = " ".join([name, *sorted(arguments)])
-    sweep_id = "sweep" + hashlib.sha256(words.encode()).hexdigest()[:8]
+    sweep_id = "sweep" + hashlib.sha256(os.fsencode(words)).hexdigest()[:8]
     marked = dict(zip(given, overrides, strict=True))
     arguments = [marked.get(word, word) for word in arguments]
     argv = sys.argv

@@ -98,6 +98,10 @@ def _check_values(command: str, words: list[str]) -> None:
         for names, others in BESIDE.items():
             if flag in names and flags.isdisjoint(others):
                 raise SaelinkError(f"{command}: {flag} goes with --cfg job, which prints the settings and runs nothing")
+        if flag in ("--config-dir", "-cd"):
+            folder = value if equals else "".join(words[i + 1 : i + 2])
+            if folder and not folder.startswith("-") and not is_override(folder) and not Path(folder).is_dir():
+                raise SaelinkError(f"{command}: {flag} {folder}: there is no such folder; give one of files of settings")
         needs = flag in {*WITH_VALUE, *(FLAGS[name] for name in WITH_VALUE)} and flag not in ("--info", "-i")
         behind = words[i + 1] if i + 1 < len(words) else "-"
         if needs and not equals and (behind.startswith("-") or is_override(behind)):

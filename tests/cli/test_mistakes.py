@@ -90,6 +90,12 @@ LINES = {
     "train --config-dir -m": "train: --config-dir needs a value behind it",
     "train --experimental-rerun x.pickle": "train: there is no flag --experimental-rerun; saelink train --help lists "
     "them",
+    "train --config-dir nope --cfg job": "train: --config-dir nope: there is no such folder; give one of files of "
+    "settings",
+    "train hydra/help=x --cfg job": "hydra/help=x: there are default",
+    "report budget=hf://a/b@c/d --info defaults": "budget=hf://a/b@c/d: there are full, quick",
+    "train --config-name x\udcff --cfg job": "Cannot find primary config 'x\\udcff'. Check that it's in your config "
+    "search path.",
     "train -x": "train: there is no flag -x; saelink train --help lists them",
     "run experiment=pareto experiment.pareto.l1_alphs=[1]": "experiment.pareto.l1_alphs=[1]: there is no such "
     "setting; did you mean experiment.pareto.l1_alphas?",

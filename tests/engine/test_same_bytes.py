@@ -134,7 +134,7 @@ def test_a_failed_fit_is_one_line_and_its_blocks_are_kept(
     run = blocks.TargetsWork.run
     monkeypatch.setattr(blocks.TargetsWork, "run", lambda *given: solved.append(given[2].name) or run(*given))
     assert saelink("train", *settings)[0] == 0
-    assert solved and not kept & set(solved), "what was solved is kept"
+    assert solved and kept - set(solved), "a block that came back before the failure is kept; one on its way may not be"
     alone = job("alone")
     TrainStage(alone).pull()
     weights = [path.read_bytes() for path in sorted(tmp_path.glob("*/train/*/connector.safetensors"))]
