@@ -163,7 +163,10 @@ class _Check:
     def _check_choice(self, override: Override) -> None:
         group = override.key_or_group
         options = self._groups[group]
-        for value in values_of(override):
+        values = values_of(override)
+        if not values and not override.is_delete():
+            raise SaelinkError(f"{shortened(override.input_line or '')}: choose one of {', '.join(options)}")
+        for value in values:
             if value not in options and "/" not in value and not override.is_delete():
                 meant = closest(value, options)
                 suggestion = "" if meant is None else f"did you mean {group}={meant}? "

@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: threads of several w
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 
 import http.server
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,11 +71,16 @@ def saelink(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
         base = [] if bare else world.overrides("outputs", model)
         monkeypatch.setattr(sys, "argv", ["saelink", command, *with_solver(base, arguments)])
         capfd.readouterr()
+        root = logging.getLogger()
+        handlers, level = list(root.handlers), root.level
         try:
             main()
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
+        finally:  # Hydra's --info logs to a stream that pytest closes
+            root.handlers[:] = handlers
+            root.setLevel(level)
         captured = capfd.readouterr()
         return code, captured.out, captured.err
 

@@ -259,6 +259,15 @@ def _say_usage(error: Any) -> None:
     print(f"saelink: {message}; `{command} --help` has more", file=sys.stderr)
 
 
+def _system_line(error: OSError) -> str:
+    """The line for an error of the system, or for a file of settings that Hydra did not find, which it calls one."""
+    if not type(error).__module__.startswith("hydra."):
+        return one_line(error)
+    from saelink.mistakes import hydra_line
+
+    return hydra_line(error)
+
+
 def main() -> Any:
     """Entry point: users' mistakes end as one line and exit code 1, bugs with their traceback."""
     # torch's large buffers on huge pages: fewer page faults on Linux, ignored elsewhere.
@@ -283,12 +292,7 @@ def main() -> Any:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if type(error).__module__.startswith("hydra."):  # a file of settings that is not there is one of both
-            from saelink.mistakes import hydra_line
-
-            print_line(hydra_line(error))
-        else:
-            print_line(one_line(error))
+        print_line(_system_line(error))
         sys.exit(1)
     except Exception as error:  # one_line raises again what is no user's mistake
         from omegaconf.errors import OmegaConfBaseException

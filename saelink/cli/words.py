@@ -101,7 +101,7 @@ def _check_values(command: str, words: list[str]) -> None:
         if flag in ("--config-dir", "-cd"):
             folder = value if equals else "".join(words[i + 1 : i + 2])
             if folder and not folder.startswith("-") and not is_override(folder) and not Path(folder).is_dir():
-                raise SaelinkError(f"{command}: {flag} {folder}: there is no such folder; give one of files of settings")
+                raise SaelinkError(f"{command}: {flag} {folder}: there is no such folder; give one with YAML files")
         needs = flag in {*WITH_VALUE, *(FLAGS[name] for name in WITH_VALUE)} and flag not in ("--info", "-i")
         behind = words[i + 1] if i + 1 < len(words) else "-"
         if needs and not equals and (behind.startswith("-") or is_override(behind)):

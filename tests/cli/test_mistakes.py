@@ -90,8 +90,8 @@ LINES = {
     "train --config-dir -m": "train: --config-dir needs a value behind it",
     "train --experimental-rerun x.pickle": "train: there is no flag --experimental-rerun; saelink train --help lists "
     "them",
-    "train --config-dir nope --cfg job": "train: --config-dir nope: there is no such folder; give one of files of "
-    "settings",
+    "cache data=[] ~experiment.dense": "data=[]: choose one of files, hub, openwebtext-10k, wiki",
+    "train --config-dir nope --cfg job": "train: --config-dir nope: there is no such folder; give one with YAML files",
     "train hydra/help=x --cfg job": "hydra/help=x: there are default",
     "report budget=hf://a/b@c/d --info defaults": "budget=hf://a/b@c/d: there are full, quick",
     "train --config-name x\udcff --cfg job": "Cannot find primary config 'x\\udcff'. Check that it's in your config "

