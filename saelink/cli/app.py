@@ -54,6 +54,15 @@ def words_of(context: typer.Context, arguments: list[str] | None) -> list[str]:
     return [*(arguments or []), *context.args]
 
 
+def _behind(words: list[str]) -> list[str]:
+    """The words that are no settings, no flags and no flag's value."""
+    return [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if not is_override(word) and not word.startswith("-") and before not in ("--cfg", "-c", "--package", "-p")
+    ]
+
+
 def _stage_command(name: str, help: str, command: jobs.Command) -> None:
     def stage(context: typer.Context, overrides: Overrides = None) -> None:
         launch(name, words_of(context, overrides), command)
@@ -91,6 +100,26 @@ def track(context: typer.Context, arguments: Overrides = None) -> None:
     launch("track", [word for word in words if word not in keys], jobs.track(keys))
 
 
+@app.command("blind", context_settings=PASS_TO_HYDRA)
+def blind(context: typer.Context, arguments: Overrides = None) -> None:
+    """Draw pairs for a blind judge, or score answers: blind answers.csv."""
+    words = words_of(context, arguments)
+    files = [] if asks_for_help(words) else _behind(words)
+    launch("blind", [word for word in words if word not in files], jobs.blind(files))
+
+
+@app.command("cite")
+def cite(
+    key: Annotated[str | None, typer.Argument(help="Of a result: also what it was made with.")] = None,
+    outputs: Outputs = "outputs",
+) -> None:
+    """Print how to cite saelink, and a result."""
+    from saelink.share.cite import citation
+    from saelink.store.store import Store
+
+    print("\n".join(map(printable, citation(Store(outputs), key).splitlines())))
+
+
 @app.command("show", context_settings=PASS_TO_HYDRA)
 def show(context: typer.Context, arguments: Overrides = None) -> None:
     """Print one latent's card: show target 1064."""
@@ -114,11 +143,7 @@ def graph(context: typer.Context, arguments: Overrides = None) -> None:
     from saelink.mistakes import names_setting
 
     words = words_of(context, arguments)
-    asked = [
-        word
-        for before, word in zip(["", *words], words, strict=False)
-        if not is_override(word) and not word.startswith("-") and before not in ("--cfg", "-c", "--package", "-p")
-    ]
+    asked = _behind(words)
     if not asked:  # a text such as x=1 looks like a setting and is none
         asked = [word for word in words if is_override(word) and not names_setting(word)][:1]
     launch("graph", [word for word in words if word not in asked], jobs.graph(asked))

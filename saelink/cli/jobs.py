@@ -291,6 +291,32 @@ def show(side: str, latent: str, as_json: bool, verbose: bool) -> Command:
     return command
 
 
+def blind(answers: list[str]) -> Command:
+    """Draw pairs for a blind judge, or score the answers in a file."""
+
+    def command(job: Job) -> None:
+        from saelink.config.check import single
+        from saelink.errors import SaelinkError
+        from saelink.share.blind import ANSWERS_FILE, SHEET_FILE, BlindStage, score
+
+        if len(answers) > 1:
+            raise SaelinkError(f"blind: give one file of answers, not {', '.join(answers)}")
+        artifact = BlindStage(job.at(single(job.cfg))).pull()
+        if not answers:
+            job.observer.say(f"\n  {artifact.facts['pairs']} pairs, for a person {artifact.path / SHEET_FILE}")
+            job.observer.say(f"  answers go into a copy of {artifact.path / ANSWERS_FILE}")
+            job.observer.say(f"  then: {same_job('blind', job)} ANSWERS")
+            return
+        found = score(artifact, answers[0])
+        share = found.right / found.answered
+        job.observer.say(
+            f"\n  {found.right} of {found.answered} right ({share:.0%}, {found.low:.0%} to {found.high:.0%}), "
+            f"{found.pairs - found.answered} not answered; by guessing p = {found.p:.2g}"
+        )
+
+    return command
+
+
 def graph(prompt: list[str]) -> Command:
     """A prompt's attribution graph; without a prompt here graph.prompt's."""
 

@@ -195,6 +195,20 @@ PAGES = {
         ("saelink export", "saelink export layer=3 l1_alpha=1e-3", "saelink export -m l1_alpha=1e-3,1e-2"),
         {"What is explained": TARGETS, "The fit": FIT, "Your labels": "report.labels", "Where it runs": PLACE},
     ),
+    "blind": Page(
+        "Draws pairs for a judge who does not know the answer: sentences of a target latent, and of two sources, one "
+        "with an edge to it that ablation confirmed, one without. Writes them for a person (sheet.md) and for a model "
+        "(pairs.json). With ANSWERS, a CSV or JSON file of the judge's, it prints how many are right. Nothing is sent "
+        "anywhere.",
+        ("saelink blind", "saelink blind blind.pairs=100", "saelink blind answers.csv"),
+        {
+            "What is asked": "blind.pairs blind.sentences seed",
+            "What is explained": TARGETS,
+            "The fit": FIT,
+            "Where it runs": PLACE,
+        },
+        "[ANSWERS]",
+    ),
     "track": Page(
         "Publishes fitted connectors to Weights & Biases later. KEY is the key of a train artifact, or enough of its "
         "first digits; `saelink ls --stage train` lists them.",

@@ -325,6 +325,16 @@ class QKConfig:
 
 
 @dataclass
+class BlindConfig:
+    """Pairs of latents for a blind judge (`saelink blind`)."""
+
+    pairs: int = 50
+    """At most so many, each of another target."""
+    sentences: int = 4
+    """Of each latent, those where it fires most; at most report.top."""
+
+
+@dataclass
 class OutliersConfig:
     """Which latents count as outliers, wherever they are listed."""
 
@@ -415,6 +425,7 @@ class Config:
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
     qk: QKConfig = field(default_factory=QKConfig)
+    blind: BlindConfig = field(default_factory=BlindConfig)
     outliers: OutliersConfig = field(default_factory=OutliersConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -99,6 +99,10 @@ class Verdicts:
             found.setdefault(target, {})[source] = VERDICTS[verdict]
         return found
 
+    def targets(self) -> list[int]:
+        """Targets that have edges, ascending."""
+        return sorted(self._into)
+
     def into(self, target: int) -> Mapping[int, str]:
         """By source latent the verdict on its edge into a target."""
         return self._into.get(target, {})

@@ -2,6 +2,7 @@
 
 `data.zip` holds everything the page shows, as compressed JSON in pieces; `report.html` is a template, a style sheet, a
 script and those pieces, which the browser unpacks when they are asked for. Nothing in it is fetched from anywhere.
+`results.json` has the figures for programs.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from saelink.report.overview import Compared, Overview
 from saelink.report.pieces import Piece, Pieces, PiecesWork, pieces_of
 from saelink.report.render import DATA_FILE, PAGE_FILE, packed, render
 from saelink.saes.neuronpedia import neuronpedia_page
+from saelink.share.results import RESULTS_FILE, results_of
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft, Part
 from saelink.store.files import write_durably
@@ -58,13 +60,13 @@ class _Made(NamedTuple):
 class ReportStage(JobStage[ReportFacts]):
     """The page about the configured connector.
 
-    `command` is what it says makes it. Files: `report.html`, `data.zip`. It is made anew when something it shows has
-    changed: a name, the command, an evaluation of another connector between the same latents, say, or an experiment on
-    them. So naming it pulls all that it shows.
+    `command` is what it says makes it. Files: `report.html`, `data.zip`, `results.json` (see share/results.py). It is
+    made anew when something it shows has changed: a name, the command, an evaluation of another connector between the
+    same latents, say, or an experiment on them. So naming it pulls all that it shows.
     """
 
     name = "report"
-    version = 7
+    version = 8
 
     def __init__(self, job: Job, command: str | None = None):
         self.jobs = included(job)
@@ -161,6 +163,7 @@ class ReportStage(JobStage[ReportFacts]):
             for name in sorted(data):  # a fixed date: equal contents have equal bytes
                 archive.writestr(zipfile.ZipInfo(f"{name}.json.gz", (1980, 1, 1, 0, 0, 0)), data[name])
         draft.save_bytes(DATA_FILE, archived.getvalue())
+        draft.save_json(RESULTS_FILE, results_of(self.store, self.inputs().values(), self._command))
         page = render(head, data)
         draft.save_bytes(PAGE_FILE, page)
         return {"bytes": len(page), "connectors": [fit.wiring.artifact.key for fit in pieces.fits]}
