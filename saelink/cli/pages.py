@@ -202,7 +202,7 @@ PAGES = {
         "anywhere.",
         ("saelink blind", "saelink blind blind.pairs=100", "saelink blind answers.csv"),
         {
-            "What is asked": "blind.pairs blind.sentences seed",
+            "What is asked": "blind.pairs blind.sentences",
             "What is explained": TARGETS,
             "The fit": FIT,
             "Where it runs": PLACE,

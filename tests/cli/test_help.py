@@ -18,7 +18,7 @@ from saelink.config.texts import docstrings
 
 from helpers.world import Run, composed
 
-HOUSEKEEPING = {"ls", "rm", "push", "gc", "pareto"}
+HOUSEKEEPING = {"cite", "ls", "rm", "push", "gc", "pareto"}
 
 
 def test_every_stage_command_has_a_page() -> None:
