@@ -91,7 +91,7 @@ class SuiteExperiment(Experiment):
         text = (
             f"{len(rows)} SAEs, {len(trained)} of them trained here in {sum(trained):.1f} minutes of wall time, "
             "encoding and cross-entropies not counted. fvu and l0 on test documents, dead on the training split. "
-            f"recovered is (zero - CE) / (zero - clean) on {rows[0]['ce tokens']:,} test tokens. Each SAE is a folder in "
+            f"recovered: (zero - CE) / (zero - clean) on {rows[0]['ce tokens']:,} test tokens. Each SAE is a folder in "
             "SAELens' format, sae/<key> in the outputs; its card is a file of this result, card-*.md."
         )
         pages = {f"card-{row['hook']}-{row['latents']}.md": _card(job, row) for row in rows}
