@@ -44,13 +44,17 @@ def is_commit(revision: str | None) -> TypeGuard[str]:
     return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
-def wheel_folder(package: str, install: str | None, field: str) -> Path:
-    """Folder of an installed package, found without importing it."""
+def wheel_folder(package: str, install: str | None, field: str, terms: str | None = None) -> Path:
+    """Folder of an installed package, found without importing it.
+
+    Raises SaelinkError where it is not installed, with the command `install` and the `terms` it comes under.
+    """
     import importlib.util
 
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         how = f": install it with `{install}`" if install else ""
+        how += f"; it comes under {terms}" if install and terms else ""
         raise SaelinkError(f"{field}={package}: this Python package is not installed{how}")
     return Path(spec.submodule_search_locations[0])
 

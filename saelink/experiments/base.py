@@ -49,6 +49,8 @@ class Result:
     """What is printed under the table."""
     tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     """Further files, by name."""
+    pages: dict[str, str] = field(default_factory=dict)
+    """Files of text, by name."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What other experiments ask for."""
 
@@ -203,6 +205,8 @@ class ExperimentStage(JobStage[ExperimentFacts]):
             draft.save_bytes(PICTURE_FILE, picture(result.draw))
         for name, tensors in result.tensors.items():
             draft.save_tensors(name, tensors)
+        for name, page in result.pages.items():
+            draft.save_bytes(name, page.encode())
         facts = {"name": experiment.name, "title": experiment.title, "link": job.cfg.link.name}
         layer = job.cfg.layer if experiment.by_layer else None
         return cast("ExperimentFacts", {**facts, "layer": layer, **result.facts})

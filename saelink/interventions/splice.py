@@ -152,6 +152,26 @@ class Splice:
         """Losses with `change` added to the model's own activations at the counted positions."""
         return self._run(add, change)
 
+    def losses_of_stream(self, replacement: torch.Tensor) -> torch.Tensor:
+        """Losses with `replacement` in the place of the whole stream between attention and MLP; its hook_resid_mid is
+        what the MLP reads alone, so attention writes what is missing from the stream in front of it."""
+        before, written = (self.hook.replace("hook_resid_mid", name) for name in ("hook_resid_pre", "hook_attn_out"))
+
+        def hooks(part: slice) -> list[Hook]:
+            new, where = replacement[part].to(self.device), self.test.counts[part].to(self.device)
+            stream: list[torch.Tensor] = []
+
+            def keep(acts: torch.Tensor, **_: object) -> torch.Tensor:
+                stream[:] = [acts]
+                return acts
+
+            def write(acts: torch.Tensor, **_: object) -> torch.Tensor:
+                return torch.where(where[..., None], new.to(acts.dtype) - stream[0], acts)
+
+            return [(before, keep), (written, write)]
+
+        return next_token_losses(self._bridge, self.test.ids, hooks, self._bar)
+
     def _run(self, how: Callable[..., Any], tensor: torch.Tensor | None) -> torch.Tensor:
         def hooks(part: slice) -> list[Hook]:
             if tensor is None:

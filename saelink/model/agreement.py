@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saelink.errors import SaelinkError
-from saelink.model.probe import BLOCK_HOOKS, Inside, Place, by_token
+from saelink.model.probe import BLOCK_HOOKS, Inside, Place, at_its_end, by_token
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ def compare(where: str, bridge: Any, inside: Inside) -> Hooks:
     off = {"logits": difference(centred(logits), centred(inside.logits))}
     if inside.longer is not None:
         with torch.inference_mode():
-            logits = bridge(inside.longer[0])
+            logits = at_its_end(bridge(inside.longer[0]))
         off["logits"] = max(off["logits"], difference(centred(logits), centred(inside.longer[1])))
     names: list[str] = []
     places: dict[str, Place] = {}

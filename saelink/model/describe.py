@@ -7,7 +7,9 @@ not all from its files, or of which the TransformerBridge says something else th
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from saelink import memory
@@ -16,9 +18,10 @@ from saelink.errors import SaelinkError
 from saelink.model.agreement import DisagreementError, Hooks, check_answers, check_attention, compare
 from saelink.model.completeness import check_finite
 from saelink.model.dimensions import dimensions_of
-from saelink.model.identity import check_identity, model_folder, model_identity
+from saelink.model.identity import check_identity, model_files, model_identity
 from saelink.model.info import ModelInfo
 from saelink.model.load import boot_bridge, load_hf, readable
+from saelink.model.parts import joined
 from saelink.model.probe import Inside, Place, context_of, look_inside, n_tokens
 from saelink.model.remarks import remarks
 from saelink.store.draft import Draft
@@ -70,7 +73,7 @@ def model_info(cfg: Config, store: Store) -> ModelInfo:
 def _need(cfg: ModelConfig) -> Need | None:
     """What describing it takes, where its size is known beforehand."""
     if cfg.file is not None and cfg.dimensions.get("of") != cfg.path:  # reading its config takes as long as all of it
-        parameters = (model_folder(cfg) / cfg.file).stat().st_size * 7 // 4
+        parameters = _file_bytes(cfg) * 7 // 4
         return Need(memory.LIBRARIES + 12.0 * parameters, "use a smaller model")
     try:
         return Need(memory.model(dimensions_of(cfg).size), "use a smaller model")
@@ -80,23 +83,35 @@ def _need(cfg: ModelConfig) -> Need | None:
 
 def _describe(cfg: ModelConfig, draft: Draft, store: Store) -> dict[str, Any]:
     if cfg.file is not None:
-        size = (model_folder(cfg) / cfg.file).stat().st_size
+        size = _file_bytes(cfg)
         store.observer.say(f"model {draft.plan.key}: unpacking {cfg.file} once (about {size * 7 / 1e9:.1f} GB)")
-        store.need_space(f"model: unpacking {cfg.file}", size * 7)
+        store.need_space(f"model: unpacking {cfg.file}", size * 8 if cfg.parts else size * 7)
     cfg = replace(cfg, dtype=DType.float32)  # one key for all types: unpack without rounding, compare without rounding
-    with remarks() as lines:
-        tokenizer, hf_model, unused = load_hf(cfg)
+    with _in_one_piece(cfg, draft) as at, remarks() as lines:
+        tokenizer, hf_model, unused = load_hf(cfg, at=at)
         check_identity(cfg, draft.plan.recipe)
         check_finite(f"model.path={cfg.path}", hf_model)
         if cfg.file is not None:
             _unpack(hf_model, tokenizer, draft)
-        facts, hooks = _tried(cfg, tokenizer, hf_model)
+        facts, hooks = _tried(cfg, tokenizer, hf_model, at)
     for line in [*([] if unused is None else [unused]), *(f"remark of a library: {line}" for line in lines)]:
         store.observer.say(f"model {draft.plan.key}: {line}")
     draft.save_json("hooks.json", hooks.names)
     draft.save_json("places.json", hooks.places)
     draft.save_json("refused.json", hooks.refused)
     return facts
+
+
+def _file_bytes(cfg: ModelConfig) -> int:
+    """How large model.file is, in one piece or in parts."""
+    return sum(path.stat().st_size for path in model_files(cfg))
+
+
+def _in_one_piece(cfg: ModelConfig, draft: Draft) -> AbstractContextManager[Path | None]:
+    """The folder, inside the draft, that a file in parts is joined in for as long as it is read; None for others."""
+    if cfg.file is None or not cfg.parts:
+        return nullcontext()
+    return joined(model_files(cfg), draft.folder / "joined", cfg.file, draft.plan.recipe["file"])
 
 
 def _unpack(hf_model: Any, tokenizer: Any, draft: Draft) -> None:
@@ -106,11 +121,11 @@ def _unpack(hf_model: Any, tokenizer: Any, draft: Draft) -> None:
     del hf_model.config.quantization_config
     hf_model.save_pretrained(draft.folder)
     tokenizer.save_pretrained(draft.folder)
-    for path in sorted(draft.folder.iterdir()):
+    for path in sorted(path for path in draft.folder.iterdir() if path.is_file()):
         draft.adopt(path.name)
 
 
-def _tried(cfg: ModelConfig, tokenizer: Any, hf_model: Any) -> tuple[dict[str, Any], Hooks]:
+def _tried(cfg: ModelConfig, tokenizer: Any, hf_model: Any, at: Path | None) -> tuple[dict[str, Any], Hooks]:
     """What a few tokens show of the model: its facts, and the hooks where the bridge agrees with it.
 
     Its attention is transformers' own choice. Where the bridge agrees only with `eager`, it is that in all stages, if
@@ -126,7 +141,7 @@ def _tried(cfg: ModelConfig, tokenizer: Any, hf_model: Any) -> tuple[dict[str, A
     except DisagreementError as disagreement:
         if attention == "eager":
             raise
-        hf_model = load_hf(cfg, attention="eager").hf_model
+        hf_model = load_hf(cfg, attention="eager", at=at).hf_model
         eager = _looked_at(cfg, hf_model)
         check_attention(where, attention, inside, eager)
         try:

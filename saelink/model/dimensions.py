@@ -67,6 +67,8 @@ def dimensions_of(cfg: ModelConfig, described: Artifact[Any] | None = None) -> D
     if cfg.source is ModelSource.hub:
         return _read(cfg.path, {"revision": cfg.revision})
     folder = model_folder(cfg)
+    if cfg.parts:
+        raise SaelinkError(f"model.dimensions: give the sizes of {cfg.path}, whose file comes in parts")
     return _read(str(folder), {"gguf_file": cfg.file} if cfg.file else {})
 
 

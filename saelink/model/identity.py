@@ -9,6 +9,7 @@ from typing import Any
 from saelink.config.schema import ModelConfig, ModelSource
 from saelink.errors import SaelinkError
 from saelink.fetch import hub_errors, is_commit, wheel_folder
+from saelink.model.parts import joined_sha256, part_files
 from saelink.store.files import file_sha256
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".model", ".txt")
@@ -45,16 +46,31 @@ def _take_identity(cfg: ModelConfig) -> dict[str, Any]:
         with hub_errors("model.path", cfg.path):
             return {"hub": cfg.path, "commit": HfApi().model_info(cfg.path, revision=cfg.revision).sha}
     if cfg.file is not None:
-        return {"file": file_sha256(model_folder(cfg) / cfg.file)}
+        return {"file": _file_identity(cfg)}
     digest = hashlib.sha256()
-    for path in _files(cfg):
+    for path in model_files(cfg):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return {"folder": digest.hexdigest()}
 
 
-def _files(cfg: ModelConfig) -> list[Path]:
-    """What a model on disk consists of."""
+def _file_identity(cfg: ModelConfig) -> str:
+    """The sha256 of model.file, whole or in parts. Raises SaelinkError where it is not the one that it has to be."""
+    files = model_files(cfg)
+    found = file_sha256(files[0]) if len(files) == 1 else joined_sha256(files)
+    if cfg.sha256 not in (None, found):
+        again = f"; install it again with `{cfg.install} --force-reinstall`" if cfg.install else ""
+        raise SaelinkError(
+            f"model.file={cfg.file}: its sha256 begins {found[:12]}, and {str(cfg.sha256)[:12]} is expected; it is "
+            f"damaged, or another file{again}"
+        )
+    return found
+
+
+def model_files(cfg: ModelConfig) -> list[Path]:
+    """What a model on disk consists of; of a file in parts, these in order."""
     folder = model_folder(cfg)
+    if cfg.parts:
+        return part_files(cfg.parts, cfg.install, cfg.terms)
     if cfg.file is not None:
         return [folder / cfg.file]
     return [path for path in sorted(folder.iterdir()) if path.suffix in WEIGHT_SUFFIXES and path.is_file()]
@@ -63,14 +79,16 @@ def _files(cfg: ModelConfig) -> list[Path]:
 def _stamp(cfg: ModelConfig) -> Stamp:
     if cfg.source is ModelSource.hub:
         return ()
-    files = [(path.name, path.stat()) for path in _files(cfg)]
+    files = [(path.name, path.stat()) for path in model_files(cfg)]
     return tuple((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for name, at in files)
 
 
 def model_folder(cfg: ModelConfig) -> Path:
     """Folder of a model from a wheel or from disk. Raises SaelinkError when it lacks something, and for an adapter."""
     if cfg.source is ModelSource.wheel:
-        folder = wheel_folder(cfg.path, cfg.install, "model.path")
+        folder = wheel_folder(cfg.path, cfg.install, "model.path", cfg.terms)
+        if cfg.parts:
+            return folder
     else:
         folder = Path(cfg.path)
         if not folder.is_dir():

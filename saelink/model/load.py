@@ -23,12 +23,15 @@ from saelink.runtime import torch_dtype
 from saelink.store.artifact import Artifact
 
 
-def load_tokenizer(cfg: ModelConfig, info: Artifact | None = None) -> Any:
-    """The model's tokenizer; `info` is the `model` artifact, which holds it where the weights were a GGUF."""
+def load_tokenizer(cfg: ModelConfig, info: Artifact | None = None, at: Path | None = None) -> Any:
+    """The model's tokenizer; `info` is the `model` artifact, which holds it where the weights were a GGUF.
+
+    `at` is the folder that a GGUF in parts was joined in.
+    """
     from transformers import AutoTokenizer
 
     quiet()
-    path, options = _location(cfg, info)
+    path, options = _location(cfg, info, at)
     with readable(cfg, "its tokenizer can't be read"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
     if info is not None and path != str(info.path):
@@ -71,14 +74,14 @@ def load_bridge(cfg: Config, info: ModelInfo, device: str) -> Any:
     return boot_bridge(cfg.model, tokenizer, hf_model.to(device))
 
 
-def _location(cfg: ModelConfig, info: Artifact | None) -> tuple[str, dict[str, Any]]:
+def _location(cfg: ModelConfig, info: Artifact | None, at: Path | None = None) -> tuple[str, dict[str, Any]]:
     if cfg.source is ModelSource.hub:
         return cfg.path, {"revision": model_identity(cfg)["commit"]}
     if cfg.file is not None and info is not None:
         for name in info.files:
             info.file(name)  # compare what was unpacked with the manifest before using it
         return str(info.path), {}
-    return str(model_folder(cfg)), {"gguf_file": cfg.file} if cfg.file else {}
+    return str(at or model_folder(cfg)), {"gguf_file": cfg.file} if cfg.file else {}
 
 
 class Loaded(NamedTuple):
@@ -90,18 +93,20 @@ class Loaded(NamedTuple):
     """What to say of tensors in its files that it has no place for."""
 
 
-def load_hf(cfg: ModelConfig, info: Artifact | None = None, attention: str | None = None) -> Loaded:
+def load_hf(
+    cfg: ModelConfig, info: Artifact | None = None, attention: str | None = None, at: Path | None = None
+) -> Loaded:
     """Tokenizer and Hugging Face model, every tensor of it from its files.
 
     All stages use the attention implementation that the model was described with, which is noted in the `model`
-    artifact `info`; without one it is `attention`, None for transformers' own choice. Raises SaelinkError for a model
-    that can't be read or lacks something.
+    artifact `info`; without one it is `attention`, None for transformers' own choice. `at` is the folder that a GGUF in
+    parts was joined in. Raises SaelinkError for a model that can't be read or lacks something.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     where = f"model.path={cfg.path}"
-    tokenizer = load_tokenizer(cfg, info)
-    path, options = _location(cfg, info)
+    tokenizer = load_tokenizer(cfg, info, at)
+    path, options = _location(cfg, info, at)
     if cfg.source is ModelSource.hub and info is None:
         check_no_adapter(cfg, options["revision"])
     if cfg.source is not ModelSource.hub and "gguf_file" not in options:

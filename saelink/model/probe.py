@@ -93,6 +93,11 @@ def _longer_ids(hf_model: Any) -> torch.Tensor | None:
     return probe_ids(hf_model, longest + PROBE_TOKENS)[:1]
 
 
+def at_its_end(logits: torch.Tensor) -> torch.Tensor:
+    """The last tokens' alone, copied: a wide vocabulary's logits of a thousand tokens take a gigabyte."""
+    return logits[:, -PROBE_TOKENS:].clone()
+
+
 class Inside(NamedTuple):
     """What Hugging Face's own model makes of the probe's tokens [sequences, length]."""
 
@@ -101,8 +106,8 @@ class Inside(NamedTuple):
     """By place and layer [sequences, length, width]: what modules of the layers take and give, token by token."""
     logits: torch.Tensor
     longer: tuple[torch.Tensor, torch.Tensor] | None
-    """Tokens [1, length] and their logits, longer than the window of the model's attention; None where it has none, or
-    one above LONGEST_WINDOW."""
+    """Tokens [1, length], longer than the window of the model's attention, and the logits of the last ones, which don't
+    see the first; None where it has none, or one above LONGEST_WINDOW."""
 
 
 def by_token(tensor: Any, shape: torch.Size) -> torch.Tensor | None:
@@ -151,7 +156,7 @@ def look_inside(hf_model: Any) -> Inside:
         if times > 1:
             found[place].pop(layer)
     with torch.inference_mode():
-        further = None if longer is None else (longer, hf_model(longer, use_cache=False).logits)
+        further = None if longer is None else (longer, at_its_end(hf_model(longer, use_cache=False).logits))
     # Of places with the same tensor the outermost module is first, and one by sequence before one of a list of tokens.
     ordered = {place: found[place] for place in sorted(found, key=lambda at: (at in flat, at.module.count(".")))}
     return Inside(ids, ordered, logits, further)

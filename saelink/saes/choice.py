@@ -67,7 +67,8 @@ def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
         return found
     if settings.files and not settings.train_missing:
         raise SaelinkError(f"sae.files: no file for {hook_name}; it has files for {', '.join(sorted(settings.files))}")
-    if not settings.files and (settings.path is not None or settings.hub is not None):
+    own = settings.path if not settings.belongs or cfg.model.path in settings.belongs else None
+    if not settings.files and (own is not None or settings.hub is not None):
         for name in hook_names(hook_name):
             found = _located(cfg, name, must=False)
             if found is not None:
