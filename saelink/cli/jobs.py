@@ -18,15 +18,23 @@ Command = Callable[["Job"], None]
 
 def run_cache(job: Job) -> None:
     from saelink.activations.cache import cache_hooks
+    from saelink.circuits.layers import hooks_over
 
-    cache_hooks(job.cfg, job.store, [*job.link.sources, job.link.target])
+    cache_hooks(job.cfg, job.store, hooks_over(job))
 
 
 def run_sae(job: Job) -> None:
+    from saelink.activations.cache import cache_hooks
+    from saelink.circuits.layers import hooks_over
     from saelink.saes.choice import sae_choice
     from saelink.saes.training import SAEStage
 
-    for hook in [*job.link.sources, job.link.target]:
+    hooks = hooks_over(job)
+    if job.cfg.layers is not None:  # one pass of the model for all that will be trained
+        missing = [hook for hook in hooks if not sae_choice(job.cfg, job.store, hook).exists]
+        missing = [hook for hook in missing if SAEStage(job.cfg, job.store, hook).find() is None]
+        cache_hooks(job.cfg, job.store, missing)
+    for hook in hooks:
         choice = sae_choice(job.cfg, job.store, hook)
         if not choice.exists:
             SAEStage(job.cfg, job.store, hook).pull()
@@ -35,6 +43,12 @@ def run_sae(job: Job) -> None:
 
 
 def run_encode(job: Job) -> None:
+    from saelink.circuits.layers import hooks_over
+    from saelink.latents.encode import encode_hooks
+
+    if job.cfg.layers is not None:
+        encode_hooks(job.cfg, job.store, hooks_over(job))
+        return
     _ = job.sides
 
 
@@ -343,3 +357,9 @@ def swept() -> str:
 
 EACH_PENALTY: tuple[Command, ...] = (run_all, run_train, run_evaluate, run_verify, run_export)
 """Commands that run once for each penalty of a list."""
+
+EACH_LAYER: tuple[Command, ...] = (run_train, run_evaluate, run_verify)
+"""Commands that run once for each of several layers."""
+
+ALL_LAYERS = ("cache", "sae", "encode", "graph", "intervene", "circuit")
+"""Commands that take several layers together, by name."""
