@@ -68,9 +68,10 @@ class Links(NamedTuple):
     weights: torch.Tensor
     """[m, n] what each source adds to each target."""
     rest: torch.Tensor | None
-    """[m] what an error adds that is none of the sources, see `Prompt.rest_of`; None where nothing is left."""
+    """[m] what the node `rest_node` adds, an error that is none of the sources; None where nothing is left."""
     constant: torch.Tensor
     """[m] biases: what is no node."""
+    rest_node: int = -1
 
 
 @dataclass
@@ -181,7 +182,8 @@ class Prompt:
             sources = torch.arange(int(here.source.offsets[p]), int(here.source.offsets[p + 1]))
             rest = here.target.values[first:last] - weights.sum(1)
             targets = torch.arange(latents.start + first, latents.start + last)
-            yield Links(targets, sources + self.source_begin[layer], weights, rest, torch.zeros(last - first))
+            nothing, node = torch.zeros(last - first), self.rest_begin[layer] + p
+            yield Links(targets, sources + self.source_begin[layer], weights, rest, nothing, node)
 
     def into_sources(self, layer: int) -> Iterator[Links]:
         """Links into the source latents of an MLP, position by position; from the writers there."""

@@ -311,10 +311,12 @@ def graph(prompt: list[str]) -> Command:
     def command(job: Job) -> None:
         from dataclasses import replace
 
+        from saelink.circuits.stage import LayersGraphStage
         from saelink.config.check import single
         from saelink.errors import SaelinkError
         from saelink.report.prompt import GraphPageStage
         from saelink.share.graph.stage import GraphStage
+        from saelink.terminal.circuits import print_layers_graph
         from saelink.terminal.graph import print_graph
 
         if len(prompt) > 1:
@@ -322,6 +324,11 @@ def graph(prompt: list[str]) -> Command:
         cfg = single(job.cfg)
         if prompt:
             cfg = replace(cfg, graph=replace(cfg.graph, prompt=prompt[0]))
+        if cfg.layers is not None:
+            layered = LayersGraphStage(job.at(cfg)).pull()
+            page = GraphPageStage(job.at(cfg)).pull()
+            print_layers_graph(job.observer, layered, page.path / page.facts["file"])
+            return
         graph = GraphStage(job.at(cfg)).pull()
         page = GraphPageStage(job.at(cfg)).pull()
         print_graph(job.observer, graph, page.path / page.facts["file"])
