@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from saelink.circuits.inside import ByConnector, ByGradient, Inside
@@ -58,20 +60,23 @@ class Explained:
         """So many first blocks are looked into."""
         return max(self.parts) + 1
 
-    def prompt(self, ids: torch.Tensor, logits: int = 0, share: float = 1.0) -> Prompt:
-        """One prompt [context]; with `logits`, also the likeliest next tokens: so many, or as many as have `share`."""
+    def prompt(self, ids: torch.Tensor, tokens: Callable[[torch.Tensor], list[int]] | None = None) -> Prompt:
+        """One prompt [context]; `tokens` chooses, from their probabilities, the next tokens that are nodes."""
         run = self.model.run(ids[None], self.depth, to_logits=False)
         self.model.check_sum(run)
-        gradients = None
-        if logits:
-
-            def likeliest(chances: torch.Tensor) -> list[int]:
-                order = chances.argsort(descending=True)[:logits]
-                enough = int((chances[order].cumsum(0) < share).sum()) + 1
-                return order[:enough].tolist()
-
-            gradients = self.model.gradients(ids, self.depth - 1, likeliest)
+        gradients = None if tokens is None else self.model.gradients(ids, self.depth - 1, tokens)
         return Prompt(self.model, self.parts, ids.to(self.model.device), first_of_run(run), self.drop, gradients)
+
+
+def likeliest(most: int, share: float) -> Callable[[torch.Tensor], list[int]]:
+    """Chooses at most so many of the likeliest next tokens, or as many as have `share` of the probability together."""
+
+    def choose(chances: torch.Tensor) -> list[int]:
+        order = chances.argsort(descending=True)[:most]
+        enough = int((chances[order].cumsum(0) < share).sum()) + 1
+        return order[:enough].tolist()
+
+    return choose
 
 
 def first_of_run(run: Run, row: int = 0) -> dict[int, Acts]:

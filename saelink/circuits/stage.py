@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 import torch
 
 from saelink import memory
-from saelink.circuits.explained import Explained, connectors_of, explained_inputs
+from saelink.circuits.explained import Explained, connectors_of, explained_inputs, likeliest
 from saelink.circuits.influence import Influence, influence_of, kept_of
 from saelink.circuits.layers import LayerJobs
 from saelink.circuits.nodes import LayerNames
@@ -101,7 +101,7 @@ class LayersGraphStage(JobStage[LayersGraphFacts]):
         self.jobs.encode()
         settings, circuit = self.job.cfg.graph, self.job.cfg.circuit
         explained = Explained(self.jobs)
-        prompt = explained.prompt(prompt_tensor(self.job), settings.logits, settings.logit_share)
+        prompt = explained.prompt(prompt_tensor(self.job), likeliest(settings.logits, settings.logit_share))
         influence = influence_of(prompt)
         kept = kept_of(prompt, influence, settings.node_share, settings.edge_share, circuit.nodes)
         writer = LayeredWriter(self.jobs, LayerNames(self.jobs), prompt, influence, kept)

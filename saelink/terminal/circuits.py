@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from saelink.circuits.intervene import InterventionFacts
 from saelink.circuits.stage import LayersGraphFacts
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
@@ -26,3 +27,31 @@ def print_layers_graph(observer: Observer, graph: Artifact[LayersGraphFacts], pa
     observer.say(f"  error      share of the input: {errors}")
     observer.say(f"  file       {graph.path}/{facts['slug']}.json")
     observer.say(f"  page       {page}")
+
+
+def print_intervention(observer: Observer, intervention: Artifact[InterventionFacts]) -> None:
+    """Next tokens before and after, in the model and by the graph; the latents that changed most."""
+    facts = intervention.facts
+    for change, at in zip(facts["changes"], facts["at"], strict=True):
+        observer.say(f"\n  {change:<16} at {at!r}")
+    observer.say(f"\n  {'next token':<16} {'before':>7} {'after':>7} {'by the graph':>13} {'logit':>7} {'graph':>7}")
+    rows = sorted(facts["next"], key=lambda row: -max(row["before"], row["after"]))[:10]
+    for row in rows:
+        chances = f"{row['before']:>7.1%} {row['after']:>7.1%} {row['predicted']:>13.1%}"
+        name = printed(repr(row["token"]), 16)
+        observer.say(f"  {name} {chances} {row['logit']:>+7.2f} {row['predicted_logit']:>+7.2f}")
+    if facts["latents"]:
+        observer.say(f"\n  {'latent':<26} {'at':<14} {'is':>7} {'gains':>7} {'graph':>7}")
+    for latent in facts["latents"]:
+        where = printed(repr(latent["token"]), 14)
+        figures = f"{latent['activation']:>7.2f} {latent['change']:>+7.2f} {latent['predicted']:>+7.2f}"
+        observer.say(f"  {printed(latent['name'], 26)} {where} {figures}")
+    if facts["cosine"]:
+        cosines = ", ".join(f"layer {layer} {value:.2f}" for layer, value in facts["cosine"].items())
+        observer.say(f"\n  model and graph on latents, cosine: {cosines}")
+
+
+def printed(text: str, wide: int) -> str:
+    """Text in a column, cut at its end; what can't be printed as a dot."""
+    text = "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)
+    return f"{text if len(text) <= wide else text[: wide - 1] + chr(0x2026):<{wide}}"
