@@ -144,6 +144,17 @@ def true_changes(prompt: Prompt, acts: dict[int, Acts]) -> torch.Tensor:
     return found
 
 
+def units_of(prompt: Prompt) -> torch.Tensor:
+    """[size] of each latent the mean activation of its hook's active latents on the prompt; 1 of other nodes."""
+    found = torch.ones(prompt.size)
+    spans = [prompt.writers.latents_of(place) for place in prompt.writers.begin]
+    spans += [range(first, first + len(prompt.sources[layer].values)) for layer, first in prompt.source_begin.items()]
+    for span in spans:
+        if len(span):
+            found[span.start : span.stop] = prompt.activation[span.start : span.stop].mean()
+    return found
+
+
 def _gain(
     sae: SAE, acts: torch.Tensor, row: torch.Tensor, latent: torch.Tensor, before: torch.Tensor
 ) -> torch.Tensor:  # fmt: skip

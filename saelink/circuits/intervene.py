@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from saelink.circuits.changes import changed_nodes, model_changes, sae_of, true_changes, wanted_of
+from saelink.circuits.changes import changed_nodes, model_changes, sae_of, true_changes, units_of, wanted_of
 from saelink.circuits.explained import Explained, explained_inputs, first_of_run
 from saelink.circuits.layers import LayerJobs
 from saelink.circuits.nodes import Latent, LayerNames, node_of, nodes_of
@@ -59,10 +59,10 @@ class InterventionFacts(TypedDict):
     """By change the tokens of the prompt at which it was made."""
     next: list[TokenChange]
     latents: list[LatentChange]
-    """Those that changed most, as shares of their activation."""
+    """Those that changed most, as shares of their activation or of their hook's mean, where that is larger."""
     cosine: dict[str, float]
-    """By layer the cosine between the changes of its latents in the model and by the graph, each as a share of its
-    activation."""
+    """By layer the cosine between the changes of its latents in the model and by the graph, in units of their hook's
+    mean activation."""
 
 
 class InterventionStage(JobStage[InterventionFacts]):
@@ -168,7 +168,7 @@ class InterventionStage(JobStage[InterventionFacts]):
     def _latents(
         self, prompt: Prompt, changes: dict[int, float], true: torch.Tensor, says: torch.Tensor
     ) -> list[LatentChange]:
-        names, unit = LayerNames(self.jobs), prompt.activation.clamp(min=1e-30)
+        names, unit = LayerNames(self.jobs), torch.maximum(prompt.activation, units_of(prompt))
         size = torch.where(prompt.activation > 0, torch.maximum(true.abs(), says.abs()) / unit, 0.0)
         size[list(changes)] = 0
         found: list[LatentChange] = []
@@ -194,7 +194,7 @@ def _cosines(prompt: Prompt, changes: dict[int, float], true: torch.Tensor, says
         spans = [range(first, first + len(rows.values))]
         spans += [prompt.writers.latents_of((layer, part)) for part in ("attn", "mlp")]
         nodes = torch.tensor([node for span in spans for node in span if node not in changes], dtype=torch.int64)
-        unit = prompt.activation[nodes]
+        unit = units_of(prompt)[nodes]
         a, b = true[nodes] / unit, says[nodes] / unit
         if bool(b.any()) and bool(a.any()):
             found[str(layer)] = torch.nn.functional.cosine_similarity(a, b, dim=0).item()

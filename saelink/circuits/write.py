@@ -16,7 +16,7 @@ from saelink.circuits.nodes import LayerNames, Node, node_of
 from saelink.circuits.prompt import Prompt
 from saelink.share.graph.write import cantor
 
-ROWS = {"attn": 0, "attn_error": 0, "source": 1, "source_error": 2, "mlp": 2, "mlp_error": 2}
+ROWS = {"attn": 0, "attn_error": 0, "source": 1, "source_error": 1, "mlp": 2, "mlp_error": 2}
 
 LATENTS = ("attn", "source", "mlp")
 
@@ -52,8 +52,7 @@ class LayeredWriter:
         return str(3 * node.layer + ROWS[node.kind])
 
     def _id(self, node: Node) -> str:
-        number = {"source_error": -2}.get(node.kind, node.number)
-        return f"{self._row(node)}_{number}_{node.position}"
+        return f"{self._row(node)}_{node.number}_{node.position}"
 
     def text(self, token: int) -> str:
         """A token as text, its blank in front kept."""

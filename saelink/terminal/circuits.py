@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from saelink.circuits.ancestors import CircuitFacts, Relative
 from saelink.circuits.intervene import InterventionFacts
 from saelink.circuits.stage import LayersGraphFacts
 from saelink.progress import Observer
@@ -49,6 +50,35 @@ def print_intervention(observer: Observer, intervention: Artifact[InterventionFa
     if facts["cosine"]:
         cosines = ", ".join(f"layer {layer} {value:.2f}" for layer, value in facts["cosine"].items())
         observer.say(f"\n  model and graph on latents, cosine: {cosines}")
+
+
+def print_circuit(observer: Observer, circuit: Artifact[CircuitFacts]) -> None:
+    """A latent's ancestors and descendants, each with what ablation did and what the graph said of it."""
+    facts = circuit.facts
+    observer.say(
+        f"\n  {facts['label']}, active at {facts['places']} places of {facts['sequences']} test sequences, "
+        f"mean {facts['activation']:.2f}"
+    )
+    observer.say(f"  into it: {facts['tokens']:.0%} straight from tokens, {facts['error']:.0%} error")
+    told = (
+        ("what leads to it", "adds", facts["ancestors"]),
+        ("where it leads", "gets", facts["descendants"]),
+    )
+    for title, verb, relatives in told:
+        observer.say(f"\n  {title:<30} {verb:>6}  {'to or from':<12} {'ablation takes':>19} {'graph':>6}")
+        for each in _tree(relatives, facts["latent"]):
+            name = printed("  " * (each["step"] - 1) + each["label"], 30)
+            effect = f"{each['effect']:+.0%} [{each['low']:+.0%}, {each['high']:+.0%}]"
+            observer.say(f"  {name} {each['share']:>+6.0%}  {each['by']:<12} {effect:>19} {each['predicted']:>+6.0%}")
+
+
+def _tree(relatives: list[Relative], root: str) -> list[Relative]:
+    """Each behind the one it was found at."""
+    found: list[Relative] = []
+    for each in relatives:
+        if each["by"] == root:
+            found += [each, *_tree(relatives, each["name"])]
+    return found
 
 
 def printed(text: str, wide: int) -> str:
