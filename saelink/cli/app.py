@@ -144,7 +144,7 @@ def intervene(context: typer.Context, arguments: Overrides = None) -> None:
 def circuit(context: typer.Context, arguments: Overrides = None) -> None:
     """Show what leads to a latent, and where it leads: circuit OF1262."""
     words = words_of(context, arguments)
-    asked = [word for word in words if not is_override(word) and not word.startswith("-")]
+    asked = [word for word in prompt_words(words) if not is_override(word)]
     if asks_for_help(words):
         asked = ["OF0"]  # never looked at
     if len(asked) != 1:

@@ -238,8 +238,8 @@ PAGES = {
         "prompt's graph says of it. A change is OF12@L3=0 (a latent of the MLP's output at layer 3), IF7@L1*2 (of its "
         "input) or AF5@L2:4=0 (of attention's output, at position 4 alone). Fits the connectors first.",
         (
-            'saelink intervene "The capital of France is" OF1262@L1=0 layers=0-3',
-            "saelink intervene \"The old king\" 'IF7@L1*2' AF5@L2:1=0 layers=0-3 circuit.edges=gradient",
+            'saelink intervene "The old king sat" OF12@L1=0 layers=0-3',
+            "saelink intervene 'The sea' 'IF7@L1*2' layers=0-1 circuit.edges=gradient",
         ),
         {
             "The prompt": "graph.prompt graph.logits",
