@@ -68,6 +68,7 @@ COMPOSED = [
     "docs/guides/experiments",
     "docs/guides/attention-qk",
     "docs/guides/circuits",
+    "docs/guides/circuits",
     "docs/guides/plans",
     "docs/results/attention",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from saelink.circuits.nodes import Latent, nodes_of
-from saelink.circuits.prompt import Links, Moving, Prompt, Reader
+from saelink.circuits.prompt import Links, Prompt, Reader
 from saelink.latents.rows import Rows
 
 
@@ -121,8 +121,7 @@ def _along_the_stream(prompt: Prompt, nodes: torch.Tensor, added: torch.Tensor) 
     for layer, parts in prompt.parts.items():
         if parts.attn is not None and int(nodes[0]) < writers.begin[layer, "attn"]:
             span, rows = writers.latents_of((layer, "attn")), writers.pieces[layer, "attn"].latents
-            heads, out = prompt.model.attention(layer).heads, prompt.acts[layer].attn_out
-            gain = Moving(heads, prompt.seen(layer), Reader(parts.attn), out).moved(stream)
+            gain = prompt.moving(layer).moved(stream)
             added[span.start : span.stop] = gain[rows.row_of, rows.indices]
         if int(nodes[0]) < prompt.read_before(layer):
             rows, first = prompt.sources[layer], prompt.source_begin[layer]

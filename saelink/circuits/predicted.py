@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from saelink.circuits.prompt import Moving, Prompt, Reader
+from saelink.circuits.prompt import Prompt, Reader
 
 
 class Predicted(NamedTuple):
@@ -41,11 +41,7 @@ def predicted(prompt: Prompt, changes: dict[int, float], clamped: bool = True) -
             latents = writers.pieces[layer, "attn"].latents
             gain = torch.zeros(len(latents.values))
             if bool(stream.any()):
-                moving = Moving(
-                    prompt.model.attention(layer).heads, prompt.seen(layer), Reader(parts.attn),
-                    prompt.acts[layer].attn_out,
-                )  # fmt: skip
-                gain = moving.moved(stream)[latents.row_of, latents.indices]
+                gain = prompt.moving(layer).moved(stream)[latents.row_of, latents.indices]
             _settle(prompt, change, nodes, gain, changes, clamped)
             _write(prompt, change, nodes, stream)
         rows, first = prompt.sources[layer], prompt.source_begin[layer]

@@ -111,6 +111,7 @@ class Prompt:
         self.logit_begin = at + len(self.parts) * n
         self.size = self.logit_begin + (0 if self.gradients is None else len(self.gradients.tokens))
         self._seen: dict[int, Seen] = {}
+        self._moving: dict[int, Moving] = {}
 
     @property
     def layers(self) -> list[int]:
@@ -122,6 +123,15 @@ class Prompt:
             with torch.inference_mode():
                 self._seen[layer] = self.model.attention(layer).look(self.ids[None].to(self.model.device))
         return self._seen[layer]
+
+    def moving(self, layer: int) -> Moving:
+        """What the heads of a layer make of the stream, as its latents of attn_out read it."""
+        if layer not in self._moving:
+            sae = self.parts[layer].attn
+            assert sae is not None
+            heads, out = self.model.attention(layer).heads, self.acts[layer].attn_out
+            self._moving[layer] = Moving(heads, self.seen(layer), Reader(sae), out)
+        return self._moving[layer]
 
     def here(self, layer: int) -> Here:
         """The MLP of a layer."""
@@ -208,11 +218,10 @@ class Prompt:
 
         `wanted` [positions] are the only positions that are asked for.
         """
-        sae = self.parts[layer].attn
-        if sae is None:
+        if self.parts[layer].attn is None:
             return
         before, rows = self.writers.begin[layer, "attn"], self.writers.pieces[layer, "attn"].latents
-        moving = Moving(self.model.attention(layer).heads, self.seen(layer), Reader(sae), self.acts[layer].attn_out)
+        moving = self.moving(layer)
         by_position = torch.argsort(self.writers.position[:before], stable=True)
         position = self.writers.position[by_position]
         values = moving.values(self.writers.vectors[by_position], position)
