@@ -15,7 +15,9 @@ What you call, in this order; each function computes what is missing and reuses 
     verify_edges         which edges hold when sources are ablated in the model
     make_report, open    an HTML page; its cards in Python: open(report.key).target(5)
     export_connector     a folder for others              load_connector: reads one, predicts
-    prompt_graph         one prompt's attribution graph
+    prompt_graph         one prompt's attribution graph, of one layer or several
+    intervene            latents changed on a prompt, in the model and by its graph
+    circuit              what leads to a latent over several layers, and where it leads
     qk                   which pairs of latents decide where a layer's heads look
 
 Results are artifacts: `key`, `path`, `facts` (figures), `files`, `json(name)`, `tensors(name)`. They show
@@ -32,11 +34,13 @@ if TYPE_CHECKING:
 
     from saelink.api import (
         cache_acts,
+        circuit,
         configure,
         encode_latents,
         evaluate_connector,
         export_connector,
         fit_connector,
+        intervene,
         make_report,
         prompt_graph,
         qk,
@@ -54,11 +58,13 @@ __all__ = [
     "Observer",
     "SaelinkError",
     "cache_acts",
+    "circuit",
     "configure",
     "encode_latents",
     "evaluate_connector",
     "export_connector",
     "fit_connector",
+    "intervene",
     "load_connector",
     "make_report",
     "open",

@@ -160,13 +160,44 @@ def export_connector(cfg: Config, observer: Observer | None = None) -> Shown[Any
 def prompt_graph(cfg: Config, prompt: str, observer: Observer | None = None) -> Shown[Any]:
     """A prompt's attribution graph, the file `<facts["slug"]>.json`; `facts["lines"]` says it in words.
 
-    Raises SaelinkError for an empty prompt and for one longer than the graph's limit.
+    With cfg.layers it is over all of them. Raises SaelinkError for an empty prompt and for one longer than the graph's
+    limit.
     """
+    from saelink.circuits.stage import LayersGraphStage
     from saelink.report.shown import Shown
     from saelink.share.graph.stage import GraphStage
 
     asked = replace(single(cfg), graph=replace(cfg.graph, prompt=prompt))
+    if asked.layers is not None:
+        return Shown(LayersGraphStage(_job(asked, observer)).pull())
     return Shown(GraphStage(_job(asked, observer)).pull())
+
+
+def intervene(cfg: Config, prompt: str, *changes: str, observer: Observer | None = None) -> Shown[Any]:
+    """What changing latents does to a prompt, in the model and by its graph over cfg.layers.
+
+    `changes` are such as "OF12@L3=0", "IF7@L1*2" or "AF5@L2:4=0" (at position 4). In `facts`: `next`, the next tokens'
+    probabilities before, after and as predicted; `latents`, those that changed most; `cosine` by layer. Raises
+    SaelinkError for a change that can't be made.
+    """
+    from saelink.circuits.intervene import InterventionStage
+    from saelink.report.shown import Shown
+
+    asked = replace(single(cfg), graph=replace(cfg.graph, prompt=prompt))
+    return Shown(InterventionStage(_job(asked, observer), list(changes)).pull())
+
+
+def circuit(cfg: Config, latent: str, observer: Observer | None = None) -> Shown[Any]:
+    """What leads to a latent such as "OF1262@L3" over cfg.layers and the data set, and where it leads.
+
+    `facts["ancestors"]` and `facts["descendants"]` have for each latent its link, what ablation does in the model with
+    its interval (shares of activations), and what the graph says of that. Raises SaelinkError for a latent that is not
+    there or never active.
+    """
+    from saelink.circuits.ancestors import CircuitStage
+    from saelink.report.shown import Shown
+
+    return Shown(CircuitStage(_job(single(cfg), observer), latent).pull())
 
 
 def qk(cfg: Config, observer: Observer | None = None) -> Shown[Any]:

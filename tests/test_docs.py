@@ -67,6 +67,8 @@ COMPOSED = [
     *(page for pages in TOGETHER.values() for page in pages),
     "docs/guides/experiments",
     "docs/guides/attention-qk",
+    "docs/guides/circuits",
+    "docs/guides/circuits",
     "docs/guides/plans",
     "docs/results/attention",
 ]

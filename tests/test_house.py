@@ -14,8 +14,8 @@ PACKAGE = Path(saelink.__file__).parent
 LAYERS = [
     "_version", "errors", "progress", "declared", "registry", "kernels", "config", "runtime", "memory", "store",
     "engine", "fetch", "model", "activations", "saes", "latents", "attention", "job", "connectors", "interventions",
-    "looks", "fit", "evidence", "share", "experiments", "plan", "terminal", "compose", "mistakes", "tracking", "report",
-    "api", "cli", "__main__",
+    "looks", "fit", "evidence", "share", "circuits", "experiments", "plan", "terminal", "compose", "mistakes",
+    "tracking", "report", "api", "cli", "__main__",
 ]  # fmt: skip
 """A package or file imports only from itself and from what stands before it here; inside functions too."""
 

@@ -182,11 +182,16 @@ def load_attention(cfg: Config, info: ModelInfo, layer: int, device: str) -> Att
     """
     exact = replace(cfg.model, dtype=DType.float32)
     hf_model: Any = load_hf(exact, info.artifact).hf_model.to(device)
+    return attention_of(cfg, info, hf_model, layer)
+
+
+def attention_of(cfg: Config, info: ModelInfo, hf_model: Any, layer: int) -> Attention:
+    """The same of a model that is loaded already, in float32."""
     where = f"model.path={cfg.model.path}: the attention of layer {layer}"
     opened = open_attention(hf_model, info, layer, where)
     with torch.inference_mode():
         heads = _read(opened, where)
-        _check(Attention(heads, opened), probe_ids(hf_model).to(device), where)
+        _check(Attention(heads, opened), probe_ids(hf_model).to(opened.device), where)
     return Attention(heads, opened)
 
 

@@ -16,7 +16,7 @@ import typer
 from saelink.cli import jobs, wandb
 from saelink.cli.launch import launch, one_line, print_line
 from saelink.cli.signals import StoppedError, stopping
-from saelink.cli.words import asks_for_help, is_override
+from saelink.cli.words import asks_for_help, is_change, is_override
 from saelink.errors import SaelinkError, closest, printable
 
 app = typer.Typer(
@@ -137,16 +137,44 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
     launch("show", [word for word in words if word not in asked], jobs.show(side, latent, as_json, verbose))
 
 
-@app.command("graph", context_settings=PASS_TO_HYDRA)
-def graph(context: typer.Context, arguments: Overrides = None) -> None:
-    """Write a prompt's graph: graph "The old king"."""
+def prompt_words(words: list[str]) -> list[str]:
+    """Those of a command's words that are its prompt."""
     from saelink.mistakes import names_setting
 
-    words = words_of(context, arguments)
     asked = _behind(words)
     if not asked:  # a text such as x=1 looks like a setting and is none
         asked = [word for word in words if is_override(word) and not names_setting(word)][:1]
+    return asked
+
+
+@app.command("graph", context_settings=PASS_TO_HYDRA)
+def graph(context: typer.Context, arguments: Overrides = None) -> None:
+    """Write a prompt's graph: graph "The old king"."""
+    words = words_of(context, arguments)
+    asked = prompt_words(words)
     launch("graph", [word for word in words if word not in asked], jobs.graph(asked))
+
+
+@app.command("intervene", context_settings=PASS_TO_HYDRA)
+def intervene(context: typer.Context, arguments: Overrides = None) -> None:
+    """Change latents on a prompt: intervene "The old king" OF12@L3=0."""
+    words = words_of(context, arguments)
+    changes = [word for word in words if is_change(word)]
+    words = [word for word in words if word not in changes]
+    asked = prompt_words(words)
+    launch("intervene", [word for word in words if word not in asked], jobs.intervene(asked, changes))
+
+
+@app.command("circuit", context_settings=PASS_TO_HYDRA)
+def circuit(context: typer.Context, arguments: Overrides = None) -> None:
+    """Show what leads to a latent, and where it leads: circuit OF1262."""
+    words = words_of(context, arguments)
+    asked = [word for word in prompt_words(words) if not is_override(word)]
+    if asks_for_help(words):
+        asked = ["OF0"]  # never looked at
+    if len(asked) != 1:
+        raise SaelinkError("circuit: name one latent, such as saelink circuit OF1262@L3 layers=0-3")
+    launch("circuit", [word for word in words if word not in asked], jobs.circuit(asked[0]))
 
 
 app.add_typer(wandb.app, name="wandb")

@@ -18,15 +18,23 @@ Command = Callable[["Job"], None]
 
 def run_cache(job: Job) -> None:
     from saelink.activations.cache import cache_hooks
+    from saelink.circuits.layers import hooks_over
 
-    cache_hooks(job.cfg, job.store, [*job.link.sources, job.link.target])
+    cache_hooks(job.cfg, job.store, hooks_over(job))
 
 
 def run_sae(job: Job) -> None:
+    from saelink.activations.cache import cache_hooks
+    from saelink.circuits.layers import hooks_over
     from saelink.saes.choice import sae_choice
     from saelink.saes.training import SAEStage
 
-    for hook in [*job.link.sources, job.link.target]:
+    hooks = hooks_over(job)
+    if job.cfg.layers is not None:  # one pass of the model for all that will be trained
+        missing = [hook for hook in hooks if not sae_choice(job.cfg, job.store, hook).exists]
+        missing = [hook for hook in missing if SAEStage(job.cfg, job.store, hook).find() is None]
+        cache_hooks(job.cfg, job.store, missing)
+    for hook in hooks:
         choice = sae_choice(job.cfg, job.store, hook)
         if not choice.exists:
             SAEStage(job.cfg, job.store, hook).pull()
@@ -35,6 +43,12 @@ def run_sae(job: Job) -> None:
 
 
 def run_encode(job: Job) -> None:
+    from saelink.circuits.layers import hooks_over
+    from saelink.latents.encode import encode_hooks
+
+    if job.cfg.layers is not None:
+        encode_hooks(job.cfg, job.store, hooks_over(job))
+        return
     _ = job.sides
 
 
@@ -321,22 +335,60 @@ def graph(prompt: list[str]) -> Command:
     """A prompt's attribution graph; without a prompt here graph.prompt's."""
 
     def command(job: Job) -> None:
-        from dataclasses import replace
-
-        from saelink.config.check import single
-        from saelink.errors import SaelinkError
+        from saelink.circuits.stage import LayersGraphStage
         from saelink.report.prompt import GraphPageStage
         from saelink.share.graph.stage import GraphStage
+        from saelink.terminal.circuits import print_layers_graph
         from saelink.terminal.graph import print_graph
 
-        if len(prompt) > 1:
-            raise SaelinkError(f'graph: give one text, in quotes: saelink graph "{" ".join(prompt)}"')
-        cfg = single(job.cfg)
-        if prompt:
-            cfg = replace(cfg, graph=replace(cfg.graph, prompt=prompt[0]))
-        graph = GraphStage(job.at(cfg)).pull()
-        page = GraphPageStage(job.at(cfg)).pull()
+        job = with_prompt(job, prompt, "graph")
+        if job.cfg.layers is not None:
+            layered = LayersGraphStage(job).pull()
+            page = GraphPageStage(job).pull()
+            print_layers_graph(job.observer, layered, page.path / page.facts["file"])
+            return
+        graph = GraphStage(job).pull()
+        page = GraphPageStage(job).pull()
         print_graph(job.observer, graph, page.path / page.facts["file"])
+
+    return command
+
+
+def with_prompt(job: Job, prompt: list[str], command: str) -> Job:
+    """The job with one penalty, and the text that stands behind the command's name, if one does."""
+    from dataclasses import replace
+
+    from saelink.config.check import single
+    from saelink.errors import SaelinkError
+
+    if len(prompt) > 1:
+        raise SaelinkError(f'{command}: give one text, in quotes: saelink {command} "{" ".join(prompt)}"')
+    cfg = single(job.cfg)
+    return job.at(replace(cfg, graph=replace(cfg.graph, prompt=prompt[0])) if prompt else cfg)
+
+
+def intervene(prompt: list[str], changes: list[str]) -> Command:
+    """Latents changed on a prompt; without one here it is graph.prompt."""
+
+    def command(job: Job) -> None:
+        from saelink.circuits.intervene import InterventionStage
+        from saelink.terminal.circuits import print_intervention
+
+        print_intervention(job.observer, InterventionStage(with_prompt(job, prompt, "intervene"), changes).pull())
+
+    return command
+
+
+def circuit(latent: str) -> Command:
+    """The ancestors and descendants of a latent over the data set."""
+
+    def command(job: Job) -> None:
+        from saelink.circuits.ancestors import CircuitStage
+        from saelink.config.check import single
+        from saelink.terminal.circuits import print_circuit
+
+        artifact = CircuitStage(job.at(single(job.cfg)), latent).pull()
+        print_circuit(job.observer, artifact)
 
     return command
 
@@ -369,3 +421,9 @@ def swept() -> str:
 
 EACH_PENALTY: tuple[Command, ...] = (run_all, run_train, run_evaluate, run_verify, run_export)
 """Commands that run once for each penalty of a list."""
+
+EACH_LAYER: tuple[Command, ...] = (run_train, run_evaluate, run_verify)
+"""Commands that run once for each of several layers."""
+
+ALL_LAYERS = ("cache", "sae", "encode", "graph", "intervene", "circuit")
+"""Commands that take several layers together, by name."""

@@ -8,13 +8,14 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
-from saelink.cli.jobs import EACH_PENALTY, Command, run_all, run_report, swept
+from saelink.cli.jobs import ALL_LAYERS, EACH_LAYER, EACH_PENALTY, Command, run_all, run_report, swept
 from saelink.cli.outcome import OUTCOME
 from saelink.cli.words import asks_for_help, check_words, hydra_arguments, overrides_of
 from saelink.errors import printable
@@ -22,6 +23,7 @@ from saelink.errors import printable
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from saelink.config.schema import Config
     from saelink.job import Job, Memory
 
 ROOM = "nothing half-written stays. Make room or change runtime.outputs"
@@ -76,7 +78,9 @@ def launch(name: str, arguments: list[str], command: Command) -> None:
     argv = sys.argv
     sys.argv = [f"saelink {name}", *([f"runtime.sweep={sweep_id}"] if sweeping else []), *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task(command, sweep_id))()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(
+            _task(name, command, sweep_id)
+        )()
     finally:
         sys.argv = argv
     if OUTCOME.error is not None:
@@ -104,7 +108,7 @@ def _shows(arguments: list[str]) -> list[str]:
     return [word for word in arguments if word.partition("=")[0] in ("--cfg", "-c", "--info", "-i")]
 
 
-def _task(command: Command, sweep_id: str) -> Callable[[DictConfig], float | list[float] | None]:
+def _task(name: str, command: Command, sweep_id: str) -> Callable[[DictConfig], float | list[float] | None]:
     """The function Hydra calls: one job, its errors as one line. Returns the job's objective to a sweeper.
 
     Jobs of one process share a memory: the path of a lasso goes on from one penalty to the next. `sweep_id` is of this
@@ -132,7 +136,7 @@ def _task(command: Command, sweep_id: str) -> Callable[[DictConfig], float | lis
         if OUTCOME.error is not None:  # the sweep could not begin
             return None
         try:
-            return _run(raw, command, memories[0], hydra.job.num if sweeping else None, sweep_id)
+            return _run(raw, name, command, memories[0], hydra.job.num if sweeping else None, sweep_id)
         except KeyboardInterrupt:  # in the process of a launcher; the one that began the sweep says so
             raise SystemExit(130) from None
         except Exception as error:  # one_line raises again what is no user's mistake
@@ -159,7 +163,7 @@ def print_line(line: str) -> None:
 
 
 def _run(
-    raw: DictConfig, command: Command, memory: Memory, number: int | None, sweep_id: str
+    raw: DictConfig, name: str, command: Command, memory: Memory, number: int | None, sweep_id: str
 ) -> float | list[float] | None:
     """One job of Hydra's, the `number`th of a multirun: a job of ours for each penalty.
 
@@ -183,6 +187,7 @@ def _run(
     assert isinstance(cfg, Config)
     check(cfg)
     store = Store(cfg.runtime.outputs, observer)
+    check_layers(cfg, name, command)
     each_by_itself = command in EACH_PENALTY and not cfg.experiment.names
     listed = number is None and each_by_itself and len(l1_alphas(cfg.l1_alpha)) > 1
     if number is None:
@@ -194,7 +199,7 @@ def _run(
         command(job)
         return None
     last = None
-    for each in penalties(job):
+    for each in (one for layered in over_layers(job) for one in penalties(layered)):
         command(each)
         if number is not None:
             last = objective(each)
@@ -203,6 +208,32 @@ def _run(
     if command is run_all and number is None:
         run_report(job)
     return last
+
+
+def check_layers(cfg: Config, name: str, command: Command) -> None:
+    """Raise SaelinkError for several layers where a command takes one."""
+    from saelink.errors import SaelinkError
+
+    if cfg.layers is not None and command not in EACH_LAYER and name not in ALL_LAYERS:
+        raise SaelinkError(
+            f"layers={cfg.layers}: saelink {name} takes one layer, such as layer={cfg.layer}; several are for train, "
+            f"evaluate, verify, {', '.join(ALL_LAYERS)}"
+        )
+
+
+def over_layers(job: Job) -> Iterator[Job]:
+    """The job at each of its layers; what all layers read of the model is made by one pass."""
+    from saelink.circuits.layers import each_layer, hooks_over
+    from saelink.latents.encode import encode_hooks
+
+    if job.cfg.layers is None:
+        yield job
+        return
+    layered = replace(job.cfg, circuit=replace(job.cfg.circuit, attention=False))
+    encode_hooks(job.cfg, job.store, hooks_over(job.at(layered)))
+    for each in each_layer(job):
+        job.observer.say(f"\nlayer {each.cfg.layer}")
+        yield each
 
 
 def objective(job: Job) -> float | list[float]:

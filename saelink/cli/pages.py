@@ -10,6 +10,7 @@ from dataclasses import dataclass
 TEXT = "data.max_tokens data.context_size data.prepend_bos data.drop_positions"
 TARGETS = "layer targets.min_rate targets.subset"
 FIT = "l1_alpha latent_scale normalise seed connector.* solver.*"
+SEVERAL = "layers circuit.edges circuit.attention"
 PLACE = "runtime.device runtime.threads runtime.memory runtime.outputs"
 TRACKED = f"{PLACE} wandb.mode"
 
@@ -239,10 +240,43 @@ PAGES = {
         ),
         {
             "The graph": "graph.prompt graph.logits graph.logit_share graph.node_share graph.edge_share",
+            "Over several layers": SEVERAL + " circuit.nodes",
             "What is explained": TARGETS,
             "The fit": FIT,
             "Where it runs": PLACE,
         },
         '"PROMPT"',
+    ),
+    "intervene": Page(
+        "Changes latents on a prompt in the running model and shows the next tokens before and after, beside what the "
+        "prompt's graph says of it. A change is OF12@L3=0 (a latent of the MLP's output at layer 3), IF7@L1*2 (of its "
+        "input) or AF5@L2:4=0 (of attention's output, at position 4 alone). Fits the connectors first.",
+        (
+            'saelink intervene "The old king sat" OF12@L1=0 layers=0-3',
+            "saelink intervene 'The sea' 'IF7@L1*2' layers=0-1 circuit.edges=gradient",
+        ),
+        {
+            "The prompt": "graph.prompt graph.logits",
+            "Over several layers": SEVERAL,
+            "The fit": FIT,
+            "Where it runs": PLACE,
+        },
+        '"PROMPT" CHANGE...',
+    ),
+    "circuit": Page(
+        "Shows what leads to a latent over several layers and where it leads, averaged over test sequences in which it "
+        "is active, and what ablating each does in the running model beside what the graph says. LATENT is OF1262@L3, "
+        "IF7@L1 or AF5@L2; without @L3 it is one of `layer`. Fits the connectors first.",
+        (
+            "saelink circuit OF1262@L1 layers=0-3",
+            "saelink circuit AF5@L2 layers=all circuit.edges=gradient circuit.steps=2",
+        ),
+        {
+            "The circuit": "layer circuit.inputs circuit.steps circuit.sequences",
+            "Over several layers": SEVERAL,
+            "The fit": FIT,
+            "Where it runs": PLACE,
+        },
+        "LATENT",
     ),
 }

@@ -39,6 +39,11 @@ def is_override(word: str) -> bool:
     return OVERRIDE.match(word) is not None
 
 
+def is_change(word: str) -> bool:
+    """Whether it changes a latent, well formed or not: OF12@L3=0 or IF7@L1*2."""
+    return re.match(r"(OF|IF|AF)\d+(@[^\s=*]*)?(:\d+)?[=*]", word) is not None
+
+
 def hydra_arguments(words: list[str]) -> list[str]:
     """Overrides first, then flags: argparse takes no positionals on both sides of a flag."""
     return [word for word in words if is_override(word)] + [word for word in words if not is_override(word)]

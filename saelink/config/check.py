@@ -30,6 +30,21 @@ def l1_alphas(value: Any) -> list[float]:
     return alphas
 
 
+def layer_numbers(value: Any) -> list[int] | None:
+    """The layers of a job, ascending: `value` is a list of numbers, one number, a range such as 0-3, or all.
+
+    None for all of them. Raises SaelinkError for anything else.
+    """
+    wrong = SaelinkError(f"layers={value}: give layers from 0 on, such as [0,1,2,3], 0-3 or all")
+    if value == "all":
+        return None
+    span = re.fullmatch(r"(\d+)-(\d+)", value) if isinstance(value, str) else None
+    numbers = list(range(int(span[1]), int(span[2]) + 1)) if span else _listed(value)
+    if not numbers or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
+        raise wrong
+    return sorted(set(numbers))
+
+
 def single(cfg: Config) -> Config:
     """The job with its one penalty as a number. Raises SaelinkError for several."""
     alphas = l1_alphas(cfg.l1_alpha)
@@ -79,6 +94,11 @@ def check(cfg: Config) -> None:
     _at_least(1, report__top=cfg.report.top, report__per_size=cfg.report.per_size, report__random=cfg.report.random)
     _at_least(0, verify__consequences=cfg.verify.consequences)
     _at_least(1, graph__logits=cfg.graph.logits)
+    if cfg.layers is not None:
+        layer_numbers(cfg.layers)
+    circuit = cfg.circuit
+    _at_least(1, circuit__nodes=circuit.nodes, circuit__inputs=circuit.inputs, circuit__sequences=circuit.sequences)
+    _at_least(0, circuit__steps=circuit.steps)
     _at_least(0, head=cfg.head)
     _at_least(1, qk__tokens=cfg.qk.tokens, qk__pairs=cfg.qk.pairs, qk__latents=cfg.qk.latents)
     if not cfg.qk.together or any(n < 1 for n in cfg.qk.together):

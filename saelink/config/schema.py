@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from saelink.config.circuit import CircuitConfig
 from saelink.config.data import DataConfig
 from saelink.config.process import RuntimeConfig
 
@@ -407,6 +408,9 @@ class Config:
 
     layer: int = 1
     """The block whose computation is explained, counted from 0."""
+    layers: Any = None
+    """Several blocks instead of one: [0,1,2,3], 0-3 or all. train, evaluate and verify take one after the other; cache,
+    sae, encode, graph, intervene and circuit all of them together."""
     l1_alpha: Any = 8e-4
     """Weight of the L1 penalty, a number >= 0 or a list of them (one fit each)."""
     latent_scale: LatentScale = LatentScale.mean_active
@@ -433,6 +437,7 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
+    circuit: CircuitConfig = field(default_factory=CircuitConfig)
     qk: QKConfig = field(default_factory=QKConfig)
     blind: BlindConfig = field(default_factory=BlindConfig)
     outliers: OutliersConfig = field(default_factory=OutliersConfig)

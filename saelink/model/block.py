@@ -284,6 +284,12 @@ def load_module(cfg: Config, info: ModelInfo, source: str, target: str, device: 
     tokens. Raises SaelinkError where there is no such chain, where tokens are mixed (attention) or something is added,
     and where it gives something else token by token.
     """
+    hf_model = load_hf(cfg.model, info.artifact).hf_model.to(device)
+    return module_of(hf_model, info, source, target, AGREES if cfg.model.dtype is DType.float32 else ROUNDED)
+
+
+def module_of(hf_model: Any, info: ModelInfo, source: str, target: str, within: float = AGREES) -> Steps:
+    """The same of a model that is loaded already; `within` is how far it may be from what the model gives."""
     first, last = info.place(source), info.place(target)
     missing = SaelinkError(
         f"link: {source} -> {target} is no chain of modules that take one token at a time, such as an MLP; effects of "
@@ -291,7 +297,7 @@ def load_module(cfg: Config, info: ModelInfo, source: str, target: str, device: 
     )
     if first is None or last is None or last.side != "output":
         raise missing
-    hf_model = load_hf(cfg.model, info.artifact).hf_model.to(device)
+    device = next(hf_model.parameters()).device
     modules = dict(hf_model.named_modules())
     layer = target.split(".")[1]
     block = last.module.rsplit(f".{layer}.", 1)[0] + f".{layer}."
@@ -326,7 +332,7 @@ def load_module(cfg: Config, info: ModelInfo, source: str, target: str, device: 
     assert x is not None and y is not None
     with torch.inference_mode():
         off = (steps(x[0]) - y[0]).norm() / y.norm()
-    if not off <= (AGREES if cfg.model.dtype is DType.float32 else ROUNDED):
+    if not off <= within:
         raise missing
     return steps
 

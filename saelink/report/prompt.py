@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from saelink.circuits.stage import LayersGraphStage
 from saelink.job import Job, JobStage
 from saelink.report.render import render_graph
 from saelink.share.graph.stage import GraphStage
@@ -27,7 +28,7 @@ class GraphPageStage(JobStage[GraphPageFacts]):
 
     def __init__(self, job: Job):
         super().__init__(job)
-        self._graph = GraphStage(job)
+        self._graph = GraphStage(job) if job.cfg.layers is None else LayersGraphStage(job)
 
     @property
     def device(self) -> str:

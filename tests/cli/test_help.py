@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from saelink.cli.app import app
 from saelink.cli.help import first_sentence, two_columns
 from saelink.cli.pages import PAGES
-from saelink.cli.words import is_override
+from saelink.cli.words import is_change, is_override
 from saelink.config.texts import docstrings
 
 from helpers.world import Run, composed
@@ -61,7 +61,7 @@ def test_help_on_a_narrow_terminal(saelink: Run, monkeypatch: pytest.MonkeyPatch
 def test_examples_compose(example: str) -> None:
     program, command, *words = shlex.split(example)
     assert program == "saelink" and command in PAGES
-    overrides = [word for word in words if is_override(word)]
+    overrides = [word for word in words if is_override(word) and not is_change(word)]
     for swept in ([override] for override in overrides) if "-m" in words else [overrides]:
         composed([re.sub(r"=([^\[,]+),.*", r"=\1", override) for override in swept])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from saelink.circuits.stage import LayersGraphStage
 from saelink.job import Job
 from saelink.report.prompt import GraphPageStage
 from saelink.share.graph.stage import GraphStage
@@ -49,4 +50,23 @@ def test_a_graph_is_walked_by_mouse_and_keyboard(browser: Any, world: World, tmp
     most = visit.all("#links option")[-1]
     most.click()
     visit.wait(lambda: len(visit.all("svg.diagram .edge")) == len(document["links"]))
+    assert visit.complaints() == []
+
+
+def test_a_graph_over_layers_has_columns_for_each(browser: Any, world: World, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    cfg = world.config(tmp_path, "layers=all", "circuit.edges=gradient", "graph.node_share=0.99")
+    cfg.graph.prompt = "the old king sat on the mat"
+    job = Job(cfg, store)
+    graph, page = LayersGraphStage(job).pull(), GraphPageStage(job).pull()
+    document = graph.json(f"{graph.facts['slug']}.json")
+    visit = Visit(browser, page.file(page.facts["file"]))
+    visit.go("")
+    assert len(visit.all("svg.diagram .edge")) == min(60, len(document["links"]))
+    latent = next(link["target"] for link in document["links"] if not link["target"].startswith("7_"))
+    box = visit.one(f'[data-box="{latent}"]')
+    visit.run("arguments[0].focus()", box)
+    visit.press("ENTER")
+    visit.wait(lambda: visit.all("main h2"))
+    assert "of what leads to it is error" in visit.text and "completeness" in visit.text
     assert visit.complaints() == []

@@ -8,22 +8,33 @@ const graph = JSON.parse(document.getElementById("graph").textContent);
 const nodes = new Map(graph.nodes.map((node) => [node.node_id, node]));
 
 const WIDE = 132;
-const COLUMN = 300;
 const ROW = 42;
 const LINKS = [15, 30, 60, 120, 250];
 
 const layers = graph.nodes.map((node) => Number(node.layer)).filter((layer) => !Number.isNaN(layer));
 const first = Math.min(...layers);
 
+// A graph over several layers says of each node what it is, and has three columns for each layer.
+const layered = Boolean(graph.metadata.saelink?.layers);
+
+const COLUMN = layered ? 210 : 300;
+
 function kindOf(node) {
+  if (layered) return LAYERED[node.saelink.kind];
   if (node.feature_type === "embedding") return "token";
   if (node.feature_type === "logit") return "next token";
   const side = Number(node.layer) === first ? "source" : "target";
   return node.feature_type.includes("error") ? `${side} error` : side;
 }
 
+const LAYERED = { token: "token", logit: "next token", attn: "attention", attn_error: "attention error", source: "source", source_error: "source error", mlp: "target", mlp_error: "target error" };
 const COLUMNS = { token: 0, source: 1, "source error": 1, target: 2, "target error": 2, "next token": 3 };
-const KINDS = { "next token": "next token", target: "target latent", source: "source latent", token: "token of the prompt", "target error": "what the connector or an SAE leaves out", "source error": "what the source SAE leaves out" };
+const KINDS = { "next token": "next token", target: "target latent", source: "source latent", token: "token of the prompt", "target error": "what the connector or an SAE leaves out", "source error": layered ? "what the edges inside the MLP leave out" : "what the source SAE leaves out", attention: "attention latent", "attention error": "what attention's SAE leaves out" };
+
+// The place of each column from the left: those of the layers that are there, the tokens first, the next tokens last.
+const rows = [...new Set(layers)].sort((a, b) => a - b);
+const across = (node) => (!layered ? COLUMNS[kindOf(node)] : kindOf(node) === "token" ? 0 : 1 + rows.indexOf(Number(node.layer)));
+const places = layered ? rows.map((_, i) => i).concat(rows.length) : [0, 1, 2, 3];
 
 const state = { most: 60, chosen: null };
 
@@ -34,10 +45,16 @@ function name(node) {
 }
 const clipped = (text) => (text.length > 19 ? text.slice(0, 18) + "…" : text);
 
-// The strongest links, all of the chosen node's first.
+// What all links into a node come to: weights into latents of several layers and into logits have no unit in common.
+const into = new Map();
+for (const link of graph.links) into.set(link.target, (into.get(link.target) ?? 0) + Math.abs(link.weight));
+const strength = (link) => (layered ? Math.abs(link.weight) / into.get(link.target) : Math.abs(link.weight));
+
+// The strongest links, all of the chosen node's first; over several layers the most influential, as the file has them.
 function shownLinks() {
   const own = (link) => link.source === state.chosen || link.target === state.chosen;
-  return [...graph.links].sort((a, b) => own(b) - own(a) || Math.abs(b.weight) - Math.abs(a.weight)).slice(0, state.most);
+  const stronger = (a, b) => (layered ? 0 : Math.abs(b.weight) - Math.abs(a.weight));
+  return [...graph.links].sort((a, b) => own(b) - own(a) || stronger(a, b)).slice(0, state.most);
 }
 
 // A column for each kind, from the tokens on; a row for each position, as high as the most boxes of a kind there.
@@ -46,15 +63,15 @@ function boxesOf(links) {
   const shown = graph.nodes.filter((node) => joined.has(node.node_id) || ["token", "next token"].includes(kindOf(node)));
   const stacks = new Map();
   for (const node of shown) {
-    const key = `${node.ctx_idx} ${COLUMNS[kindOf(node)]}`;
+    const key = `${node.ctx_idx} ${across(node)}`;
     stacks.set(key, [...(stacks.get(key) ?? []), node]);
   }
   const boxes = [];
   let top = 0;
   graph.metadata.prompt_tokens.forEach((_, position) => {
-    const here = [0, 1, 2, 3].map((across) => stacks.get(`${position} ${across}`) ?? []);
-    here.forEach((stack, across) => {
-      stack.forEach((node, i) => boxes.push(boxOf(node, across * COLUMN, top + i * ROW)));
+    const here = places.map((place) => stacks.get(`${position} ${place}`) ?? []);
+    here.forEach((stack, place) => {
+      stack.forEach((node, i) => boxes.push(boxOf(node, place * COLUMN, top + i * ROW)));
     });
     top += Math.max(1, ...here.map((stack) => stack.length)) * ROW + 16;
   });
@@ -72,20 +89,20 @@ function boxOf(node, x, y) {
     lines: [clipped(name(node)), given(node.activation) ? digits(node.activation, 2) : ""].filter(Boolean),
     says: `${name(node)}, ${KINDS[kindOf(node)]} at position ${node.ctx_idx}`,
     own: id === state.chosen,
-    class: kindOf(node).replace(" ", "-"),
+    class: kindOf(node).replace("attention", "source").replace(" ", "-"),
     chosen: () => choose(id),
   };
 }
 
 function linksOf(links) {
-  const most = Math.max(...links.map((link) => Math.abs(link.weight)), 1e-9);
+  const most = Math.max(...links.map(strength), 1e-9);
   return links.map((link) => {
     const own = link.source === state.chosen || link.target === state.chosen;
     const faint = state.chosen && !own ? "faint-link" : "";
     return {
       from: link.source,
       to: link.target,
-      width: 0.8 + 4 * Math.sqrt(Math.abs(link.weight) / most),
+      width: 0.8 + 4 * Math.sqrt(strength(link) / most),
       class: `${link.weight < 0 ? "takes" : "adds"} ${faint} ${own ? "" : "other"}`,
       says: `${name(nodes.get(link.source))} to ${name(nodes.get(link.target))}: ${link.weight < 0 ? "−" : "+"}${digits(Math.abs(link.weight))}`,
     };
@@ -95,12 +112,15 @@ function linksOf(links) {
 const about = h("div", { role: "region", "aria-live": "polite", "aria-label": "The chosen node" });
 
 function command(node) {
+  if (layered) return given(node.saelink.error) ? h("p", { class: "small" }, errorOf(node)) : null;
   const number = /^(?:OF|IF)([\d.]+)/.exec(node.clerp)?.[1];
   const side = kindOf(node);
   if (!number || !["source", "target"].includes(side)) return null;
   const link = node.vis_link ? h("a", { href: node.vis_link, target: "_blank", rel: "noopener noreferrer" }, "on Neuronpedia") : null;
   return h("p", { class: "small" }, "Its card: ", h("code", {}, `saelink show ${side} ${number}`), " ", link);
 }
+
+const errorOf = (node) => `${Math.round(100 * node.saelink.error)}% of what leads to it is error; its influence on the next tokens is ${(100 * node.saelink.influence).toFixed(1)}%.`;
 
 function told() {
   const node = nodes.get(state.chosen);
@@ -152,7 +172,10 @@ document.getElementById("main").replaceChildren(
   h(
     "p",
     { class: "dim small" },
-    "From the prompt's tokens (left, from top to bottom) over source and target latents to the likeliest next tokens (right). A link's weight is what its left box adds to the right one: ",
+    layered
+      ? `From the prompt's tokens (left, from top to bottom) layer by layer over latents of attention (AF), of what MLPs read (IF) and give (OF) to the likeliest next tokens (right). Replacement score ${graph.metadata.saelink.scores.replacement.toFixed(2)}, completeness ${graph.metadata.saelink.scores.completeness.toFixed(2)}. `
+      : "From the prompt's tokens (left, from top to bottom) over source and target latents to the likeliest next tokens (right). ",
+    "A link's weight is what its left box adds to the right one: ",
     h("span", { class: "plus" }, "green adds"),
     ", ",
     h("span", { class: "minus" }, "red takes away"),

@@ -1,0 +1,184 @@
+"""A prompt as a graph over several layers: the stage `layers_graph`."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import torch
+
+from saelink import memory
+from saelink.circuits.explained import Explained, connectors_of, explained_inputs, likeliest
+from saelink.circuits.influence import Influence, influence_of, kept_of
+from saelink.circuits.layers import LayerJobs
+from saelink.circuits.nodes import LayerNames
+from saelink.circuits.prompt import Prompt
+from saelink.circuits.write import LayeredWriter
+from saelink.config.circuit import InnerEdges
+from saelink.errors import SaelinkError
+from saelink.job import Job, JobStage
+from saelink.latents.encode import EncodeStage
+from saelink.share.graph.trace import prompt_ids
+from saelink.share.graph.write import INDEX_FILE
+from saelink.store.draft import Draft
+from saelink.store.stage import Need
+
+RATE = 3e9
+"""Products of numbers a second that are reckoned with; a laptop's core makes more."""
+
+
+class LayersGraphFacts(TypedDict):
+    slug: str
+    """The graph's name, and its file's."""
+    nodes: int
+    links: int
+    next: list[tuple[str, float]]
+    """The likeliest next tokens and their probabilities."""
+    replacement: float
+    """Influence of tokens among that of tokens and errors."""
+    completeness: float
+    """The share of nodes' inputs that is no error, weighed by influence."""
+    kept: float
+    """The share of all influence that the nodes of the graph have."""
+    errors: dict[str, float]
+    """By kind of node the share of its input that is error, weighed by influence."""
+    lines: list[str]
+    """The most influential latents and what each is made of, as text."""
+
+
+class LayersGraphStage(JobStage[LayersGraphFacts]):
+    """The graph of cfg.graph.prompt over cfg.layers, in the format that circuit-tracer and Neuronpedia read.
+
+    Files: `<slug>.json` with metadata, nodes and links; `graph-metadata.json`, the list that circuit-tracer's server
+    wants beside it. Raises SaelinkError without a prompt, with one that is too long, and for a model that can't be
+    opened.
+    """
+
+    name = "layers_graph"
+    version = 1
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        if not (job.cfg.graph.prompt or "").strip():
+            raise SaelinkError('graph.prompt is missing: saelink graph "The old king sat on" layers=0-3')
+        self.jobs = LayerJobs(job)
+
+    def recipe(self) -> dict[str, Any]:
+        cfg, settings = self.job.cfg, self.job.cfg.graph
+        return {
+            "prompt": settings.prompt,
+            "model": cfg.model.label,
+            "layers": self.jobs.layers,
+            "edges": cfg.circuit.edges.name,
+            "attention": cfg.circuit.attention,
+            "nodes": cfg.circuit.nodes,
+            "logits": settings.logits,
+            "shares": [settings.logit_share, settings.node_share, settings.edge_share],
+            "prepend_bos": cfg.data.prepend_bos,
+            "drop_positions": cfg.data.drop_positions,
+            "pages": LayerNames(self.jobs).pages,
+        }
+
+    def inputs(self) -> dict[str, str]:
+        return {**explained_inputs(self.jobs), **LayerNames.inputs(self.jobs)}
+
+    def about(self) -> str:
+        return f"{self.job.cfg.model.label} layers {self.jobs.layers} {self.job.cfg.graph.prompt!r}"
+
+    def check(self) -> None:
+        prompt_ids(self.job)  # too long a prompt is said before anything is fitted
+
+    def need(self) -> Need:
+        self.jobs.encode()
+        for stage in connectors_of(self.jobs).values():
+            stage.pull()
+        size, seconds = estimate(self.jobs, len(prompt_ids(self.job)))
+        self.job.observer.say(
+            f"graph: {len(prompt_ids(self.job))} tokens, {len(self.jobs.layers)} layers, about {seconds:.0f} s"
+        )
+        return Need(size, "use fewer layers, a shorter prompt, or circuit.attention=false")
+
+    def make(self, draft: Draft) -> LayersGraphFacts:
+        self.jobs.encode()
+        settings, circuit = self.job.cfg.graph, self.job.cfg.circuit
+        explained = Explained(self.jobs)
+        prompt = explained.prompt(prompt_tensor(self.job), likeliest(settings.logits, settings.logit_share))
+        influence = influence_of(prompt)
+        kept = kept_of(prompt, influence, settings.node_share, settings.edge_share, circuit.nodes)
+        writer = LayeredWriter(self.jobs, LayerNames(self.jobs), prompt, influence, kept)
+        keys = {str(layer): stage.key for layer, stage in connectors_of(self.jobs).items()}
+        document = writer.document(settings.prompt or "", settings.node_share, keys)
+        slug = document["metadata"]["slug"]
+        draft.save_json(f"{slug}.json", document)
+        draft.save_json(INDEX_FILE, {"graphs": [document["metadata"]]})
+        gradients = prompt.gradients
+        assert gradients is not None
+        return {
+            "slug": slug,
+            "nodes": len(document["nodes"]),
+            "links": len(document["links"]),
+            "next": [
+                (writer.text(token), round(p, 4))
+                for token, p in zip(gradients.tokens, gradients.probabilities, strict=True)
+            ],
+            "replacement": influence.scores.replacement,
+            "completeness": influence.scores.completeness,
+            "kept": kept.share,
+            "errors": errors_by_kind(prompt, influence),
+            "lines": writer.lines(),
+        }
+
+
+def prompt_tensor(job: Job) -> torch.Tensor:
+    """[context] the prompt's tokens."""
+    return torch.tensor(prompt_ids(job))
+
+
+def errors_by_kind(prompt: Prompt, influence: Influence) -> dict[str, float]:
+    """By kind of node the share of its input that is error, weighed by influence; over all nodes of the kind."""
+    spans: dict[str, list[range]] = {"attn": [], "source": [], "mlp": []}
+    for layer in prompt.layers:
+        spans["mlp"].append(prompt.writers.latents_of((layer, "mlp")))
+        spans["attn"].append(prompt.writers.latents_of((layer, "attn")))
+        first = prompt.source_begin[layer]
+        spans["source"].append(range(first, first + len(prompt.sources[layer].values)))
+    spans["logit"] = [range(prompt.logit_begin, prompt.size)]
+    found: dict[str, float] = {}
+    for kind, ranges in spans.items():
+        value = sum(float(influence.value[r.start : r.stop].sum()) for r in ranges)
+        wrong = sum(float((influence.value * influence.error)[r.start : r.stop].sum()) for r in ranges)
+        if value > 0:
+            found[kind] = wrong / value
+    return found
+
+
+def estimate(jobs: LayerJobs, context: int) -> tuple[float, float]:
+    """Bytes and seconds that the graph of a prompt of so many tokens takes, from sizes alone.
+
+    The bytes are beside the model's weights in the process: those are counted too.
+    """
+    job = jobs.job
+    width = job.model.d_model
+    l0: dict[str, float] = {}
+    weights = 0.0
+    for each in jobs.mlp.values():
+        for side in (*each.sides.sources, each.sides.target):
+            l0[side.facts["hook_name"]] = max(side.facts["l0"], 1.0)
+            weights += 8.0 * side.facts["d_sae"] * side.facts["width"]
+    if jobs.job.cfg.circuit.edges is not InnerEdges.gradient:
+        weights += sum(4.0 * each.sides.d_source * each.sides.d_target * 2 for each in jobs.mlp.values())
+    for hook in jobs.attention.values():
+        facts = EncodeStage(job.cfg, job.store, hook).pull().facts
+        l0[hook] = max(facts["l0"], 1.0)
+        weights += 8.0 * facts["d_sae"] * facts["width"] + 4.0 * facts["d_sae"] * width
+    depth = max(jobs.layers) + 1
+    active = sum(l0.values())
+    written = context * (active + 2 * depth + 1)
+    attn = [l0[hook] for hook in jobs.attention.values()]
+    products = 0.0
+    for place, latents in enumerate(attn):
+        below = context * (2 * depth + active * (place + 1) / max(len(attn), 1))
+        products += below * width * context * latents / 2
+    products *= 1.5  # influence first, then the links of what is kept
+    products += 4 * written * width * context
+    size = 2.0e9 + weights + 4.0 * written * (2.2 * width + 12)
+    return size + memory.COMPILED, products / RATE + 5 * depth
