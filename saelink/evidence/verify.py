@@ -39,7 +39,7 @@ class VerdictsStage(JobStage[VerifyFacts]):
     """
 
     name = "verdicts"
-    version = 2
+    version = 3
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -87,7 +87,7 @@ class VerifyStage(VerdictsStage):
     """
 
     name = "verify"
-    version = 6
+    version = 7
 
     def inputs(self) -> dict[str, str]:
         nulls = {null: EffectsStage(self.job, null=null).key for null in nulls_of(self.job.cfg)}

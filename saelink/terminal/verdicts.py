@@ -16,6 +16,15 @@ from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 from saelink.terminal.table import Column, formula_lines, pair_lines, table_lines, terminal_width
 
+ORDERS = {
+    "spearman": "Spearman, all pairs of latents",
+    "spearman_edges": "Spearman, claimed pairs",
+    "auroc": "AUROC, strong effects by |claim|",
+    "auroc_positive": "  strong positive by claim",
+    "auroc_suppressive": "  strong suppressive by claim",
+}
+"""Figures of evidence.rank_agreement, and what they are called."""
+
 
 def print_verdicts(
     observer: Observer, artifact: Artifact[VerifyFacts], evaluation: Artifact[EvaluateFacts], stable: Stability | None
@@ -52,6 +61,9 @@ def print_verdicts(
     names = {"same sign": "sign_1x", "slope": "slope_1x", "r2": "r2_1x", "rank correlation": "rank_correlation_1x"}
     observer.say("")
     for line in pair_lines([(name, interval(measure)) for name, measure in names.items()]):
+        observer.say(line)
+    observer.say("\n  The order of claims beside that of effects (95% over sources)")
+    for line in pair_lines([(name, interval(figure)) for figure, name in ORDERS.items()]):
         observer.say(line)
     if FROZEN_FILE in artifact.files:
         _print_frozen(observer, artifact)
@@ -104,6 +116,7 @@ def _print_nulls(observer: Observer, artifact: Artifact[VerifyFacts]) -> None:
         "same sign": "sign_1x",
         "slope": "slope_1x",
         "r2": "r2_1x",
+        "AUROC": "auroc",
     }
     found = artifact.json(NULLS_FILE)
     nulls = found.items()

@@ -24,6 +24,7 @@ from saelink.evidence.compared import (
     tags_of,
 )
 from saelink.evidence.consequences import CONSEQUENCES_FILE, consequences_of
+from saelink.evidence.rank_agreement import FIGURES as RANKED
 from saelink.evidence.verdicts import Verdicts
 from saelink.evidence.verify import VerifyStage
 from saelink.experiments.tables import PICTURE_FILE, rows_of
@@ -36,7 +37,7 @@ from saelink.tracking.live import curve_point, define_curves
 from saelink.tracking.project import OpenRun, Project, Shown
 from saelink.tracking.sweep import Gathered
 
-GRAPH_FIGURES = ("precision_1x", "recall_10x", "recall_suppressive_10x", "sign_1x", "slope_1x", "r2_1x")
+GRAPH_FIGURES = ("precision_1x", "recall_10x", "recall_suppressive_10x", "sign_1x", "slope_1x", "r2_1x", *RANKED)
 """Columns of the table of graphs: the connector's, and those that should not agree with the model."""
 
 

@@ -48,6 +48,12 @@ function verifiedTable() {
       ),
       figure("slope", (r) => interval(r.figures, "slope_1x"), "of effects on claims; below 1 the claims overstate"),
       figure("r²", (r) => interval(r.figures, "r2_1x")),
+      figure(
+        "Spearman",
+        (r) => interval(r.figures, "spearman"),
+        "of claims and effects over all pairs of latents, most of which nothing is claimed of",
+      ),
+      figure("AUROC", (r) => interval(r.figures, "auroc"), "strong effects told from all other pairs by the claim's size"),
     ],
     rows,
   );
