@@ -206,7 +206,7 @@ class Overview:
                 "addable": number >= len(mine),
                 **{name: figures.get(name) for name in (
                     "mse", "fvu", "fvu_typical", "fvu_median_latent", "fraction_predicted", "l1", "n_edges",
-                    "ce_loss_recovered", "dead_outputs",
+                    "ce_loss_recovered", "ce_kl", "ce_top1", "dead_outputs",
                 )},
             }  # fmt: skip
             table.append(row)

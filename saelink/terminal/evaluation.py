@@ -116,9 +116,11 @@ def _print_ce(observer: Observer, figures: dict[str, dict[str, float]], n_tokens
     for name, text in CE_NAMES.items():
         entry = figures[name]
         interval = f"({entry['recovered_low']:.3f} to {entry['recovered_high']:.3f})"
-        rows.append((text, f"{entry['ce']:.4f}", f"{entry['recovered']:.3f}", interval))
+        beside = (f"{entry['kl']:.3f}", f"{entry['top1']:.1%}")
+        rows.append((text, f"{entry['ce']:.4f}", f"{entry['recovered']:.3f}", interval, *beside))
     observer.say(f"\n  Cross-entropy with this at the target hook, {n_tokens:,} test tokens")
     columns = [Column(), Column("CE", right=True), Column("recovered", right=True), Column("(95%)")]
+    columns += [Column("KL", right=True), Column("top-1", right=True)]
     for line in table_lines(columns, rows, indent=2):
         observer.say(line)
 
@@ -139,7 +141,7 @@ def print_comparison(observer: Observer, comparison: Artifact[TranscoderFacts]) 
     names = {"transcoder": "transcoder", "connector": "this connector", "sae": "target SAE's reconstruction"}
     with_ce = "ce" in table["transcoder"]
     figures = {"fvu_acts": "FVU of acts", "fvu_latents": "of latents", "l0": "L0"}
-    figures |= {"ce": "CE", "recovered": "recovered"} if with_ce else {}
+    figures |= {"ce": "CE", "recovered": "recovered", "kl": "KL", "top1": "top-1"} if with_ce else {}
     digits = {"l0": 1}
     rows = [
         (names[name], *(f"{row[figure]:.{digits.get(figure, 3)}f}" for figure in figures))
