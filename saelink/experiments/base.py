@@ -146,6 +146,8 @@ class ExperimentFacts(TypedDict):
     """pareto: by connector the penalty at its elbow."""
     areas: NotRequired[dict[str, float]]
     """edges_kept, several_layers: by graph the mean share recovered over log k."""
+    faithfulness: NotRequired[dict[str, dict[str, float]]]
+    """faithfulness: by graph CPR and CMD with their intervals, and those of the complements."""
     n_linear: NotRequired[int]
     """percent_linear: target latents in the linear subset,"""
     n_targets: NotRequired[int]

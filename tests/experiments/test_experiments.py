@@ -44,7 +44,7 @@ def all_names() -> list[str]:
 
 
 def test_the_list_has_every_experiment() -> None:
-    assert set(all_names()) == set(EXPERIMENTS) - {"post", "edges_kept", "skip", "several_layers", "composed"}, (
+    assert set(all_names()) == set(EXPERIMENTS) - {"post", "edges_kept", "skip", "several_layers", "composed", "faithfulness"}, (
         "what the post did not do has a run of its own"
     )
 
