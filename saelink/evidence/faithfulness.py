@@ -3,8 +3,8 @@
     f(C) = (m(C) - m(none)) / (m(model) - m(none))
 
 with m minus the cross-entropy, none the zero-ablated hook, C some edges (MIB, Mueller et al. 2025). CPR is the area
-under f over the share of edges kept, CMD the area between f and 1, both by trapezoids and divided by the range of shares, so
-that a perfect graph has CPR 1 and CMD 0; over the share itself, and over its logarithm.
+under f over the share of edges kept, CMD the area between f and 1, both by trapezoids and divided by the range of
+shares, so that a perfect graph has CPR 1 and CMD 0; over the share itself, and over its logarithm.
 """
 
 from __future__ import annotations
