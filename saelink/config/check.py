@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 from typing import Any, cast
 
+from saelink.config.other_text import other_text
 from saelink.config.process import EngineKind, RuntimeConfig
 from saelink.config.schema import Config, ExperimentConfig, ModelSource, SAEConfig
 from saelink.config.size import bytes_of
@@ -86,6 +87,7 @@ def check(cfg: Config) -> None:
     for name in ("logit_share", "node_share", "edge_share"):
         if not 0 < getattr(cfg.graph, name) <= 1:
             raise SaelinkError(f"graph.{name}={getattr(cfg.graph, name)} must be above 0 and at most 1")
+    other_text(cfg)
     _at_least(1, eval__ce_tokens=cfg.eval.ce_tokens, eval__bootstrap=cfg.eval.bootstrap)
     if not 0 <= cfg.targets.min_rate < 1:
         raise SaelinkError(f"targets.min_rate={cfg.targets.min_rate} must be at least 0 and below 1")

@@ -213,6 +213,10 @@ class EvalConfig:
     """n_edges is also counted at |weight| above these."""
     ce: bool = False
     """Also splice the predictions into the model and measure the cross-entropy of the next token."""
+    data: Any = None
+    """evaluate, verify: measure on the test documents of another text, without fitting anew: the name of one in
+    conf/data, a file, folder or pattern of files, or a table of data.* settings such as {path: news.jsonl, text_column:
+    body}. null is the fit's own text."""
     ce_tokens: int = 16_384
     """ce: test tokens it is measured on, always the first ones."""
     bootstrap: int = 1000

@@ -48,6 +48,8 @@ class EvaluateFacts(TypedDict):
     n_targets: int
     n_targets_active: int
     d_target: int
+    other_text: NotRequired[str]
+    """What it was measured on (eval.data), where that is not the text of the fit."""
     ce_loss_recovered: NotRequired[float]
     """With eval.ce; beside it ce_clean, ce_connector and the like,"""
     ce_kl: NotRequired[float]
@@ -71,22 +73,24 @@ class EvaluateStage(JobStage[EvaluateFacts]):
     version = 5
 
     def __init__(self, job: Job):
-        super().__init__(job)
-        self._train = TrainStage(job)
+        super().__init__(job.measured)
+        self._train = TrainStage(self.job)
 
     def recipe(self) -> dict[str, Any]:
         settings = recipe_of(self.job.cfg.eval)
         del settings["verify"]  # what comes after
+        del settings["data"]  # the latents say which
         if not self.job.cfg.eval.ce:
             settings = {name: value for name, value in settings.items() if name not in ("ce_tokens", "bootstrap")}
         return {"eval": settings}
 
     def inputs(self) -> dict[str, str]:
         ce = {"ce": BaselinesStage(self.job).key} if self.job.cfg.eval.ce else {}
-        return {"connector": self._train.key, **names_inputs(self.job), **ce}
+        other = {} if self.job.fitted is None else self.latents_inputs()
+        return {"connector": self._train.key, **names_inputs(self.job), **ce, **other}
 
     def about(self) -> str:
-        return self._train.about()
+        return self._train.about() + ("" if self.job.fitted is None else f", on {self.job.cfg.data.label}")
 
     def need(self) -> Need:
         return Need(measuring_bytes(self.job), "use SAEs with fewer latents, or less text (data.max_tokens)")
@@ -109,6 +113,8 @@ class EvaluateStage(JobStage[EvaluateFacts]):
             figures["ce_loss_recovered"] = losses["connector"]["recovered"]
             figures["ce_kl"], figures["ce_top1"] = losses["connector"]["kl"], losses["connector"]["top1"]
             figures["ce_tokens"] = spliced_tokens(job, job.cfg.eval.ce_tokens).ids.numel()
+        if job.fitted is not None:
+            figures["other_text"] = job.cfg.data.label
         draft.save_json("metrics.json", figures)
         _save_latents(draft, sums["all"], shares, ids, sides.d_target)
         by_latent, active = sums["all"].fvu_by_latent(), sums["all"].active

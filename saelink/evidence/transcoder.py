@@ -77,7 +77,7 @@ class TranscoderStage(JobStage[TranscoderFacts]):
     version = 2
 
     def __init__(self, job: Job):
-        super().__init__(job)
+        super().__init__(job.measured)
         if job.cfg.transcoder.path is None:
             raise SaelinkError("transcoder.path=null: give the folder of a transcoder, or hf://owner/repository/folder")
         self._train, self._evaluate = TrainStage(job), EvaluateStage(job)

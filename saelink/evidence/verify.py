@@ -42,9 +42,9 @@ class VerdictsStage(JobStage[VerifyFacts]):
     version = 3
 
     def __init__(self, job: Job):
-        super().__init__(job)
+        super().__init__(job.measured)
         check_measurable(job.cfg)
-        self._train = TrainStage(job)
+        self._train = TrainStage(self.job)
 
     def recipe(self) -> dict[str, Any]:
         return {"strong": self.job.cfg.verify.strong}
@@ -53,7 +53,7 @@ class VerdictsStage(JobStage[VerifyFacts]):
         return {"connector": self._train.key, "effects": EffectsStage(self.job).key}
 
     def about(self) -> str:
-        return self._train.about()
+        return self._train.about() + ("" if self.job.fitted is None else f", on {self.job.cfg.data.label}")
 
     def pull(self) -> Artifact[VerifyFacts]:
         if self.find() is None:

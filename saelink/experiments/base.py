@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NotRequired, TypedDict, cast
 
 import torch
 
+from saelink.config.other_text import check_own_text
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.evidence.evaluate import EvaluateStage
@@ -162,6 +163,7 @@ class ExperimentStage(JobStage[ExperimentFacts]):
 
     def __init__(self, job: Job, experiment: Experiment):
         super().__init__(job.at(experiment.configured(job.cfg)))
+        check_own_text(job.cfg, "experiments")
         self._experiment = experiment
 
     def recipe(self) -> dict[str, Any]:

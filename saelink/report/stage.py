@@ -217,6 +217,8 @@ def _others(store: Store, like: Artifact[TrainFacts], but: set[str]) -> list[Com
             continue
         connector: Artifact[TrainFacts] = Artifact(path)
         same = all(connector.recipe[name] == like.recipe[name] for name in COMPARED) and sides(connector) == sides(like)
+        if "other_text" in evaluation.facts:
+            continue
         if same and (key not in found or "ce.json" in evaluation.files):
             found[key] = (connector, evaluation)
     return [found[key] for key in sorted(found)]

@@ -24,7 +24,7 @@ def evaluation_rows(connector: Artifact[TrainFacts], evaluation: Artifact[Evalua
     rows = [
         ("connector", f"{config['connector']['name']}, l1_alpha {config['l1_alpha']:g}, by {config['solver']['name']}"),
         ("link", f"{sources} -> {config['target']['hook_name']}"),
-        ("test tokens", f"{figures['n_tokens']:,}"),
+        ("test tokens", f"{figures['n_tokens']:,}{_on_other_text(figures)}"),
         ("MSE", f"{figures['mse']:.3g} per target latent (latents in units of {config['target']['scale']:.3g})"),
         ("FVU", f"{figures['fvu']:.3f} (0 is perfect, 1 predicts the mean)"),
         (
@@ -62,6 +62,11 @@ def evaluation_rows(connector: Artifact[TrainFacts], evaluation: Artifact[Evalua
     if figures.get("dead_outputs"):
         rows.append(("dead", f"{figures['dead_outputs']:,} target latents are never predicted above 0"))
     return rows
+
+
+def _on_other_text(figures: Mapping[str, Any]) -> str:
+    other = figures.get("other_text")
+    return "" if other is None else f" of {other}, which the connector was not fitted to"
 
 
 def print_evaluation(

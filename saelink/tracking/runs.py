@@ -164,10 +164,12 @@ def _add_evaluation(run: Any, evaluation: Artifact[Any]) -> None:
 
     fvu = evaluation.tensors("latents.safetensors")["fvu"]
     varying = fvu[~fvu.isnan()].clamp(max=2).tolist()
-    run.summary.update({f"test/{name}": value for name, value in evaluation.json("metrics.json").items()})
-    run.log({"test/fvu_by_latent": wandb.Histogram(varying, num_bins=40)})
+    other = evaluation.facts.get("other_text")
+    place = "test" if other is None else f"test on {other}"
+    run.summary.update({f"{place}/{name}": value for name, value in evaluation.json("metrics.json").items()})
+    run.log({f"{place}/fvu_by_latent": wandb.Histogram(varying, num_bins=40)})
     rows: list[Any] = [[line] for line in evaluation.file("circuits.txt").read_text("utf-8").splitlines()]
-    run.log({"test/circuits": wandb.Table(columns=["circuit"], data=rows)})
+    run.log({f"{place}/circuits": wandb.Table(columns=["circuit"], data=rows)})
 
 
 def publish_key(settings: WandbConfig, store: Store, key: str) -> bool:
@@ -184,7 +186,7 @@ def publish_key(settings: WandbConfig, store: Store, key: str) -> bool:
             "track: wandb.mode=disabled, here or in WANDB_MODE, leaves nothing to do; use online or offline"
         )
     of_it = [each for each in store.artifacts() if each.manifest["inputs"].get("connector") == connector.key]
-    evaluations = [each for each in of_it if each.stage == "evaluate"]
+    evaluations = [each for each in of_it if each.stage == "evaluate" and "other_text" not in each.facts]
     judged = [each for stage in ("verdicts", VerifyStage.name) for each in of_it if each.stage == stage]
     newest = (found[-1] if found else None for found in (evaluations, judged))
     return publish(project, connector, next(newest), verdicts=next(newest))
