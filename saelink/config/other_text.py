@@ -65,9 +65,8 @@ def _mistake(asked: Any) -> SaelinkError:
 
 
 def _option(name: str) -> dict[str, Any]:
-    given = OmegaConf.to_container(OmegaConf.load(conf_dir() / "data" / f"{name}.yaml"))
-    assert isinstance(given, dict)
-    return {str(key): value for key, value in given.items() if key not in OF_THE_FIT}
+    given = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(conf_dir() / "data" / f"{name}.yaml")))
+    return {key: value for key, value in given.items() if key not in OF_THE_FIT}
 
 
 def _files(path: str) -> dict[str, Any]:
