@@ -34,6 +34,7 @@ from saelink.store.artifact import Artifact
 from saelink.store.store import Store
 from saelink.tracking.charts import Bounds, wandb_charts
 from saelink.tracking.live import curve_point, define_curves
+from saelink.tracking.outputs import add_outputs, outputs_in
 from saelink.tracking.project import OpenRun, Project, Shown
 from saelink.tracking.sweep import Gathered
 
@@ -78,6 +79,8 @@ def publish(
     content |= {"evaluate": evaluation.key if evaluation else None, "verify": verdicts.key if verdicts else None}
     lost = consequences_of(store, verdicts) if verdicts else None
     content["consequences"] = lost.key if lost else None
+    outputs = outputs_in(store, connector.key) if verdicts else {}
+    content["outputs"] = [artifact.key for artifact in outputs.values()]
     content["artifacts"] = project.settings.artifacts or shown.get("artifacts", False)
     what = _shown(connector.key, fit_of(described(connector)), group)
     with project.showing(what, content, begun) as open_run:
@@ -95,6 +98,7 @@ def publish(
             _add_evaluation(run, evaluation)
         if verdicts is not None:
             _add_verdicts(run, verdicts, lost)
+            add_outputs(run, outputs)
         if content["artifacts"]:
             _add_files(run, connector)
     if verdicts is not None and verdicts.stage == VerifyStage.name:

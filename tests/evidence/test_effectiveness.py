@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -239,3 +241,37 @@ def test_on_a_gpu_the_same(config: Compose, store: Store, tmp_path: Any) -> None
     found = EffectivenessStage(Job(config(*there), other)).pull().tensors(OUTPUTS_FILE)
     both = torch.stack([here["effectiveness"], found["effectiveness"]])
     assert torch.corrcoef(both)[0, 1] > 0.99
+
+
+def test_verify_prints_them_and_cards_and_exports_hold_them(saelink: Run, tmp_path: Path) -> None:
+    words = ["solver=exact", "l1_alpha=1e-3", "verify.stability=false", "verify.output_tokens=320"]
+    more = ["verify.edges_checked=20", "verify.check_tokens=64", "verify.pruned_tokens=160"]
+    code, out, err = saelink("verify", *words, *more)
+    assert code == 0, err
+    table = out[out.index("  What the output owes") :].splitlines()
+    assert any("helpfulness checked" in line and "20 edges" in line for line in table), table
+    assert any(line.split()[:2] == ["kept", "edges"] for line in table)
+    assert all(len(line) <= 80 for line in table[:20]), table[:20]
+    code, out, err = saelink("export", *words)
+    assert code == 0, err
+    (folder,) = [path for path in (tmp_path / "outputs/export").iterdir() if path.is_dir()]
+    with (folder / "edges.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(float(row["effectiveness"]) >= 0 and row["helpfulness"] for row in rows) and len(rows) > 10
+    best = max(rows, key=lambda row: float(row["effectiveness"]))
+    code, out, err = saelink("show", "target", best["target"], *words)
+    assert code == 0 and f"KL {float(best['effectiveness']):.1e}"[:5] in out and "helps" in out, out + err
+
+
+def test_without_them_there_are_no_columns(saelink: Run, tmp_path: Path) -> None:
+    assert saelink("export", "solver=exact", "verify.output_tokens=0")[0] == 0
+    (folder,) = [path for path in (tmp_path / "outputs/export").iterdir() if path.is_dir()]
+    assert "effectiveness" not in (folder / "edges.csv").read_text().splitlines()[0]
+
+
+def test_a_connector_with_hidden_units_has_none(saelink: Run) -> None:
+    words = ["connector=mlp", "connector.d_hidden=8", "verify.output_tokens=320"]
+    code, out, err = saelink("verify", *words)
+    assert code == 0 and "What the output owes" not in out, err
+    code, _, err = saelink("verify", *words, "verify.edges_checked=5")
+    assert code == 1 and "connector=mlp" in err and "use connector=linear" in err, err
