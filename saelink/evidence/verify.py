@@ -12,9 +12,11 @@ import torch
 
 from saelink.evidence.claims import Claims, claims, need_claims
 from saelink.evidence.moved_verdicts import MovedVerdictsStage
+from saelink.evidence.saturation import causes, saturated
 from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, VERDICTS_FILE, VerifyFacts, judged, shuffled
 from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
 from saelink.interventions.effects import (
+    NULLS,
     EffectsStage,
     check_measurable,
     load_effects,
@@ -81,9 +83,9 @@ class VerifyStage(VerdictsStage):
     """The verdicts, and what they would be by chance.
 
     Files: those of `VerdictsStage`; `nulls.json`, the same figures against effects that the edges should not agree
-    with, those of effects.NULLS and "shuffled pairs", every source with the effects of another, and in each
-    `sources_ablated`, how many sources it is measured on. Raises SaelinkError for
-    a link whose effects can't be measured.
+    with, those of effects.NULLS (of permuted decoders also `saturated`, see saturation) and "shuffled pairs", every
+    source with the effects of another, and in each `sources_ablated`, how many sources it is measured on. Raises
+    SaelinkError for a link whose effects can't be measured.
     """
 
     name = "verify"
@@ -104,6 +106,11 @@ class VerifyStage(VerdictsStage):
         for name, null in nulls.items():
             figures[name] = judged(claimed, load_effects(null), ids, strong)[0]
             figures[name]["sources_ablated"] = null.facts["sources"]
+        null = figures[NULLS[0]]
+        null["saturated"] = saturated(verdicts.json(FIGURES_FILE), null)
+        strongest = verdicts.tensors(VERDICTS_FILE)["source"].long()[: max(null["sources_judged"], 1)]
+        if len(strongest):
+            null |= causes(job, measured, strongest)
         figures["shuffled pairs"] = judged(shuffled(claimed, measured.d_source), measured, ids, strong)[0]
         figures["shuffled pairs"]["sources_ablated"] = measured.d_source
         draft.save_json(NULLS_FILE, figures)

@@ -9,6 +9,7 @@ from saelink.evidence.circuits import circuit_text
 from saelink.evidence.consequences import CONSEQUENCES_FILE, TOKENS, ConsequencesFacts
 from saelink.evidence.evaluate import EvaluateFacts
 from saelink.evidence.moved_verdicts import FROZEN_FILE
+from saelink.evidence.saturation import reason
 from saelink.evidence.stability import STABLE, Stability
 from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, QUANTILES, TOPS, VERDICTS, Verdicts
 from saelink.evidence.verify import VerifyFacts
@@ -127,6 +128,10 @@ def _print_nulls(observer: Observer, artifact: Artifact[VerifyFacts]) -> None:
         observer.say(f"  (nulls measured on {n:,} of {most:,} sources)")
     for line in table_lines([Column(), *(Column(title, right=True) for title in columns)], rows, indent=2):
         observer.say(line)
+    for null in found.values():
+        if null.get("saturated"):
+            for line in pair_lines([("saturated", reason(null))], terminal_width() or 80):
+                observer.say(line)
 
 
 def _print_circuits(

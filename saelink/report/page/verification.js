@@ -117,6 +117,7 @@ export function verification() {
       `An edge claims what the target loses when its source goes. Taken out of the model itself, ${count(figures.strong)} source-target pairs have a strong effect (verify.strong, of the target's mean activation), ${suppressive} of them suppressive. Below the connectors the same claims against effects they should not agree with.${sample} Beside a figure its 95% interval.`,
     ),
     verifiedTable(),
+    ...(head.verified[0].saturated || []).map((line) => h("p", { class: "dim" }, `${line[0].toUpperCase()}${line.slice(1)}.`)),
     h(
       "p",
       {},
