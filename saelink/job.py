@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from saelink.activations.tokens import TokensFacts, TokensStage
 from saelink.attention.stage import MovedStage, pull_linked
+from saelink.config.other_text import other_text
 from saelink.config.schema import Config
 from saelink.engine.tasks import Engine, engine_of
+from saelink.errors import SaelinkError
 from saelink.latents.encode import EncodeStage
 from saelink.latents.link import Link, Sides, link_of, moved_forms, pull_sides
 from saelink.model.describe import model_info
@@ -17,6 +19,7 @@ from saelink.model.info import ModelInfo
 from saelink.model.vocabulary import vocabulary_of
 from saelink.progress import Observer
 from saelink.runtime import device_of, limit_memory
+from saelink.saes.choice import trained_saes
 from saelink.store.artifact import Artifact
 from saelink.store.stage import Facts, Stage
 from saelink.store.store import Store
@@ -47,6 +50,8 @@ class Job:
     store: Store
     memory: Memory = field(default_factory=Memory, compare=False)
     """Shared by all jobs that are made from one another by `at`."""
+    fitted: Job | None = None
+    """The job whose connector this one measures on other text; its training text gives the latents' scales."""
 
     def __post_init__(self) -> None:
         limit_memory(self.cfg)
@@ -69,7 +74,31 @@ class Job:
     @cached_property
     def sides(self) -> Sides:
         """The latents on both sides of the link, encoded, and moved, first where they are missing."""
-        return pull_linked(self.cfg, self.store)
+        own = pull_linked(self.cfg, self.store)
+        return own if self.fitted is None else own._replace(scales=self.fitted.sides.scales)
+
+    @property
+    def fit(self) -> Job:
+        """The job that the connector is fitted by: this one, unless it measures on other text."""
+        return self if self.fitted is None else self.fitted
+
+    @cached_property
+    def measured(self) -> Job:
+        """The job that measures the connector: this one, unless eval.data names another text.
+
+        The other job has that text and the fit's SAEs, units and rules of which tokens count. Raises SaelinkError for
+        a text that is none, and for a link from moved latents.
+        """
+        text = other_text(self.cfg)
+        if self.fitted is not None or text is None:
+            return self
+        if any(moved_forms(self.cfg)):
+            raise SaelinkError(
+                f"eval.data={self.cfg.eval.data}: not for link={self.cfg.link.name}, whose pairs of head and latent "
+                "are chosen on the text of the fit"
+            )
+        sae = trained_saes(self.cfg, self.store, [*self.link.sources, self.link.target])
+        return Job(replace(self.cfg, data=text, sae=sae), self.store, self.memory, self)
 
     @cached_property
     def encoded(self) -> Sides:
@@ -103,7 +132,7 @@ class Job:
 
     def at(self, cfg: Config) -> Job:
         """The same store with another configuration."""
-        return self if cfg is self.cfg else Job(cfg, self.store, self.memory)
+        return self if cfg is self.cfg else Job(cfg, self.store, self.memory, self.fitted)
 
 
 class JobStage(Stage[Facts]):
@@ -117,10 +146,17 @@ class JobStage(Stage[Facts]):
         return self.job.device
 
     def latents_inputs(self) -> dict[str, str]:
-        """The keys of the latents on both sides of the link, by role."""
+        """The keys of the latents on both sides of the link, by role; on other text also of those that give scales."""
         job = self.job
-        sources = {
-            f"source{i}": (MovedStage(job.cfg, job.store, i) if form else EncodeStage(job.cfg, job.store, hook)).key
-            for i, (hook, form) in enumerate(zip(job.link.sources, moved_forms(job.cfg), strict=True))
-        }
-        return {**sources, "target": EncodeStage(job.cfg, job.store, job.link.target).key}
+        found = _latents(job)
+        if job.fitted is not None:
+            found |= {f"scale of {role}": key for role, key in _latents(job.fitted).items()}
+        return found
+
+
+def _latents(job: Job) -> dict[str, str]:
+    sources = {
+        f"source{i}": (MovedStage(job.cfg, job.store, i) if form else EncodeStage(job.cfg, job.store, hook)).key
+        for i, (hook, form) in enumerate(zip(job.link.sources, moved_forms(job.cfg), strict=True))
+    }
+    return {**sources, "target": EncodeStage(job.cfg, job.store, job.link.target).key}

@@ -183,10 +183,29 @@ def run_verify(job: Job) -> None:
         asked = job.cfg.verify.consequences or job.cfg.verify.chosen
         lost = ConsequencesStage(job).pull() if asked else None
         print_verdicts(job.observer, verdicts, evaluation, stable)
+        show_outputs(job)
         if lost is not None:
             print_consequences(job.observer, lost)
         job.observer.say(f"\n  {verdicts.path}")
         show(fitted(job), evaluation, verdicts)
+
+
+def show_outputs(job: Job) -> None:
+    """What the output owes to the edges, and what verify.edges_checked and verify.pruned_tokens ask for, printed."""
+    from saelink.evidence.edge_removals import EdgeRemovalsStage
+    from saelink.evidence.effectiveness import EffectivenessStage, check_edges, has_outputs
+    from saelink.evidence.pruned import PrunedStage
+    from saelink.terminal.outputs import print_outputs
+
+    settings = job.cfg.verify
+    if not has_outputs(job):
+        if settings.edges_checked or settings.pruned_tokens:
+            check_edges(job)
+        return
+    outputs = EffectivenessStage(job).pull()
+    removed = EdgeRemovalsStage(job).pull() if settings.edges_checked else None
+    pruned = PrunedStage(job).pull() if settings.pruned_tokens else None
+    print_outputs(job.observer, outputs, removed, pruned)
 
 
 def run_moved_verify(job: Job) -> None:

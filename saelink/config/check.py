@@ -9,8 +9,9 @@ import re
 from dataclasses import replace
 from typing import Any, cast
 
+from saelink.config.other_text import other_text
 from saelink.config.process import EngineKind, RuntimeConfig
-from saelink.config.schema import Config, ExperimentConfig, ModelSource, SAEConfig
+from saelink.config.schema import Config, ExperimentConfig, ModelConfig, ModelSource, SAEConfig
 from saelink.config.size import bytes_of
 from saelink.errors import SaelinkError
 
@@ -92,20 +93,16 @@ def check(cfg: Config) -> None:
     bytes_of("runtime.memory", cfg.runtime.memory)
     _at_least(0, eval__circuits=cfg.eval.circuits, eval__edges=cfg.eval.edges, eval__min_active=cfg.eval.min_active)
     _at_least(1, report__top=cfg.report.top, report__per_size=cfg.report.per_size, report__random=cfg.report.random)
-    _at_least(0, verify__consequences=cfg.verify.consequences)
-    _at_least(1, graph__logits=cfg.graph.logits)
-    if cfg.layers is not None:
-        layer_numbers(cfg.layers)
-    circuit = cfg.circuit
-    _at_least(1, circuit__nodes=circuit.nodes, circuit__inputs=circuit.inputs, circuit__sequences=circuit.sequences)
-    _at_least(0, circuit__steps=circuit.steps)
+    _at_least(0, verify__consequences=cfg.verify.consequences, verify__output_tokens=cfg.verify.output_tokens)
+    _at_least(0, verify__edges_checked=cfg.verify.edges_checked, verify__pruned_tokens=cfg.verify.pruned_tokens)
+    _at_least(1, verify__draws=cfg.verify.draws, verify__check_tokens=cfg.verify.check_tokens)
+    _at_least(1, blind__pairs=cfg.blind.pairs, blind__sentences=cfg.blind.sentences)
+    _check_graphs(cfg)
     _at_least(0, head=cfg.head)
     _at_least(1, qk__tokens=cfg.qk.tokens, qk__pairs=cfg.qk.pairs, qk__latents=cfg.qk.latents)
     if not cfg.qk.together or any(n < 1 for n in cfg.qk.together):
         raise SaelinkError(f"qk.together={cfg.qk.together}: give numbers of pairs from 1 on, such as [1,10,100]")
-    for name in ("logit_share", "node_share", "edge_share"):
-        if not 0 < getattr(cfg.graph, name) <= 1:
-            raise SaelinkError(f"graph.{name}={getattr(cfg.graph, name)} must be above 0 and at most 1")
+    other_text(cfg)
     _at_least(1, eval__ce_tokens=cfg.eval.ce_tokens, eval__bootstrap=cfg.eval.bootstrap)
     if not 0 <= cfg.targets.min_rate < 1:
         raise SaelinkError(f"targets.min_rate={cfg.targets.min_rate} must be at least 0 and below 1")
@@ -114,13 +111,7 @@ def check(cfg: Config) -> None:
         raise SaelinkError(
             f"outliers.shares={cfg.outliers.shares}: the shares are first_positions, first_delimiter and massive"
         )
-    if cfg.model.source is ModelSource.hub and cfg.model.file is not None:
-        raise SaelinkError(f"model.file={cfg.model.file}: only a wheel's or folder's GGUF is read, not one on the hub")
-    if cfg.model.parts and (cfg.model.source is not ModelSource.wheel or cfg.model.file is None):
-        raise SaelinkError(
-            f"model.parts={cfg.model.parts}: parts are of a wheel's file; give model.file a name, or parts=[]"
-        )
-    _check_dimensions(cfg.model.dimensions)
+    _check_model(cfg.model)
     _check_sae(cfg.sae)
     if cfg.data.drop_positions >= cfg.data.context_size:
         raise SaelinkError(
@@ -166,6 +157,30 @@ PLACES = {
     "report": ["path"], "runtime": ["outputs"],
 }  # fmt: skip
 """Settings that may name a file or folder."""
+
+
+def _check_graphs(cfg: Config) -> None:
+    """Graphs of prompts and circuits over layers."""
+    _at_least(1, graph__logits=cfg.graph.logits)
+    if cfg.layers is not None:
+        layer_numbers(cfg.layers)
+    circuit = cfg.circuit
+    _at_least(1, circuit__nodes=circuit.nodes, circuit__inputs=circuit.inputs, circuit__sequences=circuit.sequences)
+    _at_least(0, circuit__steps=circuit.steps)
+    for name in ("logit_share", "node_share", "edge_share"):
+        if not 0 < getattr(cfg.graph, name) <= 1:
+            raise SaelinkError(f"graph.{name}={getattr(cfg.graph, name)} must be above 0 and at most 1")
+
+
+def _check_model(model: ModelConfig) -> None:
+    """What a model's files may be, and its sizes."""
+    if model.source is ModelSource.hub and model.file is not None:
+        raise SaelinkError(f"model.file={model.file}: only a wheel's or folder's GGUF is read, not one on the hub")
+    if model.parts and (model.source is not ModelSource.wheel or model.file is None):
+        raise SaelinkError(
+            f"model.parts={model.parts}: parts are of a wheel's file; give model.file a name, or parts=[]"
+        )
+    _check_dimensions(model.dimensions)
 
 
 def _check_values(value: Any, name: str) -> None:

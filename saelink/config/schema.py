@@ -223,6 +223,10 @@ class EvalConfig:
     """n_edges is also counted at |weight| above these."""
     ce: bool = False
     """Also splice the predictions into the model and measure the cross-entropy of the next token."""
+    data: Any = None
+    """evaluate, verify: measure on the test documents of another text, without fitting anew: the name of one in
+    conf/data, a file, folder or pattern of files, or a table of data.* settings such as {path: news.jsonl, text_column:
+    body}. null is the fit's own text."""
     ce_tokens: int = 16_384
     """ce: test tokens it is measured on, always the first ones."""
     bootstrap: int = 1000
@@ -307,6 +311,19 @@ class VerifyConfig:
     (6: three minutes on 2 cores for the default model)."""
     chosen: list[str] = field(default_factory=list[str])
     """Further edges for this, source-target, such as [353-1262]."""
+    output_tokens: int = 8192
+    """Test tokens, the first ones, on which every edge's effectiveness and helpfulness for the model's output are
+    estimated; 0 leaves them out."""
+    draws: int = 1
+    """output_tokens: draws of next tokens in each sequence."""
+    edges_checked: int = 0
+    """Also run the model without so many edges, such as 200, and compare with the estimates (200: some 10 minutes on 2
+    cores for the default model)."""
+    check_tokens: int = 2048
+    """edges_checked: test tokens it is done on."""
+    pruned_tokens: int = 0
+    """Also the cross-entropy of the model without the least of the edges, by weight, effect, effectiveness and
+    helpfulness, on so many test tokens behind those of output_tokens."""
     stability: bool | None = None
     """Also fit again on halves of the documents: how often is each edge chosen? null: where that is cheap (exact,
     causal); true: also for proximal, which is trained four times more."""

@@ -68,7 +68,7 @@ class ConsequencesStage(JobStage[ConsequencesFacts]):
     version = 3
 
     def __init__(self, job: Job):
-        super().__init__(job)
+        super().__init__(job.measured)
         self._verify = VerifyStage(job)
 
     def recipe(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from saelink import memory
+from saelink.config.other_text import check_own_text
 from saelink.connectors.base import Connector
 from saelink.evidence.evaluate import shape_of
 from saelink.evidence.logic import MIN_TOKENS, Condition, Source, bits, read_logic, wilson
@@ -104,6 +105,7 @@ class EdgesStage(JobStage[EdgesFacts]):
 
     def __init__(self, job: Job):
         super().__init__(job)
+        check_own_text(job.cfg, "edges and what shows them")
         self._train = TrainStage(job)
 
     @property

@@ -15,7 +15,8 @@ from saelink.evidence.circuits import circuit_text, circuits_of
 from saelink.evidence.measured import measured
 from saelink.evidence.names import names_inputs
 from saelink.fit.train import TrainStage, fitted_connector
-from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
+from saelink.interventions.cross_entropy import BaselinesStage, baseline_predictions, compared_figures
+from saelink.interventions.predictions import Replaced, compared
 from saelink.interventions.splice import Splice, spliced_tokens
 from saelink.job import Job, JobStage
 from saelink.latents.link import load_split
@@ -47,8 +48,14 @@ class EvaluateFacts(TypedDict):
     n_targets: int
     n_targets_active: int
     d_target: int
+    other_text: NotRequired[str]
+    """What it was measured on (eval.data), where that is not the text of the fit."""
     ce_loss_recovered: NotRequired[float]
-    """With eval.ce; beside it ce_clean, ce_connector and the like."""
+    """With eval.ce; beside it ce_clean, ce_connector and the like,"""
+    ce_kl: NotRequired[float]
+    """the divergence of the prediction from the clean one in nats,"""
+    ce_top1: NotRequired[float]
+    """and how often the likeliest next token is the same."""
     hidden_l0: NotRequired[float]
     dead_outputs: NotRequired[int]
 
@@ -59,29 +66,31 @@ class EvaluateStage(JobStage[EvaluateFacts]):
     Files: `metrics.json`; `latents.safetensors` with, for every latent of the target SAE, `fvu`, `mse`, `variance`
     (nan where it is not explained; fvu also where it never varies) and `active` (test tokens), for a connector with a
     linear part beside hidden units also `linear`, see linear_shares; `circuits.json` and
-    `circuits.txt`; with eval.ce also `ce.json`, the cross-entropies of cross_entropy.ce_figures.
+    `circuits.txt`; with eval.ce also `ce.json`, what cross_entropy.compared_figures says of each splice.
     """
 
     name = "evaluate"
     version = 5
 
     def __init__(self, job: Job):
-        super().__init__(job)
-        self._train = TrainStage(job)
+        super().__init__(job.measured)
+        self._train = TrainStage(self.job)
 
     def recipe(self) -> dict[str, Any]:
         settings = recipe_of(self.job.cfg.eval)
         del settings["verify"]  # what comes after
+        del settings["data"]  # the latents say which
         if not self.job.cfg.eval.ce:
             settings = {name: value for name, value in settings.items() if name not in ("ce_tokens", "bootstrap")}
         return {"eval": settings}
 
     def inputs(self) -> dict[str, str]:
         ce = {"ce": BaselinesStage(self.job).key} if self.job.cfg.eval.ce else {}
-        return {"connector": self._train.key, **names_inputs(self.job), **ce}
+        other = {} if self.job.fitted is None else self.latents_inputs()
+        return {"connector": self._train.key, **names_inputs(self.job), **ce, **other}
 
     def about(self) -> str:
-        return self._train.about()
+        return self._train.about() + ("" if self.job.fitted is None else f", on {self.job.cfg.data.label}")
 
     def need(self) -> Need:
         return Need(measuring_bytes(self.job), "use SAEs with fewer latents, or less text (data.max_tokens)")
@@ -102,7 +111,10 @@ class EvaluateStage(JobStage[EvaluateFacts]):
             names = ("clean", "sae", "connector", "oracle", "mean", "zero")
             figures |= {f"ce_{name}": losses[name]["ce"] for name in names}
             figures["ce_loss_recovered"] = losses["connector"]["recovered"]
+            figures["ce_kl"], figures["ce_top1"] = losses["connector"]["kl"], losses["connector"]["top1"]
             figures["ce_tokens"] = spliced_tokens(job, job.cfg.eval.ce_tokens).ids.numel()
+        if job.fitted is not None:
+            figures["other_text"] = job.cfg.data.label
         draft.save_json("metrics.json", figures)
         _save_latents(draft, sums["all"], shares, ids, sides.d_target)
         by_latent, active = sums["all"].fvu_by_latent(), sums["all"].active
@@ -239,22 +251,22 @@ def linear_shares(
 
 
 def _ce(job: Job, connector: Connector, draft: Draft) -> dict[str, dict[str, float]]:
-    """Cross-entropy with the connector's prediction in place of the target acts, with and without the SAE's error.
+    """Cross-entropy, divergence and top-1 with the connector's prediction at the target, with and without SAE error.
 
     Target latents that the connector does not explain keep their true value.
     """
     sides = job.sides
-    losses = BaselinesStage(job).pull().tensors("losses.safetensors")
+    found = baseline_predictions(BaselinesStage(job).pull())
     test = spliced_tokens(job, job.cfg.eval.ce_tokens)
     device = job.device
     ids = connector.target_ids.cpu()
-    with Splice(job, test, 2) as splice:
+    with Splice(job, test, 3) as splice:
         counted = load_split(job.cfg, sides, "test", ids)
         counted = counted.subset(counted.row < test.ids.numel())
         moved = splice.decode_changes(ids, prediction_changes(connector, counted, sides.scales[-1], device))
-        losses["connector"] = splice.losses(splice.decode(splice.true_latents()) + moved)
-        losses["connector_with_error"] = splice.losses_of_change(moved)
-    figures = ce_figures(losses, test.document, job.cfg.eval.bootstrap)
+        replaced = Replaced(splice.decode(splice.true_latents()) + moved)
+        found |= compared(splice, {"connector": replaced, "connector_with_error": Replaced(moved, added=True)})
+    figures = compared_figures(found, test.document, job.cfg.eval.bootstrap)
     draft.save_json("ce.json", figures)
     return figures
 

@@ -66,7 +66,7 @@ class MeasureWork(Work[Opened, Piece, Part]):
     on_gpu = True
 
     def open(self) -> Opened:
-        job = Job(self.cfg, Store(self.cfg.runtime.outputs))
+        job = Job(self.cfg, Store(self.cfg.runtime.outputs)).measured
         artifact: Artifact[TrainFacts] = Artifact(Path(self.connector))
         connector = fitted_connector(artifact, job.device)
         test = load_split(job.cfg, job.sides, "test", connector.target_ids.cpu())
@@ -100,7 +100,7 @@ def measured(
             draft.take(part)
             bar.advance(piece.last - piece.first)
 
-        work = MeasureWork(engine.of_worker(job.cfg), draft.parts, str(artifact.path.resolve()), measure)
+        work = MeasureWork(engine.of_worker(job.fit.cfg), draft.parts, str(artifact.path.resolve()), measure)
         engine.run("evaluate", work, pieces, done)
     sums = {typical: ErrorSums(test.target.d) for typical in (True, False)}
     for piece in pieces:

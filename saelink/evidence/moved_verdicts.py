@@ -39,7 +39,7 @@ class MovedVerdictsStage(JobStage[VerifyFacts]):
     """
 
     name = "moved_verdicts"
-    version = 2
+    version = 3
 
     def __init__(self, job: Job, nulls: bool = True):
         super().__init__(job)

@@ -17,6 +17,7 @@ def pages_of(job: Job) -> dict[str, str | None]:
 
 def names_inputs(job: Job) -> dict[str, str]:
     """The keys that the names of a link's latents are made from, by role: inputs of every stage that writes names."""
+    job = job.fit
     hooks = {f"top_tokens{i}": hook for i, hook in enumerate(job.link.sources)} | {"top_tokens": job.link.target}
     return {role: TopTokensStage(job.cfg, job.store, hook).key for role, hook in hooks.items()}
 
@@ -50,7 +51,7 @@ class Names:
     """The latents of a link by name. What they fire on is read, and counted where it is missing, when first asked."""
 
     def __init__(self, job: Job):
-        self._job, self._pages = job, pages_of(job)
+        self._job, self._pages = job.fit, pages_of(job.fit)
         self._found: dict[str, TopTokens] = {}
 
     def top_tokens(self, hook_name: str) -> TopTokens:

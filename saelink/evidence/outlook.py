@@ -35,7 +35,7 @@ class Outlook(NamedTuple):
 
 def outlook(job: Job) -> Outlook | None:
     """What verifying the job's connector takes; None where nothing is left to do."""
-    effects = [EffectsStage(job, null=null).find() for null in (None, *nulls_of(job.cfg))]
+    effects = [EffectsStage(job.measured, null=null).find() for null in (None, *nulls_of(job.cfg))]
     matrices = sum(each is None for each in effects)
     again = wanted(job.cfg) and StabilityStage(job).find() is None
     fits = fits_of(job.cfg) if again else 0

@@ -17,7 +17,8 @@ from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.fit.train import TrainStage, fitted_connector
-from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
+from saelink.interventions.cross_entropy import BaselinesStage, baseline_predictions, compared_figures
+from saelink.interventions.predictions import Replaced, compared
 from saelink.interventions.splice import Splice, spliced_tokens
 from saelink.job import Job, JobStage
 from saelink.latents.link import counted_split
@@ -73,10 +74,10 @@ class TranscoderStage(JobStage[TranscoderFacts]):
     """
 
     name = "transcoder"
-    version = 1
+    version = 2
 
     def __init__(self, job: Job):
-        super().__init__(job)
+        super().__init__(job.measured)
         if job.cfg.transcoder.path is None:
             raise SaelinkError("transcoder.path=null: give the folder of a transcoder, or hf://owner/repository/folder")
         self._train, self._evaluate = TrainStage(job), EvaluateStage(job)
@@ -204,7 +205,7 @@ class _Comparison:
 
 def _ce(job: Job, theirs: SAE, hook: str) -> dict[str, dict[str, float]]:
     """Cross-entropy and its share recovered, of the transcoder's output in place of the target's activations."""
-    losses = BaselinesStage(job).pull().tensors("losses.safetensors")
+    found = baseline_predictions(BaselinesStage(job).pull())
     test = spliced_tokens(job, job.cfg.eval.ce_tokens)
     token_ids = job.tokens
     shards = shards_of(token_ids.facts["sequences"], test.ids.shape[1], ["test"])
@@ -215,9 +216,9 @@ def _ce(job: Job, theirs: SAE, hook: str) -> dict[str, dict[str, float]]:
             rows = seen[hook].flatten(0, 1).float().to(theirs.W_enc.device)
             made = [theirs.transcode(part).cpu() for part in rows.split(job.cfg.runtime.forward_tokens)]
             out.append(torch.cat(made).view(*seen[hook].shape[:2], theirs.d_out))
-    with Splice(job, test, 1) as splice:
-        losses["transcoder"] = splice.losses(torch.cat(out)[: len(test.ids)])
-    figures = ce_figures(losses, test.document, job.cfg.eval.bootstrap)
+    with Splice(job, test, 2) as splice:
+        found |= compared(splice, {"transcoder": Replaced(torch.cat(out)[: len(test.ids)])})
+    figures = compared_figures(found, test.document, job.cfg.eval.bootstrap)
     figures["connector"] = EvaluateStage(job).pull().json("ce.json")["connector"]
-    shown = ("ce", "recovered", "recovered_low", "recovered_high")
+    shown = ["ce", *(f"{name}{end}" for name in ("recovered", "kl", "top1") for end in ("", "_low", "_high"))]
     return {name: {key: figures[name][key] for key in shown} for name in ROWS}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple, TypedDict
 
 import torch
 
 from saelink.evidence.claims import Claims
+from saelink.evidence.rank_agreement import Judged, Side, rank_agreement
 from saelink.evidence.stability import Places
 from saelink.interventions.block import FOLDS
 from saelink.interventions.pairs import Effects, same_sign
@@ -61,6 +62,8 @@ class VerifyFacts(TypedDict):
     precision_1x: float | None
     recall_10x: float | None
     slope_1x: float | None
+    spearman: float | None
+    auroc: float | None
 
 
 class Verdicts:
@@ -196,7 +199,20 @@ def judged(
         **{f"edges_{word.replace(' ', '_')}": int(count) for word, count in zip(VERDICTS, counts, strict=True)},
         **_with_intervals(graph, measured, strongest, d_source, strong),
         **_one_by_one(graph, strongest, measured.d_source),
+        **rank_agreement(_ranked(graph, measured, ids, enough)),
     }, tensors
+
+
+def _ranked(graph: _Graph, measured: Effects, ids: torch.Tensor, enough: torch.Tensor) -> Judged:
+    """The graph's claims and all effects, by source, for the agreement of their orders."""
+    width, unit, explained = max(graph.width, 1), measured.target_mean[ids], measured.explain(ids)
+
+    def effects() -> Iterator[Side]:
+        for part in explained.pairs():
+            yield Side(part.source_of, part.mean / unit[part.target.long()])
+
+    claim, strong = Side(graph.key // width, graph.claim), Side(graph.strong_key // width, graph.strong)
+    return Judged(enough, graph.width, claim, graph.effect, strong, graph.strong_claim, effects)
 
 
 def _beside(

@@ -12,9 +12,11 @@ import torch
 
 from saelink.evidence.claims import Claims, claims, need_claims
 from saelink.evidence.moved_verdicts import MovedVerdictsStage
+from saelink.evidence.saturation import causes, saturated
 from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, VERDICTS_FILE, VerifyFacts, judged, shuffled
 from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
 from saelink.interventions.effects import (
+    NULLS,
     EffectsStage,
     check_measurable,
     load_effects,
@@ -39,12 +41,12 @@ class VerdictsStage(JobStage[VerifyFacts]):
     """
 
     name = "verdicts"
-    version = 2
+    version = 3
 
     def __init__(self, job: Job):
-        super().__init__(job)
+        super().__init__(job.measured)
         check_measurable(job.cfg)
-        self._train = TrainStage(job)
+        self._train = TrainStage(self.job)
 
     def recipe(self) -> dict[str, Any]:
         return {"strong": self.job.cfg.verify.strong}
@@ -53,7 +55,7 @@ class VerdictsStage(JobStage[VerifyFacts]):
         return {"connector": self._train.key, "effects": EffectsStage(self.job).key}
 
     def about(self) -> str:
-        return self._train.about()
+        return self._train.about() + ("" if self.job.fitted is None else f", on {self.job.cfg.data.label}")
 
     def pull(self) -> Artifact[VerifyFacts]:
         if self.find() is None:
@@ -81,13 +83,13 @@ class VerifyStage(VerdictsStage):
     """The verdicts, and what they would be by chance.
 
     Files: those of `VerdictsStage`; `nulls.json`, the same figures against effects that the edges should not agree
-    with, those of effects.NULLS and "shuffled pairs", every source with the effects of another, and in each
-    `sources_ablated`, how many sources it is measured on. Raises SaelinkError for
-    a link whose effects can't be measured.
+    with, those of effects.NULLS (of permuted decoders also `saturated`, see saturation) and "shuffled pairs", every
+    source with the effects of another, and in each `sources_ablated`, how many sources it is measured on. Raises
+    SaelinkError for a link whose effects can't be measured.
     """
 
     name = "verify"
-    version = 6
+    version = 7
 
     def inputs(self) -> dict[str, str]:
         nulls = {null: EffectsStage(self.job, null=null).key for null in nulls_of(self.job.cfg)}
@@ -104,6 +106,11 @@ class VerifyStage(VerdictsStage):
         for name, null in nulls.items():
             figures[name] = judged(claimed, load_effects(null), ids, strong)[0]
             figures[name]["sources_ablated"] = null.facts["sources"]
+        null = figures[NULLS[0]]
+        null["saturated"] = saturated(verdicts.json(FIGURES_FILE), null)
+        strongest = verdicts.tensors(VERDICTS_FILE)["source"].long()[: max(null["sources_judged"], 1)]
+        if len(strongest):
+            null |= causes(job, measured, strongest)
         figures["shuffled pairs"] = judged(shuffled(claimed, measured.d_source), measured, ids, strong)[0]
         figures["shuffled pairs"]["sources_ablated"] = measured.d_source
         draft.save_json(NULLS_FILE, figures)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NotRequired, TypedDict, cast
 
 import torch
 
+from saelink.config.other_text import check_own_text
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.evidence.evaluate import EvaluateStage
@@ -148,6 +149,8 @@ class ExperimentFacts(TypedDict):
     """pareto: by connector the penalty at its elbow."""
     areas: NotRequired[dict[str, float]]
     """edges_kept, several_layers: by graph the mean share recovered over log k."""
+    faithfulness: NotRequired[dict[str, dict[str, float]]]
+    """faithfulness: by graph CPR and CMD with their intervals, and those of the complements."""
     n_linear: NotRequired[int]
     """percent_linear: target latents in the linear subset,"""
     n_targets: NotRequired[int]
@@ -162,6 +165,7 @@ class ExperimentStage(JobStage[ExperimentFacts]):
 
     def __init__(self, job: Job, experiment: Experiment):
         super().__init__(job.at(experiment.configured(job.cfg)))
+        check_own_text(job.cfg, "experiments")
         self._experiment = experiment
 
     def recipe(self) -> dict[str, Any]:

@@ -116,9 +116,21 @@ class Ranked:
         self._whole = self._weight.detach().clone()
         self._order = (self._whole.abs() * claims).flatten().sort(descending=True).indices
 
+    @property
+    def n_edges(self) -> int:
+        """Of the whole graph."""
+        return int((self._whole != 0).sum())
+
     def keep(self, size: int) -> int:
         """Leave the `size` strongest edges in the connector; how many that are."""
-        chosen, device = self._order[:size], self._weight.device
+        return self._leave(self._order[:size])
+
+    def drop(self, size: int) -> int:
+        """Leave all but the `size` strongest edges in the connector; how many that are."""
+        return self._leave(self._order[size:])
+
+    def _leave(self, chosen: torch.Tensor) -> int:
+        device = self._weight.device
         with torch.no_grad():
             self._weight.zero_().view(-1)[chosen.to(device)] = self._whole.flatten()[chosen].to(device)
         return int((self._weight != 0).sum())

@@ -92,7 +92,7 @@ class TrainStage(JobStage[TrainFacts]):
     version = 6
 
     def __init__(self, job: Job):
-        super().__init__(job)
+        super().__init__(job.fit)
         self._solver = SOLVERS[job.cfg.solver.name](job.cfg.solver)
         if self._solver.uses_effects:
             check_measurable(job.cfg)

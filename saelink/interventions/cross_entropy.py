@@ -8,14 +8,25 @@ import torch
 
 from saelink import memory
 from saelink.interventions.oracle import OracleStage, spliced_recipe
+from saelink.interventions.predictions import (
+    CLEAN,
+    Predictions,
+    Replaced,
+    by_documents,
+    compared,
+    prediction_figures,
+)
 from saelink.interventions.splice import LOGITS_TOKENS, Splice, first_latents, mean_acts, spliced_tokens
 from saelink.job import JobStage
 from saelink.latents.rows import unpack
 from saelink.model.dimensions import size_of
+from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.stage import Need
 
-BASELINES = ("clean", "sae", "oracle", "mean", "zero", "oracle_with_error")
+BASELINES = (CLEAN, "sae", "oracle", "mean", "zero", "oracle_with_error")
+
+LOSSES_FILE, BESIDE_FILE = "losses.safetensors", "beside.safetensors"
 
 
 class BaselinesFacts(TypedDict):
@@ -35,11 +46,12 @@ class BaselinesStage(JobStage[BaselinesFacts]):
 
     File `losses.safetensors`, each [sequences, context_size - 1] in nats: `clean`; at the target hook `sae` (its
     reconstruction), `oracle`, `mean` (the training mean of the acts) and `zero`; `oracle_with_error` has the SAE's
-    own error added back.
+    own error added back. File `beside.safetensors`, of the same names and shape: `kl_<name>` and `top1_<name>`, the
+    divergence from the clean prediction and whether the likeliest token is the clean one's.
     """
 
     name = "ce"
-    version = 1
+    version = 2
 
     def recipe(self) -> dict[str, Any]:
         return {**spliced_recipe(self.job.cfg), "tokens": self.job.cfg.eval.ce_tokens}
@@ -64,19 +76,42 @@ class BaselinesStage(JobStage[BaselinesFacts]):
         with Splice(job, test, len(BASELINES)) as splice:
             true = first_latents(sides.target, len(test.ids))
             oracle_rows = unpack(oracle, sides.d_target).select(torch.arange(test.ids.numel()))
-            zero = torch.zeros(*test.ids.shape, splice.sae.d_in)
-            losses = {
-                "clean": splice.losses(),
-                "sae": splice.losses(splice.decode(true)),
-                "oracle": splice.losses(splice.decode(oracle_rows)),
-                "mean": splice.losses(zero + mean_acts(job, splice.hook)),
-                "zero": splice.losses(zero),
-                "oracle_with_error": splice.losses_of_change(splice.decode(oracle_rows) - splice.decode(true)),
-            }
-        assert set(losses) == set(BASELINES)
-        draft.save_tensors("losses.safetensors", losses)
+            shape = (*test.ids.shape, splice.sae.d_in)
+            sae, oracle_acts = splice.decode(true), splice.decode(oracle_rows)
+            found = compared(
+                splice,
+                {
+                    "sae": Replaced(sae),
+                    "oracle": Replaced(oracle_acts),
+                    "mean": Replaced(mean_acts(job, splice.hook).expand(shape)),
+                    "zero": Replaced(torch.zeros(1).expand(shape)),
+                    "oracle_with_error": Replaced(oracle_acts - sae, added=True),
+                },
+            )
+        assert set(found) == set(BASELINES)
+        losses = {name: each.loss for name, each in found.items()}
+        draft.save_tensors(LOSSES_FILE, losses)
+        draft.save_tensors(
+            BESIDE_FILE,
+            {f"{called}_{name}": each[at] for name, each in found.items() for at, called in ((1, "kl"), (2, "top1"))},
+        )
         means = {name: loss.double().mean().item() for name, loss in losses.items()}
         return cast("BaselinesFacts", {"tokens": test.ids.numel(), **means})
+
+
+def baseline_predictions(artifact: Artifact[BaselinesFacts]) -> dict[str, Predictions]:
+    """What the stage measured, by name."""
+    losses, beside = artifact.tensors(LOSSES_FILE), artifact.tensors(BESIDE_FILE)
+    return {name: Predictions(loss, beside[f"kl_{name}"], beside[f"top1_{name}"]) for name, loss in losses.items()}
+
+
+def compared_figures(
+    predictions: dict[str, Predictions], document: torch.Tensor, resamples: int
+) -> dict[str, dict[str, float]]:
+    """What ce_figures and prediction_figures say of each entry."""
+    figures = ce_figures({name: found.loss for name, found in predictions.items()}, document, resamples)
+    beside = prediction_figures(predictions, document, resamples)
+    return {name: entry | beside[name] for name, entry in figures.items()}
 
 
 def ce_figures(losses: dict[str, torch.Tensor], document: torch.Tensor, resamples: int) -> dict[str, dict[str, float]]:
@@ -86,19 +121,10 @@ def ce_figures(losses: dict[str, torch.Tensor], document: torch.Tensor, resample
     from a paired bootstrap over documents: one resample of the documents is used for all entries. `losses` has at
     least clean, mean and zero, each [sequences, context_size - 1]; `document` is [sequences, context_size].
     """
-    owner = document[:, 1:].flatten().unique(return_inverse=True)[1]
-    n = int(owner.max()) + 1
-    by_document = {
-        name: torch.zeros(n, dtype=torch.float64).index_add_(0, owner, loss.flatten().double())
-        for name, loss in losses.items()
-    }
-    size = torch.bincount(owner, minlength=n).double()
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(n, (resamples, n), generator=generator)
-    weights = torch.stack([torch.bincount(row, minlength=n) for row in drawn]).double()
+    weights, mean = by_documents(document, resamples)
 
     def resampled(name: str) -> torch.Tensor:
-        return (weights @ by_document[name]) / (weights @ size)
+        return mean(weights, losses[name])
 
     figures = {}
     for name, loss in losses.items():

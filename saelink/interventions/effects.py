@@ -154,13 +154,16 @@ class EffectsWork(Work[Measurement, SourcesBlock, list[DraftPart]]):
     split: str
     null: str | None
     needed: int
+    other_text: bool = False
+    """On the text of eval.data."""
     on_gpu = True
 
     def memory(self) -> int:
         return self.needed
 
     def open(self) -> Measurement:
-        return EffectsStage(Job(self.cfg, Store(self.cfg.runtime.outputs)), self.split, self.null).opened()
+        job = Job(self.cfg, Store(self.cfg.runtime.outputs))
+        return EffectsStage(job.measured if self.other_text else job, self.split, self.null).opened()
 
     def run(self, state: Measurement, task: SourcesBlock) -> list[DraftPart]:
         with torch.inference_mode():
@@ -294,7 +297,8 @@ class EffectsStage(JobStage[EffectsFacts]):
         with self.job.observer.progress("effects", len(sources), "sources", done) as bar, torch.inference_mode():
             if engine.several_on(self.device):
                 missing = [block for name, block in blocks.items() if name not in draft]
-                work = EffectsWork(engine.of_worker(self.job.cfg), draft.parts, self.split, self.null, self._bytes())
+                cfg, other = engine.of_worker(self.job.fit.cfg), self.job.fitted is not None
+                work = EffectsWork(cfg, draft.parts, self.split, self.null, self._bytes(), other)
 
                 def take(block: SourcesBlock, files: list[DraftPart]) -> None:
                     for file in files:

@@ -134,15 +134,15 @@ class Splice:
         self.sae = pull_sae(job.cfg, job.store, self.hook).to("cpu", torch.float32)
         self.units = first_units(job.sides.target, len(test.ids))
         self.sides = job.sides
-        self._bridge = load_bridge(job.cfg, job.model, self.device)
-        self._bar = job.observer.progress("ce", passes * test.ids.numel())
+        self.bridge = load_bridge(job.cfg, job.model, self.device)
+        self.bar = job.observer.progress("ce", passes * test.ids.numel())
 
     def __enter__(self) -> Splice:
-        self._bar.__enter__()
+        self.bar.__enter__()
         return self
 
     def __exit__(self, *problem: Any) -> None:
-        self._bar.__exit__(*problem)
+        self.bar.__exit__(*problem)
 
     def losses(self, replacement: torch.Tensor | None = None) -> torch.Tensor:
         """Losses with `replacement` [sequences, context_size, d_in] at the counted positions, or untouched."""
@@ -173,12 +173,17 @@ class Splice:
         return next_token_losses(self._bridge, self.test.ids, hooks, self._bar)
 
     def _run(self, how: Callable[..., Any], tensor: torch.Tensor | None) -> torch.Tensor:
-        def hooks(part: slice) -> list[Hook]:
+        return next_token_losses(self.bridge, self.test.ids, self.hooks(how, tensor), self.bar)
+
+    def hooks(self, how: Callable[..., Any], tensor: torch.Tensor | None) -> Callable[[slice], list[Hook]]:
+        """For a slice of the sequences what puts or adds a tensor at the counted positions; no hooks for None."""
+
+        def found(part: slice) -> list[Hook]:
             if tensor is None:
                 return []
             return [(self.hook, how(tensor[part].to(self.device), self.test.counts[part].to(self.device)))]
 
-        return next_token_losses(self._bridge, self.test.ids, hooks, self._bar)
+        return found
 
     def decode(self, rows: Rows) -> torch.Tensor:
         """The target SAE's reconstruction from latents of all positions: [sequences, context_size, d_in].

@@ -12,6 +12,7 @@ from saelink.evidence.consequences import CONSEQUENCES_FILE, consequences_of
 from saelink.evidence.evaluate import EvaluateFacts
 from saelink.evidence.frontier import kneedle
 from saelink.evidence.hidden_units import CLASSES, HiddenUnitsStage, load_hidden
+from saelink.evidence.saturation import reason
 from saelink.evidence.transcoder import TRANSCODER_FILE, TranscoderStage
 from saelink.evidence.verdicts import VERDICTS
 from saelink.fit.train import HISTORY_FILE, TrainFacts
@@ -129,7 +130,9 @@ class Overview:
                 if lost is not None:
                     entry["consequences"] = [_rounded(row) for row in lost.json(CONSEQUENCES_FILE)]
                 if not found and fit.wiring.verdicts.nulls is not None:
-                    entry["nulls"] = {name: _rounded(null) for name, null in fit.wiring.verdicts.nulls.items()}
+                    nulls = fit.wiring.verdicts.nulls
+                    entry["nulls"] = {name: _rounded(null) for name, null in nulls.items()}
+                    entry["saturated"] = [reason(null) for null in nulls.values() if null.get("saturated")]
                 found.append(entry)
         return found
 
@@ -206,7 +209,7 @@ class Overview:
                 "addable": number >= len(mine),
                 **{name: figures.get(name) for name in (
                     "mse", "fvu", "fvu_typical", "fvu_median_latent", "fraction_predicted", "l1", "n_edges",
-                    "ce_loss_recovered", "dead_outputs",
+                    "ce_loss_recovered", "ce_kl", "ce_top1", "dead_outputs",
                 )},
             }  # fmt: skip
             table.append(row)

@@ -124,11 +124,14 @@ class VerifiedEdges(Shown[Facts]):
         cells = [
             [
                 _of_sample(name, each, sources),
-                *(_number(each.get(key)) for key in ("precision_1x", "recall_10x", "sign_1x", "slope_1x")),
+                *(
+                    _number(each.get(key))
+                    for key in ("precision_1x", "recall_10x", "sign_1x", "slope_1x", "spearman", "auroc")
+                ),
             ]
             for name, each in against.items()
         ]
-        head = ["strongest claims against", "precision 1x", "recall 10x", "same sign", "slope"]
+        head = ["strongest claims against", "precision 1x", "recall 10x", "same sign", "slope", "Spearman", "AUROC"]
         return bar + grid(head, cells)
 
 

@@ -17,6 +17,7 @@ from saelink import memory
 from saelink.config.schema import Config
 from saelink.evidence.consequences import consequences_of
 from saelink.evidence.edges import EdgesFacts, EdgesStage
+from saelink.evidence.effectiveness import EffectivenessStage, has_outputs
 from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage, shape_of
 from saelink.evidence.hidden_units import HiddenUnitsStage
 from saelink.evidence.labels import load_labels
@@ -126,6 +127,8 @@ class ReportStage(JobStage[ReportFacts]):
         judged = [verdicts_of(each) for each in self.jobs]
         again = [repeated(each) for each in self.jobs]
         inputs |= {f"verify{i}": artifact.key for i, artifact in enumerate(judged) if artifact is not None}
+        owed = [EffectivenessStage(each).find() if has_outputs(each) else None for each in self.jobs]
+        inputs |= {f"outputs{i}": artifact.key for i, artifact in enumerate(owed) if artifact is not None}
         inputs |= {f"stability{i}": artifact.key for i, artifact in enumerate(again) if artifact is not None}
         first = next((artifact for artifact in judged if artifact is not None), None)
         lost = None if first is None else consequences_of(job.store, first)
@@ -220,6 +223,8 @@ def _others(store: Store, like: Artifact[TrainFacts], but: set[str]) -> list[Com
             continue
         connector: Artifact[TrainFacts] = Artifact(path)
         same = all(connector.recipe[name] == like.recipe[name] for name in COMPARED) and sides(connector) == sides(like)
+        if "other_text" in evaluation.facts:
+            continue
         if same and (key not in found or "ce.json" in evaluation.files):
             found[key] = (connector, evaluation)
     return [found[key] for key in sorted(found)]

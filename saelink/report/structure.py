@@ -55,6 +55,11 @@ class Edge(TypedDict):
     verdict: NotRequired[str]
     chosen: NotRequired[float]
     """Share of the fits on halves of the documents in which it is chosen again."""
+    effectiveness: NotRequired[float]
+    """Divergence of the prediction without it, nats a token,"""
+    helpfulness: NotRequired[float]
+    """and rise of the loss, with its standard error."""
+    helpfulness_error: NotRequired[float]
     edges: NotRequired[list[dict[str, Any]]]
     """Of a hidden unit, what leads into it."""
 

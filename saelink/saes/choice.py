@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from saelink.config.files import PACKAGE
-from saelink.config.schema import Config
+from saelink.config.schema import Config, SAEConfig
 from saelink.errors import SaelinkError
 from saelink.fetch import ON_HUB, hub_address, hub_commit, hub_errors
 from saelink.saes.formats import FOLDERS, identity, known_folders
@@ -78,6 +79,21 @@ def sae_choice(cfg: Config, store: Store, hook_name: str) -> SAEChoice:
     if not settings.train_missing:
         raise SaelinkError((tried or f"sae.release: none is for {hook_name}") + "; sae.train_missing=true trains one")
     return SAEChoice(SAEStage(cfg, store, hook_name).key, "trained")
+
+
+def trained_saes(cfg: Config, store: Store, hook_names: list[str]) -> SAEConfig:
+    """The settings of the same SAEs for other text, those that were trained named by their folders; none is trained."""
+    choices = {hook: sae_choice(cfg, store, hook) for hook in hook_names}
+    if all(choice.exists for choice in choices.values()):
+        return replace(cfg.sae, check=False)  # they were compared with what is published on the fit's text
+    found: dict[str, str] = {}
+    for hook, choice in choices.items():
+        path = choice.path if choice.exists else SAEStage(cfg, store, hook).pull().path
+        if path is not None:
+            found[hook] = str(path.resolve())
+        elif choice.hub is not None:
+            found[hook] = f"{ON_HUB}{choice.hub.repository}@{choice.hub.commit}/{choice.hub.path}"
+    return replace(cfg.sae, check=False, train_missing=False, files={**cfg.sae.files, **found})
 
 
 def at_layer(text: str, layer: int, l0: float | None = None) -> str:

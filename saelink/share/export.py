@@ -15,6 +15,7 @@ from saelink import memory
 from saelink.config.schema import Config
 from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, exported_config
 from saelink.evidence.edges import HIDDEN_TENSORS_FILE, EdgesStage, EdgeTable, load_edge_table
+from saelink.evidence.effectiveness import EffectivenessStage, Outputs, has_outputs
 from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage
 from saelink.evidence.labels import load_labels
 from saelink.evidence.names import Names, names_inputs, pages_of
@@ -36,6 +37,7 @@ class ExportStage(JobStage[ExportFacts]):
     Files: `connector.safetensors` and `cfg.json`, all that `load_connector` needs; `README.md`, its card with the test
     figures; `edges.csv` and `edges.parquet`, a row an edge: target, source, weight, the rise of the target's FVU on
     test tokens without it, test tokens on which both are active, the top token of both, their pages on Neuronpedia;
+    after `saelink verify` also what the model's output owes to the edge, effectiveness and helpfulness;
     `graph.graphml` and `graph.json` (node-link), the same as a graph. For a connector with hidden units the edges into
     hidden units are in a file of their own.
     """
@@ -46,6 +48,8 @@ class ExportStage(JobStage[ExportFacts]):
     def __init__(self, job: Job):
         super().__init__(job)
         self._train, self._evaluate, self._edges = TrainStage(job), EvaluateStage(job), EdgesStage(job)
+        outputs = EffectivenessStage(job) if has_outputs(job) else None
+        self._outputs = outputs if outputs is not None and outputs.find() is not None else None
 
     @property
     def device(self) -> str:
@@ -60,6 +64,8 @@ class ExportStage(JobStage[ExportFacts]):
 
     def inputs(self) -> dict[str, str]:
         found = {"connector": self._train.key, "evaluation": self._evaluate.key, "edges": self._edges.key}
+        if self._outputs is not None:
+            found["outputs"] = self._outputs.key
         return {**found, **names_inputs(self.job)}
 
     def about(self) -> str:
@@ -78,7 +84,9 @@ class ExportStage(JobStage[ExportFacts]):
         names = Names(job)
         labels = _labels_of(job)
         fitted = fitted_connector(connector)
-        count = _write_edges(draft, "edges", load_edge_table(table), names, "target", fitted.direct, labels)
+        outputs = self._outputs.pull() if self._outputs is not None else None
+        owed = None if outputs is None else Outputs(outputs)
+        count = _write_edges(draft, "edges", load_edge_table(table), names, "target", fitted.direct, labels, owed)
         if fitted.n_hidden:
             inner = load_edge_table(table, HIDDEN_TENSORS_FILE)
             count += _write_edges(draft, "hidden_edges", inner, names, "hidden", fitted.d_source, labels)
@@ -94,6 +102,9 @@ COLUMNS: list[str] = [
 
 LABELS = ["target_label", "source_label"]
 """Further columns where report.labels names a file: the user's own labels."""
+
+OWED = ["effectiveness", "helpfulness", "helpfulness_error"]
+"""Further columns where `saelink verify` measured them: what the model's output owes to the edge, nats a token."""
 
 OwnLabels = dict[tuple[str, int], str]
 """By hook and latent."""
@@ -112,8 +123,9 @@ def _labels_of(job: Job) -> OwnLabels | None:
 
 
 def _write_edges(
-    draft: Draft, name: str, found: EdgeTable, names: Names, target: str, direct: int, labels: OwnLabels | None
-) -> int:
+    draft: Draft, name: str, found: EdgeTable, names: Names, target: str, direct: int, labels: OwnLabels | None,
+    edge_outputs: Outputs | None = None,
+) -> int:  # fmt: skip
     """Write the edges into units of kind `target`. Inputs below `direct` are source latents, others hidden units."""
     import datasets
     import networkx
@@ -137,6 +149,9 @@ def _write_edges(
         row = dict(zip(COLUMNS, values, strict=True))
         if labels is not None:
             row |= dict(zip(LABELS, (labels.get((end.hook, end.latent)) for end in (to, of)), strict=True))
+        owed = None if edge_outputs is None or j >= direct else edge_outputs.of(j, i)
+        if edge_outputs is not None:
+            row |= dict.fromkeys(OWED) if owed is None else {name: getattr(owed, name) for name in OWED}
         rows.append(row)
         for unit in (to, of):
             about = {"kind": unit.kind, "latent": unit.latent, "hook": unit.hook, "token": _plain(unit.token or "")}
@@ -146,9 +161,10 @@ def _write_edges(
         graph.add_edge(
             of.name, to.name, weight=weight, both_active=both, **({} if math.isnan(rise) else {"fvu_rise": rise})
         )
-    columns_shown = COLUMNS if labels is None else [*COLUMNS, *LABELS]
+    columns_shown = [*COLUMNS, *([] if labels is None else LABELS), *([] if edge_outputs is None else OWED)]
     draft.save_bytes(f"{name}.csv", csv_bytes(columns_shown, rows))
     kinds = {"weight": "float64", "fvu_rise": "float64", "target": "int64", "source": "int64", "both_active": "int64"}
+    kinds |= dict.fromkeys(OWED, "float64")
     features = datasets.Features({column: datasets.Value(kinds.get(column, "string")) for column in columns_shown})
     data = io.BytesIO()
     table = {column: [row[column] for row in rows] for column in columns_shown}

@@ -79,6 +79,8 @@ def _print_inputs(card: dict[str, Any], console: Console) -> None:
         console.print(f"  [dim]no edge[/]  {name}   [dim]in the model {missed['effect']:+.0%}[/]")
     if any("verdict" in edge for edge in card["edges"]):
         console.print("  [dim]%: what the latent loses where the source is ablated, of its mean activation[/]")
+    if any("effectiveness" in edge for edge in card["edges"]):
+        console.print("  [dim]KL, helps: divergence and rise of the loss without the edge, nats a token[/]")
     _print_logic(card["logic"], card["fired"], console)
     if "silent" in card:
         _print_silent(card["silent"], console)
@@ -109,6 +111,8 @@ def _edge(edge: dict[str, Any]) -> str:
     rise = edge.get("rise")
     rises = "" if rise is None or abs(rise) < 5e-4 else f"   [dim]{rise:+.3f}[/]"
     verdict = f"   [dim]{edge['verdict']}, {edge['effect']:+.0%}[/]" if "verdict" in edge else ""
+    if "effectiveness" in edge:
+        verdict += f"   [dim]KL {edge['effectiveness']:.1e}, helps {edge['helpfulness']:+.1e}[/]"
     return f"  [{colour}]{edge['weight']:+.3f}[/]  {edge['name']} {escape(_quoted(edge.get('token')))}{rises}{verdict}"
 
 

@@ -24,7 +24,7 @@ def evaluation_rows(connector: Artifact[TrainFacts], evaluation: Artifact[Evalua
     rows = [
         ("connector", f"{config['connector']['name']}, l1_alpha {config['l1_alpha']:g}, by {config['solver']['name']}"),
         ("link", f"{sources} -> {config['target']['hook_name']}"),
-        ("test tokens", f"{figures['n_tokens']:,}"),
+        ("test tokens", f"{figures['n_tokens']:,}{_on_other_text(figures)}"),
         ("MSE", f"{figures['mse']:.3g} per target latent (latents in units of {config['target']['scale']:.3g})"),
         ("FVU", f"{figures['fvu']:.3f} (0 is perfect, 1 predicts the mean)"),
         (
@@ -62,6 +62,11 @@ def evaluation_rows(connector: Artifact[TrainFacts], evaluation: Artifact[Evalua
     if figures.get("dead_outputs"):
         rows.append(("dead", f"{figures['dead_outputs']:,} target latents are never predicted above 0"))
     return rows
+
+
+def _on_other_text(figures: Mapping[str, Any]) -> str:
+    other = figures.get("other_text")
+    return "" if other is None else f" of {other}, which the connector was not fitted to"
 
 
 def print_evaluation(
@@ -116,9 +121,11 @@ def _print_ce(observer: Observer, figures: dict[str, dict[str, float]], n_tokens
     for name, text in CE_NAMES.items():
         entry = figures[name]
         interval = f"({entry['recovered_low']:.3f} to {entry['recovered_high']:.3f})"
-        rows.append((text, f"{entry['ce']:.4f}", f"{entry['recovered']:.3f}", interval))
+        beside = (f"{entry['kl']:.3f}", f"{entry['top1']:.1%}")
+        rows.append((text, f"{entry['ce']:.4f}", f"{entry['recovered']:.3f}", interval, *beside))
     observer.say(f"\n  Cross-entropy with this at the target hook, {n_tokens:,} test tokens")
     columns = [Column(), Column("CE", right=True), Column("recovered", right=True), Column("(95%)")]
+    columns += [Column("KL", right=True), Column("top-1", right=True)]
     for line in table_lines(columns, rows, indent=2):
         observer.say(line)
 
@@ -139,7 +146,7 @@ def print_comparison(observer: Observer, comparison: Artifact[TranscoderFacts]) 
     names = {"transcoder": "transcoder", "connector": "this connector", "sae": "target SAE's reconstruction"}
     with_ce = "ce" in table["transcoder"]
     figures = {"fvu_acts": "FVU of acts", "fvu_latents": "of latents", "l0": "L0"}
-    figures |= {"ce": "CE", "recovered": "recovered"} if with_ce else {}
+    figures |= {"ce": "CE", "recovered": "recovered", "kl": "KL", "top1": "top-1"} if with_ce else {}
     digits = {"l0": 1}
     rows = [
         (names[name], *(f"{row[figure]:.{digits.get(figure, 3)}f}" for figure in figures))

@@ -9,12 +9,22 @@ from saelink.evidence.circuits import circuit_text
 from saelink.evidence.consequences import CONSEQUENCES_FILE, TOKENS, ConsequencesFacts
 from saelink.evidence.evaluate import EvaluateFacts
 from saelink.evidence.moved_verdicts import FROZEN_FILE
+from saelink.evidence.saturation import reason
 from saelink.evidence.stability import STABLE, Stability
 from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, QUANTILES, TOPS, VERDICTS, Verdicts
 from saelink.evidence.verify import VerifyFacts
 from saelink.progress import Observer
 from saelink.store.artifact import Artifact
 from saelink.terminal.table import Column, formula_lines, pair_lines, table_lines, terminal_width
+
+ORDERS = {
+    "spearman": "Spearman, all pairs of latents",
+    "spearman_edges": "Spearman, claimed pairs",
+    "auroc": "AUROC, strong effects by |claim|",
+    "auroc_positive": "  strong positive by claim",
+    "auroc_suppressive": "  strong suppressive by claim",
+}
+"""Figures of evidence.rank_agreement, and what they are called."""
 
 
 def print_verdicts(
@@ -52,6 +62,9 @@ def print_verdicts(
     names = {"same sign": "sign_1x", "slope": "slope_1x", "r2": "r2_1x", "rank correlation": "rank_correlation_1x"}
     observer.say("")
     for line in pair_lines([(name, interval(measure)) for name, measure in names.items()]):
+        observer.say(line)
+    observer.say("\n  The order of claims beside that of effects (95% over sources)")
+    for line in pair_lines([(name, interval(figure)) for figure, name in ORDERS.items()]):
         observer.say(line)
     if FROZEN_FILE in artifact.files:
         _print_frozen(observer, artifact)
@@ -104,6 +117,7 @@ def _print_nulls(observer: Observer, artifact: Artifact[VerifyFacts]) -> None:
         "same sign": "sign_1x",
         "slope": "slope_1x",
         "r2": "r2_1x",
+        "AUROC": "auroc",
     }
     found = artifact.json(NULLS_FILE)
     nulls = found.items()
@@ -114,6 +128,10 @@ def _print_nulls(observer: Observer, artifact: Artifact[VerifyFacts]) -> None:
         observer.say(f"  (nulls measured on {n:,} of {most:,} sources)")
     for line in table_lines([Column(), *(Column(title, right=True) for title in columns)], rows, indent=2):
         observer.say(line)
+    for null in found.values():
+        if null.get("saturated"):
+            for line in pair_lines([("saturated", reason(null))], terminal_width() or 80):
+                observer.say(line)
 
 
 def _print_circuits(

@@ -24,6 +24,7 @@ from saelink.evidence.compared import (
     tags_of,
 )
 from saelink.evidence.consequences import CONSEQUENCES_FILE, consequences_of
+from saelink.evidence.rank_agreement import FIGURES as RANKED
 from saelink.evidence.verdicts import Verdicts
 from saelink.evidence.verify import VerifyStage
 from saelink.experiments.tables import PICTURE_FILE, rows_of
@@ -33,10 +34,11 @@ from saelink.store.artifact import Artifact
 from saelink.store.store import Store
 from saelink.tracking.charts import Bounds, wandb_charts
 from saelink.tracking.live import curve_point, define_curves
+from saelink.tracking.outputs import add_outputs, outputs_in
 from saelink.tracking.project import OpenRun, Project, Shown
 from saelink.tracking.sweep import Gathered
 
-GRAPH_FIGURES = ("precision_1x", "recall_10x", "recall_suppressive_10x", "sign_1x", "slope_1x", "r2_1x")
+GRAPH_FIGURES = ("precision_1x", "recall_10x", "recall_suppressive_10x", "sign_1x", "slope_1x", "r2_1x", *RANKED)
 """Columns of the table of graphs: the connector's, and those that should not agree with the model."""
 
 
@@ -77,6 +79,8 @@ def publish(
     content |= {"evaluate": evaluation.key if evaluation else None, "verify": verdicts.key if verdicts else None}
     lost = consequences_of(store, verdicts) if verdicts else None
     content["consequences"] = lost.key if lost else None
+    outputs = outputs_in(store, connector.key) if verdicts else {}
+    content["outputs"] = [artifact.key for artifact in outputs.values()]
     content["artifacts"] = project.settings.artifacts or shown.get("artifacts", False)
     what = _shown(connector.key, fit_of(described(connector)), group)
     with project.showing(what, content, begun) as open_run:
@@ -94,6 +98,7 @@ def publish(
             _add_evaluation(run, evaluation)
         if verdicts is not None:
             _add_verdicts(run, verdicts, lost)
+            add_outputs(run, outputs)
         if content["artifacts"]:
             _add_files(run, connector)
     if verdicts is not None and verdicts.stage == VerifyStage.name:
@@ -163,10 +168,12 @@ def _add_evaluation(run: Any, evaluation: Artifact[Any]) -> None:
 
     fvu = evaluation.tensors("latents.safetensors")["fvu"]
     varying = fvu[~fvu.isnan()].clamp(max=2).tolist()
-    run.summary.update({f"test/{name}": value for name, value in evaluation.json("metrics.json").items()})
-    run.log({"test/fvu_by_latent": wandb.Histogram(varying, num_bins=40)})
+    other = evaluation.facts.get("other_text")
+    place = "test" if other is None else f"test on {other}"
+    run.summary.update({f"{place}/{name}": value for name, value in evaluation.json("metrics.json").items()})
+    run.log({f"{place}/fvu_by_latent": wandb.Histogram(varying, num_bins=40)})
     rows: list[Any] = [[line] for line in evaluation.file("circuits.txt").read_text("utf-8").splitlines()]
-    run.log({"test/circuits": wandb.Table(columns=["circuit"], data=rows)})
+    run.log({f"{place}/circuits": wandb.Table(columns=["circuit"], data=rows)})
 
 
 def publish_key(settings: WandbConfig, store: Store, key: str) -> bool:
@@ -183,7 +190,7 @@ def publish_key(settings: WandbConfig, store: Store, key: str) -> bool:
             "track: wandb.mode=disabled, here or in WANDB_MODE, leaves nothing to do; use online or offline"
         )
     of_it = [each for each in store.artifacts() if each.manifest["inputs"].get("connector") == connector.key]
-    evaluations = [each for each in of_it if each.stage == "evaluate"]
+    evaluations = [each for each in of_it if each.stage == "evaluate" and "other_text" not in each.facts]
     judged = [each for stage in ("verdicts", VerifyStage.name) for each in of_it if each.stage == stage]
     newest = (found[-1] if found else None for found in (evaluations, judged))
     return publish(project, connector, next(newest), verdicts=next(newest))

@@ -19,6 +19,7 @@ from saelink.evidence.edges import (
     EdgeTable,
     load_edge_table,
 )
+from saelink.evidence.effectiveness import outputs_found
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.stability import Stability, repeated
 from saelink.evidence.verdicts import Verdicts
@@ -50,6 +51,7 @@ class Wiring:
         self.columns_of = {latent: column for column, latent in enumerate(self.connector.target_ids.tolist())}
         self.verify = verdicts_of(job)
         self.verdicts = None if self.verify is None else Verdicts(self.verify)
+        self.outputs = outputs_found(job)
         self.repeated = repeated(job)
         self._known: dict[tuple[int, int], dict[str, Any]] = {}
         self.stability = None if self.repeated is None else Stability(self.repeated)
@@ -142,7 +144,9 @@ class Wiring:
         found = None if self.verdicts is None or number >= self.direct else self.verdicts.of(number, latent)
         said = {} if found is None else {"claim": short(found[0]), "effect": short(found[1]), "verdict": found[2]}
         chosen = None if self.stability is None else self.stability.of(number, latent)
-        return said if chosen is None else {**said, "chosen": short(chosen)}
+        said = said if chosen is None else {**said, "chosen": short(chosen)}
+        owed = None if self.outputs is None or number >= self.direct else self.outputs.of(number, latent)
+        return said if owed is None else {**said, **{name: short(value) for name, value in owed._asdict().items()}}
 
     def figures(self, name: str) -> list[float]:
         """By target latent a figure of the evaluation: fvu, mse, variance, active."""

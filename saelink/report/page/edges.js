@@ -1,7 +1,7 @@
 // Edges: as a formula, and as a table with what is known of each.
 
 import { column, figure, h, quoted, signed, table } from "./dom.js";
-import { count, percent, rise, share, sign, told, weight } from "./format.js";
+import { count, digits, percent, rise, share, sign, told, weight } from "./format.js";
 import { nameLink } from "./names.js";
 
 export const VERDICTS = {
@@ -82,6 +82,20 @@ export function edgeTable(edges, title) {
         "chosen again",
         (e) => (e.chosen === undefined ? "–" : percent(e.chosen)),
         "share of 24 fits on halves of the documents at neighbouring penalties in which the edge is there with its sign",
+      ),
+    );
+  }
+  if (edges.some((e) => e.effectiveness !== undefined)) {
+    columns.push(
+      figure(
+        "effectiveness",
+        (e) => digits(e.effectiveness, 2),
+        "divergence of the model's prediction without what the edge writes, second order, nats a token",
+      ),
+      figure(
+        "helpfulness",
+        (e) => (e.helpfulness === undefined ? "–" : signed(e.helpfulness, digits(e.helpfulness, 2))),
+        "rise of the loss without it, first order, nats a token; below 0 the edge harms",
       ),
     );
   }

@@ -150,6 +150,8 @@ function connectors(page) {
         figure("L1", (r) => digits(r.l1)),
         figure("edges", (r) => count(r.n_edges)),
         figure("CE recovered", (r) => digits(r.ce_loss_recovered)),
+        figure("KL", (r) => digits(r.ce_kl), "of the spliced prediction from the model's own, nats"),
+        figure("top-1", (r) => percent(r.ce_top1), "the likeliest next token is the model's own"),
         column("key", (r) => h("code", {}, r.key || "")),
       ],
       head.table.map((r) => ({ ...r, own: given(r.fit) })),

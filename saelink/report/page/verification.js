@@ -48,6 +48,12 @@ function verifiedTable() {
       ),
       figure("slope", (r) => interval(r.figures, "slope_1x"), "of effects on claims; below 1 the claims overstate"),
       figure("r²", (r) => interval(r.figures, "r2_1x")),
+      figure(
+        "Spearman",
+        (r) => interval(r.figures, "spearman"),
+        "of claims and effects over all pairs of latents, most of which nothing is claimed of",
+      ),
+      figure("AUROC", (r) => interval(r.figures, "auroc"), "strong effects told from all other pairs by the claim's size"),
     ],
     rows,
   );
@@ -111,6 +117,7 @@ export function verification() {
       `An edge claims what the target loses when its source goes. Taken out of the model itself, ${count(figures.strong)} source-target pairs have a strong effect (verify.strong, of the target's mean activation), ${suppressive} of them suppressive. Below the connectors the same claims against effects they should not agree with.${sample} Beside a figure its 95% interval.`,
     ),
     verifiedTable(),
+    ...(head.verified[0].saturated || []).map((line) => h("p", { class: "dim" }, `${line[0].toUpperCase()}${line.slice(1)}.`)),
     h(
       "p",
       {},

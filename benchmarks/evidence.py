@@ -1,0 +1,181 @@
+"""Evidence on a layer's edges beyond single ablations: what docs/results/evidence.md shows.
+
+    python -m benchmarks.evidence LAYER [ranks] [causal] [outputs] [transfer] [splice]   # benchmarks/evidence.json
+
+`ranks`: rank agreement with effects for several ways to draw edges; `causal`: the same of solver=causal. `outputs`:
+effectiveness and helpfulness of every edge, 200 edges taken out of the running model, prune curves. `transfer`: the
+same connector on other text, the sources of Python's standard library, a document a module. `splice`: cross-entropy,
+KL and top-1. All without a word are made. Artifacts are taken from the folder `outputs` where they are there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.edges import _correlation as correlation
+from benchmarks.edges import _random as random_weights
+from benchmarks.edges import _ridge as ridge
+from benchmarks.figures import configured
+from saelink.compose import register
+from saelink.evidence.claims import Claims, claims
+from saelink.evidence.edge_removals import EdgeRemovalsStage
+from saelink.evidence.effectiveness import OUTPUTS_FILE, EffectivenessStage
+from saelink.evidence.evaluate import EvaluateStage
+from saelink.evidence.pruned import PRUNED_FILE, PrunedStage
+from saelink.evidence.rank_agreement import FIGURES
+from saelink.evidence.verdicts import judged
+from saelink.evidence.verify import VerdictsStage
+from saelink.fit.products.dense import GramStage, load_gram
+from saelink.fit.train import TrainStage, fitted_connector
+from saelink.interventions.effects import EffectsStage, load_effects
+from saelink.job import Job
+from saelink.latents.link import load_split
+from saelink.progress import Observer
+from saelink.store.store import Store
+
+FILE = Path(__file__).with_name("evidence.json")
+
+FITS = {
+    "exact linear, l1_alpha 1e-2": ["l1_alpha=1e-2"],
+    "exact linear, 3e-3": ["l1_alpha=3e-3"],
+    "exact linear, 8e-4": [],
+    "exact linear, 0 (least squares)": ["l1_alpha=0"],
+}
+
+CAUSAL = {"causal linear, effects 2, 2e-3": ["solver=causal", "l1_alpha=2e-3"]}
+
+ASKED = ["verify.edges_checked=200", "verify.check_tokens=1024", "verify.pruned_tokens=2048"]
+
+MODULES = 400
+"""Files of Python's standard library."""
+
+
+def job_of(layer: str, *words: str) -> Job:
+    return Job(configured([f"layer={layer}", "wandb.mode=disabled", *words]), Store("outputs"))
+
+
+def ranks(layer: str) -> dict[str, Any]:
+    """Rank agreement by way to draw edges; correlation, ridge and random keep as many edges as the lasso at 8e-4."""
+    base = job_of(layer)
+    measured, found = load_effects(EffectsStage(base).pull()), ranks_of(layer, FITS)
+    lasso = fitted_connector(TrainStage(base).pull())
+    ids, weight = lasso.target_ids, lasso.output_weight().detach()
+    tokens = load_split(base.cfg, base.sides, "train", ids)
+    products = load_gram(GramStage(base).pull()).explain(ids)
+    more = {"ridge": ridge(products), "correlation": correlation(tokens).float(), "random": random_weights(weight)}
+    for name, matrix in more.items():
+        claim = matrix * (measured.source_mean[:, None] if name == "ridge" else 1)
+        kept = claim.abs().flatten().sort(descending=True).indices[: int((weight != 0).sum())]
+        sparse = torch.zeros(claim.numel()).index_copy_(0, kept, claim.flatten()[kept])
+        found[name] = figures(Claims.of_dense(sparse.view_as(claim)), measured, ids)
+        print(name, found[name]["spearman"], found[name]["auroc"], flush=True)
+    return found
+
+
+def ranks_of(layer: str, fits: dict[str, list[str]]) -> dict[str, Any]:
+    """Rank agreement of fitted connectors."""
+    measured = load_effects(EffectsStage(job_of(layer)).pull())
+    found: dict[str, Any] = {}
+    for name, words in fits.items():
+        job = job_of(layer, *words)
+        connector = fitted_connector(TrainStage(job).pull())
+        test = load_split(job.cfg, job.sides, "test", connector.target_ids)
+        claimed = claims(connector, measured, test, job.cfg.verify.tokens_per_source, "cpu", Observer())
+        found[name] = figures(claimed, measured, connector.target_ids)
+        print(name, found[name]["spearman"], found[name]["auroc"], flush=True)
+    return found
+
+
+def causal(layer: str) -> dict[str, Any]:
+    """Rank agreement of solver=causal, which needs effects on training documents."""
+    return ranks_of(layer, CAUSAL)
+
+
+def figures(claimed: Claims, measured: Any, ids: torch.Tensor) -> dict[str, Any]:
+    whole = judged(claimed, measured, ids, 0.1)[0]
+    return {"edges": whole["edges"]} | {f"{name}{end}": whole[f"{name}{end}"] for name in FIGURES for end in ENDS}
+
+
+ENDS = ("", "_low", "_high")
+
+
+def outputs(layer: str) -> dict[str, Any]:
+    """Facts of the three stages, the prune curve, and how other figures of an edge go with effectiveness."""
+    from scipy.stats import spearmanr
+
+    job = job_of(layer, *ASKED)
+    artifact = EffectivenessStage(job).pull()
+    tensors = artifact.tensors(OUTPUTS_FILE)
+    beside = {
+        name: float(spearmanr(tensors["effectiveness"], value).statistic)
+        for name, value in (("weight", tensors["weight"].abs()), ("helpfulness", tensors["helpfulness"]))
+    }
+    result: dict[str, Any] = {"facts": dict(artifact.facts), "spearman_with_effectiveness": beside}
+    result["seconds"] = artifact.manifest["provenance"]["seconds"]
+    removed = EdgeRemovalsStage(job).pull()
+    result["removed"] = dict(removed.facts)
+    pruned = PrunedStage(job).pull()
+    return result | {"pruned": pruned.json(PRUNED_FILE), "pruned_tokens": pruned.facts["tokens"]}
+
+
+def transfer(layer: str) -> dict[str, Any]:
+    """Figures on the fit's own test documents and on those of other text."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "python.jsonl"
+        write_library(path)
+        rows: dict[str, Any] = {}
+        other = f"eval.data={{path: {path}, name: python, max_tokens: 400000}}"
+        for name, words in (("wiki", []), ("Python's standard library", [other])):
+            job = job_of(layer, *words)
+            metrics = EvaluateStage(job).pull().json("metrics.json")
+            wanted = ("n_tokens", "fvu", "fvu_median_latent", "fraction_predicted", "n_targets_active")
+            rows[name] = {key: metrics[key] for key in wanted}
+            found = VerdictsStage(job).pull().json("figures.json")
+            shown = ("precision_1x", "recall_10x", "sign_1x", "slope_1x", *FIGURES)
+            rows[name] |= {"strong": found["strong"], "sources_judged": found["sources_judged"]}
+            rows[name] |= {f"{key}{end}": found[f"{key}{end}"] for key in shown for end in ENDS}
+    return rows
+
+
+def write_library(path: Path) -> None:
+    """The largest modules of this Python's standard library, a JSON line each."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    files = [file for file in library.rglob("*.py") if not {"site-packages", "test", "tests"} & {*file.parts}]
+    files.sort(key=lambda file: (-file.stat().st_size, str(file)))
+    with path.open("w", encoding="utf-8") as out:
+        for file in files[:MODULES]:
+            text = file.read_text("utf-8", "replace")
+            out.write(json.dumps({"text": text}) + "\n")
+
+
+def splice(layer: str) -> dict[str, Any]:
+    """What evaluate says of each splice."""
+    return EvaluateStage(job_of(layer, "eval.ce=true", "eval.ce_tokens=4096")).pull().json("ce.json")
+
+
+PIECES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "ranks": ranks, "causal": causal, "outputs": outputs, "transfer": transfer, "splice": splice
+}  # fmt: skip
+
+
+def main() -> None:
+    register()
+    layer, *pieces = sys.argv[1:]
+    for piece in pieces or PIECES:
+        found = PIECES[piece](layer)
+        result = json.loads(FILE.read_text()) if FILE.exists() else {}
+        result.setdefault(f"layer {layer}", {})[piece] = found
+        FILE.write_text(json.dumps(result, indent=1) + "\n")
+        print(piece, json.dumps(found)[:2000], flush=True)
+
+
+if __name__ == "__main__":
+    main()
