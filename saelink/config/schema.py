@@ -46,6 +46,13 @@ class Normalise(Enum):
     energy = "energy"
 
 
+class Ablation(Enum):
+    """What stands in the place of a latent that is ablated: nothing, or its activation on another token."""
+
+    zero = "zero"
+    resample = "resample"
+
+
 class SubsetPart(Enum):
     """Which part of the targets of a percent_linear result is explained."""
 
@@ -286,6 +293,9 @@ class VerifyConfig:
     """Test tokens that are looked at, always the first ones."""
     fit_tokens: int = 400_000
     """Training tokens that are looked at for solver=causal."""
+    ablation: Ablation = Ablation.zero
+    """What comes for an ablated source: zero; resample: its activation on a token drawn from all that are looked at,
+    0 where it is not active there."""
     strong: float = 0.1
     """An effect is strong from this share of the target's mean active value on, if its sign is the same in both halves
     of the documents."""
