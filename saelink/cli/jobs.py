@@ -142,11 +142,13 @@ def run_evaluate(job: Job) -> None:
 def run_verify(job: Job) -> None:
     from saelink.evidence.consequences import ConsequencesStage, chosen_edges
     from saelink.evidence.evaluate import EvaluateStage
+    from saelink.evidence.logic_trials import LogicTrialsStage
     from saelink.evidence.outlook import outlook
     from saelink.evidence.stability import Stability, StabilityStage, wanted
     from saelink.evidence.verify import VerifyStage
     from saelink.interventions.effects import EffectsStage, check_measurable, need_effects
     from saelink.interventions.moved_effects import moved_link
+    from saelink.terminal.logic import print_trials
     from saelink.terminal.verdicts import print_consequences, print_verdicts
 
     if moved_link(job.cfg):
@@ -166,9 +168,11 @@ def run_verify(job: Job) -> None:
             job.observer.say(ahead.text)
         verdicts, evaluation = VerifyStage(job).pull(), EvaluateStage(job).pull()
         stable = None if again is None else Stability(again.pull())
+        trials = LogicTrialsStage(job).pull()
         asked = job.cfg.verify.consequences or job.cfg.verify.chosen
         lost = ConsequencesStage(job).pull() if asked else None
         print_verdicts(job.observer, verdicts, evaluation, stable)
+        print_trials(job.observer, trials)
         if lost is not None:
             print_consequences(job.observer, lost)
         job.observer.say(f"\n  {verdicts.path}")

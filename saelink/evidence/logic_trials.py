@@ -214,7 +214,7 @@ class LogicTrialsStage(JobStage[LogicTrialsFacts]):
         asked = [(target, claim) for target, mine in claims.items() for claim in mine]
         trials = iter(tried(joint, asked, documents_of(job, len(joint))))
         found: dict[str, TriedLogic] = {}
-        outcomes: dict[str, dict[str, int]] = {word: {each: 0 for each in OUTCOMES} for word in WORDS}
+        outcomes: dict[str, dict[str, int]] = {word: dict.fromkeys(OUTCOMES, 0) for word in WORDS}
         for target, mine in claims.items():
             tests = [next(trials) for _ in mine]
             word, outcome = logic[target]["word"], outcome_of(tests)
@@ -248,11 +248,11 @@ def documents_of(job: Job, n: int) -> torch.Tensor:
 
 def logic_trials(job: Job) -> Mapping[str, TriedLogic] | None:
     """By target the tested logic of the configured connector, where it has been tested."""
-    artifact = found_tests(job)
+    artifact = found_trials(job)
     return None if artifact is None else artifact.json(TRIALS_FILE)
 
 
-def found_tests(job: Job) -> Artifact[LogicTrialsFacts] | None:
+def found_trials(job: Job) -> Artifact[LogicTrialsFacts] | None:
     """The tests of the configured connector's logic, where `saelink verify` made them."""
     return LogicTrialsStage(job).find() if measurable(job.cfg) else None
 

@@ -5,8 +5,8 @@ B is not and the target fires to those where both are on and it is silent the me
 
     dose       A is fainter there
     norm       the norm in front of the MLP divides by more, which shrinks what A adds
-    MLP        what A adds, per unit behind the norm, is less there: what the MLP computes is not linear
-    B          what taking B out gives back
+    B          what taking B out gives back, whether B takes from the target or gates what A adds
+    MLP        what A adds, per unit behind the norm, is less there for other reasons: the MLP is not linear
     others     all else that the pre-activation is made of without A: other sources, the SAE's error, biases
     threshold  what must be exceeded is higher there: a TopK SAE's other latents are stronger
 
@@ -27,7 +27,7 @@ from saelink.latents.rows import Rows
 from saelink.model.block import Chain
 from saelink.model.frozen import HeldNorm, hold_norm
 
-PARTS = ("dose", "norm", "MLP", "B", "others", "threshold")
+PARTS = ("dose", "norm", "B", "MLP", "others", "threshold")
 
 STRONGEST = (1, 3, 10)
 """So many of the sources that suppress the target most at a token go together."""
@@ -67,9 +67,13 @@ def silence_of(joint: Joint, target: int, a: int, b: int) -> Silence | None:
         both = [_Margins.of(joint, tokens, target, a, held) for tokens in (fires, silent)]
         at = torch.full_like(silent, target)
         own, needed = joint.own(silent, at), joint.needed(silent, at)
-        gives_back = (joint.without(silent, each(silent, b), at) - own).mean().item()
+        without_a, without_b, without_both = (
+            joint.without(silent, each(silent, *gone), at) for gone in ((a,), (b,), (a, b))
+        )
+        alone = (without_both - without_a).mean().item()  # what B takes where A is not
+        gives_back = (without_b - own).mean().item()
         tries = _tries(joint, silent, target, a, b, held)
-        parts = None if held is None else _parts(both[0], both[1], gives_back)
+        parts = None if held is None else _parts(both[0], both[1], gives_back, alone)
         single, together = _suppressors(joint, silent, target, a, own)
     on: dict[str, float] = {}
     closed: dict[str, float] = {}
@@ -110,16 +114,16 @@ class _Margins(NamedTuple):
         return _Margins(margin, needed_mean, activation, added, rest, inverse)
 
 
-def _parts(fires: _Margins, silent: _Margins, gives_back: float) -> dict[str, float]:
+def _parts(fires: _Margins, silent: _Margins, gives_back: float, alone: float) -> dict[str, float]:
     """The fall of the margin from tokens where the target fires to tokens where it is silent."""
     per_unit, per_unit_silent = (each.added / max(each.inverse, 1e-9) for each in (fires, silent))  # behind the norm
     at_same_scale = silent.value * fires.inverse / max(fires.value, 1e-9)
     parts = {
         "dose": per_unit * (fires.inverse - at_same_scale),
         "norm": per_unit * (at_same_scale - silent.inverse),
-        "MLP": (per_unit - per_unit_silent) * silent.inverse,
         "B": gives_back,
-        "others": fires.rest - silent.rest - gives_back,
+        "MLP": (per_unit - per_unit_silent) * silent.inverse - (gives_back - alone),
+        "others": fires.rest - silent.rest - alone,
         "threshold": silent.needed - fires.needed,
     }
     assert tuple(parts) == PARTS

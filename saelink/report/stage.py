@@ -19,6 +19,7 @@ from saelink.evidence.edges import EdgesFacts, EdgesStage
 from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage, shape_of
 from saelink.evidence.hidden_units import HiddenUnitsStage
 from saelink.evidence.labels import load_labels
+from saelink.evidence.logic_trials import found_trials
 from saelink.evidence.stability import repeated
 from saelink.evidence.transcoder import TranscoderStage
 from saelink.evidence.verify import verdicts_of
@@ -64,7 +65,7 @@ class ReportStage(JobStage[ReportFacts]):
     """
 
     name = "report"
-    version = 7
+    version = 8
 
     def __init__(self, job: Job, command: str | None = None):
         self.jobs = included(job)
@@ -125,6 +126,8 @@ class ReportStage(JobStage[ReportFacts]):
         again = [repeated(each) for each in self.jobs]
         inputs |= {f"verify{i}": artifact.key for i, artifact in enumerate(judged) if artifact is not None}
         inputs |= {f"stability{i}": artifact.key for i, artifact in enumerate(again) if artifact is not None}
+        tried = [found_trials(each) for each in self.jobs]
+        inputs |= {f"trials{i}": artifact.key for i, artifact in enumerate(tried) if artifact is not None}
         first = next((artifact for artifact in judged if artifact is not None), None)
         lost = None if first is None else consequences_of(job.store, first)
         if lost is not None:
