@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.figures import configured
 from saelink.compose import register
-from saelink.config.schema import Ablation, Config
+from saelink.config.schema import AblationValue, Config
 from saelink.evidence.logic import wilson
 from saelink.evidence.logic_trials import TRIALS_FILE, LogicTrialsStage, named_logic
 from saelink.evidence.silence import silence_of
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _resampled(cfg: Config) -> Config:
-    return replace(cfg, verify=replace(cfg.verify, ablation=Ablation.resample))
+    return replace(cfg, verify=replace(cfg.verify, ablation=AblationValue.resample))
 
 
 def _outcomes(job: Job) -> dict[str, Any]:

@@ -142,12 +142,14 @@ def run_evaluate(job: Job) -> None:
 def run_verify(job: Job) -> None:
     from saelink.evidence.consequences import ConsequencesStage, chosen_edges
     from saelink.evidence.evaluate import EvaluateStage
+    from saelink.evidence.joint_effects import JointStage
     from saelink.evidence.logic_trials import LogicTrialsStage
     from saelink.evidence.outlook import outlook
     from saelink.evidence.stability import Stability, StabilityStage, wanted
     from saelink.evidence.verify import VerifyStage
     from saelink.interventions.effects import EffectsStage, check_measurable, need_effects
     from saelink.interventions.moved_effects import moved_link
+    from saelink.terminal.joint import print_joint
     from saelink.terminal.logic import print_trials
     from saelink.terminal.verdicts import print_consequences, print_verdicts
 
@@ -159,6 +161,7 @@ def run_verify(job: Job) -> None:
     EffectsStage(job).check()
     if EffectsStage(job).find() is None:
         need_effects(job)
+    JointStage(job).check()
     if wanted(job.cfg):
         StabilityStage(job).check()
     with tracked(job) as (job, show):
@@ -169,10 +172,13 @@ def run_verify(job: Job) -> None:
         verdicts, evaluation = VerifyStage(job).pull(), EvaluateStage(job).pull()
         stable = None if again is None else Stability(again.pull())
         trials = LogicTrialsStage(job).pull()
+        joint = JointStage(job).pull() if job.cfg.verify.joint else None
         asked = job.cfg.verify.consequences or job.cfg.verify.chosen
         lost = ConsequencesStage(job).pull() if asked else None
         print_verdicts(job.observer, verdicts, evaluation, stable)
         print_trials(job.observer, trials)
+        if joint is not None:
+            print_joint(job.observer, joint)
         if lost is not None:
             print_consequences(job.observer, lost)
         job.observer.say(f"\n  {verdicts.path}")

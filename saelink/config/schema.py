@@ -46,7 +46,7 @@ class Normalise(Enum):
     energy = "energy"
 
 
-class Ablation(Enum):
+class AblationValue(Enum):
     """What stands in the place of a latent that is ablated: nothing, or its activation on another token."""
 
     zero = "zero"
@@ -293,7 +293,7 @@ class VerifyConfig:
     """Test tokens that are looked at, always the first ones."""
     fit_tokens: int = 400_000
     """Training tokens that are looked at for solver=causal."""
-    ablation: Ablation = Ablation.zero
+    ablation: AblationValue = AblationValue.zero
     """What comes for an ablated source: zero; resample: its activation on a token drawn from all that are looked at,
     0 where it is not active there."""
     strong: float = 0.1
@@ -307,6 +307,9 @@ class VerifyConfig:
     (6: three minutes on 2 cores for the default model)."""
     chosen: list[str] = field(default_factory=list[str])
     """Further edges for this, source-target, such as [353-1262]."""
+    joint: int = 64
+    """Targets, evenly spread over those with two strong effects, of which pairs and the strongest sources are also
+    taken out together; 0: none."""
     stability: bool | None = None
     """Also fit again on halves of the documents: how often is each edge chosen? null: where that is cheap (exact,
     causal); true: also for proximal, which is trained four times more."""

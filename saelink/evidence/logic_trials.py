@@ -19,13 +19,12 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
-from saelink.config.schema import Ablation
 from saelink.evidence.edges import TARGETS_FILE, EdgesStage
 from saelink.evidence.intervals import Share, share_of
 from saelink.evidence.logic import HIGH, MIN_TOKENS
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.block import most_tokens, open_block
-from saelink.interventions.effects import check_measurable, measurable
+from saelink.interventions.effects import ablation_recipe, check_measurable, measurable
 from saelink.interventions.joint import Gone, Joint, each, evenly
 from saelink.job import Job, JobStage
 from saelink.store.artifact import Artifact
@@ -190,13 +189,12 @@ class LogicTrialsStage(JobStage[LogicTrialsFacts]):
 
     def recipe(self) -> dict[str, Any]:
         cfg = self.job.cfg
-        drawn = {} if cfg.verify.ablation is Ablation.zero else {"ablation": cfg.verify.ablation.name}
         return {
             "tokens": most_tokens(cfg, "test"),
             "drop_positions": cfg.data.drop_positions,
             "max_norm_ratio": cfg.data.max_norm_ratio,
             "model_dtype": cfg.model.dtype.name,
-            **drawn,
+            **ablation_recipe(cfg),
         }
 
     def inputs(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from saelink.config.schema import Ablation
+from saelink.config.schema import AblationValue
 from saelink.interventions.block import STEP, Block, encoded_with_floor
 from saelink.interventions.replaced import replaced_by
 from saelink.latents.rows import Rows, sparse_linear
@@ -35,7 +35,7 @@ class Gone(NamedTuple):
 class Joint:
     """A link's computation, from which sets of source latents can be taken."""
 
-    def __init__(self, block: Block, scales: list[float], ablation: Ablation = Ablation.zero):
+    def __init__(self, block: Block, scales: list[float], ablation: AblationValue = AblationValue.zero):
         """`scales` are the units of the sources and, last, of the target."""
         self.block, self.scale = block, scales[-1]
         self._ablation = ablation
@@ -61,11 +61,14 @@ class Joint:
         """[n] bool: where a target is on."""
         return _on(self.by_target, target, self.target_noise)
 
+    def amount(self, token: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        """[p] a source's activation at a token, less what comes for it, in raw units."""
+        return self.active.at(token, source) - replaced_by(self._ablation, self.by_source, token, source)
+
     def taken(self, token: torch.Tensor, gone: Gone) -> list[torch.Tensor]:
         """By source hook [m, d_in] what the sources that go write at each of the tokens [m], less what comes for it."""
         of = token[gone.row]
-        value = self.active.at(of, gone.source)
-        value = value - replaced_by(self._ablation, self.by_source, of, gone.source)
+        value = self.amount(of, gone.source)
         rows = Rows.from_pairs(gone.row, gone.source, value, n=len(token), d=self.active.d)
         side, first, found = self.block.side, 0, list[torch.Tensor]()
         for number, sae in enumerate(self.block.source_saes):

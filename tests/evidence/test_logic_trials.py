@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from saelink.config.schema import Ablation, Config
+from saelink.config.schema import AblationValue, Config
 from saelink.evidence.edges import TARGETS_FILE, EdgesStage
 from saelink.evidence.intervals import share_of
 from saelink.evidence.logic import wilson
@@ -87,7 +87,7 @@ def test_few_tokens_decide_nothing() -> None:
 
 def test_resampling_takes_most_of_a_rare_latent_out() -> None:
     a = sources(density=0.05)
-    joint = Joint(planted_block(a, [RULES["copy"]]), [1.0, 1.0], Ablation.resample)
+    joint = Joint(planted_block(a, [RULES["copy"]]), [1.0, 1.0], AblationValue.resample)
     (trial,) = tried(joint, [(0, claims_of(joint, "copy", 0, [0])[0])], torch.arange(len(a)))
     assert 0 < trial.after < 0.2 * trial.before and outcome(joint, "copy", [0]) == "holds"
 
