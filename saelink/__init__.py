@@ -16,6 +16,7 @@ What you call, in this order; each function computes what is missing and reuses 
     make_report, open    an HTML page; its cards in Python: open(report.key).target(5)
     export_connector     a folder for others              load_connector: reads one, predicts
     prompt_graph         one prompt's attribution graph
+    test                 is a circuit what computes its target: test(job, "OF138")
     qk                   which pairs of latents decide where a layer's heads look
 
 Results are artifacts: `key`, `path`, `facts` (figures), `files`, `json(name)`, `tensors(name)`. They show
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         prompt_graph,
         qk,
         sweep_connectors,
+        test,
         verify_edges,
     )
     from saelink.errors import SaelinkError
@@ -66,6 +68,7 @@ __all__ = [
     "prompt_graph",
     "qk",
     "sweep_connectors",
+    "test",
     "verify_edges",
 ]
 

@@ -108,6 +108,18 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
     launch("show", [word for word in words if word not in asked], jobs.show(side, latent, as_json, verbose))
 
 
+@app.command("test", context_settings=PASS_TO_HYDRA)
+def circuit_tests(context: typer.Context, arguments: Overrides = None) -> None:
+    """Test whether circuits are what computes their targets: test OF138."""
+    words = words_of(context, arguments)
+    names = [word for word in words if not is_override(word) and not word.startswith("-")]
+    if asks_for_help(words):
+        names = names or ["OF0"]  # never looked at
+    if not names:
+        raise SaelinkError("test: name at least one target latent, such as `saelink test OF138`")
+    launch("test", [word for word in words if word not in names], jobs.test(names))
+
+
 @app.command("graph", context_settings=PASS_TO_HYDRA)
 def graph(context: typer.Context, arguments: Overrides = None) -> None:
     """Write a prompt's graph: graph "The old king"."""

@@ -213,6 +213,23 @@ def run_qk(job: Job) -> None:
     job.observer.say(f"\n  {artifact.path}")
 
 
+def test(names: list[str]) -> Command:
+    """Test the circuits of some target latents."""
+
+    def command(job: Job) -> None:
+        from saelink.config.check import single
+        from saelink.evidence.names import Names
+        from saelink.evidence.protocol import CircuitTestsStage, numbers_of
+        from saelink.terminal.protocol import print_tests
+
+        job = job.at(single(job.cfg))
+        artifact = CircuitTestsStage(job, numbers_of(job, names)).pull()
+        print_tests(job.observer, artifact, Names(job))
+        job.observer.say(f"\n  {artifact.path}")
+
+    return command
+
+
 def run_export(job: Job) -> None:
     from saelink.share.export import ExportStage
 
