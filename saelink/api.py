@@ -135,7 +135,7 @@ def verify_edges(cfg: Config, observer: Observer | None = None) -> VerifiedEdges
     return VerifiedEdges(VerifyStage(_job(single(cfg), observer)).pull())
 
 
-def test(cfg: Config, *circuits: str, observer: Observer | None = None) -> Shown[Any]:
+def test(cfg: Config, *circuits: str, observer: Observer | None = None) -> Shown[Any]:  # noqa: PT028
     """Tests of whether circuits are what computes their targets: test(job, "OF138", "OF1297").
 
     File `tests.json`: a list with, for each, its sources and tokens, equivalence, independence and by edge minimality,

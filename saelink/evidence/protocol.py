@@ -89,7 +89,11 @@ class CircuitTestsFacts(TypedDict):
 
 
 def numbers_of(job: Job, names: Sequence[str]) -> list[int]:
-    """The target latents that names such as OF138, or 138, mean. Raises SaelinkError for one that means none."""
+    """The target latents that names such as OF138, or 138, mean.
+
+    Raises SaelinkError for one that means none, and for a link whose effects can't be measured.
+    """
+    check_measurable(job.cfg)
     found: list[int] = []
     for name in names:
         number = name.upper().removeprefix("OF")
