@@ -41,7 +41,8 @@ class Joint:
         self._ablation = ablation
         sae = block.target_sae
         with torch.inference_mode():
-            self.before, self.floor = encoded_with_floor(sae, block.computation.outputs())
+            self._outputs = block.computation.outputs()
+            self.before, self.floor = encoded_with_floor(sae, self._outputs)
             self.active = block.active()
         self.by_source, self.by_target = self.active.transposed(), self.before.transposed()
         """[d, n] the tokens by latent."""
@@ -94,8 +95,7 @@ class Joint:
 
     def own(self, token: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """[m] the targets' pre-activations where nothing is taken out."""
-        outputs = self.block.computation.outputs()
-        return self.pre_act(outputs[token.to(outputs.device)], target)
+        return self.pre_act(self._outputs[token.to(self._outputs.device)], target)
 
     def without(self, token: torch.Tensor, gone: Gone, target: torch.Tensor) -> torch.Tensor:
         """[m] the pre-activation of target[m] at each token [m], without the sources that go there."""
