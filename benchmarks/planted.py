@@ -1,6 +1,6 @@
 """Planted circuits at the width and sparsity of real latents: power and false positives of logic, trials and verdicts.
 
-    python -m benchmarks.planted     # about 10 minutes on 2 cores; writes benchmarks/planted.json
+    python -m benchmarks.planted [noise ...]     # some minutes on 2 cores; writes benchmarks/planted.json
 
 2,304 source latents, 32 active on a token, rates spread over two orders of magnitude, in random directions of 576
 dimensions: reading one picks up the others. An MLP behind an RMSNorm computes each planted target from what it reads.
@@ -13,6 +13,7 @@ docs/results/logic.md says was.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,11 +203,13 @@ def seen_of(true: Rows, noise: float, rate: torch.Tensor, generator: torch.Gener
 
 
 def main() -> None:
-    result: dict[str, Any] = {}
-    for noise in NOISES:
-        result[f"{noise:g}"] = measured(noise, SEED)
-        print(noise, json.dumps(result[f"{noise:g}"], indent=1), flush=True)
-        Path(__file__).with_name("planted.json").write_text(json.dumps(result, indent=1) + "\n")
+    path = Path(__file__).with_name("planted.json")
+    for noise in [float(word) for word in sys.argv[1:]] or NOISES:
+        row = measured(noise, SEED)
+        print(noise, json.dumps(row, indent=1), flush=True)
+        result = json.loads(path.read_text()) if path.exists() else {}
+        result[f"{noise:g}"] = row
+        path.write_text(json.dumps(dict(sorted(result.items())), indent=1) + "\n")
 
 
 def measured(noise: float, seed: int) -> dict[str, Any]:

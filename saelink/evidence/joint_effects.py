@@ -134,30 +134,51 @@ class Measured(NamedTuple):
     claim: torch.Tensor
 
 
-def measure_sets(joint: Joint, sets: Sets, connector: Connector | None, unit: torch.Tensor) -> Measured:
-    """What each set does together and one by one, and what a connector says; `unit` [d_source] of its sources."""
-    lengths = torch.tensor([len(token) for token in sets.token])
-    n = len(lengths)
-    token = torch.cat(sets.token)
-    set_of = torch.repeat_interleave(torch.arange(n), lengths)
-    target = torch.tensor(sets.target)[set_of]
-    first = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    row = torch.cat([gone.row + start for gone, start in zip(sets.gone, first.tolist(), strict=False)])
-    gone = Gone(row, torch.cat([gone.source for gone in sets.gone]))
+class _Together(NamedTuple):
+    """All sets' tokens one after another."""
+
+    set_of: torch.Tensor
+    """[m] the set of each token,"""
+    token: torch.Tensor
+    target: torch.Tensor
+    gone: Gone
+    lengths: torch.Tensor
+    """[sets]"""
+
+    @staticmethod
+    def of(sets: Sets) -> _Together:
+        lengths = torch.tensor([len(token) for token in sets.token])
+        set_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        first = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        row = torch.cat([gone.row + start for gone, start in zip(sets.gone, first.tolist(), strict=False)])
+        gone = Gone(row, torch.cat([gone.source for gone in sets.gone]))
+        return _Together(set_of, torch.cat(sets.token), torch.tensor(sets.target)[set_of], gone, lengths)
+
+    def mean(self, values: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+        """[sets] the sum of values over the tokens of each set, over how many these are."""
+        total = torch.zeros(len(self.lengths), dtype=torch.float64).index_add_(0, of, values.double())
+        return (total / self.lengths).float()
+
+
+def measure_sets(joint: Joint, sets: Sets) -> tuple[torch.Tensor, torch.Tensor]:
+    """[sets] what each set does together, and the sum of what each of its sources does alone."""
+    every = _Together.of(sets)
+    token, target, gone = every.token, every.target, every.gone
     with torch.inference_mode():
         own = joint.value(joint.own(token, target), token, target)
         together = own - joint.value(joint.without(token, gone, target), token, target)
-        alone_token, alone_target = token[row], target[row]
-        alone = joint.without(alone_token, Gone(torch.arange(len(row)), gone.source), alone_target)
-        single = own[row] - joint.value(alone, alone_token, alone_target)
-        claim = torch.zeros(len(token))
-        if connector is not None:
-            claim = _claimed(joint, connector, token, gone, target, unit)
+        of, to = token[gone.row], target[gone.row]
+        alone = joint.without(of, Gone(torch.arange(len(of)), gone.source), to)
+        single = own[gone.row] - joint.value(alone, of, to)
+    return every.mean(together, every.set_of), every.mean(single, every.set_of[gone.row])
 
-    def mean(values: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-        return (torch.zeros(n, dtype=torch.float64).index_add_(0, of, values.double()) / lengths).float()
 
-    return Measured(mean(together, set_of), mean(single, set_of[row]), mean(claim, set_of))
+def claims_on_sets(joint: Joint, sets: Sets, connector: Connector, unit: torch.Tensor) -> torch.Tensor:
+    """[sets] what a connector's prediction loses with each set; `unit` [d_source] of its sources."""
+    every = _Together.of(sets)
+    with torch.inference_mode():
+        claim = _claimed(joint, connector, every.token, every.gone, every.target, unit)
+    return every.mean(claim, every.set_of)
 
 
 def _claimed(
@@ -271,7 +292,7 @@ class JointStage(JobStage[JointFacts]):
         unit = torch.tensor(job.sides.scales[:-1])[joint.block.side]
         figures: dict[str, Any] = {}
         if sets.target:
-            found = measure_sets(joint, sets, connector, unit)
+            found = Measured(*measure_sets(joint, sets), claims_on_sets(joint, sets, connector, unit))
             target, size = torch.tensor(sets.target), torch.tensor(sets.size)
             found = Measured(*(values / measured.target_mean[target] for values in found))
             figures = figures_of(target, size, found)

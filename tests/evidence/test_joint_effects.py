@@ -15,6 +15,7 @@ from saelink.evidence.joint_effects import (
     JointStage,
     Measured,
     agreement,
+    claims_on_sets,
     figures_of,
     measure_sets,
     sets_of,
@@ -43,23 +44,23 @@ def test_interactions_have_the_sign_of_what_is_planted(word: str, sign: int) -> 
     measured = measure_effects(open_measurement(block, 10_000), Observer())
     assert strongest_sources(measured, 20, 0.1, 10).keys() == {0}
     sets = sets_of(joint, {0: [0, 1]})
-    found = measure_sets(joint, sets, None, torch.ones(a.shape[1]))
+    together, summed = measure_sets(joint, sets)
     pair, top = sets.size.index(0), sets.size.index(2)
-    interaction = found.joint - found.summed
+    interaction = together - summed
     assert interaction[pair] * sign > 0.3 and interaction[top] * sign > 0
     both = (a[:, 0] > 0) & (a[:, 1] > 0)
     token = sets.token[pair]
     assert bool(both[token].all())
     rule = RULES[word]
     truth = rule(a[token]) - rule(a[token] * 0)
-    assert found.joint[pair].item() == pytest.approx(truth.mean().item(), abs=1e-5)
+    assert together[pair].item() == pytest.approx(truth.mean().item(), abs=1e-5)
 
 
 def test_what_adds_up_has_no_interaction() -> None:
     a = sources()
     joint = Joint(planted_block(a, [lambda s: s[:, 0] + 2 * s[:, 1] + s[:, 2]]), [1.0, 1.0])
-    found = measure_sets(joint, sets_of(joint, {0: [1, 0, 2]}), None, torch.ones(a.shape[1]))
-    assert torch.allclose(found.joint, found.summed, atol=1e-5) and bool((found.joint > 0.5).all())
+    together, summed = measure_sets(joint, sets_of(joint, {0: [1, 0, 2]}))
+    assert torch.allclose(together, summed, atol=1e-5) and bool((together > 0.5).all())
 
 
 def test_agreement_of_what_agrees() -> None:
@@ -84,13 +85,13 @@ def test_a_linear_connectors_claims_are_its_weights(config: Callable[..., Config
     joint = Joint(open_block(job, "test"), job.sides.scales)
     sets = sets_of(joint, {int(connector.target_ids[0]): list(range(6)), int(connector.target_ids[3]): [7, 3, 9]})
     unit = torch.tensor(job.sides.scales[:-1])[joint.block.side]
-    found = measure_sets(joint, sets, connector, unit)
+    found = claims_on_sets(joint, sets, connector, unit)
     weight = connector.output_weight()
     column = {int(latent): i for i, latent in enumerate(connector.target_ids)}
     for number, (target, token, gone) in enumerate(zip(sets.target, sets.token, sets.gone, strict=True)):
         amount = joint.active.at(token[gone.row], gone.source) / unit[gone.source]
         expected = (amount * weight[gone.source, column[target]]).sum() / len(token)
-        assert found.claim[number].item() == pytest.approx(expected.item(), abs=1e-5)
+        assert found[number].item() == pytest.approx(expected.item(), abs=1e-5)
     assert sets.target
     artifact = JointStage(job).pull()
     figures = artifact.json(JOINT_FILE)
