@@ -18,6 +18,7 @@ What you call, in this order; each function computes what is missing and reuses 
     prompt_graph         one prompt's attribution graph, of one layer or several
     intervene            latents changed on a prompt, in the model and by its graph
     circuit              what leads to a latent over several layers, and where it leads
+    test                 is a circuit what computes its target: test(job, "OF138")
     qk                   which pairs of latents decide where a layer's heads look
 
 Results are artifacts: `key`, `path`, `facts` (figures), `files`, `json(name)`, `tensors(name)`. They show
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         prompt_graph,
         qk,
         sweep_connectors,
+        test,
         verify_edges,
     )
     from saelink.errors import SaelinkError
@@ -72,6 +74,7 @@ __all__ = [
     "prompt_graph",
     "qk",
     "sweep_connectors",
+    "test",
     "verify_edges",
 ]
 

@@ -135,6 +135,22 @@ def verify_edges(cfg: Config, observer: Observer | None = None) -> VerifiedEdges
     return VerifiedEdges(VerifyStage(_job(single(cfg), observer)).pull())
 
 
+def test(cfg: Config, *circuits: str, observer: Observer | None = None) -> Shown[Any]:  # noqa: PT028
+    """Tests of whether circuits are what computes their targets: test(job, "OF138", "OF1297").
+
+    File `tests.json`: a list with, for each, its sources and tokens, equivalence, independence and by edge minimality,
+    each with `p` and `p_corrected` (Holm, over all that are asked). Raises SaelinkError for a name that means no target
+    latent and for a target without edges.
+    """
+    from saelink.evidence.protocol import CircuitTestsStage, numbers_of
+    from saelink.report.shown import Shown
+
+    if not circuits:
+        raise SaelinkError('test: name at least one target latent, such as saelink.test(job, "OF138")')
+    job = _job(single(cfg), observer)
+    return Shown(CircuitTestsStage(job, numbers_of(job, circuits)).pull())
+
+
 def make_report(cfg: Config, observer: Observer | None = None) -> Shown[Any]:
     """The HTML page of the connectors at all penalties of cfg.l1_alpha; its file is report.html.
 

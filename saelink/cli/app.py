@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from saelink.cli import jobs, wandb
+from saelink.cli import jobs, named, wandb
 from saelink.cli.launch import launch, one_line, print_line
 from saelink.cli.signals import StoppedError, stopping
 from saelink.cli.words import asks_for_help, is_change, is_override
@@ -97,15 +97,15 @@ def track(context: typer.Context, arguments: Overrides = None) -> None:
     keys = [word for word in words if not is_override(word) and not word.startswith("-")]
     if not keys and not asks_for_help(words):
         raise SaelinkError("track: name at least one train artifact; `saelink ls` lists their keys")
-    launch("track", [word for word in words if word not in keys], jobs.track(keys))
+    launch("track", [word for word in words if word not in keys], named.track(keys))
 
 
 @app.command("blind", context_settings=PASS_TO_HYDRA)
 def blind(context: typer.Context, arguments: Overrides = None) -> None:
-    """Draw pairs for a blind judge, or score answers: blind answers.csv."""
+    """Draw pairs for a blind judge, or score the answers."""
     words = words_of(context, arguments)
     files = [] if asks_for_help(words) else _behind(words)
-    launch("blind", [word for word in words if word not in files], jobs.blind(files))
+    launch("blind", [word for word in words if word not in files], named.blind(files))
 
 
 @app.command("cite")
@@ -134,7 +134,7 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
     side, latent = asked
     if side == "target" and not latent.isdigit():
         raise SaelinkError(f"show target {latent}: give the latent's number, such as 1064")
-    launch("show", [word for word in words if word not in asked], jobs.show(side, latent, as_json, verbose))
+    launch("show", [word for word in words if word not in asked], named.show(side, latent, as_json, verbose))
 
 
 def prompt_words(words: list[str]) -> list[str]:
@@ -147,12 +147,24 @@ def prompt_words(words: list[str]) -> list[str]:
     return asked
 
 
+@app.command("test", context_settings=PASS_TO_HYDRA)
+def circuit_tests(context: typer.Context, arguments: Overrides = None) -> None:
+    """Test whether a circuit computes its target: test OF138."""
+    words = words_of(context, arguments)
+    names = _behind(words)
+    if asks_for_help(words):
+        names = names or ["OF0"]  # never looked at
+    if not names:
+        raise SaelinkError("test: name at least one target latent, such as `saelink test OF138`")
+    launch("test", [word for word in words if word not in names], named.test(names))
+
+
 @app.command("graph", context_settings=PASS_TO_HYDRA)
 def graph(context: typer.Context, arguments: Overrides = None) -> None:
     """Write a prompt's graph: graph "The old king"."""
     words = words_of(context, arguments)
     asked = prompt_words(words)
-    launch("graph", [word for word in words if word not in asked], jobs.graph(asked))
+    launch("graph", [word for word in words if word not in asked], named.graph(asked))
 
 
 @app.command("intervene", context_settings=PASS_TO_HYDRA)
@@ -162,19 +174,19 @@ def intervene(context: typer.Context, arguments: Overrides = None) -> None:
     changes = [word for word in words if is_change(word)]
     words = [word for word in words if word not in changes]
     asked = prompt_words(words)
-    launch("intervene", [word for word in words if word not in asked], jobs.intervene(asked, changes))
+    launch("intervene", [word for word in words if word not in asked], named.intervene(asked, changes))
 
 
 @app.command("circuit", context_settings=PASS_TO_HYDRA)
 def circuit(context: typer.Context, arguments: Overrides = None) -> None:
-    """Show what leads to a latent, and where it leads: circuit OF1262."""
+    """Show what leads to a latent over layers: circuit OF1262."""
     words = words_of(context, arguments)
     asked = [word for word in prompt_words(words) if not is_override(word)]
     if asks_for_help(words):
         asked = ["OF0"]  # never looked at
     if len(asked) != 1:
         raise SaelinkError("circuit: name one latent, such as saelink circuit OF1262@L3 layers=0-3")
-    launch("circuit", [word for word in words if word not in asked], jobs.circuit(asked[0]))
+    launch("circuit", [word for word in words if word not in asked], named.circuit(asked[0]))
 
 
 app.add_typer(wandb.app, name="wandb")
@@ -210,7 +222,7 @@ def ls(
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
     outputs: Outputs = "outputs",
 ) -> None:
-    """List the artifacts of a store: stage, key, FVU, size, age, what.
+    """List a store's artifacts: stage, key, FVU, size, age, what.
 
     The FVU of a fit is that on validation documents, of an evaluation that on test documents.
     """

@@ -154,7 +154,7 @@ PAGES = {
         {
             "What is explained": TARGETS,
             "The ablations": "verify.tokens verify.tokens_per_source verify.strong verify.null_sources "
-            "verify.stability verify.stability_targets verify.consequences verify.chosen",
+            "verify.stability verify.stability_targets verify.consequences verify.chosen verify.ablation verify.joint",
             "The fit": FIT,
             "Where it runs": TRACKED,
         },
@@ -230,6 +230,21 @@ PAGES = {
             "Where it runs": PLACE,
         },
         "(target|source) LATENT [--json] [-v]",
+    ),
+    "test": Page(
+        "Tests whether a circuit is what computes its target in the model: the target by its circuit alone "
+        "(equivalence), what is left without it (independence), and whether each edge does more than a random source "
+        "(minimality), with p-values corrected for all that are asked. NAME is a target latent such as OF138; its "
+        "circuit are the eval.edges strongest edges into it that ablation does not refute. Fits the connector first.",
+        ("saelink test OF138", "saelink test OF138 OF1297 eval.edges=3", "saelink test OF138 layer=3 l1_alpha=3e-3"),
+        {
+            "The circuit": "eval.edges",
+            "The ablations": "verify.tokens verify.ablation",
+            "What is explained": TARGETS,
+            "The fit": FIT,
+            "Where it runs": PLACE,
+        },
+        "NAME...",
     ),
     "graph": Page(
         "Writes what the connector says of one prompt as an attribution graph that circuit-tracer and Neuronpedia "

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import torch
 
+from saelink.config.evidence import AblationValue
 from saelink.connectors import CONNECTORS
 from saelink.connectors.base import Connector
 from saelink.connectors.linear import LinearConnector
 from saelink.interventions.measure import choose_ablations
 from saelink.interventions.pairs import Effects
+from saelink.interventions.replaced import replaced_by
 from saelink.job import Job
 from saelink.latents.rows import Rows
 from saelink.latents.split import Tokens
@@ -74,8 +76,11 @@ def need_claims(job: Job) -> None:
     )
 
 
-def claims(connector: Connector, measured: Effects, test: Tokens, most: int, device: str, observer: Observer) -> Claims:
-    """What the predictions of a connector lose on average without each source."""
+def claims(
+    connector: Connector, measured: Effects, test: Tokens, most: int, device: str, observer: Observer,
+    ablation: AblationValue = AblationValue.zero,
+) -> Claims:  # fmt: skip
+    """What the predictions of a connector lose on average without each source, or with what comes for it."""
     if len(connector.penalised()) == 1 and not connector.relu_output:
         weights = weights_of(connector)
         value = weights.value * measured.source_mean[weights.source]
@@ -92,15 +97,20 @@ def claims(connector: Connector, measured: Effects, test: Tokens, most: int, dev
             sums = torch.zeros(len(sources), connector.d_target)
             for low in range(0, len(chosen.token), STEP):
                 token, source = chosen.token[low : low + STEP], chosen.source[low : low + STEP]
-                sums.index_add_(0, source - first, _lost(connector, test.source.select(token), source, device))
+                comes = replaced_by(ablation, active, token, source)
+                sums.index_add_(0, source - first, _lost(connector, test.source.select(token), source, comes, device))
             n = torch.bincount(chosen.source - first, minlength=len(sources)).clamp(min=1)
             parts.append(Claims.of_dense(sums / n[:, None], first))
             bar.advance(len(sources))
     return Claims.stack(parts)
 
 
-def _lost(connector: Connector, rows: Rows, source: torch.Tensor, device: str) -> torch.Tensor:
-    """[n, d_target] what the predictions lose without source[r] in row r."""
-    kept = rows.indices != source[rows.row_of]
-    without = Rows(rows.offsets, rows.indices, rows.values * kept, rows.d)
+def _lost(
+    connector: Connector, rows: Rows, source: torch.Tensor, comes: torch.Tensor, device: str
+) -> torch.Tensor:  # fmt: skip
+    """[n, d_target] what the predictions lose with comes[r] for source[r] in row r, which is active there."""
+    row = rows.row_of
+    without = Rows(
+        rows.offsets, rows.indices, torch.where(rows.indices == source[row], comes[row], rows.values), rows.d
+    )
     return (connector(rows.to(device)) - connector(without.to(device))).cpu()

@@ -150,12 +150,17 @@ def removed(job: Job, edges: GraphEdges, given: Contributions) -> tuple[torch.Te
 
 def spearman_interval(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float, float]:
     """Spearman of x and y [n] with its 95% interval, by bootstrap over the entries."""
-    from scipy.stats import spearmanr
 
     def of(rows: torch.Tensor) -> float:
-        return float(spearmanr(x[rows].numpy(), y[rows].numpy()).statistic)
+        return float(torch.corrcoef(torch.stack([_ranks(x[rows]), _ranks(y[rows])]))[0, 1])
 
     drawn = torch.randint(len(x), (RESAMPLES, len(x)), generator=torch.Generator().manual_seed(0))
     again = torch.tensor([of(rows) for rows in drawn], dtype=torch.float64)
     low, high = again[~again.isnan()].quantile(again.new_tensor([0.025, 0.975])).tolist()
     return of(torch.arange(len(x))), low, high
+
+
+def _ranks(values: torch.Tensor) -> torch.Tensor:
+    """[n] float64: the rank of each, of equal ones the mean of theirs."""
+    _, place, count = values.unique(return_inverse=True, return_counts=True)
+    return (count.cumsum(0) - (count - 1) / 2).double()[place]

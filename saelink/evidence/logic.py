@@ -173,7 +173,7 @@ def _counted(active: dict[int, int], fired: int, on: tuple[int, ...], off: tuple
     return Condition(on, off, met.bit_count(), (met & fired).bit_count())
 
 
-def wilson(fired: int, tokens: int) -> tuple[float, float]:
+def wilson(fired: float, tokens: float) -> tuple[float, float]:
     """The 95% interval of a rate."""
     if not tokens:
         return 0.0, 1.0

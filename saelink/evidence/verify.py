@@ -76,7 +76,9 @@ def claims_of(job: Job, train: Artifact[TrainFacts], measured: Effects) -> tuple
     connector = fitted_connector(train)
     ids = connector.target_ids  # on the CPU; `claims` moves the connector
     test = load_split(job.cfg, job.sides, "test", ids)
-    return claims(connector, measured, test, job.cfg.verify.tokens_per_source, job.device, job.observer), ids
+    settings = job.cfg.verify
+    found = claims(connector, measured, test, settings.tokens_per_source, job.device, job.observer, settings.ablation)
+    return found, ids
 
 
 class VerifyStage(VerdictsStage):

@@ -2,8 +2,9 @@
 
     M_ij = mean over tokens where j is active of  f_i(x) - f_i(x - a_j d_j)
 
-with x the model's own activation at the source hook (the SAE's error stays in), a_j and d_j the latent's activation and
-decoder direction, and f the model's computation up to the target hook, norms recomputed, read by the target SAE. What
+with x the model's own activation at the source hook (the SAE's error stays in), a_j and d_j the latent's activation
+(with verify.ablation=resample less its activation on another token) and decoder direction, and f the model's
+computation up to the target hook, norms recomputed, read by the target SAE. What
 other tokens and other source hooks hold stays as it is (see block). A
 TopK SAE is read with a threshold held at the token's own k-th value: taking the top k anew would add what one latent's
 going does to its competitors. Effects don't add up to the target's activation.
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
+from saelink.config.evidence import AblationValue
 from saelink.config.schema import Config
 from saelink.engine.work import Work
 from saelink.errors import SaelinkError
@@ -73,6 +75,11 @@ def check_measurable(cfg: Config) -> None:
             f"link={cfg.link.name}: effects of single edges are measured between {', '.join(BLOCK_HOOKS)}; not for "
             f"{', '.join(unknown)}"
         )
+
+
+def ablation_recipe(cfg: Config) -> dict[str, str]:
+    """What verify.ablation adds to a recipe; nothing for zero ablation, which was all there was."""
+    return {} if cfg.verify.ablation is AblationValue.zero else {"ablation": cfg.verify.ablation.name}
 
 
 def nulls_of(cfg: Config) -> tuple[str, ...]:
@@ -221,6 +228,7 @@ class EffectsStage(JobStage[EffectsFacts]):
             "max_norm_ratio": cfg.data.max_norm_ratio,
             "latent_scale": cfg.latent_scale.name,
             "model_dtype": cfg.model.dtype.name,
+            **ablation_recipe(cfg),
         }
 
     def inputs(self) -> dict[str, str]:
@@ -270,7 +278,9 @@ class EffectsStage(JobStage[EffectsFacts]):
         elif self.null == "random weights":
             block.computation.permute()
         with torch.inference_mode():
-            return open_measurement(block, self._per_source, job.sides.scales, directions, self._sources())
+            return open_measurement(
+                block, self._per_source, job.sides.scales, directions, self._sources(), job.cfg.verify.ablation
+            )
 
     def _say(self, n_sources: int, changes: float) -> None:
         """What will be measured, and how much it needs of memory and disk; `changes` is of one source."""

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from saelink.config.evidence import AblationValue
 from saelink.interventions.block import FOLDS, STEP, Block, encoded_with_floor, read_held, rows_at_once
 from saelink.interventions.pairs import Effects, Pairs, pairs_of
+from saelink.interventions.replaced import replaced_by
 from saelink.kernels import in_parts
 from saelink.latents.rows import Rows, offsets_of
 from saelink.progress import Observer
@@ -34,7 +36,7 @@ class Changes(NamedTuple):
     source: torch.Tensor
     """[n] the source that was ablated."""
     value: torch.Tensor
-    """[n] its activation there."""
+    """[n] its activation there, less what comes for it."""
 
 
 class Ablations(NamedTuple):
@@ -86,6 +88,8 @@ class Measurement(NamedTuple):
     """[n] and what a value must reach to count at each token."""
     directions: torch.Tensor
     """[d_source, d_in] what is taken out."""
+    ablation: AblationValue = AblationValue.zero
+    """What comes for it."""
 
     @property
     def unit(self) -> torch.Tensor:
@@ -100,14 +104,14 @@ class Part(NamedTuple):
     tokens: torch.Tensor
     """[FOLDS, n] on how many tokens each was ablated."""
     source_mean: torch.Tensor
-    """[n] its mean activation there."""
+    """[n] its mean activation there, less what comes for it."""
     changes: Changes | None
     """What each ablation changed, where that is asked for."""
 
 
 def open_measurement(
     block: Block, most: int, scales: list[float] | None = None, directions: torch.Tensor | None = None,
-    sources: torch.Tensor | None = None,
+    sources: torch.Tensor | None = None, ablation: AblationValue = AblationValue.zero,
 ) -> Measurement:  # fmt: skip
     """What measuring the effects of a block's sources starts from.
 
@@ -125,6 +129,7 @@ def open_measurement(
         before,
         floor,
         block.directions() if directions is None else directions,
+        ablation,
     )
 
 
@@ -138,6 +143,8 @@ def effects_of_sources(
     block, scale = given.block, given.scales[-1]
     ids = given.sources[low:high]
     chosen = choose_ablations(given.active, block.fold, given.most, ids)
+    comes = replaced_by(given.ablation, given.active, chosen.token, chosen.source)
+    chosen = chosen._replace(value=chosen.value - comes)
     number = torch.searchsorted(ids, chosen.source)
     n = len(ids)
     reached = 0

@@ -19,6 +19,7 @@ import torch
 from saelink.attention.heads import load_attention
 from saelink.attention.moved import Moves, moved_most, only_moved
 from saelink.attention.stage import open_moves
+from saelink.config.evidence import AblationValue
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.interventions.block import FOLDS, encoded_with_floor, most_tokens
@@ -154,6 +155,11 @@ def check_moved(job: Job) -> None:
         raise SaelinkError(
             f"link={job.cfg.link.name}: effects through attention are measured from moved latents alone (ov or "
             "ov_summed) to hook_attn_out"
+        )
+    if job.cfg.verify.ablation is not AblationValue.zero:
+        raise SaelinkError(
+            f"verify.ablation={job.cfg.verify.ablation.name} link={job.cfg.link.name}: moved latents are ablated to "
+            "zero alone; leave verify.ablation out"
         )
 
 

@@ -170,7 +170,7 @@ class Splice:
 
             return [(before, keep), (written, write)]
 
-        return next_token_losses(self._bridge, self.test.ids, hooks, self._bar)
+        return next_token_losses(self.bridge, self.test.ids, hooks, self.bar)
 
     def _run(self, how: Callable[..., Any], tensor: torch.Tensor | None) -> torch.Tensor:
         return next_token_losses(self.bridge, self.test.ids, self.hooks(how, tensor), self.bar)

@@ -7,7 +7,7 @@ token with something taken out stands as a copy behind its sequence, at its own 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -53,6 +53,10 @@ class Chain:
     def without(self, token: torch.Tensor, side: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
         """[m, d_out] at the target hook where `taken` [m, d_in] is taken out of each of the tokens [m]."""
         return self.module(self._x[token.to(self._x.device)] - taken)
+
+    def without_all(self, token: torch.Tensor, taken: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The same with `taken` [m, d_in] of every source hook, of which there is one."""
+        return self.without(token, torch.zeros_like(token), taken[0])
 
     def permute(self) -> None:
         """Put the weights into a random order."""
@@ -107,13 +111,20 @@ class Attended:
 
     def without(self, token: torch.Tensor, side: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
         """[m, d_out] at the target hook where `taken` [m, d_in] is taken out at source hook side[m] of each token."""
+        side = side.to(self._device)
+        return self.without_all(
+            token, [torch.where((side == number)[:, None], taken, 0.0) for number in range(len(self._x))]
+        )
+
+    def without_all(self, token: torch.Tensor, taken: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The same with `taken` [m, d_in] of every source hook; a sequence's tokens stand together."""
         out = torch.empty(len(token), self._y.shape[1], device=self._device)
         sequences, lengths = self.groups[token].unique_consecutive(return_counts=True)
         first = 0
         for sequence, length in zip(sequences.tolist(), lengths.tolist(), strict=True):
             for start in range(first, first + length, COPIES):
                 part = slice(start, min(start + COPIES, first + length))
-                out[part] = self._run(sequence, token[part], side[part], taken[part])
+                out[part] = self._run(sequence, token[part], [each[part] for each in taken])
             first += length
         return out
 
@@ -134,9 +145,9 @@ class Attended:
         last = (self.groups == self.groups[-1]).nonzero().flatten()
         token = last[torch.arange(COPIES) % len(last)]
         own = self._y[token.to(self._device)]
-        nothing = torch.zeros(COPIES, self._x[0].shape[1], device=self._device)
+        nothing = [torch.zeros(COPIES, x.shape[1], device=self._device) for x in self._x]
         try:
-            found = self._run(int(self.groups[-1]), token, torch.zeros_like(token), nothing)
+            found = self._run(int(self.groups[-1]), token, nothing)
             agrees = bool(((found - own).norm(dim=1) <= AGREES * own.norm(dim=1).clamp(min=1e-6)).all())
         except RuntimeError:  # sizes of its own that don't fit the longer sequence
             agrees = False
@@ -146,14 +157,12 @@ class Attended:
                 "positions by other means than its arguments); effects of single edges can't be measured for it"
             )
 
-    def _run(self, sequence: int, token: torch.Tensor, side: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
-        """The target's activations at copies of some of a sequence's tokens."""
+    def _run(self, sequence: int, token: torch.Tensor, taken: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The target's activations at copies of some of a sequence's tokens; `taken` is of each source hook."""
         self._enter(sequence)
         position = self._position[token].to(self._device)
-        at, side = token.to(self._device), side.to(self._device)
-        given = [
-            x[at] - torch.where((side == number)[:, None], taken, 0.0) for number, x in enumerate(self._x)
-        ]  # fmt: skip
+        at = token.to(self._device)
+        given = [x[at] - each for x, each in zip(self._x, taken, strict=True)]
         arguments = dict(self._arguments)
         hidden = arguments["hidden_states"]
         copies = hidden[:, position]
@@ -268,13 +277,13 @@ class Steps(torch.nn.Module):
         """flat: whether the model gives them [n, d]; else [1, n, d], a batch of one sequence, as experts insist on."""
         super().__init__()
         self.steps = torch.nn.ModuleList(modules)
-        self._flat = flat
+        self.flat = flat
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = x if self._flat else x[None]
+        out = x if self.flat else x[None]
         for step in self.steps:
             out = first_of(step(out))
-        return out if self._flat else out[0]
+        return out if self.flat else out[0]
 
 
 def load_module(cfg: Config, info: ModelInfo, source: str, target: str, device: str) -> Steps:

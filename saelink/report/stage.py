@@ -21,6 +21,7 @@ from saelink.evidence.effectiveness import EffectivenessStage, has_outputs
 from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage, shape_of
 from saelink.evidence.hidden_units import HiddenUnitsStage
 from saelink.evidence.labels import load_labels
+from saelink.evidence.logic_trials import found_trials
 from saelink.evidence.stability import repeated
 from saelink.evidence.transcoder import TranscoderStage
 from saelink.evidence.verify import verdicts_of
@@ -130,6 +131,8 @@ class ReportStage(JobStage[ReportFacts]):
         owed = [EffectivenessStage(each).find() if has_outputs(each) else None for each in self.jobs]
         inputs |= {f"outputs{i}": artifact.key for i, artifact in enumerate(owed) if artifact is not None}
         inputs |= {f"stability{i}": artifact.key for i, artifact in enumerate(again) if artifact is not None}
+        tried = [found_trials(each) for each in self.jobs]
+        inputs |= {f"trials{i}": artifact.key for i, artifact in enumerate(tried) if artifact is not None}
         first = next((artifact for artifact in judged if artifact is not None), None)
         lost = None if first is None else consequences_of(job.store, first)
         if lost is not None:

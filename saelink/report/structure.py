@@ -74,6 +74,15 @@ class Evidence(TypedDict):
     texts: list[Quote]
 
 
+class LogicTested(TypedDict):
+    """What came of taking a word's sources out in the model, see evidence.logic_trials."""
+
+    outcome: str
+    """holds, fails or undecided."""
+    trials: list[dict[str, Any]]
+    """As in logic_trials.TriedLogic, sources by name."""
+
+
 class LogicOf(TypedDict):
     word: str
     confirmed: bool | None
@@ -81,6 +90,8 @@ class LogicOf(TypedDict):
     inputs: list[str]
     covered: float
     evidence: list[Evidence]
+    tested: NotRequired[LogicTested]
+    """Where `saelink verify` tested it."""
 
 
 class Wired(TypedDict):

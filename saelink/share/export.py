@@ -18,9 +18,11 @@ from saelink.evidence.edges import HIDDEN_TENSORS_FILE, EdgesStage, EdgeTable, l
 from saelink.evidence.effectiveness import EffectivenessStage, Outputs, has_outputs
 from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage
 from saelink.evidence.labels import load_labels
+from saelink.evidence.logic_trials import found_trials
 from saelink.evidence.names import Names, names_inputs, pages_of
 from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
 from saelink.job import Job, JobStage
+from saelink.share.logic import LOGIC_COLUMNS, logic_rows
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.files import csv_bytes, file_sha256
@@ -38,12 +40,13 @@ class ExportStage(JobStage[ExportFacts]):
     figures; `edges.csv` and `edges.parquet`, a row an edge: target, source, weight, the rise of the target's FVU on
     test tokens without it, test tokens on which both are active, the top token of both, their pages on Neuronpedia;
     after `saelink verify` also what the model's output owes to the edge, effectiveness and helpfulness;
-    `graph.graphml` and `graph.json` (node-link), the same as a graph. For a connector with hidden units the edges into
-    hidden units are in a file of their own.
+    `graph.graphml` and `graph.json` (node-link), the same as a graph; `logic.csv`, a row for each target that the
+    counts give a word, and after `saelink verify` whether it holds in the model. For a connector with hidden units the
+    edges into hidden units are in a file of their own.
     """
 
     name = "export"
-    version = 3
+    version = 4
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -64,9 +67,12 @@ class ExportStage(JobStage[ExportFacts]):
 
     def inputs(self) -> dict[str, str]:
         found = {"connector": self._train.key, "evaluation": self._evaluate.key, "edges": self._edges.key}
+        found = {"connector": self._train.key, "evaluation": self._evaluate.key, "edges": self._edges.key}
         if self._outputs is not None:
             found["outputs"] = self._outputs.key
-        return {**found, **names_inputs(self.job)}
+        trials = found_trials(self.job)
+        tested = {} if trials is None else {"trials": trials.key}
+        return {**found, **tested, **names_inputs(self.job)}
 
     def about(self) -> str:
         return self._evaluate.about()
@@ -90,6 +96,7 @@ class ExportStage(JobStage[ExportFacts]):
         if fitted.n_hidden:
             inner = load_edge_table(table, HIDDEN_TENSORS_FILE)
             count += _write_edges(draft, "hidden_edges", inner, names, "hidden", fitted.d_source, labels)
+        draft.save_bytes("logic.csv", csv_bytes(LOGIC_COLUMNS, logic_rows(job, names)))
         draft.save_bytes("README.md", _card(job.cfg, connector, evaluation).encode())
         return {"edges": count}
 

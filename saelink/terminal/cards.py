@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from saelink.latents.examples import OCTAVES
+from saelink.terminal.logic import trial_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,6 +96,10 @@ def _print_logic(logic: dict[str, Any], fired: int, console: Console) -> None:
     for condition in logic["evidence"]:
         text = " and ".join(condition["on"]) + "".join(f" without {name}" for name in condition["off"])
         console.print(f"  [dim]{text}: fires on {condition['fired']:,} of {condition['tokens']:,}[/]")
+    if "tested" in logic:
+        console.print(f"  tested by interventions: {logic['tested']['outcome']}")
+        for trial in logic["tested"]["trials"]:
+            console.print(f"  [dim]{trial_text(trial)}[/]")
 
 
 def _print_silent(silent: dict[str, Any], console: Console) -> None:

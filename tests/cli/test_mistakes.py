@@ -177,7 +177,7 @@ def test_a_text_that_looks_like_a_setting_is_a_prompt(
     saelink: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], prompt: list[str]
 ) -> None:
     seen: list[tuple[list[str], list[str]]] = []
-    monkeypatch.setattr("saelink.cli.jobs.graph", lambda asked: asked)
+    monkeypatch.setattr("saelink.cli.named.graph", lambda asked: asked)
     monkeypatch.setattr("saelink.cli.app.launch", lambda name, overrides, command: seen.append((overrides, command)))
     assert saelink("graph", *words, bare=True)[0] == 0
     assert seen == [([word for word in words if word not in prompt], prompt)]

@@ -14,6 +14,7 @@ FEW_STEPS = ["solver.tokens=4096", "solver.batch_tokens=256", "solver.validate_e
 
 SMALLER = {
     "1262": "5",
+    "OF1262": "OF5",
     "353": "3",
     "layer=3": "layer=1",
     "layer=1,3": "layer=0,1",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from saelink.evidence.edges import (
 )
 from saelink.evidence.effectiveness import outputs_found
 from saelink.evidence.evaluate import EvaluateStage
+from saelink.evidence.logic_trials import TriedLogic, logic_trials
 from saelink.evidence.stability import Stability, repeated
 from saelink.evidence.verdicts import Verdicts
 from saelink.evidence.verify import verdicts_of
@@ -54,6 +55,7 @@ class Wiring:
         self.outputs = outputs_found(job)
         self.repeated = repeated(job)
         self._known: dict[tuple[int, int], dict[str, Any]] = {}
+        self._trials = logic_trials(job)
         self.stability = None if self.repeated is None else Stability(self.repeated)
 
     def input_name(self, number: int) -> str:
@@ -104,6 +106,7 @@ class Wiring:
             **self._terms(self.tables[0], column, self.input_name),
             **self._words(self._computed(0, column), self.input_name),
         }
+        card["logic"] |= _tested(self._trials, latent, self.input_name)
         if self.has_hidden:
             for edge in card["edges"]:
                 if edge["input"] < self.direct:
@@ -285,3 +288,15 @@ class Wiring:
                 }
             )
         return cast("list[Edge]", fed)
+
+
+def _tested(found: Mapping[str, TriedLogic] | None, latent: int, name: Name) -> dict[str, Any]:
+    """How a target's logic stood up to interventions, where `saelink verify` tested it."""
+    tried = None if found is None else found.get(str(latent))
+    if tried is None:
+        return {}
+    trials = [
+        {**trial, **{role: [name(number) for number in trial[role]] for role in ("on", "off", "gone")}}
+        for trial in tried["trials"]
+    ]
+    return {"tested": {"outcome": tried["outcome"], "trials": trials}}

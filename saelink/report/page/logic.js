@@ -76,8 +76,31 @@ export function logicParts(card, why = null) {
     h("p", {}, h(tag, {}, meaning(logic, why)), logic.inputs.length ? h("span", { class: "dim" }, standing + covered) : null),
   ];
   if (logic.evidence.length) parts.push(evidenceList(logic.evidence));
+  if (logic.tested) parts.push(trialList(logic.tested));
   if (silent) parts.push(silence(silent));
   return parts;
+}
+
+// What came of taking the sources out in the model, where that was tried.
+const OUTCOMES = {
+  holds: "Tested by interventions: it holds.",
+  fails: "Tested by interventions: it fails; the counts say it, the model does something else.",
+  undecided: "Tested by interventions: undecided.",
+};
+
+function trialList({ outcome, trials }) {
+  const item = (t) =>
+    h(
+      "li",
+      {},
+      t.on.length ? ["where ", names(t.on), " on"] : "where several are on",
+      t.off.length ? [" and not ", names(t.off)] : "",
+      t.fires ? " and it fires" : "",
+      ", without ",
+      t.any_one ? "any one of them" : names(t.gone),
+      `: fires on ${count(t.after)} of ${count(t.tokens)} tokens (${t.fires_after ? "should" : "should not"})`,
+    );
+  return h("div", { class: "small" }, h("p", {}, OUTCOMES[outcome]), h("ul", { class: "dim" }, trials.map(item)));
 }
 
 function clusterSection({ clusters, tokens, outside }) {
