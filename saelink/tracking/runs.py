@@ -35,6 +35,7 @@ from saelink.tracking.charts import Bounds, wandb_charts
 from saelink.tracking.live import curve_point, define_curves
 from saelink.tracking.project import OpenRun, Project, Shown
 from saelink.tracking.sweep import Gathered
+from saelink.tracking.tested import tested_figures, tests_of
 
 GRAPH_FIGURES = ("precision_1x", "recall_10x", "recall_suppressive_10x", "sign_1x", "slope_1x", "r2_1x")
 """Columns of the table of graphs: the connector's, and those that should not agree with the model."""
@@ -77,6 +78,8 @@ def publish(
     content |= {"evaluate": evaluation.key if evaluation else None, "verify": verdicts.key if verdicts else None}
     lost = consequences_of(store, verdicts) if verdicts else None
     content["consequences"] = lost.key if lost else None
+    tests = tests_of(store, connector.key) if verdicts else []
+    content["tests"] = [test.key for test in tests]
     content["artifacts"] = project.settings.artifacts or shown.get("artifacts", False)
     what = _shown(connector.key, fit_of(described(connector)), group)
     with project.showing(what, content, begun) as open_run:
@@ -94,6 +97,7 @@ def publish(
             _add_evaluation(run, evaluation)
         if verdicts is not None:
             _add_verdicts(run, verdicts, lost)
+            run.summary.update(tested_figures(tests))
         if content["artifacts"]:
             _add_files(run, connector)
     if verdicts is not None and verdicts.stage == VerifyStage.name:
