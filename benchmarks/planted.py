@@ -36,12 +36,12 @@ from saelink.model.block import Chain, Steps
 from saelink.progress import Observer, Progress
 from saelink.saes.sae import SAE
 
-D_SOURCE, D_MODEL, L0, TOKENS = 2304, 576, 32, 40_000
+D_SOURCE, D_MODEL, L0, TOKENS = 2304, 576, 32, 24_000
 """As the default model's SAEs have them; of the tokens half are fitted to."""
 
 NOISES = (0.0, 0.1, 0.2, 0.4)
 
-COPIES = 12
+COPIES = 10
 """Targets of each kind."""
 
 L1_ALPHA = 8e-4
