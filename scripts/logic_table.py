@@ -2,7 +2,7 @@
 
 python scripts/logic_table.py
 
-A table goes behind each mark such as `<!-- logic: layer 1 -->`, in the place of the lines up to the next empty one.
+A table goes behind each mark such as `<!-- logic: layer 1 -->`, in the place of the one that is there.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def main() -> None:
 def _put(text: str, name: str, table: str) -> str:
     mark = f"<!-- {name} -->"
     assert mark in text, mark
-    return re.sub(rf"{re.escape(mark)}\n(?:.+\n)*", lambda _: f"{mark}\n{table}\n", text)
+    return re.sub(rf"{re.escape(mark)}\n+(?:\|.*\n)*\n*", lambda _: f"{mark}\n\n{table}\n\n", text).rstrip() + "\n"
 
 
 if __name__ == "__main__":
