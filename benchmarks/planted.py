@@ -109,7 +109,7 @@ class Planted(torch.nn.Module):
         self._rules, self._read, self._write, self._unseen, self._gain = rules, read, write, unseen, gain
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = torch.einsum("nd,tkd->ntk", x, self._read) * self._gain
+        found = torch.einsum("xd,tkd->xtk", x, self._read) * self._gain
         hidden = _above(x @ self._unseen.T * self._gain)
         values = [
             kind.rule(*found[:, i].unbind(1)) if kind.true else hidden[:, i] for i, kind in enumerate(self._rules)
