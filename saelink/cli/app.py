@@ -110,7 +110,7 @@ def show(context: typer.Context, arguments: Overrides = None) -> None:
 
 @app.command("test", context_settings=PASS_TO_HYDRA)
 def circuit_tests(context: typer.Context, arguments: Overrides = None) -> None:
-    """Test whether circuits are what computes their targets: test OF138."""
+    """Test whether a circuit computes its target: test OF138."""
     words = words_of(context, arguments)
     names = [word for word in words if not is_override(word) and not word.startswith("-")]
     if asks_for_help(words):
