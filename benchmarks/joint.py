@@ -32,7 +32,7 @@ from saelink.interventions.joint import Joint
 from saelink.job import Job
 from saelink.store.store import Store
 
-TARGETS = 128
+TARGETS = 64
 
 CONNECTORS = {
     "exact linear, l1_alpha 1e-2": ["l1_alpha=1e-2"],
@@ -41,10 +41,7 @@ CONNECTORS = {
     "exact linear, 8e-4, refitted": ["l1_alpha=8e-4", "solver.debias=true"],
     "exact linear, 3e-4": ["l1_alpha=3e-4"],
     "exact linear, 0 (least squares)": ["l1_alpha=0"],
-    "nonlinear, proximal, 8e-4": [
-        "connector=nonlinear", "solver=proximal", "solver.loss=matching", "solver.tokens=614400",
-    ],
-}  # fmt: skip
+}
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Which words for targets' logic hold in the model, and what silences the targets of AND NOTs: docs/results/logic.md.
 
-    python -m benchmarks.logic [layer]     # about 5 minutes on 2 cores; writes benchmarks/logic.json
+    python -m benchmarks.logic [layer [reading]]     # about 5 minutes on 2 cores; writes benchmarks/logic.json
 
 Two readings of the counts: with sources whose single edges ablation refutes left out, as `saelink verify` has it, and
 all sources, as counts alone have it. Test documents; zero ablation, and for the first reading resampling too.
@@ -39,23 +39,26 @@ def main() -> None:
     register()
     layer = sys.argv[1] if len(sys.argv) > 1 else "1"
     store = Store("outputs")
-    result: dict[str, Any] = {}
-    for name, words in {"refuted edges left out": ["eval.verify=true"], "counts alone": ["eval.verify=false"]}.items():
+    path = Path(__file__).with_name("logic.json")
+    readings = {"refuted edges left out": ["eval.verify=true"], "counts alone": ["eval.verify=false"]}
+    for name, words in readings.items():
+        if name not in (sys.argv[2:] or readings):
+            continue
+        result: dict[str, Any] = {}
         job = Job(configured([f"layer={layer}", *words]), store)
         if "eval.verify=true" in words:
             VerdictsStage(job).pull()
-        result[name] = {"zero": _outcomes(job)}
+        result["zero"] = _outcomes(job)
         if "eval.verify=true" in words:
-            result[name]["resample"] = _outcomes(job.at(_resampled(job.cfg)))
+            result["resample"] = _outcomes(job.at(_resampled(job.cfg)))
         found, silences = LogicTrialsStage(job).pull().json(TRIALS_FILE), _silences(job)
         if layer == "1":
-            result[name]["by hand"] = {t: found[str(t)] for t in HANDMADE if str(t) in found}
-        result[name]["silence"] = silences
-        print(name, json.dumps(result[name], indent=1)[:6000], flush=True)
-    path = Path(__file__).with_name("logic.json")
-    written = json.loads(path.read_text()) if path.exists() else {}
-    written[f"layer {layer}"] = result
-    path.write_text(json.dumps(written, indent=1) + "\n")
+            result["by hand"] = {t: found[str(t)] for t in HANDMADE if str(t) in found}
+        result["silence"] = silences
+        print(name, json.dumps(result, indent=1)[:6000], flush=True)
+        written = json.loads(path.read_text()) if path.exists() else {}
+        written.setdefault(f"layer {layer}", {})[name] = result
+        path.write_text(json.dumps(written, indent=1) + "\n")
 
 
 def _resampled(cfg: Config) -> Config:

@@ -36,12 +36,12 @@ from saelink.model.block import Chain, Steps
 from saelink.progress import Observer, Progress
 from saelink.saes.sae import SAE
 
-D_SOURCE, D_MODEL, L0, TOKENS = 2304, 576, 32, 40_000
+D_SOURCE, D_MODEL, L0, TOKENS = 2304, 576, 32, 24_000
 """As the default model's SAEs have them; of the tokens half are fitted to."""
 
 NOISES = (0.0, 0.1, 0.2, 0.4)
 
-COPIES = 12
+COPIES = 10
 """Targets of each kind."""
 
 L1_ALPHA = 8e-4
@@ -109,7 +109,7 @@ class Planted(torch.nn.Module):
         self._rules, self._read, self._write, self._unseen, self._gain = rules, read, write, unseen, gain
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = torch.einsum("nd,tkd->ntk", x, self._read) * self._gain
+        found = torch.einsum("xd,tkd->xtk", x, self._read) * self._gain
         hidden = _above(x @ self._unseen.T * self._gain)
         values = [
             kind.rule(*found[:, i].unbind(1)) if kind.true else hidden[:, i] for i, kind in enumerate(self._rules)

@@ -2,7 +2,7 @@
 
 python scripts/logic_table.py
 
-A table goes behind each mark such as `<!-- logic: layer 1 -->`, in the place of the lines up to the next empty one.
+A table goes behind each mark such as `<!-- logic: layer 1 -->`, in the place of the one that is there.
 """
 
 from __future__ import annotations
@@ -77,6 +77,17 @@ def _rank(figures: dict[str, float]) -> str:
     return interval(figures["rank_r"], figures["rank_r_low"], figures["rank_r_high"]) if figures else ""
 
 
+def protocol(found: dict[str, Any]) -> str:
+    """What hypotheses come to."""
+    rows = []
+    for name, row in found.items():
+        if isinstance(row, dict):
+            rows.append([name, f"{row['hits']} of {row['of']}", f"{short(row['low'])} to {short(row['high'])}"])
+        elif name != "circuits":
+            rows.append([name, short(row), ""])
+    return lines_of(["", "", "95%"], rows)
+
+
 def planted(found: dict[str, Any]) -> str:
     """By noise and kind what counts, trials and verdicts make of what was planted."""
     rows = []
@@ -102,13 +113,16 @@ def _n(tested: dict[str, int], right: str) -> int:
 def main() -> None:
     path = ROOT / "docs" / "results" / "logic.md"
     text = path.read_text()
-    read = {name: json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())
-            for name in ("logic", "joint", "planted") if (ROOT / "benchmarks" / f"{name}.json").exists()}  # fmt: skip
+    names = ("logic", "joint", "planted", "protocol")
+    files = {name: ROOT / "benchmarks" / f"{name}.json" for name in names}
+    read = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     for layer, found in read.get("logic", {}).items():
         for name, table in (("logic", logic), ("silence", silence), ("tries", tries)):
             text = _put(text, f"{name}: {layer}", table(found))
     for layer, found in read.get("joint", {}).items():
         text = _put(text, f"joint: {layer}", joint(found))
+    for layer, found in read.get("protocol", {}).items():
+        text = _put(text, f"protocol: {layer}", protocol(found))
     if "planted" in read:
         text = _put(text, "planted", planted(read["planted"]))
     path.write_text(text)
@@ -117,7 +131,7 @@ def main() -> None:
 def _put(text: str, name: str, table: str) -> str:
     mark = f"<!-- {name} -->"
     assert mark in text, mark
-    return re.sub(rf"{re.escape(mark)}\n(?:.+\n)*", lambda _: f"{mark}\n{table}\n", text)
+    return re.sub(rf"{re.escape(mark)}\n+(?:\|.*\n)*\n*", lambda _: f"{mark}\n\n{table}\n\n", text).rstrip() + "\n"
 
 
 if __name__ == "__main__":

@@ -143,7 +143,8 @@ PAGES = {
     ),
     "verify": Page(
         "Takes each source latent out of the running model, measures what every target latent loses, and gives each "
-        "edge a verdict: confirmed, weaker, no effect, opposite, unclear or faint. Evaluates the connector first. The "
+        "edge a verdict: confirmed, weaker, no effect, opposite, unclear or faint. Tests the logic of targets, and "
+        "sources together (verify.joint), in the same way. Evaluates the connector first. The "
         "ablations of the default MLP take about half a minute on 2 cores; an exact connector is also fitted 24 times "
         "on halves of the documents, unless verify.stability=false. verify.consequences=6 adds three minutes.",
         (

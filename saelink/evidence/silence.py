@@ -189,6 +189,12 @@ def _suppressors(
     for n in STRONGEST:
         kept = (gain > 0) & (rank < n)
         found[f"the {n} that suppress most"] = joint.without(token, Gone(row[kept], source[kept]), at)
+    for n in STRONGEST[1:]:  # whether they would bring it on without A too
+        kept = (gain > 0) & (rank < n)
+        also = torch.cat([row[kept], torch.arange(len(token))])
+        order = torch.argsort(also, stable=True)
+        gone = Gone(also[order], torch.cat([source[kept], torch.full_like(token, a)])[order])
+        found[f"the {n} that suppress most, and A"] = joint.without(token, gone, at)
     kept = gain > 0
     found["all that suppress"] = joint.without(token, Gone(row[kept], source[kept]), at)
     return torch.zeros(len(token)).index_add_(0, row[kept], gain[kept]), found

@@ -38,8 +38,8 @@ def print_tests(observer: Observer, artifact: Artifact[CircuitTestsFacts], names
         ]
         for line in table_lines(columns, cells, terminal_width() or 80, indent=4):
             observer.say(line)
-    observer.say(f"\n  p-values are corrected (Holm) for {len(tests):,} circuits and {edges:,} edges; ablation to ")
-    observer.say(f"  {artifact.facts['ablation']}. What is not refuted is not proven: see the tokens.")
+    observer.say(f"\n  p-values are corrected (Holm) for {len(tests):,} circuits and {edges:,} edges.")
+    observer.say(f"  Ablation: {artifact.facts['ablation']}. What is not refuted is not proven: see the tokens.")
 
 
 def _rows(test: dict[str, Any]) -> list[tuple[str, str]]:

@@ -37,6 +37,7 @@ from saelink.tracking.live import curve_point, define_curves
 from saelink.tracking.outputs import add_outputs, outputs_in
 from saelink.tracking.project import OpenRun, Project, Shown
 from saelink.tracking.sweep import Gathered
+from saelink.tracking.tested import tested_figures, tests_of
 
 GRAPH_FIGURES = ("precision_1x", "recall_10x", "recall_suppressive_10x", "sign_1x", "slope_1x", "r2_1x", *RANKED)
 """Columns of the table of graphs: the connector's, and those that should not agree with the model."""
@@ -81,6 +82,8 @@ def publish(
     content["consequences"] = lost.key if lost else None
     outputs = outputs_in(store, connector.key) if verdicts else {}
     content["outputs"] = [artifact.key for artifact in outputs.values()]
+    tests = tests_of(store, connector.key) if verdicts else []
+    content["tests"] = [test.key for test in tests]
     content["artifacts"] = project.settings.artifacts or shown.get("artifacts", False)
     what = _shown(connector.key, fit_of(described(connector)), group)
     with project.showing(what, content, begun) as open_run:
@@ -99,6 +102,7 @@ def publish(
         if verdicts is not None:
             _add_verdicts(run, verdicts, lost)
             add_outputs(run, outputs)
+            run.summary.update(tested_figures(tests))
         if content["artifacts"]:
             _add_files(run, connector)
     if verdicts is not None and verdicts.stage == VerifyStage.name:

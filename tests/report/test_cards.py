@@ -150,3 +150,31 @@ def test_mistakes_of_show(saelink: Run, words: list[str], expected: str) -> None
     code, _, err = saelink("show", *words, "solver=exact")
     assert code == 1 and expected in err, err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_card_says_what_interventions_say_of_its_logic(
+    world: World, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saelink.evidence.logic_trials import LogicTrialsStage, logic_trials
+    from saelink.evidence.names import Names
+    from saelink.share.logic import LOGIC_COLUMNS, logic_rows
+
+    for name, value in {"HIGH": 0.05, "MIN_TOKENS": 2, "EXPLAINED": 0.01}.items():  # random latents: any logic will do
+        monkeypatch.setattr(f"saelink.evidence.logic.{name}", value)
+    job = Job(world.config(store.root, "solver=exact", "l1_alpha=1e-3"), store)
+    before = {row["target"]: row for row in logic_rows(job, Names(job))}
+    LogicTrialsStage(job).pull()
+    found = logic_trials(job)
+    assert found and all(row["tested"] is None for row in before.values())
+    rows = {row["target"]: row for row in logic_rows(job, Names(job))}
+    assert all(list(row) == LOGIC_COLUMNS for row in rows.values())
+    cards = Cards(job)
+    for latent, tried in list(found.items())[:5]:
+        card = cards.target(int(latent))
+        tested = card["logic"]["tested"]
+        assert tested["outcome"] == tried["outcome"] == rows[int(latent)]["tested"]
+        assert len(tested["trials"]) == len(tried["trials"])
+        assert all(name.startswith("IF") for trial in tested["trials"] for name in trial["gone"])
+        text = rendered(card)
+        assert f"tested by interventions: {tried['outcome']}" in text
+        assert all(len(line) <= 80 for line in text.splitlines())

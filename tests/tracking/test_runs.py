@@ -338,3 +338,17 @@ def test_a_list_of_alphas_is_one_artifact_each(saelink: Run, tmp_path: Path) -> 
     _, out, _ = saelink("train", "l1_alpha=0.01")
     assert "up to date" in out
     assert len([a for a in Store(tmp_path / "outputs").artifacts() if a.stage == "train"]) == 2
+
+
+def test_a_run_has_what_interventions_say(saelink: Run, store: Store) -> None:
+    from saelink.evidence.joint_effects import JointStage
+    from saelink.evidence.logic_trials import LogicTrialsStage
+    from saelink.tracking.tested import tested_figures, tests_of
+
+    assert saelink("verify", "solver=exact", "verify.stability=false", f"runtime.outputs={store.root}")[0] == 0
+    train = next(each for each in store.artifacts() if each.stage == "train")
+    tests = tests_of(store, train.key)
+    assert [test.stage for test in tests] == [JointStage.name, LogicTrialsStage.name]
+    figures = tested_figures(tests)
+    assert figures["verify/logic/and not/holds"] >= 0 and all(isinstance(v, int | float) for v in figures.values())
+    assert tests_of(store, "none") == []
