@@ -52,7 +52,7 @@ FITS = {
 
 CAUSAL = {"causal linear, effects 2, 2e-3": ["solver=causal", "l1_alpha=2e-3"]}
 
-ASKED = ["verify.edges_checked=200", "verify.check_tokens=1024", "verify.pruned_tokens=2048"]
+ASKED = ["verify.edges_checked=200", "verify.check_tokens=1024", "verify.pruned_tokens=1024"]
 
 MODULES = 400
 """Files of Python's standard library."""

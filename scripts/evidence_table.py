@@ -21,12 +21,14 @@ RANKS = {
 SHOWN = {
     "fvu": "FVU", "fvu_median_latent": "FVU, median latent", "fraction_predicted": "FVU < .5",
     "strong": "strong effects", "sources_judged": "sources judged", "precision_1x": "precision 1x",
-    "recall_10x": "recall 10x", "sign_1x": "same sign", "slope_1x": "slope", "spearman": "Spearman, all pairs", "auroc": "AUROC, strong",
+    "recall_10x": "recall 10x", "sign_1x": "same sign",
+    "slope_1x": "slope", "spearman": "Spearman, all pairs", "auroc": "AUROC, strong",
 }  # fmt: skip
 
 SPLICES = {
     "sae": "target SAE's reconstruction", "connector": "exact linear, 8e-4",
-    "connector_with_error": "  + the SAE's error", "oracle": "oracle", "oracle_with_error": "  + the SAE's error", "mean": "mean ablation", "zero": "zero ablation",
+    "connector_with_error": "  + the SAE's error",
+    "oracle": "oracle", "oracle_with_error": "  + the SAE's error", "mean": "mean ablation", "zero": "zero ablation",
 }  # fmt: skip
 
 
@@ -62,14 +64,15 @@ def outputs(found: dict[str, Any]) -> str:
         f"{facts['edges']:,} edges, estimated on {facts['tokens']:,} test tokens with one draw a sequence "
         f"({given['seconds']:.0f} s). Half of all effectiveness is in {facts['carried_50']:.1%} of the edges, 90% in "
         f"{facts['carried_90']:.1%}, 99% in {facts['carried_99']:.1%}. {facts['helpful']:.1%} of the edges help on "
-        f"average, {facts['helpful_clearly']:.1%} by two standard errors or more; {facts['harmful_clearly']:.1%} harm by "
-        "as much. "
+        f"average, {facts['helpful_clearly']:.1%} by two standard errors or more; "
+        f"{facts['harmful_clearly']:.1%} harm by as much. "
         f"Spearman with effectiveness over all edges: |weight| "
         f"{given['spearman_with_effectiveness']['weight']:.2f}, helpfulness "
         f"{given['spearman_with_effectiveness']['helpfulness']:.2f}.\n\n"
         f"The model run without each of {removed['edges']} edges, on {removed['tokens']:,} tokens: Spearman of "
-        f"effectiveness with the divergence {with_interval(removed, 'spearman_effectiveness')}, of helpfulness with the "
-        f"rise of the loss {with_interval(removed, 'spearman_helpfulness')}; the sum of the estimates over that of the divergences is "
+        f"effectiveness with the divergence {with_interval(removed, 'spearman_effectiveness')}, of helpfulness with "
+        f"the rise of the loss {with_interval(removed, 'spearman_helpfulness')}; the sum of the estimates over that of "
+        "the divergences is "
         f"{removed['ratio_effectiveness']:.2f}."
     )
     rows = given["pruned"]
