@@ -19,7 +19,8 @@ RANKS = {
 }  # fmt: skip
 
 SHOWN = {
-    "fvu": "FVU", "fvu_median_latent": "FVU, median latent", "fraction_predicted": "FVU < .5",
+    "n_tokens": "test tokens", "fvu": "FVU", "fvu_typical": "FVU typical", "n_targets_active": "targets active",
+    "fvu_median_latent": "FVU, median latent", "fraction_predicted": "FVU < .5",
     "strong": "strong effects", "sources_judged": "sources judged", "precision_1x": "precision 1x",
     "recall_10x": "recall 10x", "sign_1x": "same sign",
     "slope_1x": "slope", "spearman": "Spearman, all pairs", "auroc": "AUROC, strong",
@@ -58,40 +59,47 @@ def ranks(found: dict[str, Any]) -> str:
 
 
 def outputs(found: dict[str, Any]) -> str:
-    given = found["outputs"]
-    facts, removed = given["facts"], given["removed"]
-    text = (
-        f"{facts['edges']:,} edges, estimated on {facts['tokens']:,} test tokens with one draw a sequence "
-        f"({given['seconds']:.0f} s). Half of all effectiveness is in {facts['carried_50']:.1%} of the edges, 90% in "
-        f"{facts['carried_90']:.1%}, 99% in {facts['carried_99']:.1%}. {facts['helpful']:.1%} of the edges help on "
-        f"average, {facts['helpful_clearly']:.1%} by two standard errors or more; "
-        f"{facts['harmful_clearly']:.1%} harm by as much. "
-        f"Spearman with effectiveness over all edges: |weight| "
-        f"{given['spearman_with_effectiveness']['weight']:.2f}, helpfulness "
-        f"{given['spearman_with_effectiveness']['helpfulness']:.2f}.\n\n"
-        f"The model run without each of {removed['edges']} edges, on {removed['tokens']:,} tokens: Spearman of "
-        f"effectiveness with the divergence {with_interval(removed, 'spearman_effectiveness')}, of helpfulness with "
-        f"the rise of the loss {with_interval(removed, 'spearman_helpfulness')}; the sum of the estimates over that of "
-        "the divergences is "
-        f"{removed['ratio_effectiveness']:.2f}."
+    given, facts = found["outputs"], found["outputs"]["facts"]
+    beside = given["spearman_with_effectiveness"]
+    carried = ", ".join(f"{facts[f'carried_{percent}']:.2%} have {percent}%" for percent in (50, 90, 99))
+    helps, harms = (f"{facts[name]:.1%}" for name in ("helpful_clearly", "harmful_clearly"))
+    clearly = f"{helps} by two standard errors or more; {harms} harm by as much"
+    return (
+        f"{facts['edges']:,} edges, estimated on {facts['tokens']:,} test tokens with one draw a sequence. Of all "
+        f"effectiveness so few edges have so much: {carried}. {facts['helpful']:.1%} of the edges help on average, "
+        f"{clearly} (2.3% each would by chance). Spearman with effectiveness over all edges: |weight| "
+        f"{beside['weight']:.2f}, helpfulness {beside['helpfulness']:.2f}."
     )
-    rows = given["pruned"]
+
+
+def removed(found: dict[str, Any]) -> str:
+    given = found["removed"]
+    return (
+        f"The model run without each of {given['edges']} edges, on {given['tokens']:,} tokens, beside estimates from 8 "
+        f"draws on the same tokens: Spearman of effectiveness with the divergence "
+        f"{with_interval(given, 'spearman_effectiveness')}, of helpfulness with the rise of the loss "
+        f"{with_interval(given, 'spearman_helpfulness')}; the sum of the estimates over that of the divergences is "
+        f"{given['ratio_effectiveness']:.2f}."
+    )
+
+
+def pruned(found: dict[str, Any]) -> str:
+    rows = found["pruned"]["rows"]
     orders = list(dict.fromkeys(row["order"] for row in rows))
     at = {(row["order"], row["kept"]): row for row in rows}
-    shares = sorted({row["kept"] for row in rows})
     cells = [
-        [f"{share:.0%}", *(with_interval(at[order, share], "cost", 4) for order in orders)] for share in shares
-    ]  # fmt: skip
-    curve = table(["edges kept", *(f"by {order}" for order in orders)], cells)
-    title = f"Rise of the cross-entropy in nats, {given['pruned_tokens']:,} test tokens (95% over documents):"
-    return f"{text}\n\n{title}\n\n{curve}"
+        [f"{share:.0%}", *(with_interval(at[order, share], "cost", 4) for order in orders)]
+        for share in sorted({row["kept"] for row in rows})
+    ]
+    title = f"Rise of the cross-entropy in nats, {found['pruned']['tokens']:,} test tokens (95% over documents):"
+    return f"{title}\n\n{table(['edges kept', *(f'by {order}' for order in orders)], cells)}"
 
 
 def transfer(found: dict[str, Any]) -> str:
-    given = found["transfer"]
-    return table(
-        ["", *given], [[text, *(with_interval(row, key) for row in given.values())] for key, text in SHOWN.items()]
-    )
+    effects = found.get("transfer_effects", {})
+    given = {name: row | effects.get(name, {}) for name, row in found["transfer"].items()}
+    rows = [[text, *(with_interval(row, key) for row in given.values())] for key, text in SHOWN.items()]
+    return table(["", *given], [row for row in rows if any(row[1:])])
 
 
 def splice(found: dict[str, Any]) -> str:
@@ -107,7 +115,9 @@ def splice(found: dict[str, Any]) -> str:
     return table(["at the target hook", "CE", "recovered", "KL", "top-1"], rows)
 
 
-PIECES = {"ranks": ranks, "outputs": outputs, "transfer": transfer, "splice": splice}
+PIECES = {
+    "ranks": ranks, "outputs": outputs, "removed": removed, "pruned": pruned, "transfer": transfer, "splice": splice
+}  # fmt: skip
 
 
 def _kept(text: str) -> Callable[[re.Match[str]], str]:
