@@ -55,11 +55,11 @@ CAUSAL = {"causal linear, effects 2, 2e-3": ["solver=causal", "l1_alpha=2e-3"]}
 
 ASKED = ["verify.edges_checked=200", "verify.check_tokens=256", "verify.pruned_tokens=1024"]
 
-OTHER_TOKENS = 200_000
+OTHER_TOKENS = 100_000
 """Of the other text."""
 
-MODULES = 400
-"""Files of Python's standard library."""
+MODULES, SMALLEST, LARGEST = 400, 1000, 12_000
+"""Files of Python's standard library, and how many bytes they have."""
 
 
 def job_of(layer: str, *words: str) -> Job:
@@ -172,10 +172,10 @@ def transfer_effects(layer: str) -> dict[str, Any]:
 
 
 def write_library(path: Path) -> None:
-    """The largest modules of this Python's standard library, a JSON line each."""
+    """Modules of this Python's standard library, neither short nor long, a JSON line each."""
     library = Path(sysconfig.get_paths()["stdlib"])
     files = [file for file in library.rglob("*.py") if not {"site-packages", "test", "tests"} & {*file.parts}]
-    files.sort(key=lambda file: (-file.stat().st_size, str(file)))
+    files = sorted(file for file in files if SMALLEST < file.stat().st_size < LARGEST)
     with path.open("w", encoding="utf-8") as out:
         for file in files[:MODULES]:
             text = file.read_text("utf-8", "replace")
