@@ -67,7 +67,7 @@ def outputs(found: dict[str, Any]) -> str:
     return (
         f"{facts['edges']:,} edges, estimated on {facts['tokens']:,} test tokens with one draw a sequence. Of all "
         f"effectiveness so few edges have so much: {carried}. {facts['helpful']:.1%} of the edges help on average, "
-        f"{clearly} (2.3% each would by chance). Spearman with effectiveness over all edges: |weight| "
+        f"{clearly} (about 2.3% each would by chance). Spearman with effectiveness over all edges: |weight| "
         f"{beside['weight']:.2f}, helpfulness {beside['helpfulness']:.2f}."
     )
 
