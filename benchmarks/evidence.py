@@ -1,11 +1,12 @@
 """Evidence on a layer's edges beyond single ablations: what docs/results/evidence.md shows.
 
-    python -m benchmarks.evidence LAYER [ranks] [causal] [outputs] [transfer] [splice]   # benchmarks/evidence.json
+    python -m benchmarks.evidence LAYER [PIECE ...]     # writes benchmarks/evidence.json
 
-`ranks`: rank agreement with effects for several ways to draw edges; `causal`: the same of solver=causal. `outputs`:
-effectiveness and helpfulness of every edge, 200 edges taken out of the running model, prune curves. `transfer`: the
-same connector on other text, the sources of Python's standard library, a document a module. `splice`: cross-entropy,
-KL and top-1. All without a word are made. Artifacts are taken from the folder `outputs` where they are there.
+Pieces: `ranks`, rank agreement with effects for several ways to draw edges; `causal`, the same of solver=causal;
+`outputs`, effectiveness and helpfulness of every edge; `removed`, 200 edges taken out of the running model; `pruned`,
+prune curves; `transfer`, the same connector on other text, Python's standard library, a document a module;
+`transfer_effects`, the verdicts there; `splice`, cross-entropy, KL and top-1. Without a piece all are made. Artifacts
+are taken from the folder `outputs` where they are there.
 """
 
 from __future__ import annotations
@@ -52,10 +53,13 @@ FITS = {
 
 CAUSAL = {"causal linear, effects 2, 2e-3": ["solver=causal", "l1_alpha=2e-3"]}
 
-ASKED = ["verify.edges_checked=200", "verify.check_tokens=1024", "verify.pruned_tokens=2048"]
+ASKED = ["verify.edges_checked=200", "verify.check_tokens=256", "verify.pruned_tokens=1024"]
 
-MODULES = 400
-"""Files of Python's standard library."""
+OTHER_TOKENS = 100_000
+"""Of the other text."""
+
+MODULES, SMALLEST, LARGEST = 400, 1000, 12_000
+"""Files of Python's standard library, and how many bytes they have."""
 
 
 def job_of(layer: str, *words: str) -> Job:
@@ -120,36 +124,58 @@ def outputs(layer: str) -> dict[str, Any]:
     }
     result: dict[str, Any] = {"facts": dict(artifact.facts), "spearman_with_effectiveness": beside}
     result["seconds"] = artifact.manifest["provenance"]["seconds"]
-    removed = EdgeRemovalsStage(job).pull()
-    result["removed"] = dict(removed.facts)
-    pruned = PrunedStage(job).pull()
-    return result | {"pruned": pruned.json(PRUNED_FILE), "pruned_tokens": pruned.facts["tokens"]}
+    return result
 
 
-def transfer(layer: str) -> dict[str, Any]:
+def removed(layer: str) -> dict[str, Any]:
+    """Edges taken out of the running model beside the estimates."""
+    return dict(EdgeRemovalsStage(job_of(layer, *ASKED)).pull().facts)
+
+
+def pruned(layer: str) -> dict[str, Any]:
+    """The prune curves."""
+    artifact = PrunedStage(job_of(layer, *ASKED)).pull()
+    return {"rows": artifact.json(PRUNED_FILE), **artifact.facts}
+
+
+def elsewhere(layer: str, figures_of: Callable[[Job], dict[str, Any]]) -> dict[str, Any]:
     """Figures on the fit's own test documents and on those of other text."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "python.jsonl"
         write_library(path)
-        rows: dict[str, Any] = {}
-        other = f"eval.data={{path: {path}, name: python, max_tokens: 400000}}"
-        for name, words in (("wiki", []), ("Python's standard library", [other])):
-            job = job_of(layer, *words)
-            metrics = EvaluateStage(job).pull().json("metrics.json")
-            wanted = ("n_tokens", "fvu", "fvu_median_latent", "fraction_predicted", "n_targets_active")
-            rows[name] = {key: metrics[key] for key in wanted}
-            found = VerdictsStage(job).pull().json("figures.json")
-            shown = ("precision_1x", "recall_10x", "sign_1x", "slope_1x", *FIGURES)
-            rows[name] |= {"strong": found["strong"], "sources_judged": found["sources_judged"]}
-            rows[name] |= {f"{key}{end}": found[f"{key}{end}"] for key in shown for end in ENDS}
-    return rows
+        other = f"eval.data={{path: {path}, name: python, max_tokens: {OTHER_TOKENS}}}"
+        texts: dict[str, list[str]] = {"wiki": [], "Python's standard library": [other]}
+        return {name: figures_of(job_of(layer, *words)) for name, words in texts.items()}
+
+
+def transfer(layer: str) -> dict[str, Any]:
+    """What evaluate says on either text."""
+    wanted = ("n_tokens", "fvu", "fvu_typical", "fvu_median_latent", "fraction_predicted", "n_targets_active")
+
+    def of(job: Job) -> dict[str, Any]:
+        metrics = EvaluateStage(job).pull().json("metrics.json")
+        return {key: metrics[key] for key in wanted}
+
+    return elsewhere(layer, of)
+
+
+def transfer_effects(layer: str) -> dict[str, Any]:
+    """What the verdicts come to on either text."""
+    shown = ("precision_1x", "recall_10x", "sign_1x", "slope_1x", *FIGURES)
+
+    def of(job: Job) -> dict[str, Any]:
+        found = VerdictsStage(job).pull().json("figures.json")
+        row = {f"{key}{end}": found[f"{key}{end}"] for key in shown for end in ENDS}
+        return {"strong": found["strong"], "sources_judged": found["sources_judged"], **row}
+
+    return elsewhere(layer, of)
 
 
 def write_library(path: Path) -> None:
-    """The largest modules of this Python's standard library, a JSON line each."""
+    """Modules of this Python's standard library, neither short nor long, a JSON line each."""
     library = Path(sysconfig.get_paths()["stdlib"])
     files = [file for file in library.rglob("*.py") if not {"site-packages", "test", "tests"} & {*file.parts}]
-    files.sort(key=lambda file: (-file.stat().st_size, str(file)))
+    files = sorted(file for file in files if SMALLEST < file.stat().st_size < LARGEST)
     with path.open("w", encoding="utf-8") as out:
         for file in files[:MODULES]:
             text = file.read_text("utf-8", "replace")
@@ -162,7 +188,8 @@ def splice(layer: str) -> dict[str, Any]:
 
 
 PIECES: dict[str, Callable[[str], dict[str, Any]]] = {
-    "ranks": ranks, "causal": causal, "outputs": outputs, "transfer": transfer, "splice": splice
+    "ranks": ranks, "causal": causal, "outputs": outputs, "removed": removed, "pruned": pruned, "transfer": transfer,
+    "transfer_effects": transfer_effects, "splice": splice,
 }  # fmt: skip
 
 

@@ -189,6 +189,12 @@ def losses(size: ModelSize, target: Side, n_tokens: float, step: int, context: i
     return size.loaded() + size.passed(step, context) + logits + 2 * target.weights + spliced
 
 
+def gradients(size: ModelSize, layers: int, step: int, context: int) -> float:
+    """Gradients at a hook: the model, what all its layers keep of a pass for the way back, its logits with their
+    logarithms, gradients and cumulative probabilities."""
+    return size.loaded() + layers * size.passed(step, context) + 36.0 * step * size.vocabulary
+
+
 def exported(n_edges: float) -> float:
     """The edges as a table, as text and as a graph of Python objects."""
     return LIBRARIES + 3000.0 * n_edges

@@ -208,7 +208,7 @@ def show_outputs(job: Job) -> None:
     from saelink.terminal.outputs import print_outputs
 
     settings = job.cfg.verify
-    if not has_outputs(job):
+    if not has_outputs(job.cfg):
         if settings.edges_checked or settings.pruned_tokens:
             check_edges(job)
         return

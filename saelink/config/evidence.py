@@ -38,7 +38,7 @@ class VerifyConfig:
     (6: three minutes on 2 cores for the default model)."""
     chosen: list[str] = field(default_factory=list[str])
     """Further edges for this, source-target, such as [353-1262]."""
-    output_tokens: int = 8192
+    output_tokens: int = 4096
     """Test tokens, the first ones, on which every edge's effectiveness and helpfulness for the model's output are
     estimated; 0 leaves them out."""
     draws: int = 1

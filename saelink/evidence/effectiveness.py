@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
+from saelink import memory
+from saelink.config.schema import Config
 from saelink.connectors import CONNECTORS
 from saelink.connectors.linear import LinearConnector
 from saelink.errors import SaelinkError
@@ -29,9 +31,11 @@ from saelink.interventions.oracle import spliced_recipe
 from saelink.interventions.splice import SplicedTokens, spliced_tokens
 from saelink.job import Job, JobStage
 from saelink.latents.link import moved_forms
+from saelink.model.dimensions import size_of
 from saelink.model.load import load_bridge
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 OUTPUTS_FILE, OUTPUT_FIGURES_FILE = "outputs.safetensors", "outputs.json"
 
@@ -61,10 +65,13 @@ class EffectivenessFacts(TypedDict):
     """and these percents of it."""
 
 
-def has_outputs(job: Job) -> bool:
-    """Whether the job's edges get effectiveness and helpfulness: edges from source latents, no hidden units."""
-    plain = issubclass(CONNECTORS[job.cfg.connector.name], LinearConnector) and not any(moved_forms(job.cfg))
-    return plain and job.cfg.verify.output_tokens > 0
+def has_outputs(cfg: Config) -> bool:
+    """Whether a job's edges get effectiveness and helpfulness: edges from source latents, no hidden units."""
+    return _plain(cfg) and cfg.verify.output_tokens > 0
+
+
+def _plain(cfg: Config) -> bool:
+    return issubclass(CONNECTORS[cfg.connector.name], LinearConnector) and not any(moved_forms(cfg))
 
 
 class EffectivenessStage(JobStage[EffectivenessFacts]):
@@ -94,6 +101,12 @@ class EffectivenessStage(JobStage[EffectivenessFacts]):
     def check(self) -> None:
         check_edges(self.job)
 
+    def need(self) -> Need:
+        job, context = self.job, self.job.cfg.data.context_size
+        size = size_of(job.cfg.model, job.model.artifact)
+        needed = memory.gradients(size, job.model.n_layers, SEQUENCES * context, context)
+        return Need(needed, "use a smaller data.context_size, or leave it out (verify.output_tokens=0)")
+
     def make(self, draft: Draft) -> EffectivenessFacts:
         job = self.job
         edges = graph_edges(fitted_connector(self._train.pull()))
@@ -109,7 +122,7 @@ class EffectivenessStage(JobStage[EffectivenessFacts]):
 
 def check_edges(job: Job) -> None:
     """Raise SaelinkError for a connector without edges between source and target latents alone."""
-    if not issubclass(CONNECTORS[job.cfg.connector.name], LinearConnector) or any(moved_forms(job.cfg)):
+    if not _plain(job.cfg):
         raise SaelinkError(
             f"connector={job.cfg.connector.name} link={job.cfg.link.name}: effectiveness is of edges from latents at "
             "the target's own token without hidden units; use connector=linear, or verify.output_tokens=0"
@@ -186,5 +199,5 @@ class Outputs:
 
 def outputs_found(job: Job) -> Outputs | None:
     """What was measured of the configured connector's edges; None where it was not asked."""
-    artifact = EffectivenessStage(job).find() if has_outputs(job) else None
+    artifact = EffectivenessStage(job).find() if has_outputs(job.cfg) else None
     return None if artifact is None else Outputs(artifact)

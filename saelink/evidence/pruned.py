@@ -2,7 +2,7 @@
 
 What the pruned edges write (weight times activation along the target's decoder direction) is taken out of the target
 hook; the model's other activations stay its own, so that with all edges kept nothing changes. Orders by effectiveness
-and helpfulness are estimated on the first test tokens, and the model is run on others.
+and helpfulness are estimated on the first test tokens, and the model is run on others if there are enough.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any, TypedDict
 
 import torch
 
-from saelink.errors import SaelinkError
 from saelink.evidence.effectiveness import OUTPUTS_FILE, EffectivenessStage, check_edges
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.edge_gradients import Contributions, GraphEdges, graph_edges
@@ -35,6 +34,8 @@ share of tokens it is active on; effectiveness; helpfulness, the most harmful la
 class PrunedFacts(TypedDict):
     edges: int
     tokens: int
+    shared: int
+    """Of these, tokens that the estimates are from too, where the text has too few others."""
 
 
 class PrunedStage(JobStage[PrunedFacts]):
@@ -74,15 +75,14 @@ class PrunedStage(JobStage[PrunedFacts]):
             score["effect"] = effect_sizes(edges, load_effects(EffectsStage(job).pull()))
         score |= {name: outputs[name] for name in ORDERS[2:]}
         context = job.tokens.facts["context_size"]
-        first = max(settings.output_tokens // context, 1)
-        test = sequences_from(spliced_tokens(job), first, max(settings.pruned_tokens // context, 1))
-        if not len(test.ids):
-            raise SaelinkError(
-                f"verify.output_tokens={settings.output_tokens}: leaves no test tokens for verify.pruned_tokens"
-            )
+        estimated = max(settings.output_tokens // context, 1)
+        whole, n = spliced_tokens(job), max(settings.pruned_tokens // context, 1)
+        first = max(min(estimated, len(whole.ids) - n), 0)
+        test = sequences_from(whole, first, n)
         rows = pruned_rows(job, edges, score, test, first)
         draft.save_json(PRUNED_FILE, rows)
-        return {"edges": len(edges.weight), "tokens": test.ids.numel()}
+        shared = max(min(estimated, first + len(test.ids)) - first, 0) * context
+        return {"edges": len(edges.weight), "tokens": test.ids.numel(), "shared": shared}
 
 
 def sequences_from(test: SplicedTokens, first: int, n: int) -> SplicedTokens:

@@ -23,6 +23,7 @@ from saelink import memory
 from saelink.config.schema import Config
 from saelink.connectors import CONNECTORS
 from saelink.connectors.wide_linear import WideLinearConnector
+from saelink.evidence.effectiveness import SEQUENCES
 from saelink.evidence.stability import PAIRS, fits_of
 from saelink.fit.products.sparse import is_wide
 from saelink.fit.solvers import SOLVERS
@@ -243,6 +244,15 @@ class Costs:
         whole = 2.0 * model.n_layers * model.block_parameters + 2.0 * model.vocabulary * model.d_model
         size = memory.losses(model.size, sizes.target, n, max(LOGITS_TOKENS, sizes.context), sizes.context)
         return Cost(n, 24 * n, PROGRAM + size, self._load + 8 * n * whole / (FORWARD * self.rates.gemm))
+
+    def outputs(self) -> Cost:
+        """What the output owes to the edges: a pass forward, one backward for each draw and one for the true tokens."""
+        sizes, settings = self.sizes, self.cfg.verify
+        n, model = min(settings.output_tokens, sizes.tokens["test"]), sizes.model
+        whole = 2.0 * model.n_layers * model.block_parameters + 2.0 * model.vocabulary * model.d_model
+        size = memory.gradients(model.size, model.n_layers, SEQUENCES * sizes.context, sizes.context)
+        seconds = self._load + (2 + settings.draws) * n * whole / (FORWARD * self.rates.gemm)
+        return Cost(n, 32.0 * EDGES * sizes.d_target, PROGRAM + size, seconds)
 
     def examples(self, hook: int) -> Cost:
         sizes, side, kept = self.sizes, self.sizes.sides[hook], self.cfg.report

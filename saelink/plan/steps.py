@@ -14,6 +14,7 @@ from saelink.config.check import l1_alphas
 from saelink.config.size import gigabytes
 from saelink.errors import SaelinkError
 from saelink.evidence.edges import EdgesStage
+from saelink.evidence.effectiveness import EffectivenessStage, has_outputs
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.stability import StabilityStage, wanted
 from saelink.evidence.verify import MOST_PAIRS, VerdictsStage, VerifyStage
@@ -113,6 +114,9 @@ def planned(job: Job, rates: Rates, look: bool = True) -> Planned:
         steps.add("verify", "against chance", costs.verdicts(), lambda: VerifyStage(job).find(), "verify")
         if wanted(cfg):
             steps.add("stability", "fits on halves", costs.stability(), lambda: StabilityStage(job).find(), "verify")
+        if has_outputs(cfg):
+            owed = costs.outputs()
+            steps.add("effectiveness", "of all edges", owed, lambda: EffectivenessStage(job).find(), "verify")
     found = Planned(steps.steps, rates, remarks)
     if look:
         _warn(job, found, costs)

@@ -128,7 +128,7 @@ class ReportStage(JobStage[ReportFacts]):
         judged = [verdicts_of(each) for each in self.jobs]
         again = [repeated(each) for each in self.jobs]
         inputs |= {f"verify{i}": artifact.key for i, artifact in enumerate(judged) if artifact is not None}
-        owed = [EffectivenessStage(each).find() if has_outputs(each) else None for each in self.jobs]
+        owed = [EffectivenessStage(each).find() if has_outputs(each.cfg) else None for each in self.jobs]
         inputs |= {f"outputs{i}": artifact.key for i, artifact in enumerate(owed) if artifact is not None}
         inputs |= {f"stability{i}": artifact.key for i, artifact in enumerate(again) if artifact is not None}
         tried = [found_trials(each) for each in self.jobs]

@@ -51,7 +51,7 @@ class ExportStage(JobStage[ExportFacts]):
     def __init__(self, job: Job):
         super().__init__(job)
         self._train, self._evaluate, self._edges = TrainStage(job), EvaluateStage(job), EdgesStage(job)
-        outputs = EffectivenessStage(job) if has_outputs(job) else None
+        outputs = EffectivenessStage(job) if has_outputs(job.cfg) else None
         self._outputs = outputs if outputs is not None and outputs.find() is not None else None
 
     @property

@@ -46,7 +46,10 @@ def _print_pruned(observer: Observer, pruned: Artifact[Any]) -> None:
     """The rise of the cross-entropy by share of edges kept, an order a column."""
     found = {(row["order"], row["kept"]): row for row in pruned.json(PRUNED_FILE)}
     orders = [order for order in ORDERS if (order, 1.0) in found]
-    observer.say(f"\n  Rise of the cross-entropy without the least edges, {pruned.facts['tokens']:,} other test tokens")
+    n, shared = pruned.facts["tokens"], pruned.facts["shared"]
+    observer.say(f"\n  Rise of the cross-entropy without the least edges, {n:,} test tokens")
+    if shared:
+        observer.say(f"  (the orders are from {shared:,} of them too: there is too little other text)")
     rows = [
         (f"{share:.0%}", f"{found[orders[0], share]['edges']:,}", *(f"{found[o, share]['cost']:+.4f}" for o in orders))
         for share in SHARES

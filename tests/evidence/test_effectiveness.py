@@ -204,11 +204,18 @@ def test_the_prune_curve_ends_where_nothing_and_all_are_taken(config: Compose, s
     whole = [row for row in rows if row["kept"] == 1]
     none = {round(row["cost"], 5) for row in rows if row["kept"] == 0}
     assert all(row["cost"] == 0 and row["kl"] == 0 and row["top1"] == 1 for row in whole) and len(none) == 1
+    assert PrunedStage(job).pull().facts["shared"] == 0, "on tokens that no order is from"
     edges = graph_edges(fitted_connector(TrainStage(job).pull()))
     test = SplicedTokens(*(each[20:40] for each in spliced_tokens(job)))
     (only_weight, *_), *_ = [pruned_rows(job, edges, {"weight": edges.weight.abs()}, test, 20)]
     first = rows[0]
     assert only_weight["kl"] == pytest.approx(first["kl"], rel=1e-4) and first["kl"] > 0
+
+
+def test_pruning_where_there_is_too_little_other_text_says_so(config: Compose, store: Store) -> None:
+    words = ["verify.output_tokens=100000", "verify.pruned_tokens=320", "solver=exact", "l1_alpha=1e-3"]
+    facts = PrunedStage(Job(config(*words), store)).pull().facts
+    assert facts["shared"] == facts["tokens"] == 320
 
 
 def test_effects_of_edges_are_those_measured(config: Compose, store: Store) -> None:
