@@ -19,7 +19,6 @@ from saelink.latents.rows import Rows
 from saelink.model.block import Steps
 from saelink.saes.sae import SAE
 
-
 STEP = 2048
 """Derivatives that are made at a time."""
 

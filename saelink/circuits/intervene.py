@@ -84,6 +84,10 @@ class InterventionStage(JobStage[InterventionFacts]):
         self.jobs = LayerJobs(job)
         self.wanted = [wanted_of(text, self.jobs) for text in changes]
 
+    @property
+    def device(self) -> str:
+        return "cpu"
+
     def recipe(self) -> dict[str, Any]:
         cfg = self.job.cfg
         return {

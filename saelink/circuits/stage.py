@@ -62,6 +62,10 @@ class LayersGraphStage(JobStage[LayersGraphFacts]):
             raise SaelinkError('graph.prompt is missing: saelink graph "The old king sat on" layers=0-3')
         self.jobs = LayerJobs(job)
 
+    @property
+    def device(self) -> str:
+        return "cpu"
+
     def recipe(self) -> dict[str, Any]:
         cfg, settings = self.job.cfg, self.job.cfg.graph
         return {
