@@ -1,6 +1,6 @@
 """Does a prompt's graph say what ablation does? Its path sums against the model, for three kinds of edges inside MLPs.
 
-    python -m benchmarks.graphs [overrides]
+    python -m benchmarks.graphs [prompts] [overrides]
 
 On the beginnings of test documents single latents are drawn, each at one position where it is active, and taken out of
 the running model there. What every latent behind it, at that position and later ones, loses is compared with what the
@@ -114,7 +114,7 @@ def layers_of(prompt: Prompt) -> torch.Tensor:
     return found
 
 
-def measured(overrides: list[str]) -> Iterator[dict[str, Any]]:
+def measured(most: int, overrides: list[str]) -> Iterator[dict[str, Any]]:
     """Pairs and cosines by distance, over the prompts so far; after each one."""
     cfg = saelink.configure("layers=0-3", "wandb.mode=disabled", *overrides)
     job = Job(cfg, Store(cfg.runtime.outputs, TerminalObserver()))
@@ -125,7 +125,7 @@ def measured(overrides: list[str]) -> Iterator[dict[str, Any]]:
         jobs.encode()
         opened[kind] = Explained(jobs)
     texts = job.tokens.tensors("test.safetensors")["ids"].long()
-    texts = texts[torch.linspace(0, len(texts) - 1, PROMPTS).long(), :CONTEXT]
+    texts = texts[torch.linspace(0, len(texts) - 1, most).long(), :CONTEXT]
     generator = torch.Generator().manual_seed(0)
     pairs: list[Pair] = []
     cosines: dict[str, dict[int, list[tuple[int, float]]]] = {kind: {} for kind in [*opened, "null"]}
@@ -257,7 +257,9 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    for found in measured(sys.argv[1:]):
+    words = sys.argv[1:]
+    most = int(words.pop(0)) if words and words[0].isdigit() else PROMPTS
+    for found in measured(most, words):
         RESULT.write_text(json.dumps(found, indent=1) + "\n")
         text = table(found)
         print(text, flush=True)
