@@ -132,7 +132,7 @@ def graph(context: typer.Context, arguments: Overrides = None) -> None:
 
 @app.command("intervene", context_settings=PASS_TO_HYDRA)
 def intervene(context: typer.Context, arguments: Overrides = None) -> None:
-    """Change latents on a prompt: intervene "The old king" OF12@L3=0."""
+    """Change latents on a prompt: intervene "A king" OF12@L3=0."""
     words = words_of(context, arguments)
     changes = [word for word in words if is_change(word)]
     words = [word for word in words if word not in changes]
@@ -142,7 +142,7 @@ def intervene(context: typer.Context, arguments: Overrides = None) -> None:
 
 @app.command("circuit", context_settings=PASS_TO_HYDRA)
 def circuit(context: typer.Context, arguments: Overrides = None) -> None:
-    """Show what leads to a latent, and where it leads: circuit OF1262."""
+    """Show what leads to a latent: circuit OF1262@L3."""
     words = words_of(context, arguments)
     asked = [word for word in prompt_words(words) if not is_override(word)]
     if asks_for_help(words):
@@ -185,7 +185,7 @@ def ls(
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
     outputs: Outputs = "outputs",
 ) -> None:
-    """List the artifacts of a store: stage, key, FVU, size, age, what.
+    """List the artifacts of a store: stage, key, FVU, size, age.
 
     The FVU of a fit is that on validation documents, of an evaluation that on test documents.
     """
