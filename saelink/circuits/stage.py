@@ -86,7 +86,7 @@ class LayersGraphStage(JobStage[LayersGraphFacts]):
         return {**explained_inputs(self.jobs), **LayerNames.inputs(self.jobs)}
 
     def about(self) -> str:
-        return f"{self.job.cfg.model.label} layers {self.jobs.layers} {self.job.cfg.graph.prompt!r}"
+        return f"{self.job.cfg.model.label} layers {self.jobs.layers} {shortened(self.job.cfg.graph.prompt or '')!r}"
 
     def check(self) -> None:
         prompt_ids(self.job)  # too long a prompt is said before anything is fitted
@@ -130,6 +130,11 @@ class LayersGraphStage(JobStage[LayersGraphFacts]):
             "errors": errors_by_kind(prompt, influence),
             "lines": writer.lines(),
         }
+
+
+def shortened(prompt: str) -> str:
+    """A prompt's beginning, for a line."""
+    return prompt if len(prompt) <= 60 else prompt[:59] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def prompt_tensor(job: Job) -> torch.Tensor:
