@@ -1,6 +1,6 @@
 """Does a prompt's graph say what ablation does? Its path sums against the model, for three kinds of edges inside MLPs.
 
-    python -m benchmarks.graphs [overrides]
+    python -m benchmarks.graphs [prompts] [overrides]
 
 On the beginnings of test documents single latents are drawn, each at one position where it is active, and taken out of
 the running model there. What every latent behind it, at that position and later ones, loses is compared with what the
@@ -15,7 +15,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,8 +114,8 @@ def layers_of(prompt: Prompt) -> torch.Tensor:
     return found
 
 
-def measured(overrides: list[str]) -> dict[str, Any]:
-    """Pairs and cosines by distance, over all prompts."""
+def measured(most: int, overrides: list[str]) -> Iterator[dict[str, Any]]:
+    """Pairs and cosines by distance, over the prompts so far; after each one."""
     cfg = saelink.configure("layers=0-3", "wandb.mode=disabled", *overrides)
     job = Job(cfg, Store(cfg.runtime.outputs, TerminalObserver()))
     opened: dict[str, Explained] = {}
@@ -125,7 +125,7 @@ def measured(overrides: list[str]) -> dict[str, Any]:
         jobs.encode()
         opened[kind] = Explained(jobs)
     texts = job.tokens.tensors("test.safetensors")["ids"].long()
-    texts = texts[torch.linspace(0, len(texts) - 1, PROMPTS).long(), :CONTEXT]
+    texts = texts[torch.linspace(0, len(texts) - 1, most).long(), :CONTEXT]
     generator = torch.Generator().manual_seed(0)
     pairs: list[Pair] = []
     cosines: dict[str, dict[int, list[tuple[int, float]]]] = {kind: {} for kind in [*opened, "null"]}
@@ -159,13 +159,17 @@ def measured(overrides: list[str]) -> dict[str, Any]:
                 for kind, each in says.items():
                     cosine = torch.nn.functional.cosine_similarity(each[row, mine], effects[row, mine], dim=0).item()
                     cosines[kind].setdefault(distance, []).append((number, cosine))
-    rows = {kind: _row(pairs, kind, cosines[kind]) for kind in cosines}
-    return {
-        "prompts": len(texts), "tokens": CONTEXT, "ablations": len({(p.prompt, p.ablation) for p in pairs}),
-        "pairs": len(pairs), "strong": sum(abs(p.effect) >= STRONG for p in pairs),
-        "layers": opened["causal"].jobs.layers,
-        "seconds": round(time.perf_counter() - began), "rows": rows,
-    }  # fmt: skip
+        rows = {kind: _row(pairs, kind, cosines[kind]) for kind in cosines}
+        yield {
+            "prompts": number + 1,
+            "tokens": CONTEXT,
+            "ablations": len({(p.prompt, p.ablation) for p in pairs}),
+            "pairs": len(pairs),
+            "strong": sum(abs(p.effect) >= STRONG for p in pairs),
+            "layers": opened["causal"].jobs.layers,
+            "seconds": round(time.perf_counter() - began),
+            "rows": rows,
+        }
 
 
 def _row(pairs: list[Pair], kind: str, cosines: dict[int, list[tuple[int, float]]]) -> dict[str, Any]:
@@ -253,14 +257,15 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    found = measured(sys.argv[1:])
-    RESULT.write_text(json.dumps(found, indent=1) + "\n")
-    text = table(found)
-    print(text)
-    if PAGE.exists():
+    words = sys.argv[1:]
+    most = int(words.pop(0)) if words and words[0].isdigit() else PROMPTS
+    for found in measured(most, words):
+        RESULT.write_text(json.dumps(found, indent=1) + "\n")
+        text = table(found)
+        print(text, flush=True)
         mark, page = "<!-- graphs -->", PAGE.read_text()
         whole = f"{mark}\n{text}\n<!-- end -->"
-        PAGE.write_text(re.sub(f"{mark}.*?<!-- end -->", lambda _: whole, page, flags=re.DOTALL))
+        PAGE.write_text(re.sub(f"{mark}.*?<!-- end -->", lambda _, w=whole: w, page, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

@@ -193,8 +193,9 @@ def intervene(cfg: Config, prompt: str, *changes: str, observer: Observer | None
     """What changing latents does to a prompt, in the model and by its graph over cfg.layers.
 
     `changes` are such as "OF12@L3=0", "IF7@L1*2" or "AF5@L2:4=0" (at position 4). In `facts`: `next`, the next tokens'
-    probabilities before, after and as predicted; `latents`, those that changed most; `cosine` by layer. Raises
-    SaelinkError for a change that can't be made.
+    probabilities before, after and as predicted; `latents`, those that changed most; `cosine` by layer.
+
+    Raises SaelinkError for a change that can't be made.
     """
     from saelink.circuits.intervene import InterventionStage
     from saelink.report.shown import Shown

@@ -92,6 +92,10 @@ class CircuitStage(JobStage[CircuitFacts]):
         self.latent = latent_named(latent, self.jobs, f"circuit: {latent}", layer)
         self._names = LayerNames(self.jobs)
 
+    @property
+    def device(self) -> str:
+        return "cpu"
+
     def recipe(self) -> dict[str, Any]:
         cfg, circuit = self.job.cfg, self.job.cfg.circuit
         return {

@@ -19,6 +19,9 @@ from saelink.latents.rows import Rows
 from saelink.model.block import Steps
 from saelink.saes.sae import SAE
 
+STEP = 2048
+"""Derivatives that are made at a time."""
+
 
 class Here(NamedTuple):
     """One MLP on one prompt."""
@@ -30,6 +33,8 @@ class Here(NamedTuple):
     source: Rows
     """[context, d_source] latents on both sides, raw."""
     target: Rows
+    kept: dict[str, torch.Tensor]
+    """What is computed of them once."""
 
 
 class Inside(ABC):
@@ -107,11 +112,22 @@ class ByGradient(Inside):
 
     def _gradients(self, here: Here) -> torch.Tensor:
         """[nnz of target, d] by active target the gradient of its pre-activation in what the MLP reads."""
-        rows = here.target
+        if "gradient" not in here.kept:
+            rows = here.target
+            pieces = zip(rows.row_of.split(STEP), rows.indices.split(STEP), strict=True)
+            parts = [self._of_some(here, row, latent) for row, latent in pieces]
+            here.kept["gradient"] = torch.cat([here.x[:0], *parts])
+        return here.kept["gradient"]
+
+    def _of_some(self, here: Here, row: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
-            x = here.x[rows.row_of].detach().clone().requires_grad_()
-            pre = self._target.pre_acts(self._mlp(x))
-            (gradient,) = torch.autograd.grad(pre[torch.arange(len(pre)), rows.indices].sum(), x)
+            x = here.x[row].detach().clone().requires_grad_()
+            out = self._mlp(x)
+            if self._target.input_norm == "none":
+                pre = (out * self._target.W_enc.T[latent]).sum(1)
+            else:
+                pre = self._target.pre_acts(out).gather(1, latent[:, None])
+            (gradient,) = torch.autograd.grad(pre.sum(), x)
         return gradient
 
     def _written(self, here: Here) -> torch.Tensor:

@@ -12,7 +12,7 @@ from saelink.circuits.layers import LayerJobs
 from saelink.circuits.nodes import Latent, LayerNames, node_of, nodes_of
 from saelink.circuits.predicted import predicted
 from saelink.circuits.prompt import Prompt
-from saelink.circuits.stage import estimate, prompt_tensor
+from saelink.circuits.stage import estimate, prompt_tensor, shortened
 from saelink.errors import SaelinkError
 from saelink.job import Job, JobStage
 from saelink.share.graph.trace import prompt_ids
@@ -84,6 +84,10 @@ class InterventionStage(JobStage[InterventionFacts]):
         self.jobs = LayerJobs(job)
         self.wanted = [wanted_of(text, self.jobs) for text in changes]
 
+    @property
+    def device(self) -> str:
+        return "cpu"
+
     def recipe(self) -> dict[str, Any]:
         cfg = self.job.cfg
         return {
@@ -103,7 +107,7 @@ class InterventionStage(JobStage[InterventionFacts]):
 
     def about(self) -> str:
         changes = " ".join(each.text for each in self.wanted)
-        return f"{self.job.cfg.model.label} {changes} {self.job.cfg.graph.prompt!r}"
+        return f"{self.job.cfg.model.label} {changes} {shortened(self.job.cfg.graph.prompt or '')!r}"
 
     def check(self) -> None:
         n = len(prompt_ids(self.job))

@@ -13,6 +13,8 @@ from saelink.fit.solvers.causal import CausalSettings
 from saelink.fit.solvers.exact import ExactSettings
 from saelink.job import Job
 from saelink.latents.encode import encode_hooks
+from saelink.saes.choice import sae_choice
+from saelink.saes.training import SAEStage
 
 
 def layers_of(job: Job) -> list[int]:
@@ -84,4 +86,15 @@ class LayerJobs:
 
     def encode(self) -> None:
         """Make the latents that are missing, by one pass of the model for all layers."""
+        cfg, store = self.job.cfg, self.job.store
+        untrained = [
+            hook
+            for hook in self.hooks
+            if not sae_choice(cfg, store, hook).exists and SAEStage(cfg, store, hook).find() is None
+        ]
+        if untrained:
+            self.job.observer.say(
+                f"layers: {len(untrained)} of {len(self.hooks)} hooks have no SAE yet and get one trained, minutes "
+                f"each (sae.d_sae={cfg.sae.d_sae} sae.epochs={cfg.sae.epochs:g}); smaller ones are quicker"
+            )
         encode_hooks(self.job.cfg, self.job.store, self.hooks)

@@ -41,12 +41,12 @@ class Acts(NamedTuple):
 
 
 class OpenModel:
-    """A model in float32, one copy for everything that is asked of it."""
+    """A model in float32 on the CPU, one copy for everything that is asked of it."""
 
     def __init__(self, job: Job):
         info = job.model
         exact = replace(job.cfg.model, dtype=DType.float32)
-        self.info, self.device, self._cfg = info, job.device, job.cfg
+        self.info, self.device, self._cfg = info, "cpu", job.cfg
         self.parallel = info.parallel
         self.tokenizer, hf_model, _ = load_hf(exact, info.artifact)
         self.hf_model: Any = hf_model.to(self.device).float()

@@ -111,6 +111,7 @@ class Prompt:
         self.logit_begin = at + len(self.parts) * n
         self.size = self.logit_begin + (0 if self.gradients is None else len(self.gradients.tokens))
         self._seen: dict[int, Seen] = {}
+        self._here: dict[int, Here] = {}
         self._moving: dict[int, Moving] = {}
 
     @property
@@ -135,9 +136,11 @@ class Prompt:
 
     def here(self, layer: int) -> Here:
         """The MLP of a layer."""
-        acts = self.acts[layer]
-        mlp = self.writers.pieces[layer, "mlp"].latents
-        return Here(acts.mlp_in(self.model.parallel), acts.mlp_out, self.sources[layer], mlp)
+        if layer not in self._here:
+            acts, mlp = self.acts[layer], self.writers.pieces[layer, "mlp"].latents
+            x = acts.mlp_in(self.model.parallel)
+            self._here[layer] = Here(x, acts.mlp_out, self.sources[layer], mlp, {})
+        return self._here[layer]
 
     def read_before(self, layer: int) -> int:
         """The writers below this number are what the MLP of a layer reads."""

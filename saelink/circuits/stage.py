@@ -62,6 +62,10 @@ class LayersGraphStage(JobStage[LayersGraphFacts]):
             raise SaelinkError('graph.prompt is missing: saelink graph "The old king sat on" layers=0-3')
         self.jobs = LayerJobs(job)
 
+    @property
+    def device(self) -> str:
+        return "cpu"
+
     def recipe(self) -> dict[str, Any]:
         cfg, settings = self.job.cfg, self.job.cfg.graph
         return {
@@ -82,7 +86,7 @@ class LayersGraphStage(JobStage[LayersGraphFacts]):
         return {**explained_inputs(self.jobs), **LayerNames.inputs(self.jobs)}
 
     def about(self) -> str:
-        return f"{self.job.cfg.model.label} layers {self.jobs.layers} {self.job.cfg.graph.prompt!r}"
+        return f"{self.job.cfg.model.label} layers {self.jobs.layers} {shortened(self.job.cfg.graph.prompt or '')!r}"
 
     def check(self) -> None:
         prompt_ids(self.job)  # too long a prompt is said before anything is fitted
@@ -126,6 +130,11 @@ class LayersGraphStage(JobStage[LayersGraphFacts]):
             "errors": errors_by_kind(prompt, influence),
             "lines": writer.lines(),
         }
+
+
+def shortened(prompt: str) -> str:
+    """A prompt's beginning, for a line."""
+    return prompt if len(prompt) <= 60 else prompt[:59] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def prompt_tensor(job: Job) -> torch.Tensor:

@@ -169,7 +169,7 @@ def graph(context: typer.Context, arguments: Overrides = None) -> None:
 
 @app.command("intervene", context_settings=PASS_TO_HYDRA)
 def intervene(context: typer.Context, arguments: Overrides = None) -> None:
-    """Change latents on a prompt: intervene "The old king" OF12@L3=0."""
+    """Change latents on a prompt: intervene "A king" OF12@L3=0."""
     words = words_of(context, arguments)
     changes = [word for word in words if is_change(word)]
     words = [word for word in words if word not in changes]
@@ -179,7 +179,7 @@ def intervene(context: typer.Context, arguments: Overrides = None) -> None:
 
 @app.command("circuit", context_settings=PASS_TO_HYDRA)
 def circuit(context: typer.Context, arguments: Overrides = None) -> None:
-    """Show what leads to a latent over layers: circuit OF1262."""
+    """Show what leads to a latent: circuit OF1262@L3."""
     words = words_of(context, arguments)
     asked = [word for word in prompt_words(words) if not is_override(word)]
     if asks_for_help(words):

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from saelink.activations.cache import CacheStage
+from saelink.circuits.ancestors import CircuitStage
+from saelink.circuits.intervene import InterventionStage
+from saelink.circuits.stage import LayersGraphStage
 from saelink.connectors.exported import ExportedConnector, connector_folder
 from saelink.errors import SaelinkError
 from saelink.evidence.compared import differing, series_of
@@ -26,6 +29,7 @@ from saelink.share.export import ExportStage
 from saelink.share.graph.stage import GraphStage
 from saelink.store.artifact import Artifact, Facts
 from saelink.store.store import Store
+from saelink.terminal.circuits import circuit_lines, intervention_lines
 from saelink.terminal.evaluation import evaluation_rows
 from saelink.terminal.fit import fit_rows, map_rows
 from saelink.terminal.lines import Lines
@@ -299,6 +303,8 @@ ROWS: dict[str, Callable[[Artifact[Any]], list[Row]]] = {
     ReportStage.name: _rows_of_report,
     ExportStage.name: _rows_of_export,
     GraphStage.name: _rows_of_graph,
+    LayersGraphStage.name: _rows_of_graph,
+    InterventionStage.name: lambda artifact: [("changes", " ".join(artifact.facts["changes"]))],
     QKStage.name: _rows_of_heads,
 }
 """By stage what its artifact says of itself."""
@@ -306,6 +312,9 @@ ROWS: dict[str, Callable[[Artifact[Any]], list[Row]]] = {
 LINES: dict[str, Callable[[Artifact[Any]], list[str]]] = {
     EvaluateStage.name: _circuits,
     GraphStage.name: lambda artifact: artifact.facts["lines"],
+    LayersGraphStage.name: lambda artifact: artifact.facts["lines"],
+    InterventionStage.name: lambda artifact: intervention_lines(cast("Any", artifact.facts)),
+    CircuitStage.name: lambda artifact: circuit_lines(cast("Any", artifact.facts)),
 }
 
 

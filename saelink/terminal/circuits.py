@@ -32,44 +32,61 @@ def print_layers_graph(observer: Observer, graph: Artifact[LayersGraphFacts], pa
 
 def print_intervention(observer: Observer, intervention: Artifact[InterventionFacts]) -> None:
     """Next tokens before and after, in the model and by the graph; the latents that changed most."""
-    facts = intervention.facts
+    for line in intervention_lines(intervention.facts):
+        observer.say(line)
+
+
+def intervention_lines(facts: InterventionFacts) -> list[str]:
+    """The same as text."""
+    lines = [""]
     for change, at in zip(facts["changes"], facts["at"], strict=True):
-        observer.say(f"\n  {change:<16} at {at!r}")
-    observer.say(f"\n  {'next token':<16} {'before':>7} {'after':>7} {'by the graph':>13} {'logit':>7} {'graph':>7}")
+        lines.append(f"  {change:<16} at {printed(repr(at), 55).rstrip()}")
+    lines += ["", f"  {'next token':<16} {'before':>7} {'after':>7} {'by the graph':>13} {'logit':>7} {'graph':>7}"]
     rows = sorted(facts["next"], key=lambda row: -max(row["before"], row["after"]))[:10]
     for row in rows:
         chances = f"{row['before']:>7.1%} {row['after']:>7.1%} {row['predicted']:>13.1%}"
         name = printed(repr(row["token"]), 16)
-        observer.say(f"  {name} {chances} {row['logit']:>+7.2f} {row['predicted_logit']:>+7.2f}")
+        lines.append(f"  {name} {chances} {row['logit']:>+7.2f} {row['predicted_logit']:>+7.2f}")
     if facts["latents"]:
-        observer.say(f"\n  {'latent':<26} {'at':<14} {'is':>7} {'gains':>7} {'graph':>7}")
+        lines += ["", f"  {'latent':<26} {'at':<14} {'is':>7} {'gains':>7} {'graph':>7}"]
     for latent in facts["latents"]:
         where = printed(repr(latent["token"]), 14)
         figures = f"{latent['activation']:>7.2f} {latent['change']:>+7.2f} {latent['predicted']:>+7.2f}"
-        observer.say(f"  {printed(latent['name'], 26)} {where} {figures}")
+        lines.append(f"  {printed(latent['name'], 26)} {where} {figures}")
     if facts["cosine"]:
         cosines = ", ".join(f"layer {layer} {value:.2f}" for layer, value in facts["cosine"].items())
-        observer.say(f"\n  model and graph on latents, cosine: {cosines}")
+        lines += ["", f"  model and graph on latents, cosine: {cosines}"]
+    return lines
 
 
 def print_circuit(observer: Observer, circuit: Artifact[CircuitFacts]) -> None:
     """A latent's ancestors and descendants, each with what ablation did and what the graph said of it."""
-    facts = circuit.facts
-    observer.say(
-        f"\n  {facts['label']}, active at {facts['places']} places of {facts['sequences']} test sequences, "
-        f"mean {facts['activation']:.2f}"
-    )
-    observer.say(f"  into it: {facts['tokens']:.0%} straight from tokens, {facts['error']:.0%} error")
+    for line in circuit_lines(circuit.facts):
+        observer.say(line)
+
+
+def circuit_lines(facts: CircuitFacts) -> list[str]:
+    """The same as text."""
+    lines = [
+        "",
+        f"  {facts['label']}, active at {facts['places']} places of {facts['sequences']} test sequences, "
+        f"mean {facts['activation']:.2f}",
+        f"  into it: {facts['tokens']:.0%} straight from tokens, {facts['error']:.0%} error",
+    ]
     told = (
         ("what leads to it", "adds", facts["ancestors"]),
         ("where it leads", "gets", facts["descendants"]),
     )
     for title, verb, relatives in told:
-        observer.say(f"\n  {title:<30} {verb:>6}  {'to or from':<12} {'ablation takes':>19} {'graph':>6}")
+        if not relatives:
+            lines += ["", f"  {title}: no latent of these layers"]
+            continue
+        lines += ["", f"  {title:<30} {verb:>6}  {'to or from':<12} {'ablation takes':>19} {'graph':>6}"]
         for each in _tree(relatives, facts["latent"]):
             name = printed("  " * (each["step"] - 1) + each["label"], 30)
             effect = f"{each['effect']:+.0%} [{each['low']:+.0%}, {each['high']:+.0%}]"
-            observer.say(f"  {name} {each['share']:>+6.0%}  {each['by']:<12} {effect:>19} {each['predicted']:>+6.0%}")
+            lines.append(f"  {name} {each['share']:>+6.0%}  {each['by']:<12} {effect:>19} {each['predicted']:>+6.0%}")
+    return lines
 
 
 def _tree(relatives: list[Relative], root: str) -> list[Relative]:

@@ -133,3 +133,4 @@ def test_from_python(config: Callable[..., Config]) -> None:
     assert found.facts["changes"] == [f"{latent}=0"]
     circuit = library.circuit(replace(cfg, circuit=replace(cfg.circuit, sequences=2, steps=1)), "OF5@L1", quiet)
     assert circuit.facts["latent"] == "OF5@L1"
+    assert "by the graph" in repr(found) and "what leads to it" in repr(circuit) and "next" in repr(graph)

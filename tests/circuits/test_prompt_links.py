@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from saelink.circuits.prompt import Links, Prompt
+from saelink.errors import SaelinkError
 from saelink.store.store import Store
 
-from helpers.circuits import open_family, some_prompt
+from helpers.circuits import open_family, some_ids, some_prompt
 from helpers.world import World
 
 FOUR = ("gpt2", "llama", "gemma3", "neox")
@@ -93,3 +94,10 @@ def test_nodes_are_numbered_once(world: World, store: Store, tmp_path: Path) -> 
     assert len(found.unique()) == len(found)
     latents = (prompt.activation > 0).nonzero().flatten()
     assert set(latents.tolist()) <= set(found.tolist())
+
+
+def test_a_stream_that_is_no_plain_sum_is_refused(world: World, store: Store, tmp_path: Path) -> None:
+    """Granite multiplies what it adds."""
+    model = open_family("granite", world, store, tmp_path)
+    with pytest.raises(SaelinkError, match=r"layers: blocks|does not add attention and MLP"):
+        model.check_sum(model.run(some_ids()[None], 2))
