@@ -1,6 +1,6 @@
-"""The same questions to both models that run offline, at four depths each: the tables of docs/results/families.md.
+"""The same questions to both models that run offline, at four depths each, as tables.
 
-    python -m benchmarks.families smollm2 [overrides]          # about a day of 2 cores at the default sizes
+    python -m benchmarks.families smollm2 [overrides]          # many hours at the default sizes: see saelink plan
     python -m benchmarks.families gemma3-270m [overrides]      # its weights are an option, conf/model/gemma3-270m.yaml
     python -m benchmarks.families --tables                     # prints what benchmarks/families.json holds
 
