@@ -1,6 +1,6 @@
-"""The same questions to both models that run offline, at four depths each: the tables of docs/results/families.md.
+"""The same questions to both models that run offline, at four depths each, as tables.
 
-    python -m benchmarks.families smollm2 [overrides]          # about a day of 2 cores at the default sizes
+    python -m benchmarks.families smollm2 [overrides]          # many hours at the default sizes: see saelink plan
     python -m benchmarks.families gemma3-270m [overrides]      # its weights are an option, conf/model/gemma3-270m.yaml
     python -m benchmarks.families --tables                     # prints what benchmarks/families.json holds
 
@@ -59,12 +59,13 @@ def percent_linear(job: Job) -> dict[str, Any]:
     rows = [row for row in rows_of(linear) if (row["simple"], row["rich"]) == ("exact linear", "mlp")]
     percents = {row["divided by"]: [row["percent"], row["low"], row["high"]] for row in rows}
     outliers = rows_of(EXPERIMENTS["outliers"].run(job))
+    shares = [row["share_of_gap"] for row in outliers[:5]]  # none where the mlp is worse everywhere
     return {
         "percent linear": percents,
         "targets": linear.facts.get("n_targets"),
         "outliers": {
             "flagged of the first": [sum(bool(row["outlier"]) for row in outliers), len(outliers)],
-            "share of the gap of the first five": sum(row["share_of_gap"] for row in outliers[:5]),
+            "share of the gap of the first five": None if None in shares else sum(shares),
         },
     }
 
@@ -147,7 +148,14 @@ def tables(result: dict[str, Any]) -> str:
         for layer, found in entry["layers"].items():
             percents = [f"{p:.1f} ({low:.1f}-{high:.1f})" for p, low, high in found["percent linear"].values()]
             share = found["outliers"]["share of the gap of the first five"]
-            cells = [family, layer, f"{found['targets']:,}", *percents, found["elbow"] or "", f"{share:.0%}"]
+            cells = [
+                family,
+                layer,
+                f"{found['targets']:,}",
+                *percents,
+                found["elbow"] or "",
+                "" if share is None else f"{share:.0%}",
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",

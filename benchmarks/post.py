@@ -32,6 +32,9 @@ LAYERS = (1, 2, 3, 4, 5)
 TOKENS, TEXT_TOKENS, BATCH = 3_074_048, 4_200_000, 1024
 """Of conf/experiment/post.yaml."""
 
+STOPPED = (-signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGKILL)
+"""How a command ends that was told to, whoever did."""
+
 NOT_DONE = 75
 """Exit status of a piece after which there is more to do."""
 
@@ -57,11 +60,12 @@ def piece(folder: Path, share: float, seconds: float | None) -> dict[str, Any]:
         )  # fmt: skip
         try:
             code: int | None = child.wait(seconds)
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
             child.send_signal(signal.SIGTERM)
             child.wait()
             code = None
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = None if code in STOPPED else code
     if code:
         sys.exit(f"{log}: saelink ended with {code}\n" + "\n".join(log.read_text().splitlines()[-5:]))
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -135,6 +139,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--result", type=Path, default=Path(__file__).with_name("post.json"))
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a piece took is noted first
     folder = asked.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     noted = folder / f"pieces-{asked.share:g}.json"

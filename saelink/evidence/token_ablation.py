@@ -63,12 +63,13 @@ class AblationsStage(JobStage[AblationsFacts]):
 
     def recipe(self) -> dict[str, Any]:
         cfg = self.job.cfg
-        return {
+        recipe = {
             "latents": self._chosen,
             "examples": cfg.report.ablated_examples,
             "drop_positions": cfg.data.drop_positions,
             "model_dtype": cfg.model.dtype.name,
         }
+        return recipe | ({"begins_with_bos": True} if cfg.data.prepend_bos else {})
 
     def inputs(self) -> dict[str, str]:
         return {"examples": self._examples.key, "model": self.job.model.artifact.key}
@@ -157,9 +158,9 @@ class _Runs:
         last = len(whole) - 1
         deleted = list(range(max(last - DELETED, 1), last))
         kept = [m for m in KEPT if m <= last]
-        separator = torch.tensor([self.separator])
+        first = whole[:1] if self.job.cfg.data.prepend_bos else torch.tensor([self.separator])
         texts = [whole, *(torch.cat([whole[:k], whole[k + 1 :]]) for k in deleted)]
-        texts += [torch.cat([separator, whole[-m:]]) for m in kept]
+        texts += [torch.cat([first, whole[-m:]]) for m in kept]
         ends = torch.tensor([len(text) - 1 for text in texts])
         acts = forward(_padded(texts, self.separator).to(self.job.device))[self.hook]
         at_end = acts[torch.arange(len(texts)), ends.to(acts.device)].float()

@@ -17,10 +17,14 @@ import torch
 from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
+from saelink.evidence.token_ablation import ABLATIONS_FILE, AblationsStage
 from saelink.interventions.effects import EffectsStage, load_effects
 from saelink.interventions.splice import next_token_losses, put
 from saelink.job import Job
+from saelink.latents.encode import EncodeStage
 from saelink.latents.link import load_split
+from saelink.latents.stream import text_of
+from saelink.latents.top_tokens import TopTokensStage, load_top_tokens
 from saelink.model.block import load_module
 from saelink.model.describe import model_info, model_plan
 from saelink.model.forward import load_forward
@@ -213,6 +217,31 @@ def test_effects_are_those_of_one_ablation_at_a_time(
         off = ((mean[source] - expected).abs() / found.target_mean.clamp(min=1e-12))[alive]
         assert len(changes) == int(found.tokens[:, source].sum()) and off.max() < 1e-4
     assert chosen
+
+
+def test_a_shortened_context_begins_with_bos_too(tiny: list[str], whole: Path, store: Store, tmp_path: Path) -> None:
+    """What a latent needs of the text in front: asked of texts that begin as the model's do."""
+    cfg = composed([*tiny, "layer=1", "report.ablated_examples=2"])
+    hook = "blocks.1.hook_mlp_out"
+    latents, tokens = EncodeStage(cfg, store, hook).pull(), TokensStage(cfg, store).pull()
+    total = load_top_tokens(TopTokensStage(cfg, store, hook).pull()).total
+    chosen = [int(latent) for latent in total.argsort(descending=True)[:3]]
+    found = AblationsStage(Job(cfg, store), latents, chosen).pull().json(ABLATIONS_FILE)
+    true, sae, ids = read_gguf(whole), read_sae(tmp_path / "saes" / hook, "sae.path"), text_of(tokens).tolist()
+
+    def value(text: list[int], latent: int) -> float:
+        return sae.encode(forward(true, torch.tensor(text))[hook][-1:])[0, latent].item()
+
+    told = 0
+    for latent in chosen:
+        for entry in found[str(latent)]:
+            begin = entry["place"] // cfg.data.context_size * cfg.data.context_size
+            before = ids[begin : entry["place"] + 1]
+            for m, share in entry["kept"]:
+                shares = [value([first, *before[-m:]], latent) / value(before, latent) for first in (2, 1)]
+                assert share == pytest.approx(shares[0], abs=5e-3)
+                told += abs(shares[0] - shares[1]) > 0.05
+    assert told, "the first token matters"
 
 
 def test_the_whole_chain_trains_its_saes(saelink: Run, tiny: list[str], tmp_path: Path) -> None:
