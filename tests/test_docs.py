@@ -68,7 +68,6 @@ COMPOSED = [
     "docs/guides/experiments",
     "docs/guides/attention-qk",
     "docs/guides/circuits",
-    "docs/guides/circuits",
     "docs/guides/plans",
     "docs/results/attention",
 ]
