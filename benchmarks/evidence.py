@@ -119,7 +119,7 @@ def outputs(layer: str) -> dict[str, Any]:
     artifact = EffectivenessStage(job).pull()
     tensors = artifact.tensors(OUTPUTS_FILE)
     beside = {
-        name: float(spearmanr(tensors["effectiveness"], value).statistic)
+        name: float(spearmanr(tensors["effectiveness"], value)[0])  # pyright: ignore[reportArgumentType]
         for name, value in (("weight", tensors["weight"].abs()), ("helpfulness", tensors["helpfulness"]))
     }
     result: dict[str, Any] = {"facts": dict(artifact.facts), "spearman_with_effectiveness": beside}

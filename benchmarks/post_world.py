@@ -41,9 +41,10 @@ CALIBRATION = 16_384
 
 def config() -> Any:
     """The config.json of pythia-70m-deduped."""
-    from transformers import GPTNeoXConfig
+    import transformers
 
-    return GPTNeoXConfig(
+    kind: Any = transformers.GPTNeoXConfig  # its old names of settings, as the file has them
+    return kind(
         vocab_size=50304, hidden_size=D_MODEL, num_hidden_layers=LAYERS, num_attention_heads=8, intermediate_size=2048,
         hidden_act="gelu", rotary_pct=0.25, rotary_emb_base=10_000, max_position_embeddings=2048,
         initializer_range=0.02, layer_norm_eps=1e-5, use_parallel_residual=True, tie_word_embeddings=False,
@@ -104,7 +105,8 @@ def activations(model: Path) -> dict[str, torch.Tensor]:
 
         return hook
 
-    for layer, block in enumerate(lm.gpt_neox.layers):
+    blocks: Any = lm.gpt_neox.layers
+    for layer, block in enumerate(blocks):
         block.register_forward_hook(keep(f"Pythia-70M-deduped-{layer}.pt"))
         block.mlp.register_forward_hook(keep(f"Pythia-70M-deduped-mlp-{layer}.pt"))
         block.attention.register_forward_hook(keep(f"Pythia-70M-deduped-attention-{layer}.pt"))

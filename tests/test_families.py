@@ -42,6 +42,7 @@ def test_every_table_is_filled_and_nothing_done_twice(tmp_path: Path, monkeypatc
         assert list(found["edges"]) == list(families.EDGES) and list(found["frontier"]) == list(families.ALPHAS)
     tables = families.tables(result)
     assert tables.count("| gemma3-270m |") == 8 + 4 + 4 + 4 * len(families.EDGES)
+    columns = 0
     for line in tables.splitlines():
         if line.startswith("|---"):
             columns = line.count("|---")

@@ -58,7 +58,8 @@ def test_it_is_the_same_map_with_the_same_edges(seed: int, n: int, m: int, densi
     assert torch.equal(wide.output_weight(), narrow.output_weight())
     scales = torch.linspace(0.5, 2, n)
     with torch.no_grad():
-        wide.rescale(scales, 3.0), narrow.rescale(scales, 3.0)
+        wide.rescale(scales, 3.0)
+        narrow.rescale(scales, 3.0)
     assert torch.allclose(wide(rows), narrow(rows), atol=1e-4)
 
 

@@ -147,7 +147,7 @@ def test_what_edges_write_together_is_their_sum(small: Small) -> None:
     chosen = strongest(small, 4)
     weight = torch.zeros(len(small.edges.weight))
     weight[chosen] = small.edges.weight[chosen]
-    expected = sum(written_by_hand(small, edge) for edge in chosen)
+    expected = torch.stack([written_by_hand(small, edge) for edge in chosen]).sum(0)
     assert torch.allclose(given.written(weight).double(), expected, atol=1e-5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -53,12 +54,13 @@ def test_all_edges_are_the_connector_and_their_complement_nothing(config: Compos
     assert row["f"] == pytest.approx(whole.json("ce.json")["connector"]["recovered"], abs=1e-4)
     nothing = {row["complement"] for (_, share), row in rows.items() if share == 1.0}
     assert max(nothing) - min(nothing) < 1e-4, "without any edge all graphs predict the same"
-    assert set(artifact.facts["faithfulness"]) == {"lasso at 8e-4", "causal", "measured effects"}
-    assert artifact.facts["faithfulness"]["causal"]["cpr_low"] <= artifact.facts["faithfulness"]["causal"]["cpr"]
+    facts: Any = artifact.facts
+    assert set(facts["faithfulness"]) == {"lasso at 8e-4", "causal", "measured effects"}
+    assert facts["faithfulness"]["causal"]["cpr_low"] <= facts["faithfulness"]["causal"]["cpr"]
 
 
 @pytest.mark.parametrize("word", ["shares=[]", "shares=[0,1]", "shares=[2]", "tokens=0"])
 def test_mistakes(config: Compose, word: str) -> None:
-    cfg = config(f"experiment.faithfulness.{word}")
+    experiment: Any = config(f"experiment.faithfulness.{word}").experiment
     with pytest.raises(SaelinkError, match=f"experiment.faithfulness.{word.split('=')[0]}="):
-        EXPERIMENTS["faithfulness"].check(cfg.experiment.faithfulness)
+        EXPERIMENTS["faithfulness"].check(experiment.faithfulness)

@@ -62,7 +62,7 @@ def test_the_fit_is_used_again(config: Compose, store: Store, elsewhere: Path) -
     assert after.get("gram") == before.get("gram") and after["top_tokens"] == before["top_tokens"]
     assert TrainStage(job).key == TrainStage(own).key and made <= {artifact.key for artifact in store.artifacts()}
     assert evaluation.manifest["inputs"]["connector"] == first.manifest["inputs"]["connector"]
-    assert evaluation.facts["other_text"].endswith("elsewhere.jsonl") and "other_text" not in first.facts
+    assert evaluation.manifest["facts"]["other_text"].endswith("elsewhere.jsonl") and "other_text" not in first.facts
     assert evaluation.facts["fvu"] != first.facts["fvu"]
 
 
@@ -120,7 +120,7 @@ def test_saes_that_were_trained_stay_those_of_the_fit(
         f"sae.path={tmp_path}/saes",
     ]
     cfg = world.config(store.root, *small, asked(elsewhere))
-    facts = EvaluateStage(Job(cfg, store)).pull().facts
+    facts = EvaluateStage(Job(cfg, store)).pull().manifest["facts"]
     assert stages(store)["sae"] == 1 and facts["other_text"]
 
 
