@@ -94,6 +94,12 @@ def empty_lines(table: dict[int, dict[str, dict[str, float]]]) -> list[str]:
     ]
 
 
+def active(folder: Path) -> dict[str, float]:
+    """By hook the active latents a token on test documents."""
+    manifests = [json.loads(path.read_text()) for path in folder.glob("outputs/encode/*/manifest.json")]
+    return {each["facts"]["hook_name"]: round(each["facts"]["l0"], 1) for each in manifests}
+
+
 def disk(folder: Path) -> float:
     """GB of a folder's files."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()) / 1e9
@@ -116,7 +122,7 @@ def result(folder: Path, share: float, pieces: list[dict[str, Any]]) -> dict[str
     return {
         "share of the original's tokens": share,
         "command": "saelink " + " ".join(overrides(share)),
-        "SAEs": {"latents": D_SAE, "mean active, aimed at": L0},
+        "SAEs": {"latents": D_SAE, "mean active, aimed at": L0, "mean active": active(folder)},
         "pieces": len(pieces),
         "minutes, wall": round(sum(each["seconds"] for each in pieces) / 60, 1),
         "minutes of one core": round(sum(each["processor"] for each in pieces) / 60, 1),

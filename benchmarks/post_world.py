@@ -35,8 +35,9 @@ L0 = 14.0
 ALIVE = 1200
 """Latents of every SAE that fire at all; the original's on mlp_out had 772 to 1,606."""
 
-CALIBRATION = 16_384
-"""Tokens that the biases are set on."""
+SEQUENCES, POSITIONS = 256, 64
+"""The biases are set on so many sequences, at so many random positions of each: a random model's deeper layers say more
+of the sequence than of the token, so that few whole sequences stand for no others."""
 
 
 def config() -> Any:
@@ -77,14 +78,20 @@ def articles() -> list[str]:
     return [row["extract"] for row in rows.values() if row.get("extract")]
 
 
+def documents(n: int, seed: int) -> list[str]:
+    """Texts of ten random articles each."""
+    known, chance = articles(), random.Random(seed)
+    return ["\n\n".join(chance.sample(known, 10)) for _ in range(n)]
+
+
 def write_text(folder: Path) -> Path:
     """Documents of ten random articles each, in a parquet file."""
     import datasets
 
-    known, chance = articles(), random.Random(0)
-    texts = ["\n\n".join(chance.sample(known, 10)) for _ in range(DOCUMENTS)]
     folder.mkdir(parents=True)
-    datasets.Dataset.from_dict({"text": texts}).to_parquet(str(folder / "train-00000-of-00001.parquet"))
+    datasets.Dataset.from_dict({"text": documents(DOCUMENTS, 0)}).to_parquet(
+        str(folder / "train-00000-of-00001.parquet")
+    )
     return folder
 
 
@@ -93,15 +100,17 @@ def activations(model: Path) -> dict[str, torch.Tensor]:
     from transformers import AutoTokenizer, GPTNeoXForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    joined = tokenizer.eos_token.join(random.Random(1).sample(articles(), CALIBRATION // 50))
-    ids = torch.tensor(tokenizer(joined)["input_ids"][:CALIBRATION]).view(-1, 256)
+    joined = tokenizer.eos_token.join(documents(SEQUENCES // 2, 1))
+    ids = torch.tensor(tokenizer(joined)["input_ids"][: SEQUENCES * 256]).view(SEQUENCES, 256)
+    chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(2)).argsort(1)[:, :POSITIONS, None]
+    now: list[torch.Tensor] = []
     lm = GPTNeoXForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     seen: dict[str, list[torch.Tensor]] = {}
 
     def keep(name: str) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
-            seen.setdefault(name, []).append(tensor.reshape(-1, D_MODEL).clone())
+            seen.setdefault(name, []).append(tensor.take_along_dim(now[0], 1).reshape(-1, D_MODEL))
 
         return hook
 
@@ -111,7 +120,8 @@ def activations(model: Path) -> dict[str, torch.Tensor]:
         block.mlp.register_forward_hook(keep(f"Pythia-70M-deduped-mlp-{layer}.pt"))
         block.attention.register_forward_hook(keep(f"Pythia-70M-deduped-attention-{layer}.pt"))
     with torch.inference_mode():
-        for batch in ids.split(8):
+        for batch, places in zip(ids.split(8), chosen.split(8), strict=True):
+            now[:] = [places]
             lm.gpt_neox(batch)
     return {name: torch.cat(parts) for name, parts in seen.items()}
 

@@ -46,6 +46,7 @@ SAE_ALPHA = 4e-4
 
 class PostExperiment(Experiment):
     title = "Our figures beside the original post's"
+    version = 2
 
     def fits(self, job: Job) -> dict[str, Config]:
         seed, alpha = job.cfg.experiment.seeds[0], sparse_alpha(job)
@@ -94,15 +95,12 @@ class PostExperiment(Experiment):
         rows: list[Row] = []
         for figure in [*ORIGINAL, *(name for name in ours if name not in ORIGINAL)]:
             theirs = ORIGINAL.get(figure)
-            if figure in ours:
-                original = (
-                    theirs[job.cfg.layer - 1] if theirs is not None and 1 <= job.cfg.layer <= len(theirs) else None
-                )
-                rows.append({"layer": job.cfg.layer, "figure": figure, "ours": ours[figure], "original": original})
+            original = theirs[job.cfg.layer - 1] if theirs is not None and 1 <= job.cfg.layer <= len(theirs) else None
+            rows.append({"layer": job.cfg.layer, "figure": figure, "ours": ours.get(figure), "original": original})
 
         def draw(figure: Any) -> None:
             axes = figure.subplots()
-            both = [row for row in rows if row["original"]]
+            both = [row for row in rows if row["original"] and row["ours"] is not None]
             axes.barh([row["figure"] for row in both], [row["ours"] / row["original"] for row in both])
             axes.invert_yaxis()
             axes.axvline(1, color="black", lw=1)
@@ -113,4 +111,7 @@ class PostExperiment(Experiment):
             "  The original measured on training text, ours are on held-out documents. Its sparse linear and mlp\n"
             "  are on the linear latents and on the rest; percent linear divides by c_L."
         )
+        for part, name in (("sparse linear", "linear"), ("sparse mlp", "not linear")):
+            if part not in done:
+                text += f"\n  No target latent is {name} by percent_linear, so the lines of {part} are empty."
         return Result(rows, draw=draw, text=text)
