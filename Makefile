@@ -34,7 +34,7 @@ $(INSTALLED): pyproject.toml $(LOCK)
 demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M model (3 minutes after the install)
 	$(BIN)/saelink run
 
-test: $(INSTALLED)  ## the tests that need no model (about 12 minutes on 2 cores)
+test: $(INSTALLED)  ## the tests that need no model (about 20 minutes on 2 cores)
 	$(BIN)/$(PYTEST) -n 2
 
 test-all: $(INSTALLED)  ## all tests, with the real model and text (about 40 minutes)
