@@ -55,13 +55,23 @@ def memory_available() -> int | None:
 
     None where neither the system nor a limit says.
     """
-    free = [_left_in_container()]
-    path = Path("/proc/meminfo")
+    left = [max(limit - resident_bytes(), 0) for limit in _limits.values()]
+    return min([*_left_on_machine(), *left], default=None)
+
+
+def memory_when_fresh() -> int | None:
+    """Bytes of memory that this process could have if it held nothing yet, within the same limits."""
+    return min([*(left + resident_bytes() for left in _left_on_machine()), *_limits.values()], default=None)
+
+
+def _left_on_machine() -> list[int]:
+    """What is left below the container's limit, and what the system says is free; where they say so."""
+    container, path = _left_in_container(), Path("/proc/meminfo")
+    free = [] if container is None else [container]
     for line in path.read_text().splitlines() if path.exists() else ():
         if line.startswith("MemAvailable:"):
             free.append(int(line.split()[1]) * 1024)
-    free.extend(max(limit - resident_bytes(), 0) for limit in _limits.values())
-    return min((size for size in free if size is not None), default=None)
+    return free
 
 
 def resident_bytes() -> int:

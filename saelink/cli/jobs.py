@@ -175,7 +175,9 @@ def run_verify(job: Job) -> None:
     EffectsStage(job).check()
     if EffectsStage(job).find() is None:
         need_effects(job)
-    JointStage(job).check()
+    own = job.cfg.eval.data is None  # logic and what is removed together are of the fit's own text
+    if own:
+        JointStage(job).check()
     if wanted(job.cfg):
         StabilityStage(job).check()
     with tracked(job) as (job, show):
@@ -185,13 +187,15 @@ def run_verify(job: Job) -> None:
             job.observer.say(ahead.text)
         verdicts, evaluation = VerifyStage(job).pull(), EvaluateStage(job).pull()
         stable = None if again is None else Stability(again.pull())
-        trials = LogicTrialsStage(job).pull()
-        joint = JointStage(job).pull() if job.cfg.verify.joint else None
+        trials = LogicTrialsStage(job).pull() if own else None
+        joint = JointStage(job).pull() if own and job.cfg.verify.joint else None
         asked = job.cfg.verify.consequences or job.cfg.verify.chosen
         lost = ConsequencesStage(job).pull() if asked else None
+        print_owed = outputs_of(job)
         print_verdicts(job.observer, verdicts, evaluation, stable)
-        show_outputs(job)
-        print_trials(job.observer, trials)
+        print_owed()
+        if trials is not None:
+            print_trials(job.observer, trials)
         if joint is not None:
             print_joint(job.observer, joint)
         if lost is not None:
@@ -200,8 +204,11 @@ def run_verify(job: Job) -> None:
         show(fitted(job), evaluation, verdicts)
 
 
-def show_outputs(job: Job) -> None:
-    """What the output owes to the edges, and what verify.edges_checked and verify.pruned_tokens ask for, printed."""
+def outputs_of(job: Job) -> Callable[[], None]:
+    """Measure what the output owes to the edges, and what verify.edges_checked and verify.pruned_tokens ask for.
+
+    Returns what prints it.
+    """
     from saelink.evidence.edge_removals import EdgeRemovalsStage
     from saelink.evidence.effectiveness import EffectivenessStage, check_edges, has_outputs
     from saelink.evidence.pruned import PrunedStage
@@ -211,11 +218,11 @@ def show_outputs(job: Job) -> None:
     if not has_outputs(job.cfg):
         if settings.edges_checked or settings.pruned_tokens:
             check_edges(job)
-        return
+        return lambda: None
     outputs = EffectivenessStage(job).pull()
     removed = EdgeRemovalsStage(job).pull() if settings.edges_checked else None
     pruned = PrunedStage(job).pull() if settings.pruned_tokens else None
-    print_outputs(job.observer, outputs, removed, pruned)
+    return lambda: print_outputs(job.observer, outputs, removed, pruned)
 
 
 def run_moved_verify(job: Job) -> None:

@@ -31,7 +31,7 @@ from saelink.model.describe import model_plan
 from saelink.plan.costs import Cost, Costs
 from saelink.plan.rates import Rates
 from saelink.plan.sizes import sizes_of
-from saelink.runtime import memory_available, resident_bytes
+from saelink.runtime import memory_when_fresh
 from saelink.saes.training import SAEStage
 from saelink.store.artifact import Artifact
 from saelink.store.recipe import Plan
@@ -219,8 +219,7 @@ class _Steps:
 
 def _warn(job: Job, found: Planned, costs: Costs) -> None:
     """Say what won't fit into memory or on the disk, and what has to be fetched first."""
-    free = memory_available()
-    room = None if free is None else free + resident_bytes()
+    room = memory_when_fresh()
     for step in found.steps:
         if room is not None and not step.done and step.cost.memory > room:
             found.remarks.append(
