@@ -32,9 +32,9 @@ const COLUMNS = { token: 0, source: 1, "source error": 1, target: 2, "target err
 const KINDS = { "next token": "next token", target: "target latent", source: "source latent", token: "token of the prompt", "target error": "what the connector or an SAE leaves out", "source error": layered ? "what the edges inside the MLP leave out" : "what the source SAE leaves out", attention: "attention latent", "attention error": "what attention's SAE leaves out" };
 
 // The place of each column from the left: those of the layers that are there, the tokens first, the next tokens last.
-const rows = [...new Set(layers)].sort((a, b) => a - b);
-const across = (node) => (!layered ? COLUMNS[kindOf(node)] : kindOf(node) === "token" ? 0 : 1 + rows.indexOf(Number(node.layer)));
-const places = layered ? rows.map((_, i) => i).concat(rows.length) : [0, 1, 2, 3];
+const depths = [...new Set(layers)].sort((a, b) => a - b);
+const across = (node) => (!layered ? COLUMNS[kindOf(node)] : kindOf(node) === "token" ? 0 : 1 + depths.indexOf(Number(node.layer)));
+const places = layered ? depths.map((_, i) => i).concat(depths.length) : [0, 1, 2, 3];
 
 const state = { most: 60, chosen: null };
 
