@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.edges import SOURCES
 from benchmarks.figures import configured
 from saelink.compose import register
 from saelink.evidence.joint_effects import (
@@ -34,14 +35,7 @@ from saelink.store.store import Store
 
 TARGETS = 64
 
-CONNECTORS = {
-    "exact linear, l1_alpha 1e-2": ["l1_alpha=1e-2"],
-    "exact linear, 3e-3": ["l1_alpha=3e-3"],
-    "exact linear, 8e-4": ["l1_alpha=8e-4"],
-    "exact linear, 8e-4, refitted": ["l1_alpha=8e-4", "solver.debias=true"],
-    "exact linear, 3e-4": ["l1_alpha=3e-4"],
-    "exact linear, 0 (least squares)": ["l1_alpha=0"],
-}
+CONNECTORS = {name: words for name, words in SOURCES.items() if name.startswith("exact linear")}
 
 
 def main() -> None:

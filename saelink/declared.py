@@ -50,7 +50,7 @@ class Declared(NamedTuple):
 
     def constant(self, name: str) -> Any:
         """The value of a class attribute that is written as a constant."""
-        return ast.literal_eval(
+        return ast.literal_eval(  # constants alone; it calls nothing
             getattr(attribute(self.file, self.name, name).node, "value", None) or ast.Constant(None)
         )
 
