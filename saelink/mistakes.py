@@ -135,8 +135,11 @@ class _Check:
             raise SaelinkError(f"{line}: @ is for files of settings; choose by the group's own name, {key}=...")
         if "/" in key and not key.startswith("hydra/"):
             raise SaelinkError(f"{line}: there is no group {key}; there are {', '.join(self._groups)}")
-        if key.startswith("hydra/") and not override.is_delete() and not isinstance(override.value(), str | list):
+        if key.startswith("hydra/") and not override.is_delete() and not _names(override.value()):
             raise SaelinkError(f"{line}: {key} takes the name of one of its choices, such as basic")
+        is_group = key.startswith("hydra/") or key in self._groups
+        if is_group and override.is_delete() and not isinstance(override.value(), str | None):
+            raise SaelinkError(f"{line}: to take a choice away give ~{key}, or ~{key}=NAME with the name it has")
         above, _, last = key.rpartition(".")
         if override.is_delete() and last.isdigit():
             raise SaelinkError(
@@ -205,6 +208,11 @@ class _Check:
             told = "=".join([meant, *itertools.islice(values_of(override), 1)])
         also = "" if meant in names or meant in self._groups else f" {_whose(meant, jobs)}"
         return f"{line}: there is no such setting; did you mean {told}?{also}"
+
+
+def _names(value: Any) -> bool:
+    """Whether it is a name, or a list of names: Hydra looks into them without asking."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
 
 
 def _named(override: Override, fixed: Settings) -> list[str]:

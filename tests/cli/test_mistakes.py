@@ -84,6 +84,12 @@ LINES = {
     "train hydra.sweeper._target_=os.getcwd -m": "hydra.sweeper._target_=os.getcwd: hydra.sweeper is a group of "
     "settings; choose one by hydra/sweeper=..., such as basic",
     "train hydra/launcher=3": "hydra/launcher=3: hydra/launcher takes the name of one of its choices, such as basic",
+    "train hydra/launcher=[basic,7]": "hydra/launcher=[basic,7]: hydra/launcher takes the name of one of its choices, "
+    "such as basic",
+    "train ~budget=[quick]": "~budget=[quick]: to take a choice away give ~budget, or ~budget=NAME with the name it "
+    "has",
+    "train ~hydra/launcher=5": "~hydra/launcher=5: to take a choice away give ~hydra/launcher, or "
+    "~hydra/launcher=NAME with the name it has",
     "train --resolve": "train: --resolve goes with --cfg job, which prints the settings and runs nothing",
     "train --cfg nope": "train: --cfg nope: say which: job, hydra, all",
     "train --cfg": "train: --cfg: say which: job, hydra, all",
