@@ -12,6 +12,8 @@ ifndef SEED
 SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 endif
 PYTEST := python -m pytest --randomly-seed=$(SEED)
+# A process for each processor, four at most: a worker takes up to 2 GB.
+WORKERS := -n logical --maxprocesses 4
 
 # On Linux PyPI has torch with CUDA alone, gigabytes of it. TORCH_BACKEND=cpu (or cu126, ...) takes PyTorch's own build.
 TORCH_BACKEND ?=
@@ -35,7 +37,7 @@ demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M m
 	$(BIN)/saelink run
 
 test: $(INSTALLED)  ## the tests that need no model (about 20 minutes on 2 cores)
-	$(BIN)/$(PYTEST) -n 2
+	$(BIN)/$(PYTEST) $(WORKERS)
 
 test-all: $(INSTALLED)  ## all tests, with the real model and text (about 40 minutes)
 	$(BIN)/$(PYTEST) -m ''
@@ -46,13 +48,13 @@ test-latest-saelens:
 	$(PYTHON) -m venv --clear .venv-latest-saelens
 	$(call torch,.venv-latest-saelens,$(LATEST_TORCH))
 	.venv-latest-saelens/bin/pip install -q '$(LATEST_TORCH)' -e '.[saelens,joblib,submitit,optuna,test]'
-	.venv-latest-saelens/bin/$(PYTEST) -n 2
+	.venv-latest-saelens/bin/$(PYTEST) $(WORKERS)
 
 test-latest-bare:
 	$(PYTHON) -m venv --clear .venv-latest-bare
 	$(call torch,.venv-latest-bare,$(LATEST_TORCH))
 	.venv-latest-bare/bin/pip install -q '$(LATEST_TORCH)' -e '.[joblib,submitit,optuna,test]'
-	.venv-latest-bare/bin/$(PYTEST) -n 2
+	.venv-latest-bare/bin/$(PYTEST) $(WORKERS)
 
 lock:  ## compile locks/ for what pyproject.toml asks for (all of it anew: make lock UPGRADE=--upgrade)
 	scripts/lock.sh $(UPGRADE)
