@@ -35,7 +35,7 @@ from saelink.store.store import Store
 
 TARGETS = 64
 
-CONNECTORS = {name: words for name, words in SOURCES.items() if name.startswith("exact linear")}
+CONNECTORS = {name: words for name, words in SOURCES.items() if name.startswith(("exact linear", "causal linear"))}
 
 
 def main() -> None:

@@ -108,11 +108,11 @@ def encode(side: Side, step: int, training: float) -> float:
 
 
 def sae_training(side: Side, batch: int, rows: float) -> float:
-    """Weights, gradients, two moments and a copy; of a batch the dense arrays of a step; the pool of activations and
-    the order that it is read in."""
+    """Weights, gradients, two moments and a copy; a third of what is kept on the way, twice, as it is written; of a
+    batch the dense arrays of a step; the pool of activations and the order that it is read in."""
     dense = batch * (28.0 * side.d_sae + 24 * side.width)
     pool = min(rows, POOL_SHARDS * SHARD_TOKENS) * (4.0 * side.width + 16)
-    return LIBRARIES + 5 * side.weights + dense + pool
+    return LIBRARIES + 7 * side.weights + dense + pool
 
 
 def split(sources: list[Side], target: Side, n_tokens: float) -> float:

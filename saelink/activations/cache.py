@@ -339,9 +339,12 @@ def shuffled_rows(
     drop_positions: int,
     max_norm: float | None,
     seed: int,
+    first: int = 0,
     shards_in_memory: int = 64,
 ) -> Iterator[torch.Tensor]:
     """Batches [batch, width] of float32 training activations, shuffled, until `total` rows are used up.
+
+    The `first` so many are left out, as if they had been taken.
 
     Rows whose l2 norm exceeds `max_norm` are left out.
 
@@ -368,5 +371,6 @@ def shuffled_rows(
                 if left == 0:
                     return
                 left -= 1
-                yield pool[shuffle[at : at + batch]].float()
+                if left < total // batch - first:
+                    yield pool[shuffle[at : at + batch]].float()
             rest = pool[shuffle[full:]]

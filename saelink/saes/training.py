@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, TypedDict
 
 import torch
@@ -14,6 +13,7 @@ from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.progress import Observer
 from saelink.runtime import device_of
+from saelink.saes.checkpoint import Checkpoints
 from saelink.saes.formats.saelens import CONFIG_FILE, WEIGHTS_FILE
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
@@ -45,6 +45,10 @@ class SAEStage(Stage[SAEFacts]):
     @property
     def device(self) -> str:
         return device_of(self.cfg)
+
+    @property
+    def resumable(self) -> bool:
+        return True
 
     def recipe(self) -> dict[str, Any]:
         sae = self.cfg.sae
@@ -99,6 +103,15 @@ def _train(cfg: Config, observer: Observer, acts: Artifact[CacheFacts], hook_nam
 
     torch.manual_seed(settings.seed)
     sae = _untrained(cfg, hook_name, acts.facts["width"])
+    trainer = _trainer(cfg, sae, total)
+    # While it trains, the inputs are scaled to a mean norm of sqrt(d_in); the weights take the scalar at the end.
+    mean_norm = acts.facts["mean_norm"][cfg.data.drop_positions :]
+    scale = acts.facts["width"] ** 0.5 / (sum(mean_norm) / len(mean_norm))
+    trainer.activation_scaler.scaling_factor = scale
+    checkpoints = Checkpoints(draft, trainer)
+    done = checkpoints.resume()
+    if done:
+        observer.say(f"sae: {hook_name}, goes on behind step {done:,} of {steps:,}")
     batches = shuffled_rows(
         acts,
         batch=settings.batch_tokens,
@@ -106,26 +119,25 @@ def _train(cfg: Config, observer: Observer, acts: Artifact[CacheFacts], hook_nam
         drop_positions=cfg.data.drop_positions,
         max_norm=None if ratio is None else ratio * acts.facts["median_norm"],
         seed=settings.seed,
+        first=done,
     )
-    trainer = _trainer(cfg, sae, batches, total)
-    # While it trains, the inputs are scaled to a mean norm of sqrt(d_in); the weights take the scalar at the end.
-    mean_norm = acts.facts["mean_norm"][cfg.data.drop_positions :]
-    scale = acts.facts["width"] ** 0.5 / (sum(mean_norm) / len(mean_norm))
-    trainer.activation_scaler.scaling_factor = scale
     note = ""
-    with observer.progress(f"sae {hook_name}", total) as bar:
-        for step, batch in enumerate(batches):
+    with observer.progress(f"sae {hook_name}", total, done=done * settings.batch_tokens) as bar:
+        for step, batch in enumerate(batches, done):
             output = trainer.step(batch)
             trainer.n_training_steps += 1
             if step % 20 == 0 or step == steps - 1:
                 loss, energy = output.loss.item(), (batch.float() * scale).square().sum(1).mean().item()
                 if not loss <= DIVERGED * energy:  # also where it is no number
+                    checkpoints.forget()
                     raise SaelinkError(
                         f"sae.lr={settings.lr:g}: the training of the SAE for {hook_name} diverged (loss {loss:.3g} at "
                         f"step {step}, where predicting nothing has {energy:.3g}); use a smaller sae.lr"
                     )
                 note = f"loss {loss:.3g}"
             bar.advance(len(batch), note=note if step % 20 == 0 else "")
+            checkpoints.keep(step + 1)
+    checkpoints.forget()
     if not all(bool(tensor.isfinite().all()) for tensor in sae.state_dict().values()):
         raise SaelinkError(
             f"sae.lr={settings.lr:g}: the SAE for {hook_name} has weights that are not finite; use a smaller sae.lr"
@@ -160,7 +172,7 @@ def _untrained(cfg: Config, hook_name: str, width: int) -> Any:
     )
 
 
-def _trainer(cfg: Config, sae: Any, batches: Iterator[torch.Tensor], total: int) -> Any:
+def _trainer(cfg: Config, sae: Any, total: int) -> Any:
     """sae-lens' trainer: a linear warm-up over 5% of the steps, a linear decay over the last half."""
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
@@ -179,7 +191,7 @@ def _trainer(cfg: Config, sae: Any, batches: Iterator[torch.Tensor], total: int)
             logger=LoggingConfig(log_to_wandb=False),
         ),
         sae,
-        batches,
+        iter(()),  # it is given each batch
     )
 
 

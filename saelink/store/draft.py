@@ -221,6 +221,17 @@ class Draft:
         for name in names:
             self._files.pop(name, None)
 
+    def remove(self, names: list[str]) -> None:
+        """Delete files that are no longer needed on the way."""
+        for name in names:
+            self._files.pop(name, None)
+            (self.folder / name).unlink(missing_ok=True)
+
+    @property
+    def files(self) -> list[str]:
+        """The names of what is finished, now or in an earlier try."""
+        return list(self._files)
+
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Read back a file that is already finished. Raises SaelinkError when another worker's was damaged since."""
         return read_tensors(self._whole(name))
