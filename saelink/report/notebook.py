@@ -7,13 +7,17 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from saelink.errors import SaelinkError
 from saelink.report.cards.cards import Card
+from saelink.report.cards.wiring import EDGES_SHOWN
 from saelink.report.html import box, facts_table
 from saelink.report.render import DATA_FILE
 from saelink.report.stage import ReportFacts
+from saelink.report.stored import beside_at, edges_at, examples_at
+from saelink.report.structure import Stretch
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
 
@@ -71,28 +75,56 @@ class Opened:
     def _piece(self, name: str) -> Any:
         return json.loads(gzip.decompress(self._archive.read(f"{name}.json.gz")))
 
-    def _of(self, side: str, number: int, other: str) -> Card:
+    def _stretches(self, sequence: int) -> list[Stretch]:
+        return self._piece(f"text/{sequence // self.head['text_piece']}")[str(sequence)]
+
+    def _card(self, side: str, number: int) -> Card:
         size = self.head["d"][side]
         if not 0 <= number < size:
             raise SaelinkError(f"{side} {number}: there are {size:,}, from 0")
-        piece = number // self.head["piece"]
-        card = self._piece(f"{side}/{piece}")[str(number)]
-        wired = self._piece(f"{other}0/{piece}").get(str(number)) if other else None
-        if side == "source":
-            return {**card, "feeds": wired}
-        return card if not other else {**card, "explained": wired is not None, **(wired or {})}
+        card = self._piece(f"{side}/{number // self.head['piece']}")[str(number)]
+        sequences = self.head["sequences"]
+        return {**card, "examples": examples_at(card["examples"], self._stretches, self.head["context"], sequences)}
+
+    def _edges(self, kind: str, number: int) -> list[dict[str, Any]]:
+        columns = self._piece(f"{kind}0/{number // self.head['piece']}")
+        return edges_at(columns, number, self.head["verdicts"]) or []
+
+    def _named(self, edge: dict[str, Any]) -> dict[str, Any]:
+        """An edge into a target with the name and the token of its input."""
+        number, direct = edge.pop("number"), self.head["direct"]
+        if number >= direct:
+            return {**edge, "input": number, "name": f"H{number - direct}"}
+        names, tokens = self._index["source_name"], self._index["source_token"]
+        return {**edge, "input": number, "name": names[number], "token": tokens[number]}
+
+    @cached_property
+    def _index(self) -> dict[str, Any]:
+        return self._piece("index")
 
     def target(self, latent: int) -> CardView:
         """The card of a target latent."""
-        return CardView(self._of("target", latent, "circuit"))
+        card = self._card("target", latent)
+        circuit = self._piece(f"circuit0/{latent // self.head['piece']}").get(str(latent))
+        if circuit is None:
+            return CardView({**card, "explained": False})
+        edges = [self._named(edge) for edge in self._edges("edges", latent)[:EDGES_SHOWN]]
+        beside = {"beside": beside_at(circuit["beside"], card["examples"])} if "beside" in circuit else {}
+        return CardView({**card, "explained": True, **circuit, "edges": edges, **beside})
 
     def source(self, latent: int) -> CardView:
         """The card of a source latent, by the connector's numbering."""
-        return CardView(self._of("source", latent, "feeds"))
+        tokens: list[str | None] = self._index["token"]
+        feeds: list[dict[str, Any]] = []
+        for edge in self._edges("feeds", latent):
+            number = edge.pop("number")
+            known = {"name": f"OF{number}", "token": tokens[number]} if number >= 0 else {"name": f"H{-1 - number}"}
+            feeds.append({**edge, **known})
+        return CardView({**self._card("source", latent), "feeds": feeds})
 
     def hidden(self, unit: int) -> CardView:
         """The card of a hidden unit."""
-        return CardView(self._of("hidden", unit, ""))
+        return CardView(self._card("hidden", unit))
 
     @property
     def connectors(self) -> Sequence[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from saelink.activations.tokens import SPLITS
 from saelink.evidence.baselines import mean_predictor
 from saelink.evidence.consequences import CONSEQUENCES_FILE, consequences_of
 from saelink.evidence.evaluate import EvaluateFacts
@@ -20,6 +21,7 @@ from saelink.interventions.effects import measurable
 from saelink.interventions.oracle import OracleStage
 from saelink.job import Job
 from saelink.latents.link import counted_split
+from saelink.latents.stream import WINDOW
 from saelink.report.cards.cards import Cards
 from saelink.report.cards.listed import Listed
 from saelink.report.highlights import Highlights
@@ -28,6 +30,9 @@ from saelink.store.artifact import Artifact
 
 PIECE = 64
 """Latents of one piece."""
+
+TEXT = 8192
+"""Tokens of one piece of text, as far as a sequence has no more."""
 
 TERMS = 4
 """Terms of a formula in the list of circuits."""
@@ -77,6 +82,9 @@ class Overview:
             "tokens": facts["tokens"],
             "documents": facts["documents"],
             "context": facts["context_size"],
+            "sequences": [[split, sides.target.facts["sequences"][split]] for split in SPLITS],
+            "text_piece": text_piece(facts["context_size"]),
+            "window": WINDOW,
             "saes": saes,
             "command": self.command,
             "fits": [
@@ -259,6 +267,11 @@ class Overview:
             found = TranscoderStage(self.job).pull().json(TRANSCODER_FILE)["transcoder"]
             rows.append({"name": "transcoder, read by the target SAE", "fvu": found["fvu_latents"]})
         return rows
+
+
+def text_piece(context: int) -> int:
+    """Sequences of one piece of text."""
+    return max(TEXT // context, 1)
 
 
 def _foremost(entry: dict[str, Any]) -> int:

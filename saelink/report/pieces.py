@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from saelink.config.schema import Config
 from saelink.engine.work import Work
+from saelink.evidence.verdicts import VERDICTS
 from saelink.experiments.tables import PICTURE_FILE, TEXT_FILE, shown_rows
 from saelink.interventions.oracle import OracleStage
 from saelink.job import Job
@@ -20,9 +22,10 @@ from saelink.report.cards.listed import Listed
 from saelink.report.cards.meaning import meanings
 from saelink.report.cards.wiring import EDGES_SHOWN
 from saelink.report.highlights import Highlights
-from saelink.report.overview import PIECE
+from saelink.report.overview import PIECE, text_piece
 from saelink.report.render import packed
-from saelink.report.structure import Meaning
+from saelink.report.stored import FEW, beside_stored, edge_columns, examples_stored, number_of, stretches
+from saelink.report.structure import EdgeColumns, Meaning, Stretch
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Part, Parts
 from saelink.store.store import Store
@@ -32,19 +35,25 @@ class Piece(NamedTuple):
     """Consecutive latents of one kind of data."""
 
     kind: str
-    """target, source, hidden, or circuit, edges and feeds with the connector's number"""
+    """target, source, hidden, text, or circuit, edges and feeds with the connector's number"""
     first: int
     last: int
+    size: int
+    """Of each piece of its kind: latents, of text sequences."""
+
+    @property
+    def number(self) -> int:
+        return self.first // self.size
 
     @property
     def name(self) -> str:
         """What the page calls it."""
-        return f"{self.kind}/{self.first // PIECE}"
+        return f"{self.kind}/{self.number}"
 
     @property
     def file(self) -> str:
         """Where a worker leaves it."""
-        return f"piece-{self.kind}-{self.first // PIECE}.json.gz"
+        return f"piece-{self.kind}-{self.number}.json.gz"
 
 
 def pieces_of(jobs: list[Job]) -> Pieces:
@@ -82,7 +91,7 @@ class Pieces:
         self.kept_targets, self.kept_sources = highlights.kept()
 
     def of_latents(self) -> list[Piece]:
-        """All pieces that are cut by latents."""
+        """All pieces that are cut by latents, and of the text."""
         sides = self.sides
         kinds = [("target", sides.d_target), ("source", sides.d_source)]
         for number in range(len(self.fits)):
@@ -90,20 +99,26 @@ class Pieces:
             kinds.append((f"feeds{number}", sides.d_source))
         if self.wiring.has_hidden:
             kinds.append(("hidden", self.wiring.connector.n_hidden))
-        return [Piece(kind, first, min(first + PIECE, d)) for kind, d in kinds for first in range(0, d, PIECE)]
+        facts = sides.target.facts
+        sizes = [(kind, d, PIECE) for kind, d in kinds]
+        sizes.append(("text", sum(facts["sequences"].values()), text_piece(facts["context_size"])))
+        return [
+            Piece(kind, first, min(first + size, d), size) for kind, d, size in sizes for first in range(0, d, size)
+        ]
 
-    def make(self, piece: Piece) -> dict[str, Any]:
-        """By latent what the piece holds of it."""
+    def make(self, piece: Piece) -> Mapping[str, Any]:
+        """What the piece holds: cards and circuits by latent, text by sequence, edges in columns."""
         ids = range(piece.first, piece.last)
         if piece.kind.startswith("circuit"):
             return self._circuits(int(piece.kind.removeprefix("circuit")), ids)
         if piece.kind.startswith("edges"):
             return self._edges(int(piece.kind.removeprefix("edges")), ids)
         if piece.kind.startswith("feeds"):
-            wiring = self.fits[int(piece.kind.removeprefix("feeds"))].wiring
-            return {str(latent): wiring.source_feeds(latent) for latent in ids}
+            return self._feeds(int(piece.kind.removeprefix("feeds")), ids)
+        if piece.kind == "text":
+            return self._text(ids)
         card = self._kinds[piece.kind]
-        return {str(latent): card(latent) for latent in ids}
+        return {str(latent): _stored(card(latent)) for latent in ids}
 
     @property
     def _kinds(self) -> dict[str, Callable[[int], Card]]:
@@ -150,17 +165,63 @@ class Pieces:
         found: dict[str, Any] = {}
         beside = self._beside if number == 0 else {}
         for latent in self._explained[number].intersection(ids):
-            circuit = self.fits[number].wiring.circuit(latent)
+            circuit: dict[str, Any] = {**self.fits[number].wiring.circuit(latent)}
+            circuit.pop("edges")  # those of all targets are in pieces of their own
             if latent in beside:
-                circuit["beside"] = beside[latent]
+                circuit["beside"] = beside_stored(beside[latent])
             if number > 0:  # most of the bytes
                 circuit.pop("scatter", None)
                 circuit.pop("clusters", None)
             found[str(latent)] = circuit
         return found
 
-    def _edges(self, number: int, ids: range) -> dict[str, Any]:
-        """By target all its edges, where a card shows only some."""
-        listed = self.listed[number]
-        many = [latent for latent in self._explained[number].intersection(ids) if listed.n_edges(latent) > EDGES_SHOWN]
-        return {str(latent): listed.edges(latent) for latent in sorted(many)}
+    def _edges(self, number: int, ids: range) -> EdgeColumns:
+        """All edges into each target; of the strongest all that a card tells of them."""
+        wiring, listed = self.fits[number].wiring, self.listed[number]
+        rows: dict[int, list[dict[str, Any]]] = {}
+        for latent in sorted(self._explained[number].intersection(ids)):
+            rows[latent] = listed.edges(latent)
+            for row, term in zip(rows[latent], wiring.terms(latent)["edges"], strict=False):
+                known = () if row["number"] < wiring.direct else ("token",)
+                row |= {name: term[name] for name in (*FEW, *known, "edges") if name in term}
+        return edge_columns(rows, VERDICTS, EDGES_SHOWN)
+
+    def _feeds(self, number: int, ids: range) -> EdgeColumns:
+        """What each source feeds most."""
+        rows: dict[int, list[dict[str, Any]]] = {}
+        for latent in ids:
+            rows[latent] = []
+            for fed in self.fits[number].wiring.source_feeds(latent):
+                row: dict[str, Any] = {**fed, "number": number_of(fed["name"])}
+                if row["number"] >= 0:
+                    row.pop("token")  # the index has it
+                rows[latent].append(row)
+        return edge_columns(rows, VERDICTS, 2 * EDGES_SHOWN)
+
+    @cached_property
+    def _places(self) -> np.ndarray[Any, Any]:
+        """The rows of the text that examples are about, in order."""
+        firing, sides = self.cards.firing, self.sides
+        asked = [(firing.looked(sides.target), latent) for latent in self.kept_targets]
+        for source in self.kept_sources:
+            place, number = sides.side_of(source)
+            asked.append((firing.looked(sides.sources[place]), number))
+        if self.wiring.has_hidden:
+            asked += [(firing.hidden(self.job), unit) for unit in range(self.wiring.connector.n_hidden)]
+        found = [looked.places[latent, looked.shown(latent)] for looked, latent in asked]
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+
+    def _text(self, sequences: range) -> dict[str, list[Stretch]]:
+        """By sequence what examples show of it."""
+        context = self.sides.target.facts["context_size"]
+        within = np.searchsorted(self._places, [sequences.start * context, sequences.stop * context])
+        found: dict[str, list[Stretch]] = {}
+        for sequence, first, last in stretches(self._places[slice(*within)], context):
+            begin = sequence * context
+            text = self.cards.firing.stretch(begin + first, begin + last + 1, context)
+            found.setdefault(str(sequence), []).append(text)
+        return found
+
+
+def _stored(card: Card) -> dict[str, Any]:
+    return {**card, "examples": examples_stored(card["examples"])}

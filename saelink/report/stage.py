@@ -68,7 +68,7 @@ class ReportStage(JobStage[ReportFacts]):
     """
 
     name = "report"
-    version = 8
+    version = 9
 
     def __init__(self, job: Job, command: str | None = None):
         self.jobs = included(job)

@@ -24,6 +24,8 @@ class Example(TypedDict):
     """Why it was kept: top, size, random."""
     split: str
     document: int
+    place: int
+    """Its row in the text of all splits."""
     position: int
     value: float
     at: int
@@ -160,16 +162,45 @@ class FitColumns(TypedDict):
     """Largest size of a confirmed edge's effect, as a share of the target's mean active value."""
 
 
-class EveryEdge(TypedDict):
-    """Every edge into a target in columns, the largest weight first; claims and effects as in Edge."""
+class EdgeColumns(TypedDict):
+    """The edges of some latents as the page stores them, the largest weights of each first.
 
-    input: list[int]
-    weight: list[float]
-    rise: list[float | None]
+    Numbers are codes of report/levels.py; claims and effects are shares as in Edge.
+    """
+
+    latent: list[int]
+    n: list[int]
+    """How many each has."""
+    number: list[int]
+    """The other end: of a target the input; of a source the target, or -1 for hidden unit 0, -2 for 1."""
+    weight: list[int]
+    rise: list[int | None]
     verdict: NotRequired[list[int | None]]
     """Places in evidence.verdicts.VERDICTS."""
-    claim: NotRequired[list[float | None]]
-    effect: NotRequired[list[float | None]]
+    claim: NotRequired[list[int | None]]
+    effect: NotRequired[list[int | None]]
+    shown: int
+    few: dict[str, list[Any]]
+    """Of the first `shown` edges of each: both, chosen and their like as in Edge, where some edge has them."""
+
+
+class StoredExamples(TypedDict):
+    """Examples as the page stores them."""
+
+    kind: list[str]
+    place: list[int]
+    value: list[float]
+    values: list[list[int]]
+    """Of each value that is not 0, how far it is from the last, and its hundredths."""
+
+
+class Stretch(TypedDict):
+    """A piece of a sequence, from position `at` on."""
+
+    at: int
+    tokens: list[str]
+    documents: list[list[int]]
+    """Where in it which document begins."""
 
 
 class Index(TypedDict):
@@ -199,6 +230,12 @@ class Head(TypedDict):
     tokens: dict[str, int]
     documents: dict[str, int]
     context: int
+    sequences: list[list[Any]]
+    """Splits with how many each has, in the order in which they are numbered through."""
+    text_piece: int
+    """Sequences of one piece of text."""
+    window: int
+    """Tokens of an example on either side of its own."""
     saes: list[dict[str, Any]]
     command: str | None
     labels: NotRequired[list[dict[str, Any]]]

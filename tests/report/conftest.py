@@ -15,8 +15,11 @@ from saelink.store.artifact import Artifact
 from saelink.store.store import Store
 
 from helpers.browsing import chromium
+from helpers.node import node
 from helpers.reports import NASTY, made
 from helpers.world import World
+
+__all__ = ["node"]
 
 
 @pytest.fixture(scope="session")

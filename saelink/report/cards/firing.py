@@ -15,7 +15,7 @@ from saelink.latents.encode import EncodeFacts
 from saelink.latents.examples import OCTAVES, Examples, ExamplesFacts, ExamplesStage, load_examples, tokens_around
 from saelink.latents.stream import WINDOW, text_of
 from saelink.latents.top_tokens import TopTokens
-from saelink.report.structure import Example, LatentCard, Quote, TokenShare
+from saelink.report.structure import Example, LatentCard, Quote, Stretch, TokenShare
 from saelink.store.artifact import Artifact
 
 EXAMPLES_SHOWN = {"top": 8, "random": 4}
@@ -151,12 +151,20 @@ class Firing:
             "kind": kind,
             "split": split,
             "document": int(self._document[place]),
+            "place": place,
             "position": position,
             "value": short(float(values[WINDOW])),
             "at": int(there[:WINDOW].sum()),
             "tokens": [self.token(token) for token in ids[there].tolist()],
             "values": rounded(values[there]),
         }
+
+    def stretch(self, first: int, last: int, context: int) -> Stretch:
+        """The rows from `first` up to `last`, all of one sequence, and where in them a document begins."""
+        tokens = [self.token(token) for token in self.text[first:last].tolist()]
+        documents = self._document[first:last].tolist()
+        begins = [i for i, document in enumerate(documents) if i == 0 or document != documents[i - 1]]
+        return {"at": first % context, "tokens": tokens, "documents": [[i, documents[i]] for i in begins]}
 
     def quote(self, row: int) -> Quote:
         """The text around a row of the test split."""

@@ -10,7 +10,7 @@ import torch
 from saelink.evidence.logic import MIN_TOKENS, READ
 from saelink.evidence.verdicts import VERDICTS, VERDICTS_FILE
 from saelink.report.cards.wiring import Wiring
-from saelink.report.structure import EveryEdge, FitColumns
+from saelink.report.structure import FitColumns
 
 RARE = 2 * MIN_TOKENS
 """Test tokens that a target must fire on before its logic can be believed."""
@@ -93,26 +93,18 @@ class Listed:
             reasons.append("many")
         return " ".join(reasons) or "apart"
 
-    def n_edges(self, latent: int) -> int:
-        """How many edges lead into an explained target."""
-        table, column = self._wiring.tables[0], self._wiring.columns_of[latent]
-        return int(table.offsets[column + 1] - table.offsets[column])
-
-    def edges(self, latent: int) -> EveryEdge:
-        """Every edge into an explained target, the largest weight first."""
+    def edges(self, latent: int) -> list[dict[str, Any]]:
+        """Every edge into an explained target, the largest weight first: `number` of its input, and what is known."""
         wiring = self._wiring
         table, column = wiring.tables[0], wiring.columns_of[latent]
         mine = slice(int(table.offsets[column]), int(table.offsets[column + 1]))
         order = table.weight[mine].abs().sort(descending=True, stable=True).indices
         source, weight, rise = (t[mine][order].tolist() for t in (table.source, table.weight, table.rise))
-        found: EveryEdge = {
-            "input": source,
-            "weight": [float(f"{value:.3g}") for value in weight],
-            "rise": [None if math.isnan(value) else float(f"{value:.2g}") for value in rise],
-        }
+        rows: list[dict[str, Any]] = [
+            {"number": number, "weight": value, "rise": None if math.isnan(without) else without}
+            for number, value, without in zip(source, weight, rise, strict=True)
+        ]
         if self._judged is not None:
-            said = [wiring.verdict(number, latent) for number in source]
-            found["verdict"] = [VERDICTS.index(each["verdict"]) if each else None for each in said]
-            found["claim"] = [float(f"{each['claim']:.2g}") if each else None for each in said]
-            found["effect"] = [float(f"{each['effect']:.2g}") if each else None for each in said]
-        return found
+            for row in rows:
+                row |= wiring.verdict(row["number"], latent)
+        return rows

@@ -103,16 +103,10 @@ class Wiring:
         card: dict[str, Any] = {
             "fvu": short(fvu) if not math.isnan(fvu) else None,
             **self._linear(latent),
-            **self._terms(self.tables[0], column, self.input_name),
+            **self.terms(latent),
             **self._words(self._computed(0, column), self.input_name),
         }
         card["logic"] |= _tested(self._trials, latent, self.input_name)
-        if self.has_hidden:
-            for edge in card["edges"]:
-                if edge["input"] < self.direct:
-                    continue
-                inner = self._terms(self.tables[1], edge["input"] - self.direct, self.sides.source_name)["edges"][:4]
-                edge["edges"] = [{name: term[name] for name in ("name", "weight", "token")} for term in inner]
         if self.verdicts is not None:
             card["missed"] = [
                 {"name": self.sides.source_name(source), "input": source, "effect": short(effect),
@@ -120,6 +114,16 @@ class Wiring:
                 for source, effect in self.verdicts.missed(latent)[:EDGES_SHOWN]
             ]  # fmt: skip
         return cast("Circuit", card)
+
+    def terms(self, latent: int) -> dict[str, Any]:
+        """The strongest edges into an explained target, those of hidden units with what leads into them."""
+        found = self._terms(self.tables[0], self.columns_of[latent], self.input_name)
+        for edge in found["edges"]:
+            if edge["input"] < self.direct:
+                continue
+            inner = self._terms(self.tables[1], edge["input"] - self.direct, self.sides.source_name)["edges"][:4]
+            edge["edges"] = [{name: term[name] for name in ("name", "weight", "token")} for term in inner]
+        return found
 
     def hidden_circuit(self, unit: int) -> Wired:
         """What leads into a hidden unit, and what it computes from it."""

@@ -2,11 +2,12 @@
 
 import { choice, column, figure, h, nowhere, quoted, signed, table } from "./dom.js";
 import { verdictMark } from "./edges.js";
-import { count, counted, digits, given, percent, weight } from "./format.js";
+import { count, counted, digits, share, weight } from "./format.js";
 import { logicParts } from "./logic.js";
 import { nameLink, readIndex } from "./names.js";
-import { entry, head } from "./pieces.js";
+import { head } from "./pieces.js";
 import { go, place, route } from "./route.js";
+import { readCircuit, readEdges } from "./stored.js";
 
 export const fitName = (fit) => `${head.fits[fit].name}, l1_alpha ${digits(head.fits[fit].l1_alpha)}`;
 
@@ -35,22 +36,12 @@ export function missingFits() {
   );
 }
 
-// Every edge of a circuit by its input's name: all of them where the page keeps them, else the strongest.
-async function edgesOf(fit, number, circuit) {
-  const all = await entry(`edges${fit}`, number);
-  const index = await readIndex();
-  const direct = head.fits[fit].direct;
-  const name = (input) => (input < direct ? index.source_name[input] : `H${input - direct} of ${fit + 1}`);
-  if (!all) return new Map(circuit.edges.map((e) => [name(e.input), { ...e, source: e.input < direct }]));
-  const edge = (input, i) => ({
-    input,
-    source: input < direct,
-    token: index.source_token[input] ?? null,
-    weight: all.weight[i],
-    verdict: given(all.verdict?.[i]) ? head.verdicts[all.verdict[i]] : undefined,
-    effect: all.effect?.[i],
-  });
-  return new Map(all.input.map((input, i) => [name(input), edge(input, i)]));
+// Every edge into a target by its input's name; hidden units of two connectors are not the same.
+async function edgesOf(fit, number) {
+  const { direct } = head.fits[fit];
+  const found = (await readEdges(fit, number)) ?? [];
+  const name = (edge) => (edge.input < direct ? edge.name : `${edge.name} of ${fit + 1}`);
+  return new Map(found.map((edge) => [name(edge), { ...edge, source: edge.input < direct }]));
 }
 
 function side(number, fit, circuit, index) {
@@ -89,7 +80,7 @@ function together(ones, others, a, b) {
         column("input", first),
         figure(fitName(a), cell(ones)),
         figure(fitName(b), cell(others)),
-        figure("in the model", (name) => percent(effect(name)), "what the target loses when the source is ablated, of its mean activation"),
+        figure("in the model", (name) => share(effect(name)), "what the target loses when the source is ablated, of its mean activation"),
       ],
       names.slice(0, STRONGEST),
     ),
@@ -116,10 +107,10 @@ export async function compare(page) {
     ),
   );
   if (head.fits.length < 2) page.append(h("p", {}, "This page holds one connector."));
-  const [one, two] = await Promise.all([entry(`circuit${a}`, n), entry(`circuit${b}`, n)]);
+  const [one, two] = await Promise.all([readCircuit(a, n), readCircuit(b, n)]);
   page.append(h("div", { class: "columns" }, side(n, a, one, index), side(n, b, two, index)));
   if (one && two) {
-    const [ones, others] = await Promise.all([edgesOf(a, n, one), edgesOf(b, n, two)]);
+    const [ones, others] = await Promise.all([edgesOf(a, n), edgesOf(b, n)]);
     page.append(...together(ones, others, a, b));
   }
   const more = missingFits();

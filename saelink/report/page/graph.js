@@ -5,8 +5,9 @@ import { VERDICTS } from "./edges.js";
 import { given, percent, visible, weight } from "./format.js";
 import { labelOf } from "./labels.js";
 import { numberOf, readIndex } from "./names.js";
-import { entry, head } from "./pieces.js";
+import { head } from "./pieces.js";
 import { place, route } from "./route.js";
+import { readEdges, readFeeds } from "./stored.js";
 import { h } from "./dom.js";
 
 const SOURCES = 8;
@@ -67,8 +68,7 @@ function addInputs(circuit, name, edges, most) {
 }
 
 async function addFed(circuit, unit, most) {
-  const feeds = (await entry(`feeds${route.fit}`, numberOf(unit.name))) ?? [];
-  const others = feeds.filter((edge) => edge.name !== circuit.own);
+  const others = (await readFeeds(route.fit, numberOf(unit.name))).filter((edge) => edge.name !== circuit.own);
   for (const edge of others.slice(0, most)) {
     circuit.add(edge.name, edge.token, numberOf(edge.name), unit.name);
     circuit.join(unit.name, edge.name, edge);
@@ -80,8 +80,8 @@ async function grow(circuit, name) {
   const unit = circuit.units.get(name);
   if (unit.kind === "source") return addFed(circuit, unit, FED);
   if (unit.kind === "target") {
-    const found = await entry(`circuit${route.fit}`, numberOf(name));
-    if (found) addInputs(circuit, name, found.edges, FED);
+    const found = await readEdges(route.fit, numberOf(name));
+    if (found) addInputs(circuit, name, found, FED);
   }
   return undefined;
 }

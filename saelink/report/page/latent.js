@@ -4,16 +4,17 @@ import { fitName } from "./compare.js";
 import { choice, h, nowhere, quoted } from "./dom.js";
 import { edgeTable, formula, missedTable } from "./edges.js";
 import { examplesSection, firingColumns } from "./examples.js";
-import { count, digits, given, percent, told } from "./format.js";
+import { count, digits, percent, told } from "./format.js";
 import { circuitPicture } from "./graph.js";
 import { lazily } from "./history.js";
 import { recent } from "./listing.js";
 import { inputsSection, logicParts } from "./logic.js";
 import { firesOn, meaningSection } from "./meaning.js";
 import { readIndex } from "./names.js";
-import { entry, head, piece } from "./pieces.js";
+import { head, piece } from "./pieces.js";
 import { remarksForm } from "./remarks.js";
 import { go, place, route } from "./route.js";
+import { besideOf, readCard, readCircuit, readEdges, readFeeds } from "./stored.js";
 
 const TERMS = 8; // of a formula at the head of a card
 
@@ -60,25 +61,13 @@ function outlierNote(latent) {
 }
 
 // All edges of a target, unpacked when they are asked for.
-function everyEdge(number, circuit, inputs, index) {
+function everyEdge(number, circuit, inputs) {
   const few = circuit.edges.length;
   if (circuit.n_edges <= few) return null;
   const details = h("details", { id: "all-edges" }, h("summary", {}, `All ${count(circuit.n_edges)} edges`));
   return lazily(details, async () => {
-    const found = await entry(`edges${route.fit}`, number);
-    if (!found) return [];
-    const direct = head.fits[route.fit].direct;
-    const edge = (input, i) => ({
-      name: input < direct ? index.source_name[input] : `H${input - direct}`,
-      input,
-      token: input < direct ? index.source_token[input] : null,
-      weight: found.weight[i],
-      rise: found.rise[i],
-      verdict: given(found.verdict?.[i]) ? head.verdicts[found.verdict[i]] : undefined,
-      claim: found.claim?.[i],
-      effect: found.effect?.[i],
-    });
-    return [edgeTable(found.input.map(edge), inputs)];
+    const found = await readEdges(route.fit, number);
+    return found ? [edgeTable(found, inputs)] : [];
   });
 }
 
@@ -101,7 +90,7 @@ async function circuitParts(number, circuit, index, later) {
   ];
   if (edges.length) {
     parts.push(await circuitPicture(number, circuit));
-    parts.push(h("h2", {}, "Edges"), edgeTable(edges, inputs), everyEdge(number, circuit, inputs, index));
+    parts.push(h("h2", {}, "Edges"), edgeTable(edges, inputs), everyEdge(number, circuit, inputs));
   }
   if (missed?.length) {
     parts.push(h("h3", {}, "Missed: strong effects in the model without an edge"), missedTable(missed));
@@ -115,8 +104,8 @@ export async function target(page, later) {
   const n = route.number;
   if (!(n >= 0 && n < head.d.target)) return nowhere(page);
   const [card, circuit, ablated] = await Promise.all([
-    entry("target", n),
-    entry(`circuit${route.fit}`, n),
+    readCard("target", n),
+    readCircuit(route.fit, n),
     piece("ablations/target"),
   ]);
   const flag = index.outlier[n] ? h("span", { class: "flag small" }, " outlier") : null;
@@ -131,7 +120,7 @@ export async function target(page, later) {
   const [parts, together] = circuit
     ? await circuitParts(n, circuit, index, later)
     : [[h("p", { class: "dim" }, "The connector does not explain this latent (targets.*).")], null];
-  page.append(...parts, ...meaningSection(card, "target", index), ...firing(card, later, circuit?.beside, ablated?.[n]));
+  page.append(...parts, ...meaningSection(card, "target", index), ...firing(card, later, besideOf(circuit?.beside, card.examples), ablated?.[n]));
   if (together) page.append(together);
 }
 
@@ -140,8 +129,8 @@ export async function source(page, later) {
   const n = route.number;
   if (!(n >= 0 && n < head.d.source)) return nowhere(page);
   const [card, feeds, ablated] = await Promise.all([
-    entry("source", n),
-    entry(`feeds${route.fit}`, n),
+    readCard("source", n),
+    readFeeds(route.fit, n),
     piece("ablations/source"),
   ]);
   const outputs = head.fits[route.fit].hidden ? (head.fits[route.fit].direct ? "target or hidden unit" : "hidden unit") : "target";
@@ -171,7 +160,7 @@ export async function hidden(page, later) {
   await readIndex();
   const n = route.number;
   if (!(n >= 0 && n < head.d.hidden)) return nowhere(page);
-  const card = await entry("hidden", n);
+  const card = await readCard("hidden", n);
   page.append(neighbours("hidden", n, head.d.hidden), h("h1", {}, `H${n} `, quoted(card.token)), h("p", {}, firesOn(card, 0)));
   if (card.classed) page.append(classNote(card.classed));
   page.append(...logicParts(card));
