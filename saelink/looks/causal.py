@@ -7,9 +7,10 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 import torch
 
+from saelink.attention.heads import Heads
 from saelink.interventions.block import encoded_with_floor, read_held
-from saelink.looks.layer import Attention
-from saelink.looks.pairs import Pairs, gathered, without
+from saelink.looks.layer import ScoredLayer
+from saelink.looks.pairs import ScoredPairs, gathered, without
 from saelink.looks.scores import Scales
 from saelink.looks.text import Text
 from saelink.saes.sae import SAE
@@ -56,7 +57,7 @@ class Deleted(TypedDict):
     pair_free_slope: float | None
 
 
-def places_of(text: Text, pairs: Pairs, head: int, most: int) -> list[Place]:
+def places_of(text: Text, pairs: ScoredPairs, head: int, most: int) -> list[Place]:
     """Places of the first `most` pairs at random, in sequences at random, the key the pair's most looked at there."""
     found: list[Place] = []
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +86,7 @@ def places_of(text: Text, pairs: Pairs, head: int, most: int) -> list[Place]:
     return found
 
 
-def deletions(attention: Attention, text: Text, head: int, places: list[Place]) -> Deleted:
+def deletions(attention: ScoredLayer, text: Text, head: int, places: list[Place]) -> Deleted:
     """What the model's own modules make of the stream without the latents, and what the formula says."""
     read = text.directions(head)
     said = np.array([_said(text, head, read, place) for place in places]).reshape(len(places), 3)
@@ -136,7 +137,7 @@ def _said(text: Text, head: int, read: tuple[torch.Tensor, torch.Tensor], place:
     return changes
 
 
-def _measured(attention: Attention, text: Text, head: int, places: list[Place], held: bool) -> np.ndarray:
+def _measured(attention: ScoredLayer, text: Text, head: int, places: list[Place], held: bool) -> np.ndarray:
     """[places, DELETIONS] the same as the model's own modules give it; `held`: with the scales of the norms frozen."""
     changes = np.zeros((len(places), len(DELETIONS)))
     for first in range(0, len(places), BATCH):
@@ -177,7 +178,7 @@ class TargetsChanged(TypedDict):
 
 
 def targets_changed(
-    attention: Attention, text: Text, target: SAE, head: int, sets: list[np.ndarray]
+    attention: ScoredLayer, heads: Heads, text: Text, target: SAE, head: int, sets: list[np.ndarray]
 ) -> list[TargetsChanged]:
     """What a head's pattern without each set of pairs [2, pairs] makes of the target SAE's latents.
 
@@ -185,15 +186,14 @@ def targets_changed(
     """
     read, sums = text.directions(head), torch.zeros(len(sets), 2, dtype=torch.float64)
     totals = torch.zeros(len(sets), dtype=torch.float64)
-    output = attention.output()[head]
     by_latent = torch.zeros(target.d_sae) if target.threshold is None else target.threshold.clamp(min=0)
     for number in range(len(text)):
         with torch.inference_mode():
             vectors = text.vectors(number, head, read)
             pattern = text.patterns(number, (vectors.whole_queries, vectors.whole_keys))[0].cpu()
             own = attention.run(text.stream[number][None]).output[0].float()
-            values = attention.values(text.stream[number])[:, text.form.key_head(head)] @ output
-            before, floor = encoded_with_floor(target, attention.behind(own))
+            values = heads.token_values(text.stream[number])[:, int(heads.kv_of[head])] @ heads.W_O[head]
+            before, floor = encoded_with_floor(target, heads.behind(own))
             dense, at_hand = before.dense(), text.arrays(number, vectors)
             for which, (query, key) in enumerate(sets):
                 terms = gathered(at_hand, query, key)
@@ -201,7 +201,7 @@ def targets_changed(
                 totals[which] += dense[rows].sum()
                 for side in range(2):
                     moved = (without(pattern[rows], terms[side, rows]) - pattern[rows]).to(values.device) @ values
-                    after = target.pre_acts(attention.behind(own[rows.to(own.device)] + moved))
+                    after = target.pre_acts(heads.behind(own[rows.to(own.device)] + moved))
                     change = read_held(after, floor[rows], by_latent).cpu() - dense[rows]
                     sums[which, side] += change.abs().double().sum()
     shares = (sums / totals.clamp(min=1e-12)[:, None]).tolist()
