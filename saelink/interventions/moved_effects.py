@@ -345,9 +345,10 @@ class Measuring:
         return found, Means((same / n / encoded.scales[0]).float(), column_means(self.tokens, chosen, n), queries)
 
 
-def measured_queries(job: Job, split: str = "test") -> Measuring:
-    """What the effects of a split are measured on."""
-    return Measuring(job, split, None, job.cfg.verify.tokens_per_source)
+def measured_queries(job: Job, split: str = "test", per_source: int | None = None) -> Measuring:
+    """What the effects of a split are measured on, at most `per_source` queries of each source if that is fewer."""
+    most = job.cfg.verify.tokens_per_source
+    return Measuring(job, split, None, most if per_source is None else min(most, per_source))
 
 
 def column_means(tokens: Tokens, chosen: Ablations, n: torch.Tensor) -> torch.Tensor:

@@ -59,11 +59,18 @@ class Deleted(TypedDict):
 
 def places_of(text: Text, pairs: ScoredPairs, head: int, most: int) -> list[Place]:
     """Places of the first `most` pairs at random, in sequences at random, the key the pair's most looked at there."""
-    found: list[Place] = []
+    both = zip(pairs.query[:most].tolist(), pairs.key[:most].tolist(), strict=True)
+    return [place for places in places_by_pair(text, list(both), head, PER_PAIR) for place in places]
+
+
+def places_by_pair(text: Text, pairs: list[tuple[int, int]], head: int, most: int) -> list[list[Place]]:
+    """For each of the pairs (query latent, key latent) at most so many places, each in another sequence."""
+    found: list[list[Place]] = []
     generator = torch.Generator().manual_seed(0)
     patterns: dict[int, torch.Tensor] = {}
-    for i, j in zip(pairs.query[:most].tolist(), pairs.key[:most].tolist(), strict=True):
-        mine = 0
+    for i, j in pairs:
+        mine: list[Place] = []
+        found.append(mine)
         for number in torch.randperm(len(text), generator=generator).tolist():
             sequence = text.sequences[number]
             queries = sequence.entries[sequence.starts[i] : sequence.starts[i + 1]].tolist()
@@ -79,9 +86,8 @@ def places_of(text: Text, pairs: ScoredPairs, head: int, most: int) -> list[Plac
             ]
             best = int(np.argmax(weights))
             if weights[best] >= LEAST:
-                found.append(Place(number, position[e], position[keys[best]], e, keys[best]))
-                mine += 1
-            if mine == PER_PAIR:
+                mine.append(Place(number, position[e], position[keys[best]], e, keys[best]))
+            if len(mine) == most:
                 break
     return found
 
@@ -152,19 +158,25 @@ def _measured(attention: ScoredLayer, text: Text, head: int, places: list[Place]
         with torch.inference_mode():
             before = attention.run(stream).pattern[rows, head, at]
             for number, deletion in enumerate(DELETIONS):
-                changed = stream.clone()
-                for row, place in enumerate(part):
-                    sequence = text.sequences[place.number]
-                    gone = [place.query_entry] * (deletion != "key") + [place.key_entry] * (deletion != "query")
-                    for entry in gone:
-                        taken = sequence.value[entry] * text.sae.W_dec[sequence.latent[entry]]
-                        changed[row, sequence.position[entry]] -= taken
+                changed = deleted(text, part, deletion)
                 after = attention.run(changed, frozen).pattern[rows, head, at]
                 seen = (before > 0) & (after > 0)
                 change = torch.where(seen, (after / before).log(), 0.0)
                 centred = change[rows, keys] - (before * change).sum(-1)
                 changes[first : first + len(part), number] = centred.cpu().numpy()
     return changes
+
+
+def deleted(text: Text, places: list[Place], deletion: str) -> torch.Tensor:
+    """[places, n, d_model] the places' sequences without the latents that a deletion takes out."""
+    changed = text.stream[torch.tensor([place.number for place in places], device=text.device)].clone()
+    for row, place in enumerate(places):
+        sequence = text.sequences[place.number]
+        gone = [place.query_entry] * (deletion != "key") + [place.key_entry] * (deletion != "query")
+        for entry in gone:
+            taken = sequence.value[entry] * text.sae.W_dec[sequence.latent[entry]]
+            changed[row, sequence.position[entry]] -= taken
+    return changed
 
 
 class TargetsChanged(TypedDict):
