@@ -24,23 +24,28 @@ import torch
 
 from benchmarks.edges import SHOWN
 from benchmarks.figures import configured
-from saelink.attention.ov import OVStage, load_ov
+from saelink.attention.ov import OVEdges, OVStage, load_ov
 from saelink.attention.stage import MovedStage
 from saelink.compose import register
 from saelink.evidence.claims import Claims
 from saelink.evidence.moved_verdicts import moved_claims
-from saelink.evidence.verdicts import judged
+from saelink.evidence.verdicts import MIN_ABLATED, judged
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.block import encoded_with_floor, read_held
+from saelink.interventions.head_effects import head_effects
 from saelink.interventions.moved_effects import (
+    FIRST,
     LINEAR,
     NULLS,
+    Means,
     MovedEffectsStage,
+    column_means,
     load_means,
     load_moved_effects,
     measured_queries,
 )
 from saelink.job import Job
+from saelink.latents.link import load_split
 from saelink.latents.shards import encode_rows
 from saelink.model.load import load_hf
 from saelink.model.probe import SeenError, first_of
@@ -48,7 +53,14 @@ from saelink.store.store import Store
 
 LASSO = {"lasso on moved latents, 3e-3": "l1_alpha=3e-3", "lasso on moved latents, 8e-4": "l1_alpha=8e-4"}
 
+SUMMED = {"lasso on moved latents summed over heads, 3e-3": "l1_alpha=3e-3"}
+
+GATED = "computed V, where both are active"
+
 EDGES = 200
+
+BY_HEAD = 400
+"""Edges, the strongest claims of computed V, whose effects through single heads are measured."""
 
 PATH = Path(__file__).with_name("attention.json")
 
@@ -67,52 +79,123 @@ def main() -> None:
     PATH.write_text(json.dumps(result, indent=1) + "\n")
 
 
+class Table:
+    """The rows of one layer, each put into `here` and saved when it is done."""
+
+    def __init__(self, layer: str, given: list[str], store: Store, here: dict[str, Any], save: Callable[[], Any]):
+        self.layer, self.given, self.store, self.here, self._save = layer, given, store, here, save
+        self.base = self.job("link=ov")
+        self.effects = MovedEffectsStage(self.base).pull()
+        self._free, self._frozen = (load_moved_effects(self.effects, reading) for reading in ("free", "frozen"))
+        self.means = load_means(self.effects)
+        self.claims: dict[str, Claims] = {}
+        self.ids = torch.zeros(0, dtype=torch.int64)
+        here["rows"] = {}
+
+    def job(self, *overrides: str) -> Job:
+        return Job(configured([f"layer={self.layer}", *overrides, *self.given]), self.store)
+
+    @property
+    def _strong(self) -> float:
+        return self.base.cfg.verify.strong
+
+    def add(self, name: str, claim: torch.Tensor | Claims, **more: Any) -> None:
+        """A row: its claims against the effects."""
+        claim = self.claims[name] = claim if isinstance(claim, Claims) else Claims.of_dense(claim)
+        row = more | judged(claim, self._free, self.ids, self._strong)[0]
+        row["frozen"] = judged(claim, self._frozen, self.ids, self._strong)[0]
+        self.here["rows"][name] = row
+        shown = {key: round(row[key], 3) for key in SHOWN}
+        print(name, shown, "frozen", round(row["frozen"]["precision_1x"], 3), flush=True)
+        self._save()
+
+    def against(self, null: str) -> None:
+        """Every row's strongest claims against other effects than the model's: a null's, or the first token's too."""
+        effects = load_moved_effects(MovedEffectsStage(self.base, null=null).pull())
+        self.here.setdefault("against", {})[null] = {
+            name: {key: figures[key] for key in ("strong", "precision_1x", "precision_1x_low", "precision_1x_high")}
+            for name, claim in self.claims.items()
+            for figures in [judged(claim, effects, self.ids, self._strong)[0]]
+        }
+        print(null, {name: round(f["precision_1x"], 3) for name, f in self.here["against"][null].items()}, flush=True)
+        self._save()
+
+
 def table(layer: str, given: list[str], store: Store, here: dict[str, Any], save: Callable[[], Any]) -> None:
     """Put the rows, and what was measured, into `here`; saved after each."""
-    base = Job(configured([f"layer={layer}", "link=ov", *given]), store)
-    effects = MovedEffectsStage(base).pull()
-    free, frozen = (load_moved_effects(effects, reading) for reading in ("free", "frozen"))
-    means = load_means(effects)
-    rows: dict[str, Any] = {}
-    here["rows"] = rows
-    strong = base.cfg.verify.strong
-
-    def add(name: str, claim: torch.Tensor | Claims, ids: torch.Tensor, **more: Any) -> None:
-        claim = claim if isinstance(claim, Claims) else Claims.of_dense(claim)
-        rows[name] = more | judged(claim, free, ids, strong)[0]
-        rows[name]["frozen"] = judged(claim, frozen, ids, strong)[0]
-        shown = {key: round(rows[name][key], 3) for key in SHOWN}
-        print(name, shown, "frozen", round(rows[name]["frozen"]["precision_1x"], 3), flush=True)
-        save()
-
-    same = Job(configured([f"layer={layer}", "link=attn", *given]), store)
+    rows = Table(layer, given, store, here, save)
+    base, means = rows.base, rows.means
+    same = rows.job("link=attn")
     connector = fitted_connector(TrainStage(same).pull())
-    claim, ids = connector.output_weight() * means.same[:, None], connector.target_ids
-    add("same-token lasso, 8e-4", claim, ids, **_fit(same))
+    ids = rows.ids = connector.target_ids
+    claim = connector.output_weight() * means.same[:, None]
+    rows.add("same-token lasso, 8e-4", claim, **_fit(same))
     size = claim[claim != 0].abs().sort(descending=True).values
     noise = torch.randn(claim.shape, generator=torch.Generator().manual_seed(0))
     kept = noise.abs().flatten().sort(descending=True).indices[: len(size)]
     random = torch.zeros(claim.numel())
     random[kept] = noise.flatten()[kept].sign() * size
-    add("random", random.view_as(claim), ids)
+    rows.add("random", random.view_as(claim))
     ov = OVStage(base.cfg, store).pull()
     edges = load_ov(ov)
-    together = _largest(edges.claim[:, ids], len(size))
-    add("computed V", _largest(edges.ungated[:, ids], len(size)), ids)
-    add("computed V, where both are active", together, ids)
-    for name, alpha in LASSO.items():
-        job = Job(configured([f"layer={layer}", "link=ov", alpha, *given]), store)
-        connector = fitted_connector(TrainStage(job).pull())
-        add(name, moved_claims(connector, means), connector.target_ids, **_fit(job))
+    rows.add("computed V", _largest(edges.ungated[:, ids], len(size)))
+    rows.add(GATED, _largest(edges.claim[:, ids], len(size)))
     linear = load_moved_effects(MovedEffectsStage(base, "train", LINEAR).pull())
-    add("gradient x activation, where the target is active", _largest(linear.dense()[:, ids], len(size)), ids)
+    rows.add("gradient x activation, where the target is active", _largest(linear.dense()[:, ids], len(size)))
     here |= {"moved": _moved(base), "ablations": int(means.queries.sum())}
-    here["seconds"] = {stage.stage: stage.manifest["provenance"]["seconds"] for stage in (effects, ov)}
-    nulls = {null: load_moved_effects(MovedEffectsStage(base, null=null).pull()) for null in NULLS}
-    here["nulls"] = {
-        name: judged(Claims.of_dense(together), null, ids, strong)[0]["precision_1x"] for name, null in nulls.items()
+    here["seconds"] = {stage.stage: stage.manifest["provenance"]["seconds"] for stage in (rows.effects, ov)}
+    for null in (FIRST, *NULLS):
+        rows.against(null)
+    here["by_head"] = by_head(base, edges)
+    print(here["by_head"], flush=True)
+    save()
+    for name, alpha in LASSO.items():
+        job = rows.job("link=ov", alpha)
+        connector = fitted_connector(TrainStage(job).pull())
+        assert torch.equal(connector.target_ids, ids)
+        rows.add(name, moved_claims(connector, means), **_fit(job))
+    for name, alpha in SUMMED.items():
+        job = rows.job("link=ov_summed", alpha)
+        connector = fitted_connector(TrainStage(job).pull())
+        assert torch.equal(connector.target_ids, ids)
+        rows.add(name, moved_claims(connector, summed_means(base, job, means)), **_fit(job))
+    for null in (FIRST, *NULLS):
+        rows.against(null)
+
+
+def summed_means(base: Job, job: Job, means: Means) -> Means:
+    """The means of columns summed over heads, over the same queries that the effects are of."""
+    measuring = measured_queries(base)
+    tokens = load_split(job.cfg, job.sides, "test")
+    tokens = tokens.subset(tokens.row < measuring.ids.numel())
+    assert torch.equal(tokens.row, measuring.tokens.row)
+    return means._replace(kept=column_means(tokens, measuring.chosen, means.queries.clamp(min=1)))
+
+
+def by_head(job: Job, edges: OVEdges) -> dict[str, float]:
+    """How the parts by head of the strongest computed claims agree with the effects through single heads."""
+    claim = edges.by_head.sum(2)
+    claim[edges.queries[edges.source] < MIN_ABLATED] = 0
+    chosen = claim.abs().flatten().sort(descending=True).indices[:BY_HEAD]
+    target, place = chosen // claim.shape[1], chosen % claim.shape[1]
+    source, part = edges.source[target, place].long(), edges.by_head[target, place]
+    effect = head_effects(measured_queries(job), source, target)
+    whole = load_moved_effects(MovedEffectsStage(job).pull()).dense()[source, target]
+    unit = part.abs().sum(1, keepdim=True)
+    largest = part.abs().argmax(1)
+    other = part.abs().scatter(1, largest[:, None], -1).argmax(1)  # the head that makes the second largest part
+    rows = torch.arange(len(source))
+    return {
+        "edges": len(source),
+        "r": torch.corrcoef(torch.stack([part.flatten(), effect.flatten()]))[0, 1].item(),
+        "slope": ((part * effect).sum() / part.square().sum()).item(),
+        "r_of_shares": torch.corrcoef(torch.stack([(part / unit).flatten(), (effect / unit).flatten()]))[0, 1].item(),
+        "same_largest_head": (effect.abs().argmax(1) == largest).double().mean().item(),
+        "largest_share": (part[rows, largest] / part.sum(1)).median().item(),
+        "through_largest": (effect[rows, largest] / whole).median().item(),
+        "through_second": (effect[rows, other] / whole).median().item(),
+        "sum_over_whole": (effect.sum(1) / whole).median().item(),
     }
-    print(here["nulls"], here["seconds"], here["moved"], flush=True)
 
 
 def _fit(job: Job) -> dict[str, Any]:

@@ -126,10 +126,18 @@ class Heads:
             directions = self.norm.centre(directions) * self.norm.gain
         return directions @ self.W_V[kv] @ (self.W_O[head] @ self.post_encoder(encoder))
 
+    def token_values(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., d_model] of the stream -> [..., n_kv, d_head]: the values of whole tokens, biases included."""
+        normed = x if self.norm is None else self.norm(x)
+        return torch.einsum("...d,kde->...ke", normed, self.W_V) + self.value_bias
+
+    def behind(self, out: torch.Tensor) -> torch.Tensor:
+        """[..., d_model] that attention's module gives -> at attn_out: Gemma 2 and 3 norm it once more."""
+        return out if self.post is None else self.post(out)
+
     def out(self, z: torch.Tensor) -> torch.Tensor:
         """[..., n_heads, d_head] sums of values -> [..., d_model] at attn_out."""
-        out = torch.einsum("...he,hed->...d", z, self.W_O) + self.out_bias
-        return out if self.post is None else self.post(out)
+        return self.behind(torch.einsum("...he,hed->...d", z, self.W_O) + self.out_bias)
 
     def to(self, dtype: torch.dtype) -> Heads:
         """The same in another type, such as float64 for a check."""
@@ -244,8 +252,7 @@ def read_norm(module: Any, d: int, device: str) -> Norm | None:
 def _check(attention: Attention, ids: torch.Tensor, where: str) -> None:
     """The formula against the model at its own implementation."""
     heads, seen = attention.heads, attention.look(ids)
-    n = seen.x if heads.norm is None else heads.norm(seen.x)
-    values = torch.einsum("ntd,kde->nkte", n, heads.W_V) + heads.value_bias[:, None]
+    values = heads.token_values(seen.x).transpose(1, 2)
     z = (seen.pattern @ values[:, heads.kv_of]).transpose(1, 2)
     if not (_close(heads.out(z), seen.out) and _close(seen.out, attention.opened.untouched(ids))):
         raise SaelinkError(f"{where} computes something else than softmax(queries keys) values; it can't be split")

@@ -28,7 +28,7 @@ error; tokens at positions that don't count, whole; the shift of the norm in fro
 biases; the target SAE's encoder bias, with its b_dec through the encoder where the SAE subtracts it."""
 
 
-class Pairs(NamedTuple):
+class Amounts(NamedTuple):
     """What each query is moved, by head and latent."""
 
     latents: torch.Tensor
@@ -72,16 +72,16 @@ class Moves:
             return torch.ones(seen.out.shape[1], device=seen.out.device)
         return self.heads.post.scale(seen.before[sequence])[:, 0]
 
-    def pairs(self, seen: Seen, sequence: int, sizes: Rows, queries: torch.Tensor) -> Pairs:
+    def pairs(self, seen: Seen, sequence: int, sizes: Rows, queries: torch.Tensor) -> Amounts:
         """What the queries [q], positions of a sequence, are moved of `sizes` [context, d_source]."""
         latents, place = torch.unique(sizes.indices, return_inverse=True)
         dense = sizes.values.new_zeros(len(sizes), len(latents))
         dense[sizes.row_of, place] = sizes.values
         pattern = seen.pattern[sequence][:, queries]
         amount = (pattern @ dense).transpose(0, 1) / self.after(seen, sequence)[queries, None, None]
-        return Pairs(latents, amount)
+        return Amounts(latents, amount)
 
-    def pieces(self, seen: Seen, sequence: int, sizes: Rows) -> Iterator[Pairs]:
+    def pieces(self, seen: Seen, sequence: int, sizes: Rows) -> Iterator[Amounts]:
         """`pairs` of all queries of a sequence in turn, as many at a time as there is room for."""
         context = len(sizes)
         step = max(ROOM // (self.heads.n_heads * max(min(len(sizes.indices), sizes.d), 1)), 1)

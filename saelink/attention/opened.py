@@ -8,7 +8,6 @@ and after is its own code.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -17,7 +16,15 @@ import torch
 
 from saelink.errors import SaelinkError
 from saelink.model.info import ModelInfo
-from saelink.model.probe import SeenError, by_token, first_of, listen, probe_ids
+from saelink.model.probe import (
+    SeenError,
+    at_positions,
+    by_token,
+    first_of,
+    listen,
+    listen_to_arguments,
+    probe_ids,
+)
 
 IMPLEMENTATION = "saelink"
 """The name under which transformers knows our function."""
@@ -92,15 +99,8 @@ class OpenAttention:
             values = these.value.repeat_interleave(self.n_heads // these.value.shape[1], 1)
             return (these.pattern() @ values).transpose(1, 2)
 
-        signature = inspect.signature(self._module.forward)
-
-        def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            bound = signature.bind(*args, **kwargs).arguments
-            for name, parameter in signature.parameters.items():
-                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                    bound |= bound.pop(name, {})
-            self._arguments = dict(bound)
-            self._length = ids.shape[1]
+        def keep(arguments: dict[str, Any]) -> None:
+            self._arguments, self._length = arguments, ids.shape[1]
 
         def stop(tensor: torch.Tensor) -> None:
             out.append(tensor.clone())
@@ -108,7 +108,7 @@ class OpenAttention:
 
         handles = [
             listen(self._block, "input", lambda tensor: x.append(tensor.clone())),
-            self._module.register_forward_pre_hook(keep, with_kwargs=True),
+            listen_to_arguments(self._module, keep),
             listen(self._module, "output", lambda tensor: before.append(tensor.clone())),
             listen(self._target, "output", stop),
         ]
@@ -183,7 +183,7 @@ class OpenAttention:
 
     def _call(self, hidden: torch.Tensor, position: torch.Tensor, answer: Answer) -> Any:
         """The module on [1, m, d], each token at its position, with `answer` in the function's place."""
-        arguments = {name: _chosen(value, self._length, position) for name, value in self._arguments.items()}
+        arguments = {name: at_positions(value, self._length, position) for name, value in self._arguments.items()}
         arguments["hidden_states"] = hidden
         if "attention_mask" in arguments:
             arguments["attention_mask"] = None
@@ -238,17 +238,6 @@ def _attend(
         mask = attention_mask
     scale = float(query.shape[-1] ** -0.5) if scaling is None else scaling
     return module.saelink_answer(Given(query, key, value, mask, scale, softcap)), None
-
-
-def _chosen(value: Any, n: int, index: torch.Tensor) -> Any:
-    """What the module is given by position, at other positions: [n], [1, n, ...] or tuples of such."""
-    if isinstance(value, tuple | list):
-        return type(value)(_chosen(part, n, index) for part in value)
-    if isinstance(value, torch.Tensor):
-        dim = min(value.dim() - 1, 1)
-        if dim >= 0 and value.shape[dim] == n:
-            return value[:1].index_select(dim, index) if dim else value.index_select(dim, index)
-    return value
 
 
 class _Call(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from saelink.activations.cache import shards_of
 from saelink.activations.tokens import SPLITS, TokensFacts, TokensStage
 from saelink.attention.heads import Attention, load_attention
-from saelink.attention.moved import PARTS, Moves, Pairs, rows_of
+from saelink.attention.moved import PARTS, Amounts, Moves, rows_of
 from saelink.config.schema import Config, LatentScale
 from saelink.config.size import gigabytes
 from saelink.errors import SaelinkError
@@ -181,7 +181,7 @@ class _Moving:
                 parts.extend(self.kept(pairs)[0] for pairs in self.moves.pieces(seen, sequence, sizes))
         return Rows.stack(parts)
 
-    def kept(self, pairs: Pairs) -> tuple[Rows, torch.Tensor]:
+    def kept(self, pairs: Amounts) -> tuple[Rows, torch.Tensor]:
         """[q, columns] the pairs that are kept, and [q, n_heads or 1, u] whether each is."""
         amount, reach = pairs.amount, self.reach[:, pairs.latents]
         columns = self._columns + pairs.latents

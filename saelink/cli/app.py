@@ -122,18 +122,25 @@ def cite(
 
 @app.command("show", context_settings=PASS_TO_HYDRA)
 def show(context: typer.Context, arguments: Overrides = None) -> None:
-    """Print one latent's card: show target 1064."""
+    """Print a card: show target 1064."""
     words = words_of(context, arguments)
     as_json, verbose = "--json" in words, "-v" in words
     words = [word for word in words if word not in ("--json", "-v")]
     asked = [word for word in words if not is_override(word) and not word.startswith("-")]
     if asks_for_help(words):
         asked = ["target", "0"]  # never looked at
-    if len(asked) != 2 or asked[0] not in ("target", "source"):
-        raise SaelinkError("show: give a side and a latent, such as `saelink show target 1064` or `show source 324`")
+    if len(asked) != 2 or asked[0] not in ("target", "source", "head"):
+        raise SaelinkError(
+            "show: give a side and a latent, such as `saelink show target 1064` or `show source 324`, or with link=ov "
+            "a head, such as `show head 3`"
+        )
     side, latent = asked
-    if side == "target" and not latent.isdigit():
-        raise SaelinkError(f"show target {latent}: give the latent's number, such as 1064")
+    if side != "source" and not latent.isdigit():
+        what, such = ("head", 3) if side == "head" else ("latent", 1064)
+        raise SaelinkError(f"show {side} {latent}: give the {what}'s number, such as {such}")
+    if side == "head":
+        launch("show", [word for word in words if word not in asked], named.show_head(int(latent), as_json))
+        return
     launch("show", [word for word in words if word not in asked], named.show(side, latent, as_json, verbose))
 
 

@@ -154,6 +154,7 @@ def run_evaluate(job: Job) -> None:
 
 
 def run_verify(job: Job) -> None:
+    from saelink.errors import SaelinkError
     from saelink.evidence.consequences import ConsequencesStage, chosen_edges
     from saelink.evidence.evaluate import EvaluateStage
     from saelink.evidence.joint_effects import JointStage
@@ -170,6 +171,8 @@ def run_verify(job: Job) -> None:
     if moved_link(job.cfg):
         run_moved_verify(job)
         return
+    if job.cfg.verify.qk:
+        raise SaelinkError(f"verify.qk=true link={job.cfg.link.name}: where heads look is tested with link=ov")
     check_measurable(job.cfg)
     chosen_edges(job)  # a mistake there gets its line before hours of work
     EffectsStage(job).check()
@@ -233,9 +236,24 @@ def run_moved_verify(job: Job) -> None:
     stage = MovedVerdictsStage(job)
     with tracked(job) as (job, show):
         verdicts, evaluation = stage.pull(), EvaluateStage(job).pull()
+        print_looks = looks_of(job) if job.cfg.verify.qk else None
         print_verdicts(job.observer, verdicts, evaluation, None)
+        if print_looks is not None:
+            print_looks()
         job.observer.say(f"\n  {verdicts.path}")
         show(fitted(job), evaluation, verdicts)
+
+
+def looks_of(job: Job) -> Callable[[], None]:
+    """Test the pairs of latents that decide where the layer's heads look; returns what prints it."""
+    from saelink.looks.deletions import QKDeletionsStage
+    from saelink.looks.stage import QKTargetsStage, before_attention, found_or_made
+    from saelink.terminal.qk import print_tested
+
+    looking = before_attention(job)
+    qk = found_or_made(looking)
+    deletions, targets = QKDeletionsStage(looking, qk).pull(), QKTargetsStage(looking, qk).pull()
+    return lambda: print_tested(job.observer, qk, deletions, targets)
 
 
 def run_qk(job: Job) -> None:

@@ -78,6 +78,30 @@ def show(side: str, latent: str, as_json: bool, verbose: bool) -> Command:
     return command
 
 
+def show_head(head: int, as_json: bool) -> Command:
+    """Print the card of a head of link=ov: what it moves, and which heads move the same."""
+
+    def command(job: Job) -> None:
+        import json
+        import sys
+        from dataclasses import replace
+
+        from saelink.config.check import single
+        from saelink.evidence.moved_heads import head_card
+        from saelink.terminal.moved import print_head_card
+        from saelink.terminal.progress import TerminalObserver
+
+        job = replace(job, store=job.store.telling(TerminalObserver(sys.stderr if as_json else None)))
+        card = head_card(job.at(single(job.cfg)), head)
+        if as_json:
+            edges = [edge._asdict() | {"examples": [e._asdict() for e in edge.examples]} for edge in card.edges]
+            print(json.dumps(card._asdict() | {"edges": edges}))
+        else:
+            print_head_card(card)
+
+    return command
+
+
 def blind(answers: list[str]) -> Command:
     """Draw pairs for a blind judge, or score the answers in a file."""
 

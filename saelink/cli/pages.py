@@ -155,7 +155,8 @@ PAGES = {
         {
             "What is explained": TARGETS,
             "The ablations": "verify.tokens verify.tokens_per_source verify.strong verify.null_sources "
-            "verify.stability verify.stability_targets verify.consequences verify.chosen verify.ablation verify.joint",
+            "verify.stability verify.stability_targets verify.consequences verify.chosen verify.ablation verify.joint "
+            "verify.qk",
             "The fit": FIT,
             "Where it runs": TRACKED,
         },
@@ -220,17 +221,23 @@ PAGES = {
     ),
     "show": Page(
         "Prints the card of one latent: what it is predicted by or predicts, its logic, tokens, sizes and examples. "
-        "target or source says which side; LATENT is its number in its SAE, such as 353, and where a link has several "
+        "target or source says which side; NUMBER is its number in its SAE, such as 353, and where a link has several "
         "sources 1.353 for the second one. --json prints the card as JSON and nothing else, -v also what it was found "
-        "in. Evaluates the connector first.",
-        ("saelink show target 1262", "saelink show source 353 l1_alpha=3e-3", "saelink show target 1262 --json"),
+        "in. Evaluates the connector first. With link=ov also `head` and its number: what a head moves, from how far, "
+        "and which heads move the same.",
+        (
+            "saelink show target 1262",
+            "saelink show source 353 l1_alpha=3e-3",
+            "saelink show target 1262 --json",
+            "saelink show head 3 link=ov",
+        ),
         {
             "What is explained": TARGETS,
             "The examples": "report.top report.per_size report.random",
             "The fit": FIT,
             "Where it runs": PLACE,
         },
-        "(target|source) LATENT [--json] [-v]",
+        "(target|source|head) NUMBER [--json] [-v]",
     ),
     "test": Page(
         "Tests whether a circuit is what computes its target in the model: the target by its circuit alone "

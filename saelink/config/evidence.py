@@ -54,6 +54,9 @@ class VerifyConfig:
     joint: int = 64
     """Targets, evenly spread over those with two strong effects, of which pairs and the strongest sources are also
     taken out together; 0: none."""
+    qk: bool = False
+    """link=ov: also test which pairs of latents decide where heads look, as `saelink qk` does, and delete the leading
+    ones in the model (some minutes on 2 cores)."""
     stability: bool | None = None
     """Also fit again on halves of the documents: how often is each edge chosen? null: where that is cheap (exact,
     causal); true: also for proximal, which is trained four times more."""

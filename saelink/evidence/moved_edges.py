@@ -12,7 +12,8 @@ from saelink.attention.moved import rows_of
 from saelink.attention.ov import OVStage, load_ov
 from saelink.attention.stage import open_moves
 from saelink.evidence.names import Names
-from saelink.interventions.moved_effects import MovedEffectsStage, load_moved_effects
+from saelink.interventions.head_effects import head_effects
+from saelink.interventions.moved_effects import MovedEffectsStage, load_moved_effects, measured_queries
 from saelink.job import Job
 from saelink.latents.rows import Rows
 from saelink.latents.shards import encode_rows
@@ -56,6 +57,9 @@ class MovedEdge(NamedTuple):
     """The same measured, pattern and norms free, over all queries it is moved to; None where it was not measured."""
     heads: dict[int, float]
     """Share of the claim by head, the largest first; all heads' shares sum to 1."""
+    alone: dict[int, float] | None
+    """By head, in the order of `heads`, the effect measured where that head alone reads the stream without the source;
+    None where effects were not measured."""
     near: int
     """Most of it comes from so many tokens before the query,"""
     far: int
@@ -65,6 +69,10 @@ class MovedEdge(NamedTuple):
     tokens: list[tuple[str, float]]
     """Tokens that it is moved from, with their shares."""
     examples: list[Example]
+
+
+MEASURED = 64
+"""Queries of each source for which effects through single heads are measured."""
 
 
 def moved_edges(job: Job, target: int, most: int = 5) -> list[MovedEdge]:
@@ -80,7 +88,11 @@ def moved_edges(job: Job, target: int, most: int = 5) -> list[MovedEdge]:
     unit = job.encoded.scales[-1]
     sources, by_head = edges.source[target, :most], edges.by_head[target, :most]
     sources = sources[by_head.sum(1) != 0]
-    look = _Look(job, target, sources, unit)
+    look = Look(job, target, sources, unit)
+    alone = None
+    if measured is not None and len(sources):
+        queries = measured_queries(job, per_source=MEASURED)
+        alone = head_effects(queries, sources.long(), torch.full((len(sources),), target))
     found: list[MovedEdge] = []
     mean_active = None if free is None else free.target_mean[0].item()
     for i, source in enumerate(sources.tolist()):
@@ -88,13 +100,16 @@ def moved_edges(job: Job, target: int, most: int = 5) -> list[MovedEdge]:
         token = names.token_id(job.link.sources[0], source)
         near, far = look.range_of(i)
         effect = None if effect_of is None or not mean_active else effect_of[source].item() / mean_active
+        order = [int(head) for head in shares.abs().sort(descending=True).indices]
+        single = None if alone is None or not mean_active else {h: alone[i, h].item() / mean_active for h in order}
         found.append(
             MovedEdge(
                 f"IF{source}",
                 None if token is None else names.text(token),
                 edges.claim[source, target].item() / (mean_active or 1.0),
                 effect,
-                {int(head): shares[head].item() for head in shares.abs().sort(descending=True).indices},
+                {head: shares[head].item() for head in order},
+                single,
                 near,
                 far,
                 look.distances(i),
@@ -105,7 +120,7 @@ def moved_edges(job: Job, target: int, most: int = 5) -> list[MovedEdge]:
     return found
 
 
-class _Look:
+class Look:
     """What moves the sources [n] to one target, in the test sequences where it is active."""
 
     def __init__(self, job: Job, target: int, sources: torch.Tensor, unit: float):
@@ -149,13 +164,7 @@ class _Look:
 
     def range_of(self, source: int) -> tuple[int, int]:
         """The shortest range of distances that holds MOST of it."""
-        total = torch.tensor([0.0, *self.distances(source)]).cumsum(0)
-        best = (0, self._context - 1)
-        for near in range(self._context):
-            far = int(torch.searchsorted(total, total[near] + MOST * total[-1] - 1e-6))
-            if far <= self._context and far - 1 - near < best[1] - best[0]:
-                best = (near, max(far - 1, near))
-        return best
+        return shortest_range(self.distances(source))
 
     def tokens(self, source: int) -> list[tuple[int, float]]:
         """The tokens most of it is moved from."""
@@ -166,9 +175,11 @@ class _Look:
         total = sum(counted.values()) or 1.0
         return [(token, size / total) for token, size in counted.most_common(TOKENS)]
 
-    def examples(self, source: int, names: Names) -> list[Example]:
-        """The largest parts, one a sequence."""
+    def examples(self, source: int, names: Names, by: int | None = None) -> list[Example]:
+        """The largest parts, one a sequence; of one head, where `by` names it."""
         at, part = self._mine(source)
+        if by is not None:
+            at, part = at[at[:, 1] == by], part[at[:, 1] == by]
         found: list[Example] = []
         seen: set[int] = set()
         for i in part.abs().sort(descending=True).indices.tolist():
@@ -179,6 +190,17 @@ class _Look:
                 texts = [names.text(token) for token in self._ids[sequence, first:last].tolist()]
                 found.append(Example(texts, key - first, query - first, head, part[i].item()))
         return found
+
+
+def shortest_range(distances: list[float]) -> tuple[int, int]:
+    """The shortest range of distances that holds MOST of their shares."""
+    total = torch.tensor([0.0, *distances]).cumsum(0)
+    best = (0, len(distances) - 1)
+    for near in range(len(distances)):
+        far = int(torch.searchsorted(total, total[near] + MOST * total[-1] - 1e-6))
+        if far <= len(distances) and far - 1 - near < best[1] - best[0]:
+            best = (near, max(far - 1, near))
+    return best
 
 
 def _active_on(job: Job, target: int) -> torch.Tensor:

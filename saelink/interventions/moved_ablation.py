@@ -34,9 +34,16 @@ class Taken(NamedTuple):
 class Ablation:
     """One layer's attention with single latents taken out."""
 
-    def __init__(self, moves: Moves, opened: OpenAttention, directions: torch.Tensor | None = None, share: float = 1.0):
-        """`directions` [d_source, d_model] are taken out instead of the decoder's; of each only `share`."""
+    def __init__(
+        self, moves: Moves, opened: OpenAttention, directions: torch.Tensor | None = None, share: float = 1.0,
+        drop: int | None = None,
+    ):  # fmt: skip
+        """`directions` [d_source, d_model] are taken out instead of the decoder's; of each only `share`.
+
+        Nothing is taken out at the first `drop` positions, those that the moves leave out unless it is given.
+        """
         self.moves, self.opened, self.share = moves, opened, share
+        self.drop = moves.drop if drop is None else drop
         self.directions = moves.source.W_dec if directions is None else directions
         self._values = moves.values if directions is None else moves.heads.values(directions)
 
@@ -49,7 +56,7 @@ class Ablation:
         size = rows.values if units is None else rows.values * units.scale[row, 0]
         wanted = torch.zeros(rows.d, dtype=torch.bool, device=row.device)
         wanted[sources] = True
-        kept = (wanted[rows.indices] & (row >= self.moves.drop)).nonzero().squeeze(1)
+        kept = (wanted[rows.indices] & (row >= self.drop)).nonzero().squeeze(1)
         order = kept[torch.argsort(rows.indices[kept] * context + row[kept])]
         return Taken(rows.indices[order], row[order], size[order] * self.share)
 
@@ -57,23 +64,31 @@ class Ablation:
         self, seen: Seen, sequence: int, taken: Taken, source: torch.Tensor, query: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[n, d] at attn_out, free and frozen, at queries [n] without sources [n] at every key that they see."""
-        context = seen.x.shape[1]
-        place = taken.latent * context + taken.token
-        first, last = (
-            torch.searchsorted(place, source * context),
-            torch.searchsorted(place, source * context + query + 1),
-        )
-        length = last - first
-        sample = torch.repeat_interleave(torch.arange(len(source), device=place.device), length)
-        starts = length.cumsum(0) - length
-        pair = torch.arange(len(sample), device=place.device) - (starts - first)[sample]
-        free = self._free(seen, sequence, taken, query, sample, pair)
+        sample, pair = _seen_by(seen, taken, source, query)
+        free = self.opened.out(self._mixed(seen, sequence, taken, query, sample, pair).transpose(0, 1).contiguous())
         return free, self._frozen(seen, sequence, taken, query, sample, pair)
 
-    def _free(
+    def through_heads(
+        self, seen: Seen, sequence: int, taken: Taken, source: torch.Tensor, query: torch.Tensor
+    ) -> torch.Tensor:
+        """[n_heads, n, d] at attn_out where one head alone reads the stream without sources [n], all others with them.
+
+        The free reading: the head's pattern and the norms of what it reads are recomputed.
+        """
+        mixed = self._mixed(seen, sequence, taken, query, *_seen_by(seen, taken, source, query))
+        value = seen.given.value[sequence][self.moves.heads.kv_of]
+        own = (seen.pattern[sequence][:, query] @ value).transpose(0, 1)  # [n, n_heads, d_head]
+        found: list[torch.Tensor] = []
+        for head in range(len(mixed)):
+            z = own.clone()
+            z[:, head] = mixed[head]
+            found.append(self.opened.out(z))
+        return torch.stack(found)
+
+    def _mixed(
         self, seen: Seen, sequence: int, taken: Taken, query: torch.Tensor, sample: torch.Tensor, pair: torch.Tensor
     ) -> torch.Tensor:
-        """sample, pair [l]: which taken tokens each sample's query sees."""
+        """[n_heads, n, d_head] the heads' sums of values, free; sample, pair [l]: see _seen_by."""
         given, kv_of = seen.given, self.moves.heads.kv_of
         x = seen.x[sequence, taken.token] - taken.size[:, None] * self.directions[taken.latent]
         changed = self.opened.project(self.opened.normed(x), taken.token)
@@ -90,7 +105,7 @@ class Ablation:
         z = pattern @ value
         new_value = changed.value[pair][:, kv_of].transpose(0, 1) - value[:, token]
         z.index_add_(1, sample, pattern[:, sample, token][:, :, None] * new_value)
-        return self.opened.out(z.transpose(0, 1).contiguous())
+        return z
 
     def _frozen(
         self, seen: Seen, sequence: int, taken: Taken, query: torch.Tensor, sample: torch.Tensor, pair: torch.Tensor
@@ -105,3 +120,15 @@ class Ablation:
         if heads.post is not None:
             change = heads.post.centre(change) * heads.post.gain / self.moves.after(seen, sequence)[query, None]
         return seen.out[sequence, query] - change
+
+
+def _seen_by(seen: Seen, taken: Taken, source: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """sample, pair [l]: for each of the samples (source, query) [n] the places in `taken` that its query sees."""
+    context = seen.x.shape[1]
+    place = taken.latent * context + taken.token
+    first, last = torch.searchsorted(place, source * context), torch.searchsorted(place, source * context + query + 1)
+    length = last - first
+    sample = torch.repeat_interleave(torch.arange(len(source), device=place.device), length)
+    starts = length.cumsum(0) - length
+    pair = torch.arange(len(sample), device=place.device) - (starts - first)[sample]
+    return sample, pair

@@ -12,11 +12,13 @@ mean, over the same queries, of what its prediction loses.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import copy
 from typing import Any, NamedTuple, TypedDict
 
 import torch
 
-from saelink.attention.heads import load_attention
+from saelink.attention.heads import Seen, load_attention
 from saelink.attention.moved import Moves, moved_most, only_moved
 from saelink.attention.stage import open_moves
 from saelink.config.evidence import AblationValue
@@ -51,10 +53,13 @@ LINEAR = "linear"
 """No null: a hundredth of each latent is taken out, a hundred times the change of what the target's pre-activation is
 where it is active: gradient times activation."""
 
+FIRST = "first token too"
+"""No null either: sources are also taken out at the positions that don't count, such as the first token, a sink."""
+
 SHARE = 0.01
 
 NULL_QUERIES = 64
-"""Queries per source that nulls and gradients are measured on."""
+"""Queries per source that all but the two readings are measured on."""
 
 
 class MovedEffectsFacts(TypedDict):
@@ -82,7 +87,7 @@ class MovedEffectsStage(JobStage[MovedEffectsFacts]):
     """The effects through attention of a link whose one source is moved latents, on test or train documents.
 
     Files `free.safetensors` and `frozen.safetensors`: see `Effects`, sources by latent, whatever heads move them;
-    `means.safetensors`: see `Means`. For a null or LINEAR only the first. Raises SaelinkError for another link.
+    `means.safetensors`: see `Means`. For a null, LINEAR or FIRST only the first. Raises SaelinkError for another link.
     """
 
     name = "moved_effects"
@@ -173,6 +178,31 @@ def load_means(artifact: Artifact[MovedEffectsFacts]) -> Means:
     return Means(**artifact.tensors(MEANS_FILE))
 
 
+class Looked(NamedTuple):
+    """A sequence with the ablations that are made in it."""
+
+    seen: Seen
+    sequence: int
+    """Its place among those looked at."""
+    latents: Rows
+    """[tokens looked at, d_source]"""
+    before: Rows
+    """[tokens looked at, d_target] the target latents, nothing taken out,"""
+    floor: torch.Tensor
+    """[tokens looked at] and what a latent must be above to be active there."""
+    source: torch.Tensor
+    """[m] what is taken out"""
+    fold: torch.Tensor
+    """[m]"""
+    row: torch.Tensor
+    """[m] and for which of the tokens looked at."""
+
+    @property
+    def query(self) -> torch.Tensor:
+        """[m] positions in the sequence."""
+        return (self.row % self.seen.x.shape[1]).to(self.seen.x.device)
+
+
 class Measuring:
     """All effects of one split: `ids` [sequences, context] are the tokens, `chosen` for which queries a source goes."""
 
@@ -204,47 +234,64 @@ class Measuring:
         """The effects by reading, and the means."""
         n_readings = 1 if self.null is not None else 2
         sums = [torch.zeros(FOLDS * self.d_source, self.d_target) for _ in range(n_readings)]
+        same = torch.zeros(self.d_source, dtype=torch.float64)
+        fired, total = (torch.zeros(self.d_target, dtype=torch.float64) for _ in range(2))
+        ablation = self.ablation()
+        for looked in self.walk(fired, total):
+            source = looked.source.to(self.job.device)
+            same.index_add_(0, looked.source, looked.latents.to("cpu").at(looked.row, looked.source).double())
+            placed = self._placed(looked.latents, looked.sequence)
+            taken = ablation.taken(looked.seen, looked.sequence, placed, source)
+            acts = ablation.without(looked.seen, looked.sequence, taken, source, looked.query)
+            slots = looked.fold * self.d_source + looked.source
+            self._add(acts, slots, looked.row, looked.before, looked.floor, sums)
+        return self._found(sums, same, total, fired)
+
+    def walk(self, fired: torch.Tensor | None = None, total: torch.Tensor | None = None) -> Iterator[Looked]:
+        """The sequences in which anything is taken out, in order; the targets' activity is added to fired, total."""
         chosen, device = self.chosen, self.job.device
         position = self.tokens.row[chosen.token]
         cuts = torch.searchsorted(position // self.context, torch.arange(len(self.ids) + 1)).tolist()
-        same = torch.zeros(self.d_source, dtype=torch.float64)
-        fired, total = (torch.zeros(self.d_target, dtype=torch.float64) for _ in range(2))
         counted = torch.zeros(len(self.ids) * self.context, dtype=torch.bool)
         counted[self.tokens.row] = True
-        ablation = self._ablation()
         step = max(self.job.cfg.runtime.forward_tokens // self.context, 1)
         with self.job.observer.progress("moved_effects", len(chosen.token), "ablations") as bar:
             for first in range(0, len(self.ids), step):
-                seen = self.attention.look(self.ids[first : first + step].to(device))
+                last = min(first + step, len(self.ids))
+                if fired is None and cuts[first] == cuts[last]:
+                    continue
+                seen = self.attention.look(self.ids[first:last].to(device))
                 latents = encode_rows(self.moves.source, seen.x.flatten(0, 1))
                 before, floor = encoded_with_floor(self.moves.target, seen.out.flatten(0, 1))
-                own = latents.to("cpu")
-                kept = before.select(counted[first * self.context :][: len(before)].nonzero().squeeze(1))
-                fired += torch.bincount(kept.indices, minlength=self.d_target)
-                total += torch.bincount(kept.indices, kept.values.double(), minlength=self.d_target)
+                if fired is not None and total is not None:
+                    kept = before.select(counted[first * self.context :][: len(before)].nonzero().squeeze(1))
+                    fired += torch.bincount(kept.indices, minlength=self.d_target)
+                    total += torch.bincount(kept.indices, kept.values.double(), minlength=self.d_target)
                 for sequence in range(len(seen.x)):
                     part = slice(cuts[first + sequence], cuts[first + sequence + 1])
                     source, fold = chosen.source[part], chosen.fold[part]
-                    if not len(source):
-                        continue
-                    row = position[part] - first * self.context
-                    same.index_add_(0, source, own.at(row, source).double())
-                    query = (row % self.context).to(device)
-                    latents_here = self._placed(latents, sequence)
-                    taken = ablation.taken(seen, sequence, latents_here, source.to(device))
-                    acts = ablation.without(seen, sequence, taken, source.to(device), query)
-                    self._add(acts, fold * self.d_source + source, row, before, floor, sums)
-                    bar.advance(len(source))
-        return self._found(sums, same, total, fired)
+                    if len(source):
+                        row = position[part] - first * self.context
+                        yield Looked(seen, sequence, latents, before, floor, source, fold, row)
+                        bar.advance(len(source))
 
-    def _ablation(self) -> Ablation:
+    def only(self, sources: torch.Tensor) -> Measuring:
+        """The same of some sources alone."""
+        kept = torch.isin(self.chosen.source, sources)
+        few = copy(self)
+        few.chosen = Ablations(*(column[kept] for column in self.chosen))
+        return few
+
+    def ablation(self) -> Ablation:
+        """What takes latents out, as the null says."""
         directions: torch.Tensor | None = None
         if self.null == "permuted decoders":
             order = torch.randperm(self.d_source, generator=torch.Generator().manual_seed(0))
             directions = self.moves.source.W_dec[order.to(self.moves.source.W_dec.device)]
         elif self.null == "random heads":
             self.attention.opened.permute(permute_weights)
-        return Ablation(self.moves, self.attention.opened, directions, SHARE if self.null == LINEAR else 1.0)
+        share, drop = SHARE if self.null == LINEAR else 1.0, 0 if self.null == FIRST else None
+        return Ablation(self.moves, self.attention.opened, directions, share, drop)
 
     def _placed(self, latents: Rows, sequence: int) -> Rows:
         """The latents; for shuffled positions this sequence's rows in another order."""
@@ -295,15 +342,16 @@ class Measuring:
             target_mean = (total / fired.clamp(min=1) / unit).float()
             read = [lambda pairs=pairs: pairs]
             found.append(Effects(read, counts, (source_sum / n).float(), rate.float(), target_mean))
-        return found, Means((same / n / encoded.scales[0]).float(), _column_means(self.tokens, chosen, n), queries)
+        return found, Means((same / n / encoded.scales[0]).float(), column_means(self.tokens, chosen, n), queries)
 
 
-def measured_queries(job: Job, split: str = "test") -> Measuring:
-    """What the effects of a split are measured on."""
-    return Measuring(job, split, None, job.cfg.verify.tokens_per_source)
+def measured_queries(job: Job, split: str = "test", per_source: int | None = None) -> Measuring:
+    """What the effects of a split are measured on, at most `per_source` queries of each source if that is fewer."""
+    most = job.cfg.verify.tokens_per_source
+    return Measuring(job, split, None, most if per_source is None else min(most, per_source))
 
 
-def _column_means(tokens: Tokens, chosen: Ablations, n: torch.Tensor) -> torch.Tensor:
+def column_means(tokens: Tokens, chosen: Ablations, n: torch.Tensor) -> torch.Tensor:
     """[columns] means of each column over the queries that its latent was ablated for."""
     d, width = len(n), tokens.source.d
     by = torch.argsort(chosen.token * d + chosen.source)

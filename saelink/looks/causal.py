@@ -7,9 +7,10 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 import torch
 
+from saelink.attention.heads import Heads
 from saelink.interventions.block import encoded_with_floor, read_held
-from saelink.looks.layer import Attention
-from saelink.looks.pairs import Pairs, gathered, without
+from saelink.looks.layer import ScoredLayer
+from saelink.looks.pairs import ScoredPairs, gathered, without
 from saelink.looks.scores import Scales
 from saelink.looks.text import Text
 from saelink.saes.sae import SAE
@@ -56,13 +57,20 @@ class Deleted(TypedDict):
     pair_free_slope: float | None
 
 
-def places_of(text: Text, pairs: Pairs, head: int, most: int) -> list[Place]:
+def places_of(text: Text, pairs: ScoredPairs, head: int, most: int) -> list[Place]:
     """Places of the first `most` pairs at random, in sequences at random, the key the pair's most looked at there."""
-    found: list[Place] = []
+    both = zip(pairs.query[:most].tolist(), pairs.key[:most].tolist(), strict=True)
+    return [place for places in places_by_pair(text, list(both), head, PER_PAIR) for place in places]
+
+
+def places_by_pair(text: Text, pairs: list[tuple[int, int]], head: int, most: int) -> list[list[Place]]:
+    """For each of the pairs (query latent, key latent) at most so many places, each in another sequence."""
+    found: list[list[Place]] = []
     generator = torch.Generator().manual_seed(0)
     patterns: dict[int, torch.Tensor] = {}
-    for i, j in zip(pairs.query[:most].tolist(), pairs.key[:most].tolist(), strict=True):
-        mine = 0
+    for i, j in pairs:
+        mine: list[Place] = []
+        found.append(mine)
         for number in torch.randperm(len(text), generator=generator).tolist():
             sequence = text.sequences[number]
             queries = sequence.entries[sequence.starts[i] : sequence.starts[i + 1]].tolist()
@@ -78,14 +86,13 @@ def places_of(text: Text, pairs: Pairs, head: int, most: int) -> list[Place]:
             ]
             best = int(np.argmax(weights))
             if weights[best] >= LEAST:
-                found.append(Place(number, position[e], position[keys[best]], e, keys[best]))
-                mine += 1
-            if mine == PER_PAIR:
+                mine.append(Place(number, position[e], position[keys[best]], e, keys[best]))
+            if len(mine) == most:
                 break
     return found
 
 
-def deletions(attention: Attention, text: Text, head: int, places: list[Place]) -> Deleted:
+def deletions(attention: ScoredLayer, text: Text, head: int, places: list[Place]) -> Deleted:
     """What the model's own modules make of the stream without the latents, and what the formula says."""
     read = text.directions(head)
     said = np.array([_said(text, head, read, place) for place in places]).reshape(len(places), 3)
@@ -136,7 +143,7 @@ def _said(text: Text, head: int, read: tuple[torch.Tensor, torch.Tensor], place:
     return changes
 
 
-def _measured(attention: Attention, text: Text, head: int, places: list[Place], held: bool) -> np.ndarray:
+def _measured(attention: ScoredLayer, text: Text, head: int, places: list[Place], held: bool) -> np.ndarray:
     """[places, DELETIONS] the same as the model's own modules give it; `held`: with the scales of the norms frozen."""
     changes = np.zeros((len(places), len(DELETIONS)))
     for first in range(0, len(places), BATCH):
@@ -151,19 +158,25 @@ def _measured(attention: Attention, text: Text, head: int, places: list[Place], 
         with torch.inference_mode():
             before = attention.run(stream).pattern[rows, head, at]
             for number, deletion in enumerate(DELETIONS):
-                changed = stream.clone()
-                for row, place in enumerate(part):
-                    sequence = text.sequences[place.number]
-                    gone = [place.query_entry] * (deletion != "key") + [place.key_entry] * (deletion != "query")
-                    for entry in gone:
-                        taken = sequence.value[entry] * text.sae.W_dec[sequence.latent[entry]]
-                        changed[row, sequence.position[entry]] -= taken
+                changed = deleted(text, part, deletion)
                 after = attention.run(changed, frozen).pattern[rows, head, at]
                 seen = (before > 0) & (after > 0)
                 change = torch.where(seen, (after / before).log(), 0.0)
                 centred = change[rows, keys] - (before * change).sum(-1)
                 changes[first : first + len(part), number] = centred.cpu().numpy()
     return changes
+
+
+def deleted(text: Text, places: list[Place], deletion: str) -> torch.Tensor:
+    """[places, n, d_model] the places' sequences without the latents that a deletion takes out."""
+    changed = text.stream[torch.tensor([place.number for place in places], device=text.device)].clone()
+    for row, place in enumerate(places):
+        sequence = text.sequences[place.number]
+        gone = [place.query_entry] * (deletion != "key") + [place.key_entry] * (deletion != "query")
+        for entry in gone:
+            taken = sequence.value[entry] * text.sae.W_dec[sequence.latent[entry]]
+            changed[row, sequence.position[entry]] -= taken
+    return changed
 
 
 class TargetsChanged(TypedDict):
@@ -177,7 +190,7 @@ class TargetsChanged(TypedDict):
 
 
 def targets_changed(
-    attention: Attention, text: Text, target: SAE, head: int, sets: list[np.ndarray]
+    attention: ScoredLayer, heads: Heads, text: Text, target: SAE, head: int, sets: list[np.ndarray]
 ) -> list[TargetsChanged]:
     """What a head's pattern without each set of pairs [2, pairs] makes of the target SAE's latents.
 
@@ -185,15 +198,14 @@ def targets_changed(
     """
     read, sums = text.directions(head), torch.zeros(len(sets), 2, dtype=torch.float64)
     totals = torch.zeros(len(sets), dtype=torch.float64)
-    output = attention.output()[head]
     by_latent = torch.zeros(target.d_sae) if target.threshold is None else target.threshold.clamp(min=0)
     for number in range(len(text)):
         with torch.inference_mode():
             vectors = text.vectors(number, head, read)
             pattern = text.patterns(number, (vectors.whole_queries, vectors.whole_keys))[0].cpu()
             own = attention.run(text.stream[number][None]).output[0].float()
-            values = attention.values(text.stream[number])[:, text.form.key_head(head)] @ output
-            before, floor = encoded_with_floor(target, attention.behind(own))
+            values = heads.token_values(text.stream[number])[:, int(heads.kv_of[head])] @ heads.W_O[head]
+            before, floor = encoded_with_floor(target, heads.behind(own))
             dense, at_hand = before.dense(), text.arrays(number, vectors)
             for which, (query, key) in enumerate(sets):
                 terms = gathered(at_hand, query, key)
@@ -201,7 +213,7 @@ def targets_changed(
                 totals[which] += dense[rows].sum()
                 for side in range(2):
                     moved = (without(pattern[rows], terms[side, rows]) - pattern[rows]).to(values.device) @ values
-                    after = target.pre_acts(attention.behind(own[rows.to(own.device)] + moved))
+                    after = target.pre_acts(heads.behind(own[rows.to(own.device)] + moved))
                     change = read_held(after, floor[rows], by_latent).cpu() - dense[rows]
                     sums[which, side] += change.abs().double().sum()
     shares = (sums / totals.clamp(min=1e-12)[:, None]).tolist()

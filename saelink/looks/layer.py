@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from saelink.looks.rotary import Rotary
 from saelink.looks.scores import Form, Norm, Scales, Side
 from saelink.model.info import ModelInfo
 from saelink.model.load import load_hf
-from saelink.model.probe import SeenError, first_of
+from saelink.model.probe import SeenError, first_of, listen_to_arguments
 
 AGREES = 1e-4
 """A form's pattern must be the model's own within this, or the model is refused."""
@@ -24,14 +23,13 @@ QUERY_NORMS, KEY_NORMS = ("q_norm", "q_layernorm"), ("k_norm", "k_layernorm")
 
 
 class Projections(NamedTuple):
-    """The products that make queries, keys and values of what a layer's attention is given."""
+    """The products that make queries and keys of what a layer's attention is given."""
 
     query: torch.Tensor
     """[heads, d_model, d_head]"""
     key: torch.Tensor
     """[key heads, d_model, d_head]"""
-    value: torch.Tensor
-    biases: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    biases: tuple[torch.Tensor, torch.Tensor]
     """Alike, [heads, d_head]."""
 
 
@@ -44,8 +42,11 @@ class Run(NamedTuple):
     """[batch, n, d_model] what the attention module gives."""
 
 
-class Attention:
-    """One layer's attention in Hugging Face's own model, with what its block is given besides the stream."""
+class ScoredLayer:
+    """One layer's attention in Hugging Face's own model, with what its block is given besides the stream.
+
+    Its queries and keys; values, and what is made of them, are `attention.heads`'.
+    """
 
     def __init__(self, hf_model: Any, info: ModelInfo, layer: int, ids: torch.Tensor):
         """ids [1, n]: tokens that it is run on once. Raises SaelinkError for attention that it can't read."""
@@ -72,10 +73,6 @@ class Attention:
         stream = self.arguments["hidden_states"]
         self.n, self.dtype, self.device = stream.shape[1], stream.dtype, str(stream.device)
         self.norm, self._rotary = self._around()
-        written = info.place(f"blocks.{layer}.hook_attn_out")
-        behind = None if written is None else hf_model.get_submodule(written.module)
-        self.post: Any = behind if "norm" in type(behind).__name__.lower() else None
-        """The norm behind attention, if there is one."""
         mask = self.arguments.get("attention_mask")
         self.seen = _seen(mask, self.n, stream.device)
         """[n, n] bool: which keys each query sees."""
@@ -103,16 +100,6 @@ class Attention:
                 handle.remove()
         return kept[0]
 
-    def values(self, stream: torch.Tensor) -> torch.Tensor:
-        """[n, key heads, d_head] of the stream [n, d_model]."""
-        weights = self.projections()
-        normed = stream if self.norm is None else self.norm(stream)
-        return torch.einsum("ti,hij->thj", normed, weights.value) + weights.biases[2]
-
-    def behind(self, output: torch.Tensor) -> torch.Tensor:
-        """What attention adds to the stream, of what its module gives: Gemma norms it once more."""
-        return output if self.post is None else self.post(output)
-
     def form(self) -> Form:
         """Its scores as a bilinear form. Raises SaelinkError where the form gives another pattern than the model."""
         weights = self.projections()
@@ -137,16 +124,6 @@ class Attention:
                 return form
         raise self._unknown()
 
-    def output(self) -> torch.Tensor:
-        """[heads, d_head, d_model] what is done to each head's mixed values."""
-        d_head = self.projections().query.shape[2]
-        for name in ("o_proj", "dense", "c_proj", "out_proj"):
-            module = getattr(self.module, name, None)
-            if module is not None:
-                weight = module.weight.T if isinstance(module, torch.nn.Linear) else module.weight
-                return weight.float().reshape(-1, d_head, weight.shape[1])
-        raise SaelinkError(f"{self._where}: what it makes of its heads' values is not known")
-
     def projections(self) -> Projections:
         """Its weights, cut by head."""
         module, n_heads = self.module, self._config.num_attention_heads
@@ -160,8 +137,7 @@ class Attention:
         try:
             if fused is None:
                 weights = [
-                    (getattr(module, name).weight.float(), getattr(module, name).bias)
-                    for name in ("q_proj", "k_proj", "v_proj")
+                    (getattr(module, name).weight.float(), getattr(module, name).bias) for name in ("q_proj", "k_proj")
                 ]
             else:
                 linear = isinstance(fused, torch.nn.Linear)
@@ -176,7 +152,7 @@ class Attention:
             raise self._unknown() from None
         if len(heads[0]) != n_heads or n_heads % len(heads[1]):
             raise self._unknown()
-        return Projections(heads[0], heads[1], heads[2], (biases[0], biases[1], biases[2]))
+        return Projections(heads[0], heads[1], (biases[0], biases[1]))
 
     def _unknown(self) -> SaelinkError:
         return SaelinkError(
@@ -262,10 +238,10 @@ class Attention:
         ]
 
 
-def open_attention(cfg: Config, info: ModelInfo, layer: int, ids: torch.Tensor, device: str) -> Attention:
+def load_scored_layer(cfg: Config, info: ModelInfo, layer: int, ids: torch.Tensor, device: str) -> ScoredLayer:
     """One layer's attention in float32; ids [1, n]. Raises SaelinkError for attention that can't be read."""
     hf_model = load_hf(cfg.model, info.artifact).hf_model
-    return Attention(hf_model.to(device).float(), info, layer, ids.to(device))
+    return ScoredLayer(hf_model.to(device).float(), info, layer, ids.to(device))
 
 
 def _projected(module: Any) -> bool:
@@ -278,31 +254,26 @@ def _projected(module: Any) -> bool:
 def _cut(
     weight: torch.Tensor, bias: torch.Tensor | None, n_heads: int, d_head: int, by_head: bool
 ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Queries, keys and values of one product [out, d_model]: by head (GPT-NeoX), or one behind another."""
+    """Queries and keys of one product [out, d_model]: by head (GPT-NeoX), or one behind another; values behind them."""
     if by_head:
         order = torch.arange(len(weight), device=weight.device).view(n_heads, 3, d_head)
-        parts = [order[:, i].flatten() for i in range(3)]
+        parts = [order[:, i].flatten() for i in range(2)]
     else:
         queries = n_heads * d_head
         rest = (len(weight) - queries) // 2
-        parts = list(torch.arange(len(weight), device=weight.device).split([queries, rest, rest]))
+        parts = list(torch.arange(len(weight), device=weight.device).split([queries, rest, rest]))[:2]
     return [(weight[part], None if bias is None else bias[part]) for part in parts]
 
 
 def _arguments_of(hf_model: Any, block: Any, ids: torch.Tensor) -> dict[str, Any]:
     """What a block is given, by name, when the model runs on ids."""
-    signature = inspect.signature(block.forward)
     kept: dict[str, Any] = {}
 
-    def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        bound = signature.bind(*args, **kwargs).arguments
-        for name, parameter in signature.parameters.items():
-            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                bound |= bound.pop(name, {})
-        kept.update(bound)
+    def keep(arguments: dict[str, Any]) -> None:
+        kept.update(arguments)
         raise SeenError
 
-    handle = block.register_forward_pre_hook(keep, with_kwargs=True)
+    handle = listen_to_arguments(block, keep)
     with suppress(SeenError), torch.inference_mode():
         hf_model(ids, use_cache=False)
     handle.remove()

@@ -35,7 +35,7 @@ TOP = 5
 """Places that are kept of a pair, one a sequence."""
 
 
-class Pairs(NamedTuple):
+class ScoredPairs(NamedTuple):
     """What taking pairs out does to a head's pattern, summed over sequences; all but the latents by mode."""
 
     query: np.ndarray
@@ -59,8 +59,8 @@ class Pairs(NamedTuple):
     places: np.ndarray
     """[c, modes, TOP, 3] their sequence, query and most changed key."""
 
-    def select(self, which: np.ndarray) -> Pairs:
-        return Pairs(*(part[which] for part in self))
+    def select(self, which: np.ndarray) -> ScoredPairs:
+        return ScoredPairs(*(part[which] for part in self))
 
     def more_than_control(self) -> np.ndarray:
         """[c, modes] whether the pair moves the pattern more than its control does, beyond two standard errors."""
@@ -196,7 +196,7 @@ def _add(table: torch.Tensor, row: torch.Tensor, column: torch.Tensor, values: t
 def measure(
     text: Text, head: int, read: tuple[torch.Tensor, torch.Tensor], query: np.ndarray, key: np.ndarray,
     shuffled: bool = False,
-) -> Pairs:  # fmt: skip
+) -> ScoredPairs:  # fmt: skip
     """What taking each of the pairs (query[c], key[c]) out does to a head's pattern; `shuffled` as for `screen`."""
     from saelink.kernels import pairs as kernel
 
@@ -216,12 +216,12 @@ def measure(
         )  # fmt: skip
         in_parts(c, PARTS, lambda low, high, a=arguments: kernel.exact(low, high, *a))
     spread = np.sqrt(figures[..., 4])
-    return Pairs(
+    return ScoredPairs(
         query, key, figures[..., 0], figures[..., 1], figures[..., 2], figures[..., 3], spread, offsets, best, places
     )
 
 
-def chosen(text: Text, head: int, most: int, order: torch.Tensor | None = None, shuffled: bool = False) -> Pairs:
+def chosen(text: Text, head: int, most: int, order: torch.Tensor | None = None, shuffled: bool = False) -> ScoredPairs:
     """The pairs that lead in the screen with their exact effects; of the head, or of a null.
 
     order [d_sae]: decoder directions permuted among the latents; shuffled: see `screen`.

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from saelink.activations.tokens import TokensStage
+from saelink.attention.heads import load_attention
 from saelink.config.schema import DType, LinkConfig
 from saelink.errors import SaelinkError
 from saelink.job import Job, JobStage
 from saelink.looks.causal import Deleted, TargetsChanged, deletions, places_of, targets_changed
 from saelink.looks.kinds import Looks, kinds, looks, repeated_ids
-from saelink.looks.layer import Attention, open_attention
-from saelink.looks.pairs import LEAST, Pairs, Together, chosen, measure, remove
+from saelink.looks.layer import ScoredLayer, load_scored_layer
+from saelink.looks.pairs import LEAST, ScoredPairs, Together, chosen, measure, remove
 from saelink.looks.scores import Form
 from saelink.looks.text import GROUPS, MODES, Text
 from saelink.model.forward import load_forward
@@ -179,7 +180,7 @@ def before_attention(job: Job) -> Job:
 class Opened:
     """A layer's attention with the text it is looked at on."""
 
-    def __init__(self, attention: Attention, form: Form, sae: SAE, first: Text, second: Text, repeated: Text):
+    def __init__(self, attention: ScoredLayer, form: Form, sae: SAE, first: Text, second: Text, repeated: Text):
         self.attention, self.form, self.sae = attention, form, sae
         self.first, self.second, self.repeated = first, second, repeated
         part = max(len(first) // NULL_SHARE, 1)
@@ -199,7 +200,7 @@ def open_layer(job: Job, hook: str, sae: SAE) -> Opened:
             "sequence; use more text, or a smaller data.context_size"
         )
     ids = torch.cat([ids[:n], repeated_ids(job.model.vocabulary, context)])
-    attention = open_attention(cfg, job.model, cfg.layer, ids[:1], job.device)
+    attention = load_scored_layer(cfg, job.model, cfg.layer, ids[:1], job.device)
     form = attention.form()
     forward = load_forward(cfg, job.model, [hook], job.device)
     rows = max(cfg.runtime.forward_tokens // context, 1)
@@ -252,13 +253,14 @@ class QKTargetsStage(JobStage[QKTargetsFacts]):
         source_sae, target_sae = (pull_sae(job.cfg, self.store, hook) for hook in (source, self.hook))
         opened = open_layer(job, source, source_sae.to(self.device, torch.float32))
         target = target_sae.to(self.device, torch.float32)
+        read = load_attention(job.cfg, job.model, job.cfg.layer, self.device).heads
         heads: list[HeadFacts] = self._qk.json(HEADS_FILE)
         found: list[HeadTargets] = []
         with job.observer.progress("qk_targets", len(heads), "heads") as bar:
             for head in heads:
                 pairs = np.array(head["leading"][MODES[0]], dtype=np.int64).reshape(-1, 2)
                 sets = [pairs[: group["pairs"]].T for group in head["together"][MODES[0]]]
-                changed = targets_changed(opened.attention, opened.second, target, head["head"], sets)
+                changed = targets_changed(opened.attention, read, opened.second, target, head["head"], sets)
                 found.append({"head": head["head"], "together": changed})
                 bar.advance(1)
         draft.save_json(TARGETS_FILE, found)
@@ -325,20 +327,20 @@ def head_facts(job: Job, opened: Opened, head: int, bar: Progress) -> HeadFacts:
     }
 
 
-def first_of_all(pairs: Pairs, mode: int) -> Pairs:
+def first_of_all(pairs: ScoredPairs, mode: int) -> ScoredPairs:
     """Those first that move the pattern most in sum; without those that don't at all."""
     order = np.argsort(-pairs.variation[:, mode], kind="stable")
     return pairs.select(order[pairs.variation[order, mode] > 0])
 
 
-def strongest_of_all(pairs: Pairs) -> Pairs:
+def strongest_of_all(pairs: ScoredPairs) -> ScoredPairs:
     """Those first that move the pattern, without sinks, most where they are; with at least LEAST queries."""
     mean = pairs.variation[:, 1] / np.maximum(pairs.rows[:, 1], 1)
     order = np.argsort(-mean, kind="stable")
     return pairs.select(order[pairs.rows[order, 1] >= LEAST])
 
 
-def nulls_of(opened: Opened, head: int, most: int) -> dict[str, Pairs]:
+def nulls_of(opened: Opened, head: int, most: int) -> dict[str, ScoredPairs]:
     """By null, and for the head itself as LESS, the pairs chosen on a part of the text."""
     small = opened.small
     order = torch.randperm(opened.sae.d_sae, generator=torch.Generator().manual_seed(head)).to(small.device)
@@ -350,7 +352,7 @@ def nulls_of(opened: Opened, head: int, most: int) -> dict[str, Pairs]:
     }
 
 
-def groups_of(opened: Opened, head: int, sizes: list[int], by: dict[str, Pairs]) -> dict[str, list[Group]]:
+def groups_of(opened: Opened, head: int, sizes: list[int], by: dict[str, ScoredPairs]) -> dict[str, list[Group]]:
     """By mode the leading pairs taken out at once, as many as each of `sizes`, beside those of each null in `by`."""
     sets: dict[tuple[str, int, int], Together] = {}
     for name, pairs in by.items():
@@ -376,7 +378,7 @@ def groups_of(opened: Opened, head: int, sizes: list[int], by: dict[str, Pairs])
     return found
 
 
-def pair_facts(pairs: Pairs, mode: int) -> list[PairFacts]:
+def pair_facts(pairs: ScoredPairs, mode: int) -> list[PairFacts]:
     """Pairs in their order, as the file has them."""
     more, found = pairs.more_than_control(), []
     for c in range(len(pairs.query)):

@@ -6,7 +6,6 @@ token with something taken out stands as a copy behind its sequence, at its own 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -17,7 +16,16 @@ from saelink.config.schema import Config, DType
 from saelink.errors import SaelinkError
 from saelink.model.info import ModelInfo
 from saelink.model.load import load_hf
-from saelink.model.probe import Place, SeenError, by_token, first_of, listen, probe_ids
+from saelink.model.probe import (
+    Place,
+    SeenError,
+    at_positions,
+    by_token,
+    first_of,
+    listen,
+    listen_to_arguments,
+    probe_ids,
+)
 from saelink.model.weights import permute_weights
 
 MOST_MODULES = 4
@@ -176,7 +184,7 @@ class Attended:
         handles.append(listen(self._target, "output", lambda out: _stop(seen, out)))
         n = hidden.shape[1]
         index = torch.cat([torch.arange(n, device=self._device), position])
-        extended = {name: _chosen(value, n, index) for name, value in arguments.items()}
+        extended = {name: at_positions(value, n, index) for name, value in arguments.items()}
         extended["hidden_states"] = torch.cat([hidden, copies], 1)
         extended["attention_mask"] = self._mask(arguments.get("attention_mask"), n, position)
         try:
@@ -193,17 +201,12 @@ class Attended:
         """Run the model on a sequence as far as the block, and keep what the block is given, by name."""
         if sequence == self._current:
             return
-        signature = inspect.signature(self.module.forward)
 
-        def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            bound = signature.bind(*args, **kwargs).arguments
-            for name, parameter in signature.parameters.items():
-                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                    bound |= bound.pop(name, {})
-            self._arguments = dict(bound)
+        def keep(arguments: dict[str, Any]) -> None:
+            self._arguments = arguments
             raise SeenError
 
-        handle = self.module.register_forward_pre_hook(keep, with_kwargs=True)
+        handle = listen_to_arguments(self.module, keep)
         with suppress(SeenError):
             self._model(self._ids[sequence][None].to(self._device), use_cache=False)
         handle.remove()
@@ -248,17 +251,6 @@ def _put(values: torch.Tensor) -> Callable[..., Any]:
 def _stop(seen: list[torch.Tensor], out: torch.Tensor) -> None:
     seen.append(out)
     raise SeenError
-
-
-def _chosen(value: Any, n: int, index: torch.Tensor) -> Any:
-    """What a block is given by position, at other positions: [n], [1, n, ...] or tuples of such."""
-    if isinstance(value, tuple | list):
-        return type(value)(_chosen(part, n, index) for part in value)
-    if isinstance(value, torch.Tensor):
-        dim = min(value.dim() - 1, 1)
-        if dim >= 0 and value.shape[dim] == n:
-            return value.index_select(dim, index)
-    return value
 
 
 def load_attended(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +44,34 @@ def listen(module: Any, side: str, keep: Callable[[Any], None]) -> Any:
     if side == "input":
         return module.register_forward_pre_hook(before, with_kwargs=True)
     return module.register_forward_hook(after)
+
+
+def listen_to_arguments(module: Any, keep: Callable[[dict[str, Any]], None]) -> Any:
+    """Call `keep` with all that the module is given, by name; the handle that ends it."""
+    signature = inspect.signature(module.forward)
+
+    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = signature.bind(*args, **kwargs).arguments
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                bound |= bound.pop(name, {})
+        keep(dict(bound))
+
+    return module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def at_positions(value: Any, n: int, index: torch.Tensor) -> Any:
+    """What a module is given of the first of its sequences by position, at other positions: [n], [batch, n, ...] or
+    tuples of such."""
+    import torch
+
+    if isinstance(value, tuple | list):
+        return type(value)(at_positions(part, n, index) for part in value)
+    if isinstance(value, torch.Tensor):
+        dim = min(value.dim() - 1, 1)
+        if dim >= 0 and value.shape[dim] == n:
+            return value[:1].index_select(dim, index) if dim else value.index_select(dim, index)
+    return value
 
 
 PROBE_TOKENS = 16

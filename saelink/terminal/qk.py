@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from saelink.errors import printable
+from saelink.looks.causal import DELETIONS
+from saelink.looks.deletions import DELETIONS_FILE, QKDeletionsFacts
 from saelink.looks.kinds import RULES
 from saelink.looks.pairs import LEAST, OFFSETS
 from saelink.looks.stage import HEADS_FILE, STRONGEST, TARGETS_FILE, QKFacts, QKTargetsFacts
@@ -119,6 +121,44 @@ def print_head(
         _print_pairs(observer, head["pairs"][mode], names, hook, indent=2)
     observer.say(f"  {WEAK}")
     _print_examples(observer, head["pairs"][STRONGEST][:EXAMPLES], names, hook, text, width)
+
+
+def print_tested(
+    observer: Observer, qk: Artifact[QKFacts], deletions: Artifact[QKDeletionsFacts], targets: Artifact[QKTargetsFacts]
+) -> None:
+    """Where heads look, as `saelink verify` prints it: leading pairs against controls."""
+    observer.say("\n  Where heads look: leading pairs against other latents at the same tokens (control)")
+    _say_tokens(observer, qk.facts)
+    titles = {"key": "key goes", "query": "query goes", "both": "both go"}
+    changed = {each["head"]: each["together"][-1] for each in targets.json(TARGETS_FILE)}
+    heads = {each["head"]: each for each in qk.json(HEADS_FILE)}
+    n = next(iter(heads.values()))["together"][MODES[1]][-1]["pairs"]
+    rows = []
+    for each in deletions.json(DELETIONS_FILE):
+        head = each["head"]
+        together = heads[head]["together"][MODES[1]][-1]
+        rows.append(
+            [
+                str(head),
+                *(f"{percent(each['deletions'][d]['pair'])} ({percent(each['deletions'][d]['control'])})"
+                  for d in DELETIONS),
+                f"{each['more_than_control']} of {each['compared']}",
+                f"{percent(together['variation'])} ({percent(together['control'])})",
+                f"{percent(changed[head]['change'])} ({percent(changed[head]['control'])})",
+            ]
+        )  # fmt: skip
+    columns = [Column("head", right=True), *(Column(titles[d], wraps=True) for d in DELETIONS)]
+    columns += [Column("more", wraps=True), Column(f"{n} out", wraps=True), Column("latents", wraps=True)]
+    for line in table_lines(columns, rows, terminal_width() or WIDTH, indent=2):
+        observer.say(line)
+    for line in (
+        "goes: total variation of the pattern at the query when a leading pair's latents",
+        "are deleted in the model, norms free; more: pairs that do more than their",
+        "control when both go, by 2 standard errors",
+        f"{n} out: so many pairs' terms taken out at once, mean over all queries;",
+        "latents: what attn_out's latents change with them",
+    ):
+        observer.say(f"  {line}")
 
 
 def _say_tokens(observer: Observer, facts: QKFacts) -> None:

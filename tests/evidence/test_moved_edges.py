@@ -33,9 +33,11 @@ def test_an_edge_has_heads_distances_and_tokens(config: Callable[..., Config], s
 
 
 def test_the_sentence_and_the_arrow() -> None:
-    edge = MovedEdge("IF7", " king", 0.4, 0.31, {3: 0.72, 5: 0.25, 0: 0.03}, 1, 4, [], [], [])
+    edge = MovedEdge("IF7", " king", 0.4, 0.31, {3: 0.72, 5: 0.25, 0: 0.03}, None, 1, 4, [], [], [])
     expected = 'OF12 = head 3 (72%), head 5 (25%): IF7 "king" from 1 to 4 tokens before, computed +40%, measured +31%'
     assert moved_line("OF12", edge) == expected
+    alone = edge._replace(alone={3: 0.24, 5: 0.1, 0: 0.0})
+    assert moved_line("OF12", alone).startswith("OF12 = head 3 (72%, alone +24%), head 5 (25%, alone +10%): IF7")
     assert "from 1 token before" in moved_line("OF12", edge._replace(far=1))
     assert "from the token itself" in moved_line("OF12", edge._replace(near=0, far=0))
     lines = arrow_lines(Example(["The", " old", " king", " sat"], 1, 3, 3, 0.5), 60)

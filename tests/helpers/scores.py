@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from saelink.looks.layer import Attention
+from saelink.looks.layer import ScoredLayer
 
 
-def taken(attention: Attention, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def taken(attention: ScoredLayer, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[heads, n, n] the model's own scores, and its pattern: its own queries and keys behind norms and rotation."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask

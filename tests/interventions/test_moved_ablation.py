@@ -32,9 +32,29 @@ class Slow:
         family = FAMILIES[name]
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
         layer = self._model.get_submodule(family.layers)[LAYER]
+        self._attn = next(m for m in layer.modules() if hasattr(m, "is_causal") or hasattr(m, "scaling"))
         self._ids, self._change, self.out = ids, torch.zeros(()), torch.zeros(())
         layer.register_forward_pre_hook(self._before, with_kwargs=True)
         layer.get_submodule(family.attn).register_forward_hook(self._after)
+
+    def through_head(self, sequence: int, change: torch.Tensor, head: int, n_heads: int) -> torch.Tensor:
+        """The same where only this head's sum of values is that of the changed stream, the others' that of the own."""
+        module = next(m for n, m in self._attn.named_modules() if n in ("o_proj", "c_proj", "dense", "out_proj"))
+        kept: list[torch.Tensor] = []
+        handle = module.register_forward_pre_hook(lambda _, args: kept.append(args[0].clone()))
+        self.without(sequence, change)
+        handle.remove()
+
+        def put(_: Any, args: Any) -> Any:
+            z = args[0].clone()
+            part = slice(head * z.shape[-1] // n_heads, (head + 1) * z.shape[-1] // n_heads)
+            z[..., part] = kept[0][..., part]
+            return (z,)
+
+        handle = module.register_forward_pre_hook(put)
+        out = self.without(sequence, torch.zeros_like(change))
+        handle.remove()
+        return out
 
     def _before(self, _: Any, args: Any, kwargs: Any) -> Any:
         if args:
@@ -101,3 +121,26 @@ def test_it_is_what_the_whole_model_gives(name: str, world: World, store: Store,
                 read = target_sae.pre_acts(seen.out[sequence, q][None])[0] - target_sae.pre_acts(frozen[i][None])[0]
                 assert (lost - read).norm() <= 1e-4 * target_sae.pre_acts(seen.out[sequence, q][None]).norm()
             assert changed >= len(source) // 3
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_one_head_alone_is_what_the_whole_model_gives(name: str, world: World, store: Store, tmp_path: Path) -> None:
+    attention: Attention = opened(name, world, store, tmp_path)
+    ids = torch.randint(VOCABULARY, (1, CONTEXT), generator=torch.Generator().manual_seed(3))
+    source_sae = some_sae(1)
+    moves = Moves(attention.heads, source_sae, some_sae(2), drop=1)
+    ablation, slow = Ablation(moves, attention.opened), Slow(tmp_path / "model", name, ids)
+    n_heads, differs = attention.heads.n_heads, 0
+    with torch.inference_mode():
+        seen = attention.look(ids)
+        latents = encode_rows(source_sae, seen.x.flatten(0, 1))
+        source, query = (column[:8] for column in samples(latents, 0))
+        found = ablation.through_heads(seen, 0, ablation.taken(seen, 0, latents, source), source, query)
+        assert found.shape == (n_heads, 8, seen.out.shape[2])
+        for i, (j, q) in enumerate(zip(source.tolist(), query.tolist(), strict=True)):
+            change = change_of(source_sae, seen.x[0], latents, j)
+            for head in range(n_heads):
+                true = slow.through_head(0, change, head, n_heads)[q]
+                assert (found[head, i] - true).norm() <= 2e-5 * seen.out[0, q].norm()
+                differs += int((true - seen.out[0, q]).norm() > 1e-4 * seen.out[0, q].norm())
+    assert differs > n_heads

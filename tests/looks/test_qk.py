@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from saelink.attention.heads import load_attention
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.job import Job
@@ -153,6 +154,7 @@ def test_targets_are_read_behind_the_models_own_attention(model: str, config: Co
     opened = open_layer(job, hook, pull_sae(job.cfg, store, hook))
     target = pull_sae(job.cfg, store, job.model.hook("hook_attn_out", 1))
     text, attention = opened.second, opened.attention
+    heads = load_attention(job.cfg, job.model, 1, "cpu").heads
     pairs = artifact.json(HEADS_FILE)[0]["leading"][MODES[0]]
     total, change = 0.0, 0.0
     for number in range(len(text)):
@@ -173,8 +175,8 @@ def test_targets_are_read_behind_the_models_own_attention(model: str, config: Co
             )
             for s in (scores, scores - gone)
         )
-        values = attention.values(text.stream[number]).transpose(0, 1)
-        mixed = [torch.einsum("hqe,hed->qd", pattern @ values, attention.output()) for pattern in (before, after)]
+        values = heads.token_values(text.stream[number])[:, heads.kv_of].transpose(0, 1)
+        mixed = [torch.einsum("hqe,hed->qd", pattern @ values, heads.W_O) for pattern in (before, after)]
         bias = run.output[0] - mixed[0]
         assert (bias - bias.mean(0)).abs().max() < 1e-4  # what is left is a bias, the same for every token
         rows = ((gone != 0) & text.seen & text.counted[number][:, None]).any(-1)

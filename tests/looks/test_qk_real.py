@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saelink.looks.causal import DELETIONS, Place, _measured, _said
-from saelink.looks.layer import open_attention
+from saelink.looks.layer import load_scored_layer
 from saelink.looks.text import Text
 from saelink.model.describe import model_info
 from saelink.model.forward import load_forward
@@ -34,7 +34,7 @@ def test_all_pairs_sum_to_the_models_score_and_deletions_to_the_models(layer: in
     from saelink.activations.tokens import TokensStage
 
     ids = TokensStage(cfg, store).pull().tensors("test.safetensors")["ids"][:2].long()
-    attention = open_attention(cfg, info, layer, ids[:1], "cpu")
+    attention = load_scored_layer(cfg, info, layer, ids[:1], "cpu")
     hook = info.hook("hook_resid_pre", layer)
     with torch.inference_mode():
         stream = load_forward(cfg, info, [hook], "cpu")(ids)[hook].float()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from saelink.attention.heads import load_attention
 from saelink.errors import SaelinkError
-from saelink.looks.layer import Attention, open_attention
+from saelink.looks.layer import ScoredLayer, load_scored_layer
 from saelink.looks.rotary import Rotary
 from saelink.looks.scores import Form, Scales
 from saelink.model.describe import model_info
@@ -74,12 +75,12 @@ def terms(form: Form, sae: SAE, stream: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def opened(family: Family, world: World, store: Store, folder: Path) -> Iterator[tuple[Attention, torch.Tensor]]:
+def opened(family: Family, world: World, store: Store, folder: Path) -> Iterator[tuple[ScoredLayer, torch.Tensor]]:
     """A random model's attention and a stream [n, d_model] that comes before it."""
     write_family(family, folder)
     cfg = world.config(store.root, f"model.path={folder}", f"layer={LAYER}")
     ids = torch.randint(VOCABULARY, (1, 24), generator=torch.Generator().manual_seed(3))
-    attention = open_attention(cfg, model_info(cfg, store), LAYER, ids, "cpu")
+    attention = load_scored_layer(cfg, model_info(cfg, store), LAYER, ids, "cpu")
     stream = attention.arguments["hidden_states"][0]
     yield attention, stream + 0.3 * torch.randn(stream.shape, generator=torch.Generator().manual_seed(4))
 
@@ -94,10 +95,12 @@ def test_the_terms_sum_to_the_models_own_score(name: str, world: World, store: S
         assert (found - scores).norm() <= TERMS * scores.norm()
         ours = found.masked_fill(~attention.seen, -torch.inf).softmax(-1)
         assert (ours - pattern).abs().max() <= 1e-5
-        values = attention.values(stream).repeat_interleave(form.n_heads // len(form.key.weight), 1)
+        cfg = world.config(store.root, f"model.path={tmp_path / 'model'}", f"layer={LAYER}")
+        heads = load_attention(cfg, model_info(cfg, store), LAYER, "cpu").heads
+        values = heads.token_values(stream)[:, heads.kv_of]
         with torch.inference_mode():
             left = attention.run(stream[None]).output[0]
-        left = left - torch.einsum("hqk,khe,hed->qd", pattern, values, attention.output())
+        left = left - torch.einsum("hqk,khe,hed->qd", pattern, values, heads.W_O)
         assert (left - left[0]).abs().max() <= 1e-4  # a bias, the same for every token
         if "sliding" in name:
             assert not bool(attention.seen[-1, 0])
