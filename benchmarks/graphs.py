@@ -239,7 +239,7 @@ def measured(most: int, overrides: list[str]) -> Iterator[dict[str, Any]]:
     for number, ids in enumerate(texts):
         all_of_it.add(number, {kind: each.prompt(ids, choose) for kind, each in opened.items()}, generator)
         print(f"prompt {number}: {time.perf_counter() - began:.0f} s", flush=True)
-        found = {"prompts": number + 1, "tokens": CONTEXT, "layers": jobs.layers}
+        found = {"prompts": number + 1, "tokens": CONTEXT, "layers": opened["causal"].jobs.layers}
         yield {**found, "seconds": round(time.perf_counter() - began), **all_of_it.found()}
 
 
