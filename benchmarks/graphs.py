@@ -6,7 +6,8 @@ On the beginnings of test documents single latents are drawn, each at one positi
 the running model there. What every latent behind it, at that position and later ones, loses is compared with what the
 graph says: the sum over all paths through all layers. A null pairs each prediction with another ablation's effects.
 Then what the graph holds is let go, one thing after another (saelink.circuits.unheld), so that it shows what the graph
-loses by what. Writes benchmarks/graphs.json and the tables where docs/results/circuits.md has `<!-- graphs -->`. Each
+loses by what. Each prompt's figures lie under graphs/ in the outputs folder, and a prompt that has its own there is not
+measured again. Writes benchmarks/graphs.json and the tables where docs/results/circuits.md has `<!-- graphs -->`. Each
 kind of edges takes a penalty of its own: causal 2e-3, lasso 8e-4.
 """
 
@@ -16,7 +17,6 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,9 @@ STEPS = {
     "and of attention's outputs": Free(mlp_in=True, mlp=True, attn=True),
     "and attention's norms": Free(mlp_in=True, mlp=True, attn=True, norms=True),
     "and patterns: everything": EVERYTHING,
+    "norms and patterns alone": Free(norms=True, patterns=True),
 }
-"""What is let go after what."""
+"""What is let go after what; the last by itself."""
 
 SHOWN = ["causal", "gradient", "and of attention's outputs", "and patterns: everything"]
 """Kinds that pairs are split for."""
@@ -133,36 +134,21 @@ def about_nodes(prompt: Prompt) -> dict[str, torch.Tensor]:
 
 
 class Measured:
-    """Everything that is found, prompt by prompt."""
+    """Everything that is found on one prompt."""
 
-    def __init__(self, kinds: list[str]):
-        self.kinds = [*kinds, "null"]
-        self.pairs = Pairs()
-        self.cosines: dict[str, dict[int, list[float]]] = {}
-        self.fell: list[float] = []
-        self.influence: dict[str, list[torch.Tensor]] = {kind: [] for kind in kinds}
-        self.kl: list[torch.Tensor] = []
-        self.ablations = 0
-
-    def add(self, number: int, prompts: dict[str, Prompt], generator: torch.Generator) -> None:
-        prompt = prompts["gradient"]
+    def __init__(self, number: int, prompts: dict[str, Prompt]):
+        prompt, generator = prompts["gradient"], torch.Generator().manual_seed(number)
         chosen, about, unit = drawn(prompt, generator), about_nodes(prompt), units_of(prompt)
-        effects, selected, kl = effects_on(prompt, chosen)
+        effects, selected, self.kl = effects_on(prompt, chosen)
         effects, selected = effects / unit, selected / unit
-        gone = [{index: -float(prompt.activation[index])} for index, _ in chosen]
-        says = {
-            kind: torch.stack([-predicted(each, one, clamped=False).change for one in gone]) / unit
-            for kind, each in prompts.items()
-        }
-        says["null"] = says["causal"].roll(1, 0)
-        for step, free in STEPS.items():
-            says[step] = torch.stack([-unheld(prompt, one, free) for one in gone]) / unit
-        self.kl.append(kl)
-        error = torch.zeros(0)
-        for kind, each in prompts.items():
-            influence = influence_of(each)
-            self.influence[kind].append(influence.value[[index for index, _ in chosen]].float())
-            error = influence.error.float() if kind == "gradient" else error
+        says = _said(prompts, chosen)
+        says = {kind: each / unit for kind, each in says.items()}
+        self.pairs, self.ablations, self.fell = Pairs(), 0, list[float]()
+        self.cosines: dict[str, dict[int, list[float]]] = {}
+        influence = {kind: influence_of(each) for kind, each in prompts.items()}
+        nodes = [index for index, _ in chosen]
+        self.influence = {kind: each.value[nodes].float() for kind, each in influence.items()}
+        error = influence["gradient"].error.float()
         for row, (_, node) in enumerate(chosen):
             reached = behind(prompt, node, about)
             self._cosines(node, reached, about["layer"], effects[row], {k: each[row] for k, each in says.items()})
@@ -196,33 +182,54 @@ class Measured:
                 cosine = torch.nn.functional.cosine_similarity(each[mine], effects[mine], dim=0).item()
                 self.cosines.setdefault(kind, {}).setdefault(distance, []).append(cosine)
 
-    def found(self) -> dict[str, Any]:
-        pairs, kl = self.pairs, torch.cat(self.kl)
-        prompt = torch.cat([torch.full((len(each),), i) for i, each in enumerate(self.kl)])
-        return {
-            "ablations": self.ablations,
-            "pairs": len(pairs.effect),
-            "strong": int((pairs.effect.abs() >= STRONG).sum()),
-            "median": pairs.effect.abs().median().item(),
-            "kinds": self.kinds,
-            "steps": ["gradient", *STEPS],
-            "shown": SHOWN,
-            "rows": rows_of(pairs, [*self.kinds, *STEPS]),
-            "cosines": {
-                kind: {d: sum(values) / len(values) for d, values in sorted(by.items())}
-                for kind, by in self.cosines.items()
-            },
-            "splits": split_rows(pairs, SHOWN),
-            "fell": sum(self.fell) / len(self.fell),
-            "selected": [each(pairs.says["gradient"], pairs.selected) for each in (of_sizes, spearman)],
-            "influence": {
-                kind: resampled(torch.cat(values), kl, prompt, spearman) for kind, values in self.influence.items()
-            },
-        }
+
+def _said(prompts: dict[str, Prompt], chosen: list[tuple[int, Node]]) -> dict[str, torch.Tensor]:
+    """[ablations, size] by kind what each ablation takes from every latent, as it is predicted."""
+    prompt = prompts["gradient"]
+    gone = [{index: -float(prompt.activation[index])} for index, _ in chosen]
+    says = {
+        kind: torch.stack([-predicted(each, one, clamped=False).change for one in gone])
+        for kind, each in prompts.items()
+    }
+    says["null"] = says["causal"].roll(1, 0)
+    return says | {step: torch.stack([-unheld(prompt, one, free) for one in gone]) for step, free in STEPS.items()}
 
 
-def measured(most: int, overrides: list[str]) -> Iterator[dict[str, Any]]:
-    """Everything over the prompts so far; after each one."""
+def found_in(prompts: list[Measured]) -> dict[str, Any]:
+    """The figures over all prompts."""
+    pairs, kl = Pairs(), torch.cat([each.kl for each in prompts])
+    for each in prompts:
+        pairs.add(each.pairs)
+    kinds, number = list(pairs.says), torch.cat([torch.full((len(each.kl),), i) for i, each in enumerate(prompts)])
+    distances = sorted({distance for each in prompts for distance in each.cosines["gradient"]})
+    cosines: dict[str, dict[int, float]] = {}
+    for kind in kinds:
+        for distance in distances:
+            values = [value for each in prompts for value in each.cosines[kind].get(distance, [])]
+            cosines.setdefault(kind, {})[distance] = sum(values) / len(values)
+    fell = [share for each in prompts for share in each.fell]
+    influence = {kind: torch.cat([each.influence[kind] for each in prompts]) for kind in PENALTIES}
+    return {
+        "prompts": len(prompts),
+        "tokens": CONTEXT,
+        "ablations": sum(each.ablations for each in prompts),
+        "pairs": len(pairs.effect),
+        "strong": int((pairs.effect.abs() >= STRONG).sum()),
+        "median": pairs.effect.abs().median().item(),
+        "kinds": [*PENALTIES, "null"],
+        "steps": ["gradient", *STEPS],
+        "shown": SHOWN,
+        "rows": rows_of(pairs, kinds),
+        "cosines": cosines,
+        "splits": split_rows(pairs, SHOWN),
+        "fell": sum(fell) / len(fell),
+        "selected": [each(pairs.says["gradient"], pairs.selected) for each in (of_sizes, spearman)],
+        "influence": {kind: resampled(values, kl, number, spearman) for kind, values in influence.items()},
+    }
+
+
+def measured(most: int, overrides: list[str]) -> tuple[list[Measured], list[int]]:
+    """Every prompt, those measured before read; and the layers."""
     cfg = saelink.configure("layers=0-3", "wandb.mode=disabled", *overrides)
     job = Job(cfg, Store(cfg.runtime.outputs, TerminalObserver()))
     opened: dict[str, Explained] = {}
@@ -232,27 +239,30 @@ def measured(most: int, overrides: list[str]) -> Iterator[dict[str, Any]]:
         jobs.encode()
         opened[kind] = Explained(jobs)
     texts = job.tokens.tensors("test.safetensors")["ids"].long()
-    texts = texts[torch.linspace(0, len(texts) - 1, most).long(), :CONTEXT]
-    generator, all_of_it = torch.Generator().manual_seed(0), Measured(list(opened))
-    began = time.perf_counter()
-    choose = likeliest(cfg.graph.logits, cfg.graph.logit_share)
+    texts = texts[torch.linspace(0, len(texts) - 1, PROMPTS).long(), :CONTEXT][:most]
+    folder = Path(cfg.runtime.outputs) / "graphs"
+    folder.mkdir(exist_ok=True)
+    found: list[Measured] = []
     for number, ids in enumerate(texts):
-        all_of_it.add(number, {kind: each.prompt(ids, choose) for kind, each in opened.items()}, generator)
-        print(f"prompt {number}: {time.perf_counter() - began:.0f} s", flush=True)
-        found = {"prompts": number + 1, "tokens": CONTEXT, "layers": opened["causal"].jobs.layers}
-        yield {**found, "seconds": round(time.perf_counter() - began), **all_of_it.found()}
+        file, began = folder / f"{number}.pt", time.perf_counter()
+        if not file.exists():
+            choose = likeliest(cfg.graph.logits, cfg.graph.logit_share)
+            torch.save(Measured(number, {kind: each.prompt(ids, choose) for kind, each in opened.items()}), file)
+            print(f"prompt {number}: {time.perf_counter() - began:.0f} s", flush=True)
+        found.append(torch.load(file, weights_only=False))  # our own, of a moment ago
+    return found, opened["causal"].jobs.layers
 
 
 def main() -> None:
     words = sys.argv[1:]
     most = int(words.pop(0)) if words and words[0].isdigit() else PROMPTS
-    text = ""
-    for found in measured(most, words):
-        RESULT.write_text(json.dumps(found, indent=1) + "\n")
-        text = text_of(found)
-        mark, page = "<!-- graphs -->", PAGE.read_text()
-        whole = f"{mark}\n{text}\n<!-- end -->"
-        PAGE.write_text(re.sub(f"{mark}.*?<!-- end -->", lambda _, w=whole: w, page, flags=re.DOTALL))
+    prompts, layers = measured(most, words)
+    found = {"layers": layers, **found_in(prompts)}
+    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    text = text_of(found)
+    mark, page = "<!-- graphs -->", PAGE.read_text()
+    whole = f"{mark}\n{text}\n<!-- end -->"
+    PAGE.write_text(re.sub(f"{mark}.*?<!-- end -->", lambda _: whole, page, flags=re.DOTALL))
     print(text)
 
 
