@@ -5,8 +5,10 @@
 On the beginnings of test documents single latents are drawn, each at one position where it is active, and taken out of
 the running model there. What every latent behind it, at that position and later ones, loses is compared with what the
 graph says: the sum over all paths through all layers. A null pairs each prediction with another ablation's effects.
-Writes benchmarks/graphs.json and the table where docs/results/circuits.md has `<!-- graphs -->`. Each kind of edges
-takes a penalty of its own: causal 2e-3, lasso 8e-4.
+Then what the graph holds is let go, one thing after another (saelink.circuits.unheld), so that it shows what the graph
+loses by what. Each prompt's figures lie under graphs/ in the outputs folder, and a prompt that has its own there is not
+measured again. Writes benchmarks/graphs.json and the tables where docs/results/circuits.md has `<!-- graphs -->`. Each
+kind of edges takes a penalty of its own: causal 2e-3, lasso 8e-4.
 """
 
 from __future__ import annotations
@@ -15,21 +17,25 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 import saelink
+from benchmarks.graph_figures import KINDS, STRONG, Pairs, of_sizes, resampled, rows_of, spearman, split_rows, text_of
 from saelink.circuits.ancestors import HOOKS
 from saelink.circuits.changes import sae_of, taken_out, true_changes, units_of
-from saelink.circuits.explained import Explained, first_of_run
+from saelink.circuits.direct import latent_spans
+from saelink.circuits.explained import Explained, first_of_run, likeliest
+from saelink.circuits.influence import influence_of
 from saelink.circuits.layers import LayerJobs
 from saelink.circuits.nodes import Latent, Node, node_of
+from saelink.circuits.opened import Acts
 from saelink.circuits.predicted import predicted
 from saelink.circuits.prompt import Prompt
+from saelink.circuits.unheld import EVERYTHING, Free, unheld
 from saelink.config.circuit import InnerEdges
 from saelink.job import Job
 from saelink.store.store import Store
@@ -41,23 +47,21 @@ RESULT, PAGE = ROOT / "benchmarks" / "graphs.json", ROOT / "docs" / "results" / 
 
 PENALTIES = {"causal": 2e-3, "lasso": 8e-4, "gradient": 8e-4}
 
-PROMPTS, CONTEXT, ABLATIONS, PAIRS, ROWS = 8, 40, 24, 6, 8
+PROMPTS, CONTEXT, ABLATIONS, PAIRS, ROWS = 8, 40, 24, 40, 8
 """Prompts, their tokens, ablations on each, pairs of each ablation, and ablations of one run."""
 
-STRONG = 0.1
-"""An effect is strong from this share of its hook's mean activation on."""
+STEPS = {
+    "errors of MLPs' inputs": Free(mlp_in=True),
+    "and of MLPs' outputs": Free(mlp_in=True, mlp=True),
+    "and of attention's outputs": Free(mlp_in=True, mlp=True, attn=True),
+    "and attention's norms": Free(mlp_in=True, mlp=True, attn=True, norms=True),
+    "and patterns: everything": EVERYTHING,
+    "norms and patterns alone": Free(norms=True, patterns=True),
+}
+"""What is let go after what; the last by itself."""
 
-
-class Pair(NamedTuple):
-    """An ablated latent and one behind it."""
-
-    prompt: int
-    ablation: int
-    distance: int
-    """Layers between."""
-    effect: float
-    """In units of the mean activation of the latent's hook."""
-    says: dict[str, float]
+SHOWN = ["causal", "gradient", "and of attention's outputs", "and patterns: everything"]
+"""Kinds that pairs are split for."""
 
 
 def drawn(prompt: Prompt, generator: torch.Generator) -> list[tuple[int, Node]]:
@@ -68,9 +72,16 @@ def drawn(prompt: Prompt, generator: torch.Generator) -> list[tuple[int, Node]]:
     return [(index, node) for index, node in nodes if node.layer < prompt.layers[-1]][:ABLATIONS]
 
 
-def effects_on(prompt: Prompt, chosen: list[tuple[int, Node]]) -> torch.Tensor:
-    """[ablations, size] what each ablation takes from every latent, in the model."""
-    found = torch.zeros(len(chosen), prompt.size)
+def effects_on(prompt: Prompt, chosen: list[tuple[int, Node]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What each ablation takes from every latent, in the model.
+
+    [ablations, size] with the active ones held, the same with the TopK chosen anew, and [ablations] the KL between the
+    next tokens' chances before and after.
+    """
+    found, selected = (torch.zeros(len(chosen), prompt.size) for _ in range(2))
+    kl = torch.zeros(len(chosen))
+    depth = max(prompt.parts) + 1
+    before = prompt.model.run(prompt.ids[None], depth).logits[0].log_softmax(0)
     by_hook: dict[tuple[int, str], list[int]] = {}
     for i, (_, node) in enumerate(chosen):
         by_hook.setdefault((node.layer, node.kind), []).append(i)
@@ -80,42 +91,145 @@ def effects_on(prompt: Prompt, chosen: list[tuple[int, Node]]) -> torch.Tensor:
             nodes = [chosen[i][1] for i in part]
             sae = sae_of(prompt.parts, Latent(kind, layer, nodes[0].number))
             change = taken_out(sae, [(node.number, torch.tensor([node.position])) for node in nodes])
-            ids, depth = prompt.ids.expand(len(part), -1), max(prompt.parts) + 1
-            run = prompt.model.run(ids, depth, {f"blocks.{layer}.{HOOKS[kind]}": change}, to_logits=False)
+            run = prompt.model.run(prompt.ids.expand(len(part), -1), depth, {f"blocks.{layer}.{HOOKS[kind]}": change})
             for row, i in enumerate(part):
-                found[i] = -true_changes(prompt, first_of_run(run, row))
+                acts = first_of_run(run, row)
+                found[i], selected[i] = -true_changes(prompt, acts), -changes_anew(prompt, acts)
+                kl[i] = (before.exp() * (before - run.logits[row].log_softmax(0))).sum()
+    return found, selected, kl
+
+
+def changes_anew(prompt: Prompt, acts: dict[int, Acts]) -> torch.Tensor:
+    """[size] what latents gain where an SAE's own choice of which are active is made anew."""
+    found = torch.zeros(prompt.size)
+    for kind, layer, first, rows in latent_spans(prompt):
+        here, held = prompt.parts[layer], acts[layer]
+        sae = sae_of(prompt.parts, Latent(kind, layer, 0)) if kind != "attn" else here.attn
+        if sae is None:
+            continue
+        x = {"attn": held.attn_out, "mlp": held.mlp_out, "source": held.mlp_in(prompt.model.parallel)}[kind]
+        found[first : first + len(rows.values)] = sae.encode(x)[rows.row_of, rows.indices] - rows.values
     return found
 
 
-def behind(prompt: Prompt, index: int, node: Node, layer_of: torch.Tensor) -> torch.Tensor:
-    """[size] bool: latents that an ablation can reach."""
-    later = (prompt.position >= node.position) & (prompt.activation > 0) & (layer_of >= node.layer)
-    order = {"attn": 0, "source": 1, "mlp": 2}
-    for (layer, part), first in prompt.writers.begin.items():
-        if layer == node.layer and order[part] <= order[node.kind]:
-            span = prompt.writers.latents_of((layer, part))
-            later[first : span.stop] = False
-    begin = prompt.source_begin[node.layer]
-    if order[node.kind] >= 1 or prompt.model.parallel:
-        later[begin : begin + len(prompt.sources[node.layer].values)] = False
-    if node.kind == "source":  # the MLP alone reads its change
-        later &= (prompt.position == node.position) | (layer_of > node.layer)
-    later[index] = False
-    return later
+def behind(prompt: Prompt, node: Node, about: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[size] bool: latents that an ablation can reach. Within its layer that is its own token alone."""
+    kind, layer = about["to"], about["layer"]
+    active = prompt.activation > 0
+    own = KINDS.index(node.kind)
+    here = (layer == node.layer) & (prompt.position == node.position) & (kind > own)
+    if prompt.model.parallel and node.kind == "attn":
+        here[:] = False
+    later = (layer > node.layer) & (prompt.position >= node.position)
+    return active & (here | later)
 
 
-def layers_of(prompt: Prompt) -> torch.Tensor:
-    """[size] the layer of every latent; -1 of other nodes."""
-    found = torch.full((prompt.size,), -1)
-    for (layer, part), first in prompt.writers.begin.items():
-        found[first : prompt.writers.latents_of((layer, part)).stop] = layer
-    for layer, first in prompt.source_begin.items():
-        found[first : first + len(prompt.sources[layer].values)] = layer
-    return found
+def about_nodes(prompt: Prompt) -> dict[str, torch.Tensor]:
+    """[size] of every latent its layer and its kind; -1 of other nodes."""
+    layer, kind = (torch.full((prompt.size,), -1) for _ in range(2))
+    for name, number, first, rows in latent_spans(prompt):
+        layer[first : first + len(rows.values)] = number
+        kind[first : first + len(rows.values)] = KINDS.index(name)
+    return {"layer": layer, "to": kind}
 
 
-def measured(most: int, overrides: list[str]) -> Iterator[dict[str, Any]]:
-    """Pairs and cosines by distance, over the prompts so far; after each one."""
+class Measured:
+    """Everything that is found on one prompt."""
+
+    def __init__(self, number: int, prompts: dict[str, Prompt]):
+        prompt, generator = prompts["gradient"], torch.Generator().manual_seed(number)
+        chosen, about, unit = drawn(prompt, generator), about_nodes(prompt), units_of(prompt)
+        effects, selected, self.kl = effects_on(prompt, chosen)
+        effects, selected = effects / unit, selected / unit
+        says = _said(prompts, chosen)
+        says = {kind: each / unit for kind, each in says.items()}
+        self.pairs, self.ablations, self.fell = Pairs(), 0, list[float]()
+        self.cosines: dict[str, dict[int, list[float]]] = {}
+        influence = {kind: influence_of(each) for kind, each in prompts.items()}
+        nodes = [index for index, _ in chosen]
+        self.influence = {kind: each.value[nodes].float() for kind, each in influence.items()}
+        error = influence["gradient"].error.float()
+        for row, (_, node) in enumerate(chosen):
+            reached = behind(prompt, node, about)
+            self._cosines(node, reached, about["layer"], effects[row], {k: each[row] for k, each in says.items()})
+            candidates = reached.nonzero().flatten()
+            if not len(candidates):
+                continue
+            self.ablations += 1
+            target = candidates[torch.randint(len(candidates), (PAIRS,), generator=generator)]
+            columns = {
+                "prompt": torch.full((PAIRS,), number),
+                "distance": about["layer"][target] - node.layer,
+                "from": torch.full((PAIRS,), KINDS.index(node.kind)),
+                "to": about["to"][target],
+                "shift": prompt.position[target] - node.position,
+                "error": error[target],
+            }
+            said = {kind: each[row, target] for kind, each in says.items()}
+            self.pairs.add(Pairs(effects[row, target], selected[row, target], said, columns))
+            whole = (prompt.activation / unit)[target]
+            self.fell.append(((selected[row, target] - whole).abs() < 1e-6).float().mean().item())
+
+    def _cosines(
+        self, node: Node, reached: torch.Tensor, layer: torch.Tensor, effects: torch.Tensor,
+        says: dict[str, torch.Tensor],
+    ) -> None:  # fmt: skip
+        for distance in range(int(layer.max()) - node.layer + 1):
+            mine = reached & (layer == node.layer + distance)
+            if not bool(effects[mine].any()):
+                continue
+            for kind, each in says.items():
+                cosine = torch.nn.functional.cosine_similarity(each[mine], effects[mine], dim=0).item()
+                self.cosines.setdefault(kind, {}).setdefault(distance, []).append(cosine)
+
+
+def _said(prompts: dict[str, Prompt], chosen: list[tuple[int, Node]]) -> dict[str, torch.Tensor]:
+    """[ablations, size] by kind what each ablation takes from every latent, as it is predicted."""
+    prompt = prompts["gradient"]
+    gone = [{index: -float(prompt.activation[index])} for index, _ in chosen]
+    says = {
+        kind: torch.stack([-predicted(each, one, clamped=False).change for one in gone])
+        for kind, each in prompts.items()
+    }
+    says["null"] = says["causal"].roll(1, 0)
+    return says | {step: torch.stack([-unheld(prompt, one, free) for one in gone]) for step, free in STEPS.items()}
+
+
+def found_in(prompts: list[Measured]) -> dict[str, Any]:
+    """The figures over all prompts."""
+    pairs, kl = Pairs(), torch.cat([each.kl for each in prompts])
+    for each in prompts:
+        pairs.add(each.pairs)
+    kinds, number = list(pairs.says), torch.cat([torch.full((len(each.kl),), i) for i, each in enumerate(prompts)])
+    distances = sorted({distance for each in prompts for distance in each.cosines["gradient"]})
+    cosines: dict[str, dict[int, float]] = {}
+    for kind in kinds:
+        for distance in distances:
+            values = [value for each in prompts for value in each.cosines[kind].get(distance, [])]
+            cosines.setdefault(kind, {})[distance] = sum(values) / len(values)
+    fell = [share for each in prompts for share in each.fell]
+    influence = {kind: torch.cat([each.influence[kind] for each in prompts]) for kind in PENALTIES}
+    return {
+        "prompts": len(prompts),
+        "tokens": CONTEXT,
+        "ablations": sum(each.ablations for each in prompts),
+        "pairs": len(pairs.effect),
+        "strong": int((pairs.effect.abs() >= STRONG).sum()),
+        "median": pairs.effect.abs().median().item(),
+        "kinds": [*PENALTIES, "null"],
+        "steps": ["gradient", *STEPS],
+        "shown": SHOWN,
+        "rows": rows_of(pairs, kinds),
+        "cosines": cosines,
+        "splits": split_rows(pairs, SHOWN),
+        "fell": sum(fell) / len(fell),
+        "selected": [each(pairs.says["gradient"], pairs.selected) for each in (of_sizes, spearman)],
+        "influence": {kind: resampled(values, kl, number, spearman) for kind, values in influence.items()},
+    }
+
+
+def measured(most: int, overrides: list[str]) -> tuple[list[Measured], list[int]]:
+    """Every prompt, those measured before read; and the layers."""
     cfg = saelink.configure("layers=0-3", "wandb.mode=disabled", *overrides)
     job = Job(cfg, Store(cfg.runtime.outputs, TerminalObserver()))
     opened: dict[str, Explained] = {}
@@ -125,147 +239,31 @@ def measured(most: int, overrides: list[str]) -> Iterator[dict[str, Any]]:
         jobs.encode()
         opened[kind] = Explained(jobs)
     texts = job.tokens.tensors("test.safetensors")["ids"].long()
-    texts = texts[torch.linspace(0, len(texts) - 1, most).long(), :CONTEXT]
-    generator = torch.Generator().manual_seed(0)
-    pairs: list[Pair] = []
-    cosines: dict[str, dict[int, list[tuple[int, float]]]] = {kind: {} for kind in [*opened, "null"]}
-    began = time.perf_counter()
+    texts = texts[torch.linspace(0, len(texts) - 1, PROMPTS).long(), :CONTEXT][:most]
+    folder = Path(cfg.runtime.outputs) / "graphs"
+    folder.mkdir(exist_ok=True)
+    found: list[Measured] = []
     for number, ids in enumerate(texts):
-        prompts = {kind: each.prompt(ids) for kind, each in opened.items()}
-        prompt = prompts["causal"]
-        chosen, layer_of, unit = drawn(prompt, generator), layers_of(prompt), units_of(prompt)
-        effects = effects_on(prompt, chosen) / unit
-        says = {
-            kind: torch.stack(
-                [-predicted(each, {i: -float(each.activation[i])}, clamped=False).change for i, _ in chosen]
-            )
-            / unit
-            for kind, each in prompts.items()
-        }
-        says["null"] = says["causal"].roll(1, 0)
-        for row, (index, node) in enumerate(chosen):
-            reached = behind(prompt, index, node, layer_of)
-            candidates = reached.nonzero().flatten()
-            if not len(candidates):
-                continue
-            for target in candidates[torch.randint(len(candidates), (PAIRS,), generator=generator)].tolist():
-                said = {kind: float(each[row, target]) for kind, each in says.items()}
-                distance = int(layer_of[target]) - node.layer
-                pairs.append(Pair(number, row, distance, float(effects[row, target]), said))
-            for distance in range(len(prompt.layers)):
-                mine = reached & (layer_of == node.layer + distance)
-                if not bool(effects[row, mine].any()):
-                    continue
-                for kind, each in says.items():
-                    cosine = torch.nn.functional.cosine_similarity(each[row, mine], effects[row, mine], dim=0).item()
-                    cosines[kind].setdefault(distance, []).append((number, cosine))
-        rows = {kind: _row(pairs, kind, cosines[kind]) for kind in cosines}
-        yield {
-            "prompts": number + 1,
-            "tokens": CONTEXT,
-            "ablations": len({(p.prompt, p.ablation) for p in pairs}),
-            "pairs": len(pairs),
-            "strong": sum(abs(p.effect) >= STRONG for p in pairs),
-            "layers": opened["causal"].jobs.layers,
-            "seconds": round(time.perf_counter() - began),
-            "rows": rows,
-        }
-
-
-def _row(pairs: list[Pair], kind: str, cosines: dict[int, list[tuple[int, float]]]) -> dict[str, Any]:
-    def of(function: Callable[[torch.Tensor, torch.Tensor], float], some: list[Pair]) -> float:
-        says, effects = ([p.says[kind] for p in some], [p.effect for p in some])
-        return function(torch.tensor(says), torch.tensor(effects))
-
-    found: dict[str, Any] = {}
-    for name, function in (("spearman", spearman), ("spearman of sizes", of_sizes), ("auroc", auroc)):
-        found[name] = of(function, pairs)
-        found[f"{name} interval"] = resampled(pairs, lambda some, f=function: of(f, some))
-    found["by distance"] = {}
-    for distance, values in sorted(cosines.items()):
-        some = [p for p in pairs if p.distance == distance]
-        found["by distance"][distance] = {
-            "cosine": sum(value for _, value in values) / len(values),
-            "ablations": len(values),
-            "spearman": of(spearman, some) if len(some) > 2 else None,
-            "pairs": len(some),
-        }
-    return found
-
-
-def resampled(pairs: list[Pair], figure: Callable[[list[Pair]], float], times: int = 200) -> list[float]:
-    """The middle 95% over resampled prompts."""
-    by_prompt: dict[int, list[Pair]] = {}
-    for pair in pairs:
-        by_prompt.setdefault(pair.prompt, []).append(pair)
-    every, generator = list(by_prompt.values()), torch.Generator().manual_seed(0)
-    values = []
-    for _ in range(times):
-        chosen = torch.randint(len(every), (len(every),), generator=generator).tolist()
-        values.append(figure([pair for i in chosen for pair in every[i]]))
-    ends = torch.tensor(values).nanquantile(torch.tensor([0.025, 0.975]))
-    return ends.tolist()
-
-
-def ranks(values: torch.Tensor) -> torch.Tensor:
-    """Ranks, equal values sharing theirs."""
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    return (ends - (counts.double() - 1) / 2)[place]
-
-
-def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
-    return torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1].item()
-
-
-def of_sizes(a: torch.Tensor, b: torch.Tensor) -> float:
-    return spearman(a.abs(), b.abs())
-
-
-def auroc(says: torch.Tensor, effects: torch.Tensor) -> float:
-    """How often a strong effect is said to be larger than one that is not."""
-    strong = effects.abs() >= STRONG
-    n, m = int(strong.sum()), int((~strong).sum())
-    if not n or not m:
-        return float("nan")
-    return ((ranks(says.abs())[strong].sum() - n * (n + 1) / 2) / (n * m)).item()
-
-
-def table(found: dict[str, Any]) -> str:
-    """Figures by kind of edges, then cosines by distance."""
-    lines = [
-        f"{found['pairs']:,} pairs of {found['ablations']} ablations on {found['prompts']} prompts of "
-        f"{found['tokens']} tokens, layers {', '.join(map(str, found['layers']))}; {found['strong']} effects are "
-        f"strong; in {found['seconds']} s. In brackets 95% intervals, prompts resampled.",
-        "",
-        "| edges inside MLPs | Spearman | Spearman of sizes | AUROC |",
-        "|---|---|---|---|",
-    ]
-    for kind, row in found["rows"].items():
-        cells = [
-            f"{row[name]:.2f} [{row[f'{name} interval'][0]:.2f}, {row[f'{name} interval'][1]:.2f}]"
-            for name in ("spearman", "spearman of sizes", "auroc")
-        ]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    distances = sorted(int(d) for d in found["rows"]["causal"]["by distance"])
-    heads = [f"{d} layers on" if d != 1 else "1 layer on" for d in distances]
-    lines += ["", f"| cosine | {' | '.join(heads)} |", "|---" * (len(distances) + 1) + "|"]
-    for kind, row in found["rows"].items():
-        by = {int(d): each for d, each in row["by distance"].items()}
-        lines.append(f"| {kind} | " + " | ".join(f"{by[d]['cosine']:.2f}" for d in distances) + " |")
-    return "\n".join(lines)
+        file, began = folder / f"{number}.pt", time.perf_counter()
+        if not file.exists():
+            choose = likeliest(cfg.graph.logits, cfg.graph.logit_share)
+            torch.save(Measured(number, {kind: each.prompt(ids, choose) for kind, each in opened.items()}), file)
+            print(f"prompt {number}: {time.perf_counter() - began:.0f} s", flush=True)
+        found.append(torch.load(file, weights_only=False))  # our own, of a moment ago
+    return found, opened["causal"].jobs.layers
 
 
 def main() -> None:
     words = sys.argv[1:]
     most = int(words.pop(0)) if words and words[0].isdigit() else PROMPTS
-    for found in measured(most, words):
-        RESULT.write_text(json.dumps(found, indent=1) + "\n")
-        text = table(found)
-        print(text, flush=True)
-        mark, page = "<!-- graphs -->", PAGE.read_text()
-        whole = f"{mark}\n{text}\n<!-- end -->"
-        PAGE.write_text(re.sub(f"{mark}.*?<!-- end -->", lambda _, w=whole: w, page, flags=re.DOTALL))
+    prompts, layers = measured(most, words)
+    found = {"layers": layers, **found_in(prompts)}
+    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    text = text_of(found)
+    mark, page = "<!-- graphs -->", PAGE.read_text()
+    whole = f"{mark}\n{text}\n<!-- end -->"
+    PAGE.write_text(re.sub(f"{mark}.*?<!-- end -->", lambda _: whole, page, flags=re.DOTALL))
+    print(text)
 
 
 if __name__ == "__main__":

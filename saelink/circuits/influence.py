@@ -42,34 +42,37 @@ class Influence(NamedTuple):
 def rows_down(prompt: Prompt, wanted: torch.Tensor | None = None) -> Iterator[Links]:
     """All links, those into later nodes first: when a node is a target, all it leads to have been one before.
 
-    `wanted` [size] bool: positions of attention at which none is wanted are passed over.
+    `wanted` [size] bool: positions of attention at which none is wanted are passed over, and so are other writers than
+    these in front of attention and MLPs.
     """
     yield prompt.into_logits()
     for layer in reversed(prompt.layers):
         yield from prompt.into_mlp(layer)
-        yield from prompt.into_sources(layer)
+        yield from prompt.into_sources(layer, wanted)
         if prompt.parts[layer].attn is not None:
             positions = None
             if wanted is not None:
                 latents = prompt.writers.latents_of((layer, "attn"))
                 mine = torch.arange(latents.start, latents.stop)
                 positions = prompt.position[mine[wanted[mine]]].unique()
-            yield from prompt.into_attention(layer, positions)
+            yield from prompt.into_attention(layer, positions, wanted)
 
 
 def influence_of(prompt: Prompt) -> Influence:
     """The influence of every node of a prompt's graph."""
     assert prompt.gradients is not None
     value, error, whole = (torch.zeros(prompt.size, dtype=torch.float64) for _ in range(3))
+    counted = torch.stack([torch.ones(prompt.size), prompt.is_error.float()], 1)
     chances = torch.tensor(prompt.gradients.probabilities, dtype=torch.float64)
     value[prompt.logit_begin :] = chances / chances.sum()
     for links in rows_down(prompt):
         size = links.weights.abs()
         rest = torch.zeros(len(size)) if links.rest is None else links.rest.abs()
-        total = (size.sum(1) + rest).clamp(min=1e-30)
+        sums = size @ counted[links.sources]
+        total = (sums[:, 0] + rest).clamp(min=1e-30)
         handed = (value[links.targets] / total).float()
-        value[links.sources] += (handed @ size).double()
-        wrong = size[:, prompt.is_error[links.sources]].sum(1) + rest
+        value.index_add_(0, links.sources, (handed @ size).double())
+        wrong = sums[:, 1] + rest
         error[links.targets], whole[links.targets] = (wrong / total).double(), total.double()
         if links.rest is not None:
             value[links.rest_node] += float(handed @ rest)

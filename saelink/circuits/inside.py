@@ -19,8 +19,8 @@ from saelink.latents.rows import Rows
 from saelink.model.block import Steps
 from saelink.saes.sae import SAE
 
-STEP = 2048
-"""Derivatives that are made at a time."""
+STEP = 64
+"""Tokens whose derivatives are made at a time."""
 
 
 class Here(NamedTuple):
@@ -114,21 +114,34 @@ class ByGradient(Inside):
         """[nnz of target, d] by active target the gradient of its pre-activation in what the MLP reads."""
         if "gradient" not in here.kept:
             rows = here.target
-            pieces = zip(rows.row_of.split(STEP), rows.indices.split(STEP), strict=True)
-            parts = [self._of_some(here, row, latent) for row, latent in pieces]
-            here.kept["gradient"] = torch.cat([here.x[:0], *parts])
+            found = here.x.new_zeros(len(rows.indices), here.x.shape[1])
+            counts = rows.offsets.diff()
+            for tokens in counts.argsort(descending=True).split(STEP):  # as many latents at each token of a step
+                self._of_some(here, tokens[counts[tokens] > 0], found)
+            here.kept["gradient"] = found
         return here.kept["gradient"]
 
-    def _of_some(self, here: Here, row: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    def _of_some(self, here: Here, tokens: torch.Tensor, found: torch.Tensor) -> None:
+        """The gradients of all latents at some tokens, into `found`: once forward, and back latent by latent."""
+        if not len(tokens):
+            return
+        first, counts = here.target.offsets[tokens], here.target.offsets.diff()[tokens]
         with torch.enable_grad():
-            x = here.x[row].detach().clone().requires_grad_()
+            x = here.x[tokens].detach().clone().requires_grad_()
             out = self._mlp(x)
-            if self._target.input_norm == "none":
-                pre = (out * self._target.W_enc.T[latent]).sum(1)
+            plain = self._target.input_norm == "none"
+            read = out if plain else self._target.pre_acts(out)
+        for place in range(int(counts.max())):
+            here_too = place < counts
+            nodes = first[here_too] + place
+            latent = here.target.indices[nodes]
+            back = torch.zeros_like(read)
+            if plain:
+                back[here_too] = self._target.W_enc.T[latent]
             else:
-                pre = self._target.pre_acts(out).gather(1, latent[:, None])
-            (gradient,) = torch.autograd.grad(pre.sum(), x)
-        return gradient
+                back[here_too.nonzero().flatten(), latent] = 1.0
+            (gradient,) = torch.autograd.grad(read, x, back, retain_graph=True)
+            found[nodes] = gradient[here_too]
 
     def _written(self, here: Here) -> torch.Tensor:
         """[nnz of source, d] what each active source writes for each unit of it."""

@@ -178,7 +178,10 @@ class Prompt:
         """Links from all writers into the next tokens."""
         assert self.gradients is not None
         gradient = self.gradients.gradient.to(self.writers.vectors)
-        weights = torch.stack([(self.writers.vectors * g[self.writers.position]).sum(1) for g in gradient])
+        weights = torch.empty(len(gradient), len(self.writers))
+        for p in range(len(self.ids)):
+            here = self.writers.at(p, len(self.writers))
+            weights[:, here] = gradient[:, p] @ self.writers.vectors[here].T
         everything = self.writers.constant(len(self.writers))
         constant = torch.stack([(everything * g).sum() for g in gradient])
         targets = torch.arange(self.logit_begin, self.size)
@@ -198,8 +201,11 @@ class Prompt:
             nothing, node = torch.zeros(last - first), self.rest_begin[layer] + p
             yield Links(targets, sources + self.source_begin[layer], weights, rest, nothing, node)
 
-    def into_sources(self, layer: int) -> Iterator[Links]:
-        """Links into the source latents of an MLP, position by position; from the writers there."""
+    def into_sources(self, layer: int, among: torch.Tensor | None = None) -> Iterator[Links]:
+        """Links into the source latents of an MLP, position by position; from the writers there.
+
+        With `among` [size] bool from those that it has alone.
+        """
         rows, before = self.sources[layer], self.read_before(layer)
         reader = Reader(self.parts[layer].source)
         scale = reader.scale(self.here(layer).x)
@@ -210,25 +216,27 @@ class Prompt:
                 continue
             latent = rows.indices[first:last]
             E = reader.E[:, latent]
-            sources = self.writers.at(p, before)
+            sources = self.writers.at(p, before, among)
             weights = (self.writers.vectors[sources] @ E / scale[p]).T
             constant = constants[p] @ E / scale[p] + reader.sae.b_enc[latent]
             targets = torch.arange(first, last) + self.source_begin[layer]
             yield Links(targets, sources, weights, None, constant)
 
-    def into_attention(self, layer: int, wanted: torch.Tensor | None = None) -> Iterator[Links]:
+    def into_attention(
+        self, layer: int, wanted: torch.Tensor | None = None, among: torch.Tensor | None = None
+    ) -> Iterator[Links]:
         """Links into the latents of attn_out, position by position; from all writers that attention reads.
 
-        `wanted` [positions] are the only positions that are asked for.
+        `wanted` [positions] are the only positions that are asked for, `among` [size] bool the only writers.
         """
         if self.parts[layer].attn is None:
             return
         before, rows = self.writers.begin[layer, "attn"], self.writers.pieces[layer, "attn"].latents
         moving = self.moving(layer)
-        by_position = torch.argsort(self.writers.position[:before], stable=True)
-        position = self.writers.position[by_position]
-        values = moving.values(self.writers.vectors[by_position], position)
-        counts = torch.searchsorted(position, torch.arange(len(self.ids)), right=True)
+        by_position = [self.writers.at(p, before, among) for p in range(len(self.ids))]
+        values = moving.values([self.writers.vectors[here] for here in by_position])
+        everything = torch.cat(by_position)
+        counts = torch.tensor([len(here) for here in by_position]).cumsum(0)
         constants = moving.constant(self.writers.constant(before))
         first_latent = self.writers.begin[layer, "attn"]
         for q in range(len(self.ids)) if wanted is None else wanted.tolist():
@@ -236,9 +244,20 @@ class Prompt:
             if first == last:
                 continue
             n, latent = int(counts[q]), rows.indices[first:last]
-            weights = moving.read(values[:n], position[:n], q, latent)
+            weights = moving.read(values, q, latent)
             targets = torch.arange(first, last) + first_latent
-            yield Links(targets, by_position[:n], weights, None, constants[q, latent])
+            yield Links(targets, everything[:n], weights, None, constants[q, latent])
+
+
+class Values(NamedTuple):
+    """What heads make of pieces of the stream, by the pieces' position."""
+
+    by_position: torch.Tensor
+    """[context, most at one position, n_kv * d_head], the rest 0."""
+    counts: list[int]
+    """By position how many pieces there are."""
+    filled: torch.Tensor | None
+    """[pieces] which of the first two dimensions, taken as one, are pieces; None for all."""
 
 
 class Moving:
@@ -255,18 +274,30 @@ class Moving:
         self._after, self._own = after, reader.scale(out)
         self._readers = heads.readers(reader.E)  # [n_heads, d_head, d_sae]
 
-    def values(self, vectors: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """[m, n_kv, d_head] of pieces [m, d] at positions [m]."""
-        return self.heads.values(vectors) / self._scale[position][:, None, None]
+    def values(self, pieces: list[torch.Tensor]) -> Values:
+        """What heads make of pieces, [pieces, d] by position."""
+        counts = [len(each) for each in pieces]
+        made = pieces[0].new_zeros(len(pieces), max(counts), self.heads.W_V[:, 0].numel())
+        for p, each in enumerate(pieces):
+            made[p, : len(each)] = self.heads.values(each).flatten(1) / self._scale[p]
+        if min(counts) == max(counts):
+            return Values(made, counts, None)
+        filled = [torch.arange(n) + p * max(counts) for p, n in enumerate(counts)]
+        return Values(made, counts, torch.cat(filled))
 
-    def read(self, values: torch.Tensor, position: torch.Tensor, q: int, latent: torch.Tensor) -> torch.Tensor:
-        """[latents, m] what each piece adds to these latents' pre-activations at q."""
-        group = self.heads.n_heads // self.heads.n_kv
-        found = values.new_zeros(len(values), len(latent))
-        amount = self._pattern[:, q][:, position]
-        for head in range(self.heads.n_heads):
-            found += (values[:, head // group] @ self._readers[head][:, latent]) * amount[head][:, None]
-        return found.T / self._after[q]
+    def read(self, values: Values, q: int, latent: torch.Tensor) -> torch.Tensor:
+        """[latents, pieces] what each piece up to q adds to these latents' pre-activations at q.
+
+        What all heads read at a position is put together first: one product of it with the pieces there.
+        """
+        n_kv, m = self.heads.n_kv, len(latent)
+        readers = self._readers[:, :, latent].view(n_kv, -1, self._readers.shape[1] * m)  # [n_kv, group, d_head * m]
+        amount = self._pattern[:, q, : q + 1].view(n_kv, -1, q + 1).transpose(1, 2) / self._after[q]
+        reads = (amount @ readers).view(n_kv, q + 1, -1, m).transpose(0, 1).flatten(1, 2)  # [q + 1, n_kv * d_head, m]
+        found = torch.bmm(values.by_position[: q + 1], reads).view(-1, m)
+        if values.filled is not None:
+            found = found[values.filled[: sum(values.counts[: q + 1])]]
+        return found.T
 
     def moved(self, stream: torch.Tensor) -> torch.Tensor:
         """[context, d_sae] the same of a whole stream [context, d], at every position and for all latents."""

@@ -66,7 +66,7 @@ class Writers:
         n = len(embedding)
         every = torch.arange(n)
         vectors, position, number = [embedding], [every], [torch.full((n,), -1)]
-        self.context, self.pieces = n, pieces
+        self.context, self.pieces = n, dict(pieces)
         self.begin: dict[tuple[int, str], int] = {}
         """By layer and part the first of its writers: its latents, then as many errors as positions. What reads the
         stream in front of them reads the writers below that number."""
@@ -79,6 +79,10 @@ class Writers:
             at += len(piece.vectors) + n
         self.vectors = torch.cat(vectors)
         """[w, d]"""
+        for place, first in self.begin.items():  # views of the one copy that stays
+            latents = self.vectors[first : first + len(pieces[place].vectors)]
+            error = self.vectors[first + len(latents) : first + len(latents) + n]
+            self.pieces[place] = pieces[place]._replace(vectors=latents, error=error)
         self.position = torch.cat(position)
         """[w]"""
         self.number = torch.cat(number)
@@ -90,10 +94,11 @@ class Writers:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def at(self, position: int, before: int) -> torch.Tensor:
-        """The writers at a position, ascending, of the first `before`."""
+    def at(self, position: int, before: int, among: torch.Tensor | None = None) -> torch.Tensor:
+        """The writers at a position, ascending, of the first `before`; with `among` [>= w] bool those it has alone."""
         found = self._by_position[position]
-        return found[: int(torch.searchsorted(found, before))]
+        found = found[: int(torch.searchsorted(found, before))]
+        return found if among is None else found[among[found]]
 
     def constant(self, before: int) -> torch.Tensor:
         """[context, d] the constants of all hooks whose writers are among the first `before`."""
