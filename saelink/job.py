@@ -14,7 +14,9 @@ from saelink.engine.tasks import Engine, engine_of
 from saelink.errors import SaelinkError
 from saelink.latents.encode import EncodeStage
 from saelink.latents.link import Link, Sides, link_of, moved_forms, pull_sides
+from saelink.memory import ModelSize
 from saelink.model.describe import model_info
+from saelink.model.dimensions import size_of
 from saelink.model.info import ModelInfo
 from saelink.model.vocabulary import vocabulary_of
 from saelink.progress import Observer
@@ -65,6 +67,11 @@ class Job:
     def model(self) -> ModelInfo:
         """What is known of the model. Raises SaelinkError when it can't be found or read."""
         return model_info(self.cfg, self.store)
+
+    @cached_property
+    def size(self) -> ModelSize:
+        """What the model takes of memory."""
+        return size_of(self.cfg.model, self.model.artifact)
 
     @cached_property
     def link(self) -> Link:

@@ -10,14 +10,16 @@ from typing import Any, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.activations.tokens import TokensStage
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.model.describe import model_info
+from saelink.model.dimensions import size_of
 from saelink.model.load import load_bridge
 from saelink.runtime import device_of
 from saelink.store.draft import Draft
-from saelink.store.stage import Stage
+from saelink.store.stage import Need, Stage
 from saelink.store.store import Store
 
 HOOKS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
@@ -67,6 +69,12 @@ class NormsStage(Stage[NormsFacts]):
 
     def about(self) -> str:
         return f"{self.cfg.model.label}, all layers"
+
+    def need(self) -> Need:
+        cfg, size = self.cfg, size_of(self.cfg.model, self._model.artifact)
+        hooks, context = self._model.n_layers * len(_hooks(cfg)), cfg.data.context_size
+        needed = memory.norms(size, hooks, NORM_TOKENS, max(cfg.runtime.forward_tokens, context), context)
+        return Need(needed, "use a smaller runtime.forward_tokens")
 
     def make(self, draft: Draft) -> NormsFacts:
         tokens, info, device = TokensStage(self.cfg, self.store).pull(), self._model, self.device

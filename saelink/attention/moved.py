@@ -88,6 +88,11 @@ class Moves:
         for queries in torch.arange(context, device=sizes.values.device).split(step):
             yield self.pairs(seen, sequence, sizes, queries)
 
+    def of_pairs(self, pairs: Pairs) -> torch.Tensor:
+        """[q, d_target] what the targets read of what the queries are moved."""
+        values = self.values[pairs.latents][:, self.heads.kv_of]  # [u, n_heads, d_head]
+        return torch.einsum("qhu,uhe->qhe", pairs.amount, values).flatten(1) @ self.readers.flatten(0, 1)
+
     def read(self, z: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         """[n, n_heads, d_head] sums of values -> [n, d_target] as the targets read them; `after` [n], see there."""
         return z.flatten(1) @ self.readers.flatten(0, 1) / after[:, None]

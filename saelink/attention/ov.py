@@ -17,20 +17,22 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.attention.heads import load_attention
 from saelink.attention.moved import Moves, moved_most, only_moved
 from saelink.attention.stage import MovedStage, open_moves, pull_linked
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.latents.encode import EncodeStage
-from saelink.latents.link import counted_split, link_of
+from saelink.latents.link import counted_split, link_of, pull_sides
 from saelink.latents.rows import Rows, sparse_transposed
 from saelink.model.describe import model_info
+from saelink.model.dimensions import size_of
 from saelink.progress import Observer
 from saelink.runtime import device_of
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.stage import Stage
+from saelink.store.stage import Need, Stage
 from saelink.store.store import Store
 
 EDGES_FILE = "edges.safetensors"
@@ -100,6 +102,12 @@ class OVStage(Stage[OVFacts]):
 
     def about(self) -> str:
         return self._moved.about()
+
+    def need(self) -> Need:
+        cfg, info = self.cfg, model_info(self.cfg, self.store)
+        (source,), target = pull_sides(cfg, self.store).sizes
+        needed = memory.computed_edges(size_of(cfg.model, info.artifact), source, target, TOKENS, cfg.link.kept)
+        return Need(needed, "computed edges are dense in heads, sources and targets: use SAEs with fewer latents")
 
     def make(self, draft: Draft) -> OVFacts:
         cfg, store = self.cfg, self.store

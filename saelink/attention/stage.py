@@ -13,6 +13,7 @@ from typing import Any, NotRequired, cast
 
 import torch
 
+from saelink import memory
 from saelink.activations.cache import shards_of
 from saelink.activations.tokens import SPLITS, TokensFacts, TokensStage
 from saelink.attention.heads import Attention, load_attention
@@ -23,16 +24,17 @@ from saelink.errors import SaelinkError
 from saelink.latents.encode import EncodeFacts, EncodeStage, stored_units
 from saelink.latents.link import Sides, link_of, moved_forms, pull_sides
 from saelink.latents.rows import Rows, pack, unpack
-from saelink.latents.shards import encode_rows
+from saelink.latents.shards import TYPICAL_L0, encode_rows
 from saelink.latents.split import scale_of
 from saelink.model.describe import model_info
+from saelink.model.dimensions import size_of
 from saelink.runtime import device_of
 from saelink.saes.choice import sae_choice
 from saelink.saes.load import pull_sae
 from saelink.saes.sae import Units, active_entries
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
-from saelink.store.stage import Stage
+from saelink.store.stage import Need, Stage
 from saelink.store.store import Store
 
 TARGETS = ("hook_attn_out", "hook_resid_mid", "hook_resid_post")
@@ -104,9 +106,21 @@ class MovedStage(Stage[MovedFacts]):
     def about(self) -> str:
         return f"{self.cfg.model.label} {self._hook}, {self._form} of layer {self.cfg.layer}"
 
+    def need(self) -> Need:
+        cfg, store = self.cfg, self.store
+        source, target = (pull_sae(cfg, store, hook) for hook in (self._hook, self._target))
+        sides = [memory.Side(sae.d_in, sae.d_sae, sae.k or TYPICAL_L0) for sae in (source, target)]
+        step, size = cfg.runtime.forward_tokens, size_of(cfg.model, model_info(cfg, store).artifact)
+        needed = memory.moved(size, sides[0], sides[1], cfg.link.kept, step, cfg.data.context_size)
+        return Need(needed, "use SAEs with fewer latents, or a smaller data.context_size")
+
     def pull(self) -> Artifact[MovedFacts]:
         """The moved latents, shard by shard where an earlier try left off."""
-        with self.store.drafts([] if self.store.up_to_date(self.plan) else [self.plan], resumable=True) as drafts:
+        found = self.store.up_to_date(self.plan)
+        if found is not None:
+            return found
+        self.promise()
+        with self.store.drafts([self.plan], resumable=True) as drafts:
             for draft in drafts:
                 self.store.commit(draft, self.make(draft), self.device)
         found = self.find()
@@ -241,7 +255,6 @@ def _measured(cfg: Config, work: _Moving, ids: torch.Tensor) -> dict[str, Any]:
     """What the kept pairs hold, and what all parts sum to, on test tokens, from activations that are not rounded."""
     context, moves = ids.shape[1], work.moves
     ids = ids[: max(MEASURED // context, 1)].to(work.reach.device)
-    weights = [moves.weight(head) for head in range(moves.heads.n_heads)]
     cut, whole = _Spread(), _Spread()
     together = torch.zeros(len(PARTS), dtype=torch.float64)
     off, pairs_seen, queries = 0.0, 0, 0
@@ -261,8 +274,7 @@ def _measured(cfg: Config, work: _Moving, ids: torch.Tensor) -> dict[str, Any]:
             for pairs in moves.pieces(seen, sequence, moves.sizes(rows, x, units)):
                 kept = work.kept(pairs)[1]
                 pairs_seen += int((pairs.amount > 0).sum())
-                amount = pairs.amount * kept
-                held.append(torch.stack([amount[:, h] @ w[pairs.latents] for h, w in enumerate(weights)]).sum(0))
+                held.append(moves.of_pairs(pairs._replace(amount=pairs.amount * kept)))
             cut.add((parts["latents"] - torch.cat(held))[counts])
             whole.add(parts["latents"][counts])
             queries += context

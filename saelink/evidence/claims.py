@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from saelink import memory
 from saelink.config.evidence import AblationValue
 from saelink.connectors import CONNECTORS
 from saelink.connectors.base import Connector
@@ -23,7 +24,7 @@ from saelink.progress import Observer
 from saelink.runtime import need_memory
 
 STEP = 2048
-"""Ablations whose predictions are in memory at a time."""
+"""Ablations whose predictions are in memory at a time, fewer where these take memory.STEP_ENTRIES."""
 
 SOURCES = 256
 """Sources whose claims are in memory densely."""
@@ -63,6 +64,19 @@ def weights_of(connector: Connector) -> Claims:
     return Claims(by_source.row_of, by_source.indices, by_source.values)
 
 
+WAY_OUT = "use connector=linear or targets.subset, or eval.verify=false for an evaluation without verdicts"
+
+
+def claims_bytes(job: Job) -> float:
+    """Memory for the claims of the job's connector beside its edges: of one with hidden units on all pairs."""
+    kind, sides = CONNECTORS[job.cfg.connector.name], job.sides
+    linear = issubclass(kind, LinearConnector)
+    if linear and not kind.relu_output:
+        return 0.0
+    predicted = 4 * 4.0 * min(STEP * sides.d_target, memory.STEP_ENTRIES)
+    return predicted + (0.0 if linear else 100.0 * sides.d_source * sides.d_target)
+
+
 def need_claims(job: Job) -> None:
     """Raise SaelinkError where the claims of the job's connector don't fit into memory: one that claims all pairs."""
     name, sides = job.cfg.connector.name, job.sides
@@ -71,8 +85,8 @@ def need_claims(job: Job) -> None:
     need_memory(
         f"verify: the claims of connector={name} on all pairs of {sides.d_source:,} source and {sides.d_target:,} "
         "target latents",
-        100 * sides.d_source * sides.d_target,
-        "use connector=linear or targets.subset, or eval.verify=false for an evaluation without verdicts",
+        claims_bytes(job),
+        WAY_OUT,
     )
 
 
@@ -88,15 +102,15 @@ def claims(
         return Claims(weights.source[some], weights.column[some], value[some])
     active = test.source.transposed()
     fold = torch.zeros(len(test), dtype=torch.int64)
-    connector = connector.to(device)
+    connector, step = connector.to(device), max(min(STEP, memory.STEP_ENTRIES // connector.d_target), 1)
     parts = [Claims(fold[:0], fold[:0], torch.zeros(0))]
     with observer.progress("claims", test.source.d, "sources") as bar, torch.inference_mode():
         for first in range(0, test.source.d, SOURCES):
             sources = torch.arange(first, min(first + SOURCES, test.source.d))
             chosen = choose_ablations(active, fold, most, sources)
             sums = torch.zeros(len(sources), connector.d_target)
-            for low in range(0, len(chosen.token), STEP):
-                token, source = chosen.token[low : low + STEP], chosen.source[low : low + STEP]
+            for low in range(0, len(chosen.token), step):
+                token, source = chosen.token[low : low + step], chosen.source[low : low + step]
                 comes = replaced_by(ablation, active, token, source)
                 sums.index_add_(0, source - first, _lost(connector, test.source.select(token), source, comes, device))
             n = torch.bincount(chosen.source - first, minlength=len(sources)).clamp(min=1)

@@ -12,18 +12,20 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.evidence.names import Names, names_inputs
 from saelink.evidence.verdicts import VERDICTS, VERDICTS_FILE
 from saelink.evidence.verify import VerifyFacts, VerifyStage
-from saelink.interventions.block import Block, encoded_with_floor, open_block, read_held
+from saelink.interventions.block import Block, encoded_with_floor, open_block, opened_sizes, read_held
 from saelink.job import Job, JobStage
 from saelink.latents.link import load_split
 from saelink.latents.outliers import flagged
 from saelink.model.load import load_bridge
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 from saelink.store.store import Store
 
 CONSEQUENCES_FILE = "consequences.json"
@@ -89,6 +91,13 @@ class ConsequencesStage(JobStage[ConsequencesFacts]):
 
     def check(self) -> None:
         chosen_edges(self.job)
+
+    def need(self) -> Need:
+        sizes = opened_sizes(self.job)
+        run = memory.without_edges(sizes.size, sizes.target, SEQUENCES, sizes.context)
+        names = self.job.sides.split_bytes("test") + memory.vocabulary(sizes.size)
+        needed = memory.block(*sizes) + run + names
+        return Need(needed, "use fewer tokens (verify.tokens), or leave it out (verify.consequences=0)")
 
     def make(self, draft: Draft) -> ConsequencesFacts:
         job = self.job

@@ -11,7 +11,8 @@ from typing import Any, TypedDict
 
 import torch
 
-from saelink.evidence.effectiveness import OUTPUTS_FILE, EffectivenessStage, check_edges, edge_outputs
+from saelink import memory
+from saelink.evidence.effectiveness import OUTPUTS_FILE, EffectivenessStage, check_edges, edge_outputs, owed_bytes
 from saelink.fit.train import TrainStage, fitted_connector
 from saelink.interventions.edge_gradients import Contributions, GraphEdges, graph_edges
 from saelink.interventions.predictions import divergence
@@ -20,6 +21,7 @@ from saelink.job import Job, JobStage
 from saelink.latents.rows import offsets_of
 from saelink.model.load import load_bridge
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 REMOVALS_FILE, REMOVAL_FIGURES_FILE = "removals.safetensors", "removals.json"
 
@@ -71,6 +73,11 @@ class EdgeRemovalsStage(JobStage[EdgeRemovalsFacts]):
 
     def check(self) -> None:
         check_edges(self.job)
+
+    def need(self) -> Need:
+        job, context = self.job, self.job.sides.target.facts["context_size"]
+        needed = max(owed_bytes(job), memory.without_edges(job.size, job.sides.sizes[1], ROWS, context))
+        return Need(needed, "use a smaller data.context_size, or leave it out (verify.edges_checked=0)")
 
     def make(self, draft: Draft) -> EdgeRemovalsFacts:
         job, settings = self.job, self.job.cfg.verify

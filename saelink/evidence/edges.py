@@ -16,11 +16,10 @@ import torch
 from saelink import memory
 from saelink.config.other_text import check_own_text
 from saelink.connectors.base import Connector
-from saelink.evidence.evaluate import shape_of
 from saelink.evidence.logic import MIN_TOKENS, Condition, Source, bits, read_logic, wilson
 from saelink.evidence.verdicts import REFUTED, Verdicts
 from saelink.evidence.verify import has_verdicts, verdicts_stage
-from saelink.fit.train import TrainStage, fitted_connector
+from saelink.fit.train import TrainStage, fitted_connector, shape_of
 from saelink.job import Job, JobStage
 from saelink.kernels import in_parts
 from saelink.latents.link import load_split

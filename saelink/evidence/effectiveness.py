@@ -17,7 +17,7 @@ from saelink.connectors import CONNECTORS
 from saelink.connectors.linear import LinearConnector
 from saelink.errors import SaelinkError
 from saelink.evidence.stability import Places
-from saelink.fit.train import TrainStage, fitted_connector
+from saelink.fit.train import TrainStage, fitted_connector, shape_of
 from saelink.interventions.edge_gradients import (
     Contributions,
     EdgeOutputs,
@@ -31,7 +31,6 @@ from saelink.interventions.oracle import spliced_recipe
 from saelink.interventions.splice import SplicedTokens, spliced_tokens
 from saelink.job import Job, JobStage
 from saelink.latents.link import moved_forms
-from saelink.model.dimensions import size_of
 from saelink.model.load import load_bridge
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
@@ -102,10 +101,7 @@ class EffectivenessStage(JobStage[EffectivenessFacts]):
         check_edges(self.job)
 
     def need(self) -> Need:
-        job, context = self.job, self.job.cfg.data.context_size
-        size = size_of(job.cfg.model, job.model.artifact)
-        needed = memory.gradients(size, job.model.n_layers, SEQUENCES * context, context)
-        return Need(needed, "use a smaller data.context_size, or leave it out (verify.output_tokens=0)")
+        return Need(owed_bytes(self.job), "use a smaller data.context_size, or leave it out (verify.output_tokens=0)")
 
     def make(self, draft: Draft) -> EffectivenessFacts:
         job = self.job
@@ -118,6 +114,14 @@ class EffectivenessStage(JobStage[EffectivenessFacts]):
         facts = output_figures(found, test.ids.numel(), job.cfg.verify.draws)
         draft.save_json(OUTPUT_FIGURES_FILE, facts)
         return facts
+
+
+def owed_bytes(job: Job) -> float:
+    """Memory that the gradients' estimates of a fitted connector's edges take."""
+    context, n_edges = job.sides.target.facts["context_size"], TrainStage(job).pull().facts["n_edges"]
+    passed = memory.gradients(job.size, job.model.n_layers, SEQUENCES * context, context)
+    connector = 8.0 * shape_of(job).weights + job.sides.split_bytes("test")
+    return passed + connector + memory.owed(job.sides.sizes[1], n_edges, context)
 
 
 def check_edges(job: Job) -> None:

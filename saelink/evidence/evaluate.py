@@ -8,16 +8,14 @@ from typing import Any, NotRequired, TypedDict, cast
 import torch
 
 from saelink import memory
-from saelink.connectors import CONNECTORS
 from saelink.connectors.base import Connector
-from saelink.connectors.wide_linear import WideLinearConnector
 from saelink.evidence.circuits import circuit_text, circuits_of
 from saelink.evidence.measured import measured
 from saelink.evidence.names import names_inputs
-from saelink.fit.train import TrainStage, fitted_connector
+from saelink.fit.train import TrainStage, fitted_connector, shape_of
 from saelink.interventions.cross_entropy import BaselinesStage, baseline_predictions, compared_figures
 from saelink.interventions.predictions import Replaced, compared
-from saelink.interventions.splice import Splice, spliced_tokens
+from saelink.interventions.splice import Splice, losses_need, spliced_tokens
 from saelink.job import Job, JobStage
 from saelink.latents.link import load_split
 from saelink.latents.metrics import ErrorSums, in_steps
@@ -93,7 +91,12 @@ class EvaluateStage(JobStage[EvaluateFacts]):
         return self._train.about() + ("" if self.job.fitted is None else f", on {self.job.cfg.data.label}")
 
     def need(self) -> Need:
-        return Need(measuring_bytes(self.job), "use SAEs with fewer latents, or less text (data.max_tokens)")
+        needed, way_out = measuring_bytes(self.job), "use SAEs with fewer latents, or less text (data.max_tokens)"
+        return (
+            losses_need(self.job, f"{way_out}, or eval.ce=false", needed)
+            if self.job.cfg.eval.ce
+            else Need(needed, way_out)
+        )
 
     def make(self, draft: Draft) -> EvaluateFacts:
         job, sides = self.job, self.job.sides
@@ -122,13 +125,6 @@ class EvaluateStage(JobStage[EvaluateFacts]):
         draft.save_json("circuits.json", circuits)
         draft.save_bytes("circuits.txt", ("\n".join(map(circuit_text, circuits)) + "\n").encode())
         return cast("EvaluateFacts", figures)
-
-
-def shape_of(job: Job) -> memory.Shape:
-    """The sizes of the job's connector."""
-    wide = TrainStage(job).wide
-    kind, sides = WideLinearConnector if wide else CONNECTORS[job.cfg.connector.name], job.sides
-    return kind.shape(job.cfg.connector, sides.d_source, sides.d_target)
 
 
 def measuring_bytes(job: Job) -> float:

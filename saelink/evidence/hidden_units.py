@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from saelink import memory
 from saelink.activations.cache import Shard, shards_of
 from saelink.connectors.base import Connector
 from saelink.evidence.edges import HIDDEN_FILE, EdgesStage, hidden_of
-from saelink.fit.train import TrainStage, fitted_connector
+from saelink.fit.train import TrainStage, fitted_connector, shape_of
 from saelink.job import Job, JobStage
 from saelink.latents.encode import TYPICAL_NORM_RATIO
 from saelink.latents.examples import (
     EXAMPLES_FILE,
+    OCTAVES,
     Examples,
     ExamplesFacts,
     collect_examples,
@@ -35,6 +37,7 @@ from saelink.latents.stream import Stream, text_of
 from saelink.latents.top_tokens import TOP_TOKENS_FILE, TopTokens, count_tokens, load_top_tokens
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 HELD_OUT = ("validation", "test")
 
@@ -103,6 +106,13 @@ class HiddenUnitsStage(JobStage[ExamplesFacts]):
 
     def about(self) -> str:
         return self._edges.about()
+
+    def need(self) -> Need:
+        job, facts, kept = self.job, self.job.sides.target.facts, self.job.cfg.report
+        n_tokens = sum(facts["sequences"][split] for split in HELD_OUT) * facts["context_size"]
+        places, shape = kept.top + OCTAVES * kept.per_size + kept.random, shape_of(job)
+        needed = memory.hidden(shape.hidden, places, n_tokens, shape.weights)
+        return Need(needed, "use fewer hidden units (connector.d_hidden), or less text (data.max_tokens)")
 
     def make(self, draft: Draft) -> ExamplesFacts:
         job = self.job

@@ -17,17 +17,19 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
 from saelink.evidence.verdicts import MIN_ABLATED
-from saelink.fit.train import TrainStage, fitted_connector
-from saelink.interventions.block import most_tokens, open_block
+from saelink.fit.train import TrainStage, fitted_connector, shape_of
+from saelink.interventions.block import most_tokens, open_block, opened_sizes
 from saelink.interventions.effects import EffectsStage, ablation_recipe, check_measurable, load_effects
 from saelink.interventions.joint import Gone, Joint, evenly
 from saelink.interventions.pairs import Effects
 from saelink.job import Job, JobStage
 from saelink.latents.rows import Rows
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 JOINT_FILE = "joint.json"
 
@@ -43,7 +45,7 @@ MOST_TOKENS, FEWEST_TOKENS = 48, 10
 """Tokens of a set, evenly spread over those that it is about."""
 
 STEP = 2048
-"""Tokens whose predictions are in memory at a time."""
+"""Tokens whose predictions are in memory at a time, fewer where these take memory.STEP_ENTRIES."""
 
 RESAMPLES = 1000
 
@@ -187,9 +189,9 @@ def _claimed(
     """[m] what the connector's prediction of target[m] loses at each token when the sources go that go there."""
     column = torch.full((int(max(connector.target_ids.max(), target.max())) + 1,), -1)
     column[connector.target_ids] = torch.arange(len(connector.target_ids))
-    lost = torch.zeros(len(token))
-    for low in range(0, len(token), STEP):
-        at = token[low : low + STEP]
+    lost, step = torch.zeros(len(token)), max(min(STEP, memory.STEP_ENTRIES // connector.d_target), 1)
+    for low in range(0, len(token), step):
+        at = token[low : low + step]
         here = slice(*torch.searchsorted(gone.row, torch.tensor([low, low + len(at)])).tolist())
         rows = joint.active.select(at)
         rows = Rows(rows.offsets, rows.indices, rows.values / unit[rows.indices], rows.d)
@@ -203,7 +205,7 @@ def _claimed(
         there = key[place] == gone_key
         values[place[there]] = comes[there]
         change = connector(rows) - connector(Rows(rows.offsets, rows.indices, values, rows.d))
-        places = column[target[low : low + STEP]]
+        places = column[target[low : low + step]]
         found = change.gather(1, places.clamp(min=0)[:, None]).squeeze(1)
         lost[low : low + len(at)] = torch.where(places >= 0, found, 0.0).cpu()
     return lost
@@ -281,6 +283,11 @@ class JointStage(JobStage[JointFacts]):
 
     def about(self) -> str:
         return TrainStage(self.job).about()
+
+    def need(self) -> Need:
+        pairs = EffectsStage(self.job).pull().facts["pairs"]
+        needed = memory.joint(*opened_sizes(self.job)) + memory.together(shape_of(self.job), pairs)
+        return Need(needed, "use fewer tokens (verify.tokens), or leave it out (verify.joint=0)")
 
     def make(self, draft: Draft) -> JointFacts:
         job = self.job

@@ -19,16 +19,18 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.evidence.edges import TARGETS_FILE, EdgesStage
 from saelink.evidence.intervals import Share, share_of
 from saelink.evidence.logic import HIGH, MIN_TOKENS
 from saelink.fit.train import TrainStage, fitted_connector
-from saelink.interventions.block import most_tokens, open_block
+from saelink.interventions.block import most_tokens, open_block, opened_sizes
 from saelink.interventions.effects import ablation_recipe, check_measurable, measurable
 from saelink.interventions.joint import Gone, Joint, each, evenly
 from saelink.job import Job, JobStage
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 TRIALS_FILE = "trials.json"
 
@@ -202,6 +204,11 @@ class LogicTrialsStage(JobStage[LogicTrialsFacts]):
 
     def about(self) -> str:
         return TrainStage(self.job).about()
+
+    def need(self) -> Need:
+        sizes = opened_sizes(self.job)
+        needed = memory.joint(*sizes) + memory.asked(sizes.target, sizes.n_tokens)
+        return Need(needed, "use fewer tokens (verify.tokens) or SAEs with fewer latents")
 
     def make(self, draft: Draft) -> LogicTrialsFacts:
         job = self.job

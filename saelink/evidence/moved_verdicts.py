@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import torch
 
+from saelink import memory
 from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
 from saelink.evidence.claims import Claims, weights_of
 from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, VERDICTS_FILE, VerifyFacts, judged, shuffled
-from saelink.fit.train import TrainStage, fitted_connector
+from saelink.fit.train import TrainStage, fitted_connector, shape_of
 from saelink.interventions.moved_effects import (
     NULLS,
     Means,
@@ -25,6 +26,7 @@ from saelink.interventions.moved_effects import (
 )
 from saelink.job import Job, JobStage
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 FROZEN_FILE = "frozen.json"
 
@@ -60,6 +62,12 @@ class MovedVerdictsStage(JobStage[VerifyFacts]):
 
     def about(self) -> str:
         return self._train.about()
+
+    def need(self) -> Need:
+        job, sources = self.job, self.job.encoded.d_source
+        pairs, n_edges = sources * job.sides.d_target, self._train.pull().facts["n_edges"]
+        needed = memory.verdicts(shape_of(job), n_edges, pairs, memory.PART_SOURCES, 0)  # all pairs, one part
+        return Need(needed, "use SAEs with fewer latents")
 
     def make(self, draft: Draft) -> VerifyFacts:
         job, strong = self.job, self.job.cfg.verify.strong

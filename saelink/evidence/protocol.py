@@ -25,18 +25,20 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
 from saelink.evidence.hypotheses import binomial_tail, equivalence, holm, independence
 from saelink.evidence.logic_trials import documents_of
 from saelink.evidence.verdicts import REFUTED, Verdicts
 from saelink.evidence.verify import has_verdicts, verdicts_stage
-from saelink.fit.train import TrainStage, fitted_connector
-from saelink.interventions.block import most_tokens, open_block
+from saelink.fit.train import TrainStage, fitted_connector, shape_of
+from saelink.interventions.block import most_tokens, open_block, opened_sizes, tokens_looked_at
 from saelink.interventions.effects import ablation_recipe, check_measurable
 from saelink.interventions.joint import Gone, Joint
 from saelink.job import Job, JobStage
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 TESTS_FILE = "tests.json"
 
@@ -133,6 +135,11 @@ class CircuitTestsStage(JobStage[CircuitTestsFacts]):
 
     def about(self) -> str:
         return TrainStage(self.job).about()
+
+    def need(self) -> Need:
+        sizes, n = opened_sizes(self.job), len(documents_of(self.job, tokens_looked_at(self.job, "test")).unique())
+        needed = memory.joint(*sizes) + 8.0 * shape_of(self.job).weights + 40 * n * n  # kernels over documents
+        return Need(needed, "use fewer tokens (verify.tokens) or SAEs with fewer latents")
 
     def make(self, draft: Draft) -> CircuitTestsFacts:
         job = self.job

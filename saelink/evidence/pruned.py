@@ -11,15 +11,17 @@ from typing import Any, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.evidence.effectiveness import OUTPUTS_FILE, EffectivenessStage, check_edges
-from saelink.fit.train import TrainStage, fitted_connector
+from saelink.fit.train import TrainStage, fitted_connector, shape_of
 from saelink.interventions.edge_gradients import Contributions, GraphEdges, graph_edges
 from saelink.interventions.effects import EffectsStage, load_effects, measurable
 from saelink.interventions.pairs import Effects
 from saelink.interventions.predictions import CLEAN, Replaced, by_documents, compared, prediction_figures
-from saelink.interventions.splice import Splice, SplicedTokens, spliced_tokens
+from saelink.interventions.splice import LOGITS_TOKENS, Splice, SplicedTokens, spliced_tokens
 from saelink.job import Job, JobStage
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 PRUNED_FILE = "pruned.json"
 
@@ -65,6 +67,16 @@ class PrunedStage(JobStage[PrunedFacts]):
 
     def check(self) -> None:
         check_edges(self.job)
+
+    def need(self) -> Need:
+        job, tokens, sides = self.job, self.job.cfg.verify.pruned_tokens, self.job.sides
+        pairs = EffectsStage(job).pull().facts["pairs"] if measurable(job.cfg) else 0
+        n_edges, context = self._train.pull().facts["n_edges"], sides.target.facts["context_size"]
+        step = max(LOGITS_TOKENS, context)
+        needed = memory.losses(job.size, sides.sizes[1], tokens, step, context) + sides.split_bytes("test")
+        needed += memory.pruned(sides.sizes[1], n_edges, pairs, sides.d_source, tokens, len(SHARES))
+        needed += 8.0 * shape_of(job).weights
+        return Need(needed, "use fewer tokens (verify.pruned_tokens), or leave it out (verify.pruned_tokens=0)")
 
     def make(self, draft: Draft) -> PrunedFacts:
         job, settings = self.job, self.job.cfg.verify

@@ -14,19 +14,20 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.config.schema import Config
 from saelink.connectors import CONNECTORS
 from saelink.connectors.linear import LinearConnector, LinearSettings
 from saelink.errors import SaelinkError
 from saelink.evidence.claims import weights_of
 from saelink.fit.lasso.sparse import SparseLasso, SparseSolution
-from saelink.fit.products.dense import Gram, GramStage, gram_of, load_gram, need_dense_memory
-from saelink.fit.products.sparse import is_wide, sparse_gram_of
+from saelink.fit.products.dense import Gram, GramStage, gram_of, load_gram
+from saelink.fit.products.sparse import PART_TOKENS, ProductsStage, is_wide, sparse_gram_of
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.base import Problem
 from saelink.fit.solvers.exact import ExactSolver
 from saelink.fit.solvers.proximal import ProximalSolver
-from saelink.fit.train import TrainStage, fitted_connector
+from saelink.fit.train import TrainStage, fitted_connector, shape_of
 from saelink.fit.warm_start import STARTS
 from saelink.interventions.block import FOLDS
 from saelink.interventions.effects import EffectsStage, load_effects
@@ -37,6 +38,7 @@ from saelink.latents.targets import normaliser
 from saelink.progress import Progress
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 STABILITY_FILE = "edges.safetensors"
 
@@ -167,11 +169,24 @@ class StabilityStage(JobStage[StabilityFacts]):
         if most is not None and most < 1:
             raise SaelinkError(f"verify.stability_targets={most} must be at least 1")
 
+    def need(self) -> Need:
+        job, sides = self.job, self.job.sides
+        tokens = 2 * sides.split_bytes("train") + sides.split_bytes("validation")
+        if not solved(job.cfg):
+            fitted = SOLVERS[job.cfg.solver.name](job.cfg.solver).memory(shape_of(job))
+            return Need(tokens + fitted, "use SAEs with fewer latents, or leave it out (verify.stability=false)")
+        if not _wide(job):
+            needed = tokens + memory.stability(sides.d_source, sides.d_target)
+            return Need(needed, "use SAEs with fewer latents, or leave it out (verify.stability=false)")
+        pairs, n_targets = ProductsStage(job).pull().facts["pairs"], len(sampled_targets(job.cfg, sides.d_target))
+        training = sides.target.facts["sequences"]["train"] * sides.target.facts["context_size"]
+        values = min(training, PART_TOKENS) * sides.active  # of a part of them
+        needed = tokens + memory.products(pairs, n_targets, values) + memory.wide_exact(pairs, n_targets)
+        return Need(needed, "use fewer targets (verify.stability_targets), or leave it out (verify.stability=false)")
+
     def make(self, draft: Draft) -> StabilityFacts:
         job = self.job
         wide = solved(job.cfg) and _wide(job)
-        if solved(job.cfg) and not wide:
-            need_dense_memory(job.sides.d_source, job.sides.d_target, f"{job.cfg.solver.name}: stability of its edges")
         connector = fitted_connector(self._train.pull())
         fits, ids = fits_of(job.cfg), connector.target_ids
         places = sampled_targets(job.cfg, len(ids))

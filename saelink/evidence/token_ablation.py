@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.job import Job, JobStage
 from saelink.latents.encode import EncodeFacts
 from saelink.latents.examples import Examples, ExamplesStage, load_examples
@@ -22,6 +23,7 @@ from saelink.progress import Progress
 from saelink.saes.load import pull_sae
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 ABLATIONS_FILE = "ablations.json"
 
@@ -76,6 +78,14 @@ class AblationsStage(JobStage[AblationsFacts]):
 
     def about(self) -> str:
         return self._latents.manifest["about"]
+
+    def need(self) -> Need:
+        job, facts = self.job, self._latents.facts
+        side = memory.Side(facts["width"], facts["d_sae"], facts["l0"])
+        n_tokens = sum(facts["sequences"].values()) * facts["context_size"]
+        shown = self._examples.pull().size
+        needed = memory.ablations(job.size, side, facts["context_size"], n_tokens, shown)
+        return Need(needed, "use a smaller data.context_size, or leave them out (report.ablated=0)")
 
     def make(self, draft: Draft) -> AblationsFacts:
         examples = load_examples(self._examples.pull())

@@ -11,15 +11,16 @@ from typing import Any, TypedDict, cast
 
 import torch
 
+from saelink import memory
 from saelink.activations.cache import run_model, shards_of
 from saelink.config.schema import Config
 from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
 from saelink.evidence.evaluate import EvaluateStage
-from saelink.fit.train import TrainStage, fitted_connector
+from saelink.fit.train import TrainStage, fitted_connector, shape_of
 from saelink.interventions.cross_entropy import BaselinesStage, baseline_predictions, compared_figures
 from saelink.interventions.predictions import Replaced, compared
-from saelink.interventions.splice import Splice, spliced_tokens
+from saelink.interventions.splice import Splice, losses_need, spliced_tokens
 from saelink.job import Job, JobStage
 from saelink.latents.link import counted_split
 from saelink.latents.metrics import ErrorSums
@@ -28,6 +29,7 @@ from saelink.saes.choice import SAEChoice, located
 from saelink.saes.load import load_choice, pull_sae
 from saelink.saes.sae import SAE
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 TRANSCODER_FILE = "transcoder.json"
 
@@ -91,6 +93,20 @@ class TranscoderStage(JobStage[TranscoderFacts]):
 
     def about(self) -> str:
         return f"{self._choice.about} beside {self._evaluate.about()}"
+
+    def need(self) -> Need:
+        job, sides = self.job, self.job.sides
+        theirs, step = load_choice(job.cfg, self._choice), job.cfg.runtime.forward_tokens
+        side, context = memory.Side(theirs.d_in, theirs.d_sae, 0), sides.target.facts["context_size"]
+        tests, target = sides.split_bytes("test"), sides.sizes[1]
+        needed = memory.transcoder(job.size, side, target, shape_of(job.fit), step, context, tests)
+        way_out = "use a smaller runtime.forward_tokens or SAEs with fewer latents"
+        if not job.cfg.eval.ce:
+            return Need(needed, way_out)
+        losses = losses_need(job, way_out)
+        return Need(
+            max(needed, losses.bytes + 12.0 * job.cfg.eval.ce_tokens * target.width), f"{way_out}, or eval.ce=false"
+        )
 
     def make(self, draft: Draft) -> TranscoderFacts:
         job = self.job

@@ -10,11 +10,12 @@ from typing import Any, cast
 
 import torch
 
-from saelink.evidence.claims import Claims, claims, need_claims
+from saelink import memory
+from saelink.evidence.claims import WAY_OUT, Claims, claims, claims_bytes, need_claims
 from saelink.evidence.moved_verdicts import MovedVerdictsStage
 from saelink.evidence.saturation import causes, saturated
 from saelink.evidence.verdicts import FIGURES_FILE, NULLS_FILE, VERDICTS_FILE, VerifyFacts, judged, shuffled
-from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
+from saelink.fit.train import TrainFacts, TrainStage, fitted_connector, shape_of
 from saelink.interventions.effects import (
     NULLS,
     EffectsStage,
@@ -29,6 +30,7 @@ from saelink.job import Job, JobStage
 from saelink.latents.link import load_split
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 
 class VerdictsStage(JobStage[VerifyFacts]):
@@ -56,6 +58,12 @@ class VerdictsStage(JobStage[VerifyFacts]):
 
     def about(self) -> str:
         return self._train.about() + ("" if self.job.fitted is None else f", on {self.job.cfg.data.label}")
+
+    def need(self) -> Need:
+        job, sides = self.job, self.job.sides
+        pairs, n_edges = EffectsStage(job).pull().facts["pairs"], self._train.pull().facts["n_edges"]
+        needed = memory.verdicts(shape_of(job.fit), n_edges, pairs, sides.d_source, sides.split_bytes("test"))
+        return Need(needed + claims_bytes(job), WAY_OUT)
 
     def pull(self) -> Artifact[VerifyFacts]:
         if self.find() is None:

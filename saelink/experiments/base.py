@@ -9,17 +9,19 @@ from typing import Any, ClassVar, NotRequired, TypedDict, cast
 
 import torch
 
+from saelink import memory
 from saelink.config.other_text import check_own_text
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.experiments.tables import PICTURE_FILE, ROWS_FILE, TABLE_FILE, TEXT_FILE, Row, finite, picture, table_csv
-from saelink.fit.train import TrainStage
+from saelink.fit.train import TrainStage, shape_of
 from saelink.job import Job, JobStage
 from saelink.latents.encode import EncodeStage
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.recipe import Plan, recipe_of
+from saelink.store.stage import Need
 
 
 class Done:
@@ -121,6 +123,12 @@ class Experiment(ABC):
         """What else its result depends on that neither its fits nor its settings say."""
         return {}
 
+    def memory(self, job: Job) -> float:
+        """Bytes that `make` takes beside its fits, which state theirs: here one connector after the other, with copies
+        of its weights while they are counted."""
+        weights = [shape_of(job.at(cfg)).weights for cfg in self.fits(job).values()]
+        return memory.COMPILED + 24.0 * max(weights, default=0)
+
     @abstractmethod
     def make(self, job: Job, done: dict[str, Done]) -> Result:
         """The result, from the fits."""
@@ -192,6 +200,9 @@ class ExperimentStage(JobStage[ExperimentFacts]):
     def about(self) -> str:
         where = self.job.about if self._experiment.by_layer else self.job.cfg.model.label
         return f"{where}, {self._experiment.name}"
+
+    def need(self) -> Need:
+        return Need(self._experiment.memory(self.job), "use SAEs with fewer latents, or less text (data.max_tokens)")
 
     def make(self, draft: Draft) -> ExperimentFacts:
         job, experiment = self.job, self._experiment

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from saelink import memory
 from saelink.config.schema import Config
 from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.fits import fit, link_named
@@ -40,6 +41,13 @@ class ClosureExperiment(Experiment):
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {"gram": GRAM_VERSION, "lasso": LASSO_VERSION}
+
+    def memory(self, job: Job) -> float:
+        """The products of all sources, least squares from some of them, and what that predicts."""
+        sides = job.sides
+        products = 8.0 * sides.d_source * (sides.d_source + sides.d_target)
+        step = 4 * 4.0 * min(2048 * sides.d_target, memory.STEP_ENTRIES)
+        return memory.COMPILED + 2 * products + memory.exact(sides.d_source, sides.d_target) + step
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:
         sides = job.sides

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from saelink import memory
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.fits import fit, link_named
 from saelink.experiments.tables import Row, paragraph
-from saelink.fit.train import fitted_connector
+from saelink.fit.train import fitted_connector, shape_of
 from saelink.job import Job
 from saelink.latents.link import load_split, pull_sides
 from saelink.latents.metrics import ErrorSums
@@ -70,6 +71,14 @@ class ComposedExperiment(Experiment):
         return {
             f"layer {layer}": fit(replace(job.cfg, layer=layer), "linear", "exact", l1_alpha=alpha) for layer in layers
         }
+
+    def memory(self, job: Job) -> float:
+        """The maps of all layers at once, and a step carried through them."""
+        shapes = [shape_of(job.at(cfg)) for cfg in self.fits(job).values()]
+        dense = [shape.d_source * shape.d_target for shape in shapes]
+        step = 6 * 4.0 * 2048 * max(shape.d_target for shape in shapes)
+        tests = sum(job.at(cfg).sides.split_bytes("test") for cfg in self.jobs(job.cfg))
+        return memory.COMPILED + 8.0 * sum(dense) + step + 2 * tests
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:
         layers = self.own(job.cfg).layers

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from saelink import memory
 from saelink.config.schema import Config
 from saelink.connectors.base import Connector
 from saelink.connectors.linear import LinearConnector, LinearSettings
@@ -23,7 +24,7 @@ from saelink.experiments.tables import Row, paragraph
 from saelink.fit.train import fitted_connector
 from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
 from saelink.interventions.effects import EffectsStage, load_effects
-from saelink.interventions.splice import Splice, spliced_tokens
+from saelink.interventions.splice import Splice, losses_need, spliced_tokens
 from saelink.job import Job
 from saelink.latents.link import load_split
 from saelink.store.artifact import Artifact
@@ -50,6 +51,10 @@ class EdgesKeptExperiment(Experiment):
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {"bootstrap": cfg.eval.bootstrap}
+
+    def memory(self, job: Job) -> float:
+        """All graphs at once, and the model run with what is left of one."""
+        return ranked_bytes(job, len(self.fits(job))) + losses_need(job, "").bytes
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:
         sizes = sorted(set(job.cfg.experiment.kept_edges))
@@ -134,6 +139,12 @@ class Ranked:
         with torch.no_grad():
             self._weight.zero_().view(-1)[chosen.to(device)] = self._whole.flatten()[chosen].to(device)
         return int((self._weight != 0).sum())
+
+
+def ranked_bytes(job: Job, fits: int) -> float:
+    """Memory for so many fits' graphs and the measured effects' (see Ranked): of each its weights, twice, and their
+    order, of one more what it is sorted by."""
+    return 16.0 * (fits + 3) * job.sides.d_source * job.sides.d_target + memory.COMPILED
 
 
 def ranked(job: Job, connectors: dict[str, Artifact]) -> dict[str, Ranked]:

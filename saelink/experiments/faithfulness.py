@@ -13,12 +13,12 @@ from saelink.config.schema import Config
 from saelink.evidence.evaluate import prediction_changes
 from saelink.evidence.faithfulness import SHARES, areas, faithfulness
 from saelink.experiments.base import Done, Experiment, Result
-from saelink.experiments.edges_kept import ranked
+from saelink.experiments.edges_kept import ranked, ranked_bytes
 from saelink.experiments.fits import fit
 from saelink.experiments.tables import Row, paragraph
 from saelink.interventions.cross_entropy import BaselinesStage
 from saelink.interventions.effects import EffectsStage
-from saelink.interventions.splice import Splice, spliced_tokens
+from saelink.interventions.splice import Splice, losses_need, spliced_tokens
 from saelink.job import Job
 from saelink.latents.link import load_split
 
@@ -56,6 +56,10 @@ class FaithfulnessExperiment(Experiment):
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {"bootstrap": cfg.eval.bootstrap}
+
+    def memory(self, job: Job) -> float:
+        """All graphs at once, and the model run with what is left of one."""
+        return ranked_bytes(job, len(self.fits(job))) + losses_need(job, "").bytes
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:
         settings, sides = self.own(job.cfg), job.sides

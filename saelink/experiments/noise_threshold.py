@@ -18,7 +18,7 @@ from saelink.evidence.baselines import NORMALISERS, normalisers
 from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.tables import Row
 from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
-from saelink.interventions.splice import Splice, spliced_tokens
+from saelink.interventions.splice import Splice, losses_need, spliced_tokens
 from saelink.job import Job
 from saelink.latents.link import counted_split, load_split
 from saelink.latents.targets import targets_of
@@ -62,6 +62,12 @@ class NoiseThresholdExperiment(Experiment):
             "normalise_layers": cfg.normalise_layers,
             "targets": cfg.targets,
         }
+
+    def memory(self, job: Job) -> float:
+        """The target latents of all tokens densely, noise, and what it changes; the model run with that."""
+        losses = losses_need(job, "").bytes
+        dense = 5 * 4.0 * self.own(job.cfg).ce_tokens * job.sides.d_target
+        return losses + dense + job.sides.split_bytes("train")
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:
         levels = sorted(self.own(job.cfg).levels)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from saelink import memory
 from saelink.activations.norms import NormsStage
 from saelink.config.check import is_penalty
 from saelink.config.schema import Config, SubsetPart, TargetsConfig
@@ -24,7 +25,7 @@ from saelink.experiments.dense import dense_fit
 from saelink.experiments.fits import fit
 from saelink.experiments.noise_threshold import NoiseThresholdExperiment
 from saelink.experiments.tables import Row, paragraph
-from saelink.fit.train import fitted_connector
+from saelink.fit.train import fitted_connector, shape_of
 from saelink.interventions.splice import spliced_tokens
 from saelink.job import Job
 from saelink.latents.link import Sides, load_split
@@ -114,6 +115,14 @@ class PercentLinearExperiment(Experiment):
                 )
             return levels
         return dict.fromkeys(NORMALISERS, float(chosen))
+
+    def memory(self, job: Job) -> float:
+        """All connectors at once, and the errors of each by document and target."""
+        shapes = [shape_of(job.at(cfg)) for cfg in self.fits(job).values()]
+        errors = 8.0 * len(shapes) * job.tokens.facts["documents"]["test"] * job.sides.d_target
+        step = 4 * 4.0 * min(2048 * job.sides.d_target, memory.STEP_ENTRIES)
+        weights = 4.0 * (sum(shape.weights for shape in shapes) + max(shape.weights for shape in shapes))
+        return memory.COMPILED + weights + 2 * errors + step + 2 * job.sides.split_bytes("test")
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:
         thresholds = self.thresholds(job)

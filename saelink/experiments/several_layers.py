@@ -14,12 +14,13 @@ import torch
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.experiments.base import Done, Experiment, Result
-from saelink.experiments.edges_kept import area, ce_columns, check_sizes, ranked
+from saelink.experiments.edges_kept import area, ce_columns, check_sizes, ranked, ranked_bytes
 from saelink.experiments.fits import fit
 from saelink.experiments.tables import Row, paragraph
 from saelink.interventions.cross_entropy import ce_figures
 from saelink.interventions.effects import EffectsStage
 from saelink.interventions.layers import SeveralLayers
+from saelink.interventions.splice import losses_need
 from saelink.job import Job
 
 BASELINES = ("clean", "sae", "mean", "zero")
@@ -61,6 +62,12 @@ class SeveralLayersExperiment(Experiment):
 
     def recipe(self, cfg: Config) -> dict[str, Any]:
         return {"bootstrap": cfg.eval.bootstrap}
+
+    def memory(self, job: Job) -> float:
+        """The graphs of all layers at once, and the model run with what is left of one at each."""
+        jobs = [job.at(cfg) for cfg in self.jobs(job.cfg)]
+        graphs = sum(ranked_bytes(each, len(self.fits(job)) // len(jobs)) for each in jobs)
+        return graphs + len(jobs) * losses_need(job, "").bytes
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:
         sizes, jobs = sorted(set(job.cfg.experiment.kept_edges)), [job.at(cfg) for cfg in self.jobs(job.cfg)]

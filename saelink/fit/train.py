@@ -15,7 +15,8 @@ from saelink.config.size import gigabytes
 from saelink.connectors import CONNECTORS
 from saelink.connectors.base import Connector
 from saelink.connectors.exported import CONFIG_FILE, WEIGHTS_FILE, connector_of, packed_state, unpacked_state
-from saelink.connectors.wide_linear import WideLinearConnector
+from saelink.connectors.linear import LinearConnector
+from saelink.connectors.wide_linear import WIDE_WEIGHTS, WideLinearConnector
 from saelink.errors import SaelinkError
 from saelink.fit.lasso.blocks import TargetBlocks
 from saelink.fit.lasso.coordinate import LASSO_VERSION
@@ -283,3 +284,14 @@ class TrainStage(JobStage[TrainFacts]):
 def fitted_connector(artifact: Artifact[TrainFacts], device: str = "cpu") -> Connector:
     """The fitted connector of a train artifact, weights in scaled units."""
     return connector_of(artifact.json(CONFIG_FILE), artifact.tensors(WEIGHTS_FILE)).to(device)
+
+
+def shape_of(job: Job) -> memory.Shape:
+    """The sizes of the job's connector as it is in memory; one that is kept by its edges has no weights there."""
+    stage, sides, settings = TrainStage(job), job.sides, job.cfg.connector
+    kind = CONNECTORS[settings.name]
+    by_edges = stage.wide
+    if kind is LinearConnector and not by_edges and sides.d_source * sides.d_target > WIDE_WEIGHTS:
+        fitted = stage.find()  # most of a large matrix is zero: its file holds the rest
+        by_edges = fitted is not None and fitted.facts["n_edges"] < sides.d_source * sides.d_target // 4
+    return (WideLinearConnector if by_edges else kind).shape(settings, sides.d_source, sides.d_target)

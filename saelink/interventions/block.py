@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from saelink import memory
 from saelink.config.schema import Config, DType
 from saelink.job import Job
 from saelink.latents.link import load_split
@@ -29,6 +30,30 @@ ENTRIES = 2**24
 def most_tokens(cfg: Config, split: str) -> int:
     """How many of a split's tokens are looked at."""
     return cfg.verify.tokens if split == "test" else cfg.verify.fit_tokens
+
+
+def tokens_looked_at(job: Job, split: str) -> int:
+    """How many of a split's tokens there are to look at, those that don't count included."""
+    facts = job.sides.target.facts
+    return max(min(most_tokens(job.cfg, split), facts["sequences"][split] * facts["context_size"]), 1)
+
+
+class Opened(NamedTuple):
+    """What opening a block, and taking latents out of it, takes memory for; see memory.block."""
+
+    size: memory.ModelSize
+    sources: list[memory.Side]
+    target: memory.Side
+    n_tokens: int
+    step: int
+    context: int
+
+
+def opened_sizes(job: Job, split: str = "test") -> Opened:
+    """The sizes of a job's block."""
+    sources, target = job.sides.sizes
+    context = job.sides.target.facts["context_size"]
+    return Opened(job.size, sources, target, tokens_looked_at(job, split), job.cfg.runtime.forward_tokens, context)
 
 
 class Block(NamedTuple):

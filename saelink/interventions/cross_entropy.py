@@ -6,7 +6,6 @@ from typing import Any, TypedDict, cast
 
 import torch
 
-from saelink import memory
 from saelink.interventions.oracle import OracleStage, spliced_recipe
 from saelink.interventions.predictions import (
     CLEAN,
@@ -16,10 +15,9 @@ from saelink.interventions.predictions import (
     compared,
     prediction_figures,
 )
-from saelink.interventions.splice import LOGITS_TOKENS, Splice, first_latents, mean_acts, spliced_tokens
+from saelink.interventions.splice import Splice, first_latents, losses_need, mean_acts, spliced_tokens
 from saelink.job import JobStage
 from saelink.latents.rows import unpack
-from saelink.model.dimensions import size_of
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.stage import Need
@@ -64,10 +62,7 @@ class BaselinesStage(JobStage[BaselinesFacts]):
         return f"{self.job.about}, baselines"
 
     def need(self) -> Need:
-        job, context = self.job, self.job.cfg.data.context_size
-        size, target = size_of(job.cfg.model, job.model.artifact), job.sides.sizes[1]
-        needed = memory.losses(size, target, job.cfg.eval.ce_tokens, max(LOGITS_TOKENS, context), context)
-        return Need(needed, "use fewer tokens (eval.ce_tokens), or eval.ce=false")
+        return losses_need(self.job, "use fewer tokens (eval.ce_tokens), or eval.ce=false")
 
     def make(self, draft: Draft) -> BaselinesFacts:
         job, sides = self.job, self.job.sides

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from saelink import memory
 from saelink.connectors.base import Connector
 from saelink.interventions.splice import SplicedTokens, first_units
 from saelink.job import Job
@@ -135,8 +136,9 @@ class Contributions:
         offsets = offsets_of(torch.bincount(self.edges.source[some], minlength=self.active.d)).numpy()
         columns, weights = self.edges.column[some].numpy(), weight[some].float().numpy()
         out = torch.zeros(self.test.ids.numel(), self.directions.shape[1])
-        for low in range(0, len(self.row), 2048):
-            part = torch.arange(low, min(low + 2048, len(self.row)))
+        step = max(min(2048, memory.STEP_ENTRIES // max(len(self.directions), 1)), 1)
+        for low in range(0, len(self.row), step):
+            part = torch.arange(low, min(low + step, len(self.row)))
             rows, made = self.active.select(part), torch.zeros(len(part), len(self.directions))
             arrays = rows.offsets.numpy(), rows.indices.numpy(), rows.values.numpy(), offsets, columns, weights
             into = made.numpy()

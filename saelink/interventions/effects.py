@@ -23,11 +23,12 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.config.evidence import AblationValue
 from saelink.config.schema import Config
 from saelink.engine.work import Work
 from saelink.errors import SaelinkError
-from saelink.interventions.block import ENTRIES, FOLDS, STEP, most_tokens, open_block
+from saelink.interventions.block import FOLDS, most_tokens, open_block, opened_sizes, tokens_looked_at
 from saelink.interventions.measure import (
     Changes,
     Measurement,
@@ -44,6 +45,7 @@ from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft, Parts
 from saelink.store.draft import Part as DraftPart
+from saelink.store.stage import Need
 from saelink.store.store import Store
 
 EFFECTS_FILE = "effects.safetensors"
@@ -97,27 +99,16 @@ def null_sources(cfg: Config, d_source: int) -> torch.Tensor:
     return order[:most].sort().values
 
 
-def tokens_looked_at(job: Job, split: str) -> int:
-    """How many of a split's tokens there are to look at, those that don't count included."""
-    facts = job.sides.target.facts
-    return max(min(most_tokens(job.cfg, split), facts["sequences"][split] * facts["context_size"]), 1)
-
-
 def changes_of_a_source(job: Job, split: str, most: int) -> float:
     """About how many changes of single targets `most` ablations of a source make: of what is active before or after."""
     return 2 * max(job.sides.target.facts["l0"], 1.0) * max(min(most, tokens_looked_at(job, split)), 1)
 
 
 def effects_bytes(job: Job, split: str = "test") -> int:
-    """Memory that measuring the effects of the job's sources takes beside the model."""
-    sides = job.sides
-    both, n = [*sides.sources, sides.target], tokens_looked_at(job, split)
-    activations = sum(8 * n * side.facts["width"] for side in both)  # twice while they are put together
-    latents = sum(64 * n * max(int(side.facts["l0"]), 1) for side in both)  # by token and by latent, sorted
-    saes = sum(8 * side.facts["d_sae"] * side.facts["width"] for side in both)
-    rooms = 4 * max(ENTRIES, 64 * sides.d_target) + 64 * STEP * sides.target.facts["width"]
+    """Memory that measuring the effects of the job's sources takes."""
     changes = changes_of_a_source(job, split, job.cfg.verify.tokens_per_source)
-    return int(activations + latents + saes + rooms + 16 * changes * part_of_sources(sides.d_source, changes))
+    part = 16 * changes * part_of_sources(job.sides.d_source, changes)
+    return int(memory.effects(*opened_sizes(job, split), part))
 
 
 def need_effects(job: Job, split: str = "test") -> None:
@@ -125,9 +116,13 @@ def need_effects(job: Job, split: str = "test") -> None:
     need_memory(
         f"verify: the effects of {job.sides.d_source:,} source on {job.sides.d_target:,} target latents",
         effects_bytes(job, split),
-        f"use fewer tokens (verify.{'tokens' if split == 'test' else 'fit_tokens'}), or eval.verify=false for an "
-        "evaluation without verdicts",
+        _way_out(split),
     )
+
+
+def _way_out(split: str) -> str:
+    fewer = f"use fewer tokens (verify.{'tokens' if split == 'test' else 'fit_tokens'})"
+    return f"{fewer}, or eval.verify=false for an evaluation without verdicts"
 
 
 class SourcesBlock(NamedTuple):
@@ -244,6 +239,9 @@ class EffectsStage(JobStage[EffectsFacts]):
                 raise SaelinkError(f"verify.{name}={getattr(settings, name)} must be at least 1")
         if settings.null_sources is not None and settings.null_sources < 1:
             raise SaelinkError(f"verify.null_sources={settings.null_sources} must be at least 1")
+
+    def need(self) -> Need:
+        return Need(effects_bytes(self.job, self.split), _way_out(self.split))
 
     def make(self, draft: Draft) -> EffectsFacts:
         return self._measured(draft)()

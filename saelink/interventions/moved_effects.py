@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.attention.heads import Seen, load_attention
 from saelink.attention.moved import Moves, moved_most, only_moved
 from saelink.attention.stage import open_moves
@@ -34,9 +35,9 @@ from saelink.latents.rows import Rows
 from saelink.latents.shards import encode_rows
 from saelink.latents.split import Tokens
 from saelink.model.weights import permute_weights
-from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 READINGS = ("free", "frozen")
 
@@ -121,14 +122,22 @@ class MovedEffectsStage(JobStage[MovedEffectsFacts]):
     def about(self) -> str:
         return f"{self.job.about}, {self.null or self.split}"
 
+    @property
+    def _readings(self) -> tuple[str, ...]:
+        return READINGS if self.null is None else READINGS[:1]
+
+    def need(self) -> Need:
+        job, cfg = self.job, self.job.cfg
+        (source,), target = job.encoded.sizes
+        step, context = cfg.runtime.forward_tokens, cfg.data.context_size
+        opened = memory.moved(job.size, source, target, cfg.link.kept, step, context)
+        needed = opened + memory.moved_effects(source, target, FOLDS, len(self._readings))
+        return Need(needed, "effects through attention are dense in sources and targets: use SAEs with fewer latents")
+
     def make(self, draft: Draft) -> MovedEffectsFacts:
-        job = self.job
+        job, readings = self.job, self._readings
         encoded = job.encoded
         size = 4 * FOLDS * encoded.d_source * encoded.d_target
-        readings = READINGS if self.null is None else READINGS[:1]
-        what = f"moved_effects: {encoded.d_source:,} source on {encoded.d_target:,} target latents"
-        job.observer.say(f"{what}, {2 * size * len(readings) / 1e9:.1f} GB of memory")
-        need_memory(what, 2 * size * len(readings), "use SAEs with fewer latents")
         job.store.need_space("moved_effects", size * len(readings))
         with torch.inference_mode():
             found, means = Measuring(job, self.split, self.null, self._per_source).run()

@@ -13,7 +13,6 @@ from saelink.job import Job, JobStage
 from saelink.latents.link import load_split
 from saelink.latents.metrics import ErrorSums, in_steps
 from saelink.latents.rows import Rows, pack
-from saelink.model.dimensions import size_of
 from saelink.model.load import load_bridge
 from saelink.runtime import torch_dtype
 from saelink.saes.load import pull_sae
@@ -66,8 +65,8 @@ class OracleStage(JobStage[OracleFacts]):
     def need(self) -> Need:
         job = self.job
         facts, step = job.sides.target.facts, job.cfg.runtime.forward_tokens
-        n, size = facts["sequences"][self.split] * facts["context_size"], size_of(job.cfg.model, job.model.artifact)
-        needed = memory.oracle(size, *job.sides.sizes, n, step, facts["context_size"])
+        n = facts["sequences"][self.split] * facts["context_size"]
+        needed = memory.oracle(job.size, *job.sides.sizes, n, step, facts["context_size"])
         return Need(needed, "use a smaller runtime.forward_tokens, or less text (data.max_tokens)")
 
     def make(self, draft: Draft) -> OracleFacts:

@@ -6,12 +6,10 @@ from typing import Any, TypedDict, cast
 
 import torch
 
-from saelink import memory
 from saelink.activations.cache import CacheStage
 from saelink.interventions.oracle import spliced_recipe
-from saelink.interventions.splice import LOGITS_TOKENS, Splice, mean_acts, spliced_tokens
+from saelink.interventions.splice import Splice, losses_need, mean_acts, spliced_tokens
 from saelink.job import JobStage
-from saelink.model.dimensions import size_of
 from saelink.store.draft import Draft
 from saelink.store.stage import Need
 
@@ -51,10 +49,7 @@ class SAELossesStage(JobStage[SAELossesFacts]):
         return f"{cfg.model.label} {self.job.link.target}, SAE {cfg.sae.name} of {cfg.sae.d_sae} latents"
 
     def need(self) -> Need:
-        job, context = self.job, self.job.cfg.data.context_size
-        size, target = size_of(job.cfg.model, job.model.artifact), job.sides.sizes[1]
-        needed = memory.losses(size, target, job.cfg.eval.ce_tokens, max(LOGITS_TOKENS, context), context)
-        return Need(needed, "use fewer tokens (eval.ce_tokens)")
+        return losses_need(self.job, "use fewer tokens (eval.ce_tokens)")
 
     def make(self, draft: Draft) -> SAELossesFacts:
         job, hook = self.job, self.job.link.target

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from saelink import memory
 from saelink.activations.cache import CacheStage, act_shards, shards_of
 from saelink.job import Job
 from saelink.latents.encode import EncodeFacts, stored_units
@@ -21,11 +22,19 @@ from saelink.progress import Progress
 from saelink.saes.load import pull_sae
 from saelink.saes.sae import SAE, Units
 from saelink.store.artifact import Artifact
+from saelink.store.stage import Need
 
 LOGITS_TOKENS = 2048
 """Tokens of one pass to the logits, which are as wide as the vocabulary."""
 
 Hook = tuple[str, Callable[..., torch.Tensor]]
+
+
+def losses_need(job: Job, way_out: str, beside: float = 0.0) -> Need:
+    """What cross-entropies on eval.ce_tokens test tokens take, `beside` what else is in memory."""
+    context, target = job.cfg.data.context_size, job.sides.sizes[1]
+    needed = memory.losses(job.size, target, job.cfg.eval.ce_tokens, max(LOGITS_TOKENS, context), context)
+    return Need(beside + needed, way_out)
 
 
 class SplicedTokens(NamedTuple):

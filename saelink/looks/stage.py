@@ -12,11 +12,13 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 import torch
 
+from saelink import memory
 from saelink.activations.tokens import TokensStage
 from saelink.attention.heads import load_attention
 from saelink.config.schema import DType, LinkConfig
 from saelink.errors import SaelinkError
 from saelink.job import Job, JobStage
+from saelink.latents.shards import TYPICAL_L0
 from saelink.looks.causal import Deleted, TargetsChanged, deletions, places_of, targets_changed
 from saelink.looks.kinds import Looks, kinds, looks, repeated_ids
 from saelink.looks.layer import ScoredLayer, load_scored_layer
@@ -30,6 +32,7 @@ from saelink.saes.load import pull_sae
 from saelink.saes.sae import SAE
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 HEADS_FILE, TARGETS_FILE = "heads.json", "targets.json"
 
@@ -151,6 +154,10 @@ class QKStage(JobStage[QKFacts]):
         which = "all heads" if self.head is None else f"head {self.head}"
         return f"{self.job.cfg.model.label} layer {self.job.cfg.layer}, {which}"
 
+    def need(self) -> Need:
+        sae = load_sizes(self.job, self.hook)
+        return Need(qk_bytes(self.job, sae), "use fewer tokens (qk.tokens) or fewer latents (qk.latents)")
+
     def make(self, draft: Draft) -> QKFacts:
         job = self.job
         sae = pull_sae(job.cfg, self.store, self.hook).to(self.device, torch.float32)
@@ -169,6 +176,20 @@ class QKStage(JobStage[QKFacts]):
             "sequences": len(opened.first) + len(opened.second),
             "n_tokens": int(opened.second.counted.sum()),
         }
+
+
+def load_sizes(job: Job, hook: str) -> memory.Side:
+    """The sizes of a hook's SAE, which is trained first where there is none."""
+    sae = pull_sae(job.cfg, job.store, hook)
+    return memory.Side(sae.d_in, sae.d_sae, sae.k or TYPICAL_L0)
+
+
+def qk_bytes(job: Job, side: memory.Side) -> float:
+    """Memory that opening a layer's attention on qk.tokens takes, and looking at the latents of one SAE there."""
+    cfg = job.cfg
+    return memory.qk(
+        job.size, side, cfg.qk.tokens, cfg.data.context_size, cfg.qk.latents, cfg.runtime.forward_tokens
+    )  # fmt: skip
 
 
 def before_attention(job: Job) -> Job:
@@ -247,6 +268,12 @@ class QKTargetsStage(JobStage[QKTargetsFacts]):
 
     def about(self) -> str:
         return self._qk.manifest["about"]
+
+    def need(self) -> Need:
+        source, target = (load_sizes(self.job, hook) for hook in (self._qk.facts["hook_name"], self.hook))
+        dense = 5 * 4.0 * self.job.cfg.data.context_size * target.d_sae
+        needed = qk_bytes(self.job, source) + 2 * target.weights + dense
+        return Need(needed, "use fewer tokens (qk.tokens), or leave them out (qk.targets=false)")
 
     def make(self, draft: Draft) -> QKTargetsFacts:
         job, source = self.job, self._qk.facts["hook_name"]

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from saelink import memory
 from saelink.config.schema import Config
+from saelink.model.dimensions import size_of
 from saelink.model.info import ModelInfo
 from saelink.model.load import load_tokenizer
 from saelink.store.draft import Draft
-from saelink.store.stage import Stage
+from saelink.store.stage import Need, Stage
 from saelink.store.store import Store
 
 VOCABULARY_FILE = "vocabulary.json"
@@ -41,6 +43,9 @@ class VocabularyStage(Stage[VocabularyFacts]):
 
     def about(self) -> str:
         return self.cfg.model.label
+
+    def need(self) -> Need:
+        return Need(memory.vocabulary(size_of(self.cfg.model, self._model.artifact)), "use a smaller model")
 
     def make(self, draft: Draft) -> VocabularyFacts:
         tokenizer = load_tokenizer(self.cfg.model, self._model.artifact)

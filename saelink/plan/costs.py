@@ -120,6 +120,13 @@ class Costs:
     def _split(self, split: str) -> float:
         return memory.split(self.sizes.sources, self.sizes.target, self.sizes.tokens[split])
 
+    @property
+    def _opened(self) -> tuple[memory.ModelSize, list[memory.Side], memory.Side, float, int, int]:
+        """What memory.block follows from."""
+        sizes = self.sizes
+        n = min(self.cfg.verify.tokens, sizes.tokens["test"])
+        return sizes.model.size, sizes.sources, sizes.target, n, sizes.forward_tokens, sizes.context
+
     # ----------------------------------------------------------------------- stages
 
     def model(self) -> Cost:
@@ -215,9 +222,9 @@ class Costs:
         inside = sizes.model.mlp_parameters if chained else sizes.model.block_parameters
         work = ablations * (2.0 * inside + self._encoding(sizes.target)) / (ABLATE * self.rates.gemm)
         work += self._load + n * self._pass / (FORWARD * self.rates.gemm)
-        size = memory.effects(sizes.sources, sizes.target, n)
+        size = memory.effects(*self._opened)
         pairs = met(sizes.d_source * sizes.d_target, ablations * 2 * sizes.target.l0)
-        return Cost(n, 28 * pairs, PROGRAM + size + sizes.model.size.loaded(), work + 28 * pairs / self.rates.disk)
+        return Cost(n, 28 * pairs, PROGRAM + size, work + 28 * pairs / self.rates.disk)
 
     def verdicts(self) -> Cost:
         once = self.evaluate()

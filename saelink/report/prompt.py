@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from saelink import memory
 from saelink.circuits.stage import LayersGraphStage
 from saelink.job import Job, JobStage
 from saelink.report.render import render_graph
 from saelink.share.graph.stage import GraphStage
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 
 class GraphPageFacts(TypedDict):
@@ -45,6 +47,9 @@ class GraphPageStage(JobStage[GraphPageFacts]):
 
     def check(self) -> None:
         self._graph.check()
+
+    def need(self) -> Need:
+        return Need(memory.graph_page(self._graph.pull().size), "keep less of the graph (graph.node_share)")
 
     def make(self, draft: Draft) -> GraphPageFacts:
         graph = self._graph.pull()

@@ -18,14 +18,14 @@ from saelink.config.schema import Config
 from saelink.evidence.consequences import consequences_of
 from saelink.evidence.edges import EdgesFacts, EdgesStage
 from saelink.evidence.effectiveness import EffectivenessStage, has_outputs
-from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage, shape_of
+from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage
 from saelink.evidence.hidden_units import HiddenUnitsStage
 from saelink.evidence.labels import load_labels
 from saelink.evidence.logic_trials import found_trials
 from saelink.evidence.stability import repeated
 from saelink.evidence.transcoder import TranscoderStage
 from saelink.evidence.verify import verdicts_of
-from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
+from saelink.fit.train import TrainFacts, TrainStage, fitted_connector, shape_of
 from saelink.interventions.oracle import OracleStage
 from saelink.job import Job, JobStage
 from saelink.latents.examples import OCTAVES, ExamplesStage

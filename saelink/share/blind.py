@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
+from saelink import memory
 from saelink.errors import SaelinkError, reason_of
 from saelink.evidence.logic import wilson
 from saelink.evidence.names import Names
@@ -30,6 +31,7 @@ from saelink.latents.stream import WINDOW, text_of
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.files import csv_bytes
+from saelink.store.stage import Need
 
 PAIRS_FILE, SHEET_FILE, ANSWERS_FILE, TRUTH_FILE = "pairs.json", "sheet.md", "answers.csv", "truth.json"
 
@@ -100,6 +102,14 @@ class BlindStage(JobStage[BlindFacts]):
 
     def about(self) -> str:
         return TrainStage(self.job).about()
+
+    def need(self) -> Need:
+        job, sides = self.job, [*self.job.sides.sources, self.job.sides.target]
+        stages = [ExamplesStage(job.cfg, job.store, side.facts["hook_name"]) for side in sides]
+        shown = sum(stage.pull().size for stage in stages)
+        return Need(
+            memory.blind(self._verdicts.facts["edges"], shown), "use a larger l1_alpha, which keeps fewer edges"
+        )
 
     def make(self, draft: Draft) -> BlindFacts:
         job, draw = self.job, random.Random(self.job.cfg.seed)

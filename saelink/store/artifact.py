@@ -55,6 +55,11 @@ class Artifact(Generic[Facts]):
     def files(self) -> list[str]:
         return sorted(self._files)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(each["size"] for each in self._files.values())
+
     def _damaged(self, name: str, how: str) -> SaelinkError:
         if not self.path.exists():
             return RemovedError(

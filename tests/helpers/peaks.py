@@ -1,6 +1,6 @@
 """What each stage promised to need and what the kernel counted while it was made: a process of its own.
 
-    python -m helpers.peaks LAST OVERRIDE...    # LAST: sides, train, evaluate or edges
+    python -m helpers.peaks LAST OVERRIDE...    # LAST: sides, train, evaluate, edges, or names from helpers.stages
 
 prints a JSON list of [stage, promised bytes or null, bytes of growth]. A stage's growth is the most that the process
 had while it was made, its inputs too where it makes them itself, less what it had at its begin.
@@ -24,7 +24,8 @@ from saelink.latents.examples import ExamplesStage
 from saelink.store import stage as stages
 from saelink.store.store import Store
 
-from helpers.world import composed
+from helpers.stages import ATTENTION, CHAIN, SEVERAL
+from helpers.world import composed, with_solver
 
 
 def status(name: str) -> int:
@@ -87,6 +88,13 @@ class Watch:
         return drafts
 
 
+def made(names: list[str], overrides: list[str]) -> None:
+    """Stages in their order, with what they are made from."""
+    for each in (*CHAIN, *ATTENTION, *SEVERAL):
+        if each.name in names:
+            each.build(Job(composed(with_solver(overrides, each.words)), Store("outputs"))).pull()
+
+
 def main() -> None:
     watch = Watch()
     Store.drafts = watch.watched()  # type: ignore[method-assign]
@@ -96,7 +104,9 @@ def main() -> None:
     last, *overrides = sys.argv[1:]
     job = Job(composed(overrides), Store("outputs"))
     _ = job.sides
-    if last != "sides":
+    if last not in ("sides", "train", "evaluate", "edges"):
+        made(last.split(","), overrides)
+    elif last != "sides":
         TrainStage(job).pull()
     if last in ("evaluate", "edges"):
         EvaluateStage(job).pull()

@@ -29,7 +29,7 @@ from saelink.latents.split import Split, Tokens
 from saelink.runtime import need_memory
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft, Part, Parts
-from saelink.store.stage import Facts
+from saelink.store.stage import Facts, Need
 from saelink.store.store import Store
 
 GRAM_VERSION = 1
@@ -228,6 +228,12 @@ class GramStage(TrainingStage[GramFacts]):
     name = "gram"
     version = GRAM_VERSION
 
+    def need(self) -> Need:
+        sides = self.job.sides
+        tokens = sides.target.facts["sequences"]["train"] * sides.target.facts["context_size"]
+        needed = memory.gram(sides.d_source, sides.d_target, sides.active, tokens) + sides.split_bytes("train")
+        return Need(needed, "use a link or an SAE with fewer latents, or solver=proximal")
+
     def make(self, draft: Draft) -> GramFacts:
         training = self._open()
         return self._sum_up(draft, training, self._parts(training))
@@ -240,6 +246,7 @@ class GramStage(TrainingStage[GramFacts]):
             return found
         training, sides = self._open(), job.sides
         need_dense_memory(sides.d_source, sides.d_target, job.cfg.solver.name)
+        self.promise()
         parts = self._parts(training)
         size = 8 * sides.d_source * (sides.d_source + sides.d_target) * (1 if parts == 1 else parts + 1)
         what = f"gram: {sides.d_source:,} x {sides.d_target:,} latents over {len(training):,} tokens"

@@ -20,15 +20,17 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from saelink import memory
 from saelink.errors import SaelinkError
 from saelink.evidence.names import names_inputs, pages_of
-from saelink.fit.train import TrainStage, fitted_connector
+from saelink.fit.train import TrainStage, fitted_connector, shape_of
 from saelink.job import Job, JobStage
 from saelink.latents.link import check_same_token
 from saelink.share.graph.prune import influences, largest_share, without_logits
 from saelink.share.graph.trace import Node, Trace, Tracer, prompt_ids
 from saelink.share.graph.write import INDEX_FILE, GraphWriter
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 
 class GraphFacts(TypedDict):
@@ -81,6 +83,12 @@ class GraphStage(JobStage[GraphFacts]):
 
     def check(self) -> None:
         prompt_ids(self.job)  # too long a prompt is said before anything is fitted
+
+    def need(self) -> Need:
+        job, n_tokens = self.job, len(prompt_ids(self.job))
+        self._train.pull()
+        needed = memory.traced(job.size, job.model.n_layers, *job.sides.sizes, shape_of(job), n_tokens)
+        return Need(needed, "use a shorter prompt or SAEs with fewer latents")
 
     def make(self, draft: Draft) -> GraphFacts:
         tracer = Tracer(self.job, fitted_connector(self._train.pull()))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from saelink import memory
 from saelink.activations.tokens import separator_id
 from saelink.connectors.base import Connector
 from saelink.errors import SaelinkError
@@ -18,7 +19,8 @@ from saelink.saes.sae import SAE
 EMBEDDING = "hook_embed"
 
 BATCH = 4096
-"""Tokens that the connector predicts at once, each with one source taken away."""
+"""Tokens that the connector predicts at once, each with one source taken away; fewer where these take
+memory.STEP_ENTRIES."""
 
 
 class Node(NamedTuple):
@@ -169,8 +171,9 @@ class Tracer:
         for p, targets in wanted.items():
             first, last = int(rows.offsets[p]), int(rows.offsets[p + 1])
             columns = [column[i] for i in targets]
-            for begin in range(first, last, BATCH):
-                entries = range(begin, min(begin + BATCH, last))
+            batch = max(min(BATCH, memory.STEP_ENTRIES // self.connector.d_target), 1)
+            for begin in range(first, last, batch):
+                entries = range(begin, min(begin + batch, last))
                 with torch.no_grad():
                     without = self.connector(_each_without(rows, first, last, entries)) * unit
                 adds = (whole[p] - without)[:, columns]
