@@ -88,7 +88,7 @@ class Moves:
         for queries in torch.arange(context, device=sizes.values.device).split(step):
             yield self.pairs(seen, sequence, sizes, queries)
 
-    def of_pairs(self, pairs: Pairs) -> torch.Tensor:
+    def of_pairs(self, pairs: Amounts) -> torch.Tensor:
         """[q, d_target] what the targets read of what the queries are moved."""
         values = self.values[pairs.latents][:, self.heads.kv_of]  # [u, n_heads, d_head]
         return torch.einsum("qhu,uhe->qhe", pairs.amount, values).flatten(1) @ self.readers.flatten(0, 1)
