@@ -185,7 +185,7 @@ def test_every_stage_that_run_and_verify_make_is_planned(saelink: Run, tmp_path:
     steps = json.loads(saelink("plan", *words, "--json")[1])["steps"]
     assert made - {step["stage"] for step in steps} == UNPLANNED
     assert [step["stage"] for step in steps if not step["done"]] == ["report"]
-    assert all(step["memory_bytes"] > 0 and step["seconds"] > 0 for step in steps)
+    assert all(step["memory_bytes"] > 0 for step in steps)
 
 
 @pytest.mark.parametrize(("connector", "stage"), [("nonlinear", "train"), ("mlp", "verdicts")])
@@ -197,7 +197,7 @@ def test_what_is_dense_at_wide_dictionaries_is_planned_so(connector: str, stage:
     assert memory > {"train": 32, "verdicts": 100}[stage] * 32768**2
 
 
-def test_what_is_not_counted_is_said(tmp_path: Path, config: Callable[..., Config], store: Store) -> None:
+def test_what_is_not_counted_is_said(config: Callable[..., Config], store: Store) -> None:
     remarks = planned(Job(config("link=ov", "layer=1", "experiment.names=[dense]"), store), REFERENCE).remarks
     assert any("moved latents and effects through attention are not counted" in line for line in remarks)
     assert any("an experiment's fits are not counted" in line for line in remarks)
