@@ -116,7 +116,6 @@ def load_hf(
         attention = info.facts["attention"]
     # The GGUF reader draws a progress bar of its own, and makes millions of objects that all stay: collecting
     # garbage meanwhile takes a third of its time and finds none.
-    gc.collect()  # an earlier model that nothing holds any more is garbage in cycles, and as large as this one
     with readable(cfg, "its weights can't be read"), redirect_stderr(io.StringIO()), _no_garbage_collection():
         read: Any = AutoModelForCausalLM.from_pretrained(
             path,
