@@ -178,7 +178,7 @@ def test_a_fit_that_is_too_wide_is_refused_before_latents_are_made(
     words = ["layer=1", "connector=nonlinear", "solver=adam", f"sae.path={tmp_path}/wide"]
     _ = Job(config(*words), store).model
     limit = f"runtime.memory={runtime.resident_bytes() + 60_000_000}"
-    with pytest.raises(SaelinkError, match="^train: .* connector=linear keeps only its edges in memory$"):
+    with pytest.raises(SaelinkError, match=r"^train: .* connector=linear keeps only its edges in memory$"):
         TrainStage(Job(config(*words, limit), store)).pull()
     assert {artifact.stage for artifact in store.artifacts()} == {"model"}
 

@@ -170,8 +170,9 @@ class TrainStage(JobStage[TrainFacts]):
     def _need_ahead(self) -> None:
         """Raise SaelinkError before any latents are made where the widths of their SAEs are known, and too large."""
         job, cfg = self.job, self.job.cfg
+        described: Artifact[Any] = job.model.artifact
         try:
-            model = dimensions_of(cfg.model, job.model.artifact)
+            model = dimensions_of(cfg.model, described)
         except SaelinkError:  # its config is not at hand any more
             return
         hooks = [] if any(moved_forms(cfg)) else [*job.link.sources, job.link.target]
