@@ -227,13 +227,15 @@ def report(n_edges: float, cards: float, examples_each: int, weights: float) -> 
 def block(
     size: ModelSize, sources: list[Side], target: Side, n_tokens: float, step: int, context: int
 ) -> float:  # fmt: skip
-    """What lies between a link's SAEs, opened: the model and a pass of it, the activations twice, latents by token and
-    sorted, the SAEs, a tile of pre-activations, and what runs between the hooks at once."""
+    """What lies between a link's SAEs, opened: the model with a pass of it, and once more for what is taken out of it,
+    the activations twice, latents by token and sorted, the SAEs, a tile of pre-activations, and what runs between the
+    hooks at once."""
     sides = [*sources, target]
     activations = sum(n_tokens * (8.0 * side.width + 64 * side.l0) for side in sides)
     tile = 4.0 * max(BLOCK_ENTRIES, 64 * target.d_sae) + size.between(ABLATIONS) + 8.0 * ABLATIONS * target.width
     saes = sum(side.weights for side in sides)
-    return COMPILED + size.loaded() + size.passed(step, context, len(sides)) + activations + tile + saes
+    model = size.loaded() + 4.0 * size.parameters + size.passed(step, context, len(sides))
+    return COMPILED + model + activations + tile + saes
 
 
 def joint(

@@ -51,6 +51,10 @@ certain: latents at random meet a third of what is reckoned with here, so that t
 table says; `saelink train` counts a sample before it begins. What is fetched from the hub is not in the times. A plan
 made while other work runs has the rates of that moment.
 
+**What is left out.** Experiments (they say how many fits are missing when they begin), graphs and circuits over several
+layers, `saelink qk`, moved latents with their effects through attention; of several layers it takes one. A line says so
+where the settings ask for one of them. Names of latents and the vocabulary take seconds and are in `evaluate`'s time.
+
 `runtime.memory=8GB` holds a process below that: every stage states what it will need and is refused, in one line,
 before it begins where that can't be had, within the limit, the machine's free memory and that of its control group.
 The activations' pass and the encoding halve their step (`runtime.forward_tokens`) instead, down to 256 tokens; their

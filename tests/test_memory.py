@@ -169,6 +169,20 @@ def test_a_stage_that_cannot_be_held_is_refused_before_it_begins(
     assert not list(store.root.glob("*/*.partial"))
 
 
+def test_a_fit_that_is_too_wide_is_refused_before_latents_are_made(
+    config: Callable[..., Config], store: Store, tmp_path: Path
+) -> None:
+    """The widths are in the SAEs' files: 32 bytes for each of 2,000 x 2,000 weights."""
+    for seed, hook in enumerate(("blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out")):
+        write_sae(tmp_path / "wide" / hook, d_sae=2000, seed=seed)
+    words = ["layer=1", "connector=nonlinear", "solver=adam", f"sae.path={tmp_path}/wide"]
+    _ = Job(config(*words), store).model
+    limit = f"runtime.memory={runtime.resident_bytes() + 60_000_000}"
+    with pytest.raises(SaelinkError, match=r"^train: .* connector=linear keeps only its edges in memory$"):
+        TrainStage(Job(config(*words, limit), store)).pull()
+    assert {artifact.stage for artifact in store.artifacts()} == {"model"}
+
+
 def test_a_command_ends_with_one_line_and_works_without_the_limit(saelink: Run, tmp_path: Path) -> None:
     code, out, err = saelink("train", "runtime.memory=1MB", "data.max_tokens=100000")
     assert code == 1 and len(err.strip().splitlines()) == 1 and "runtime.memory=1.0 MB" in err
@@ -230,7 +244,8 @@ def test_what_is_promised_covers_what_is_taken(world: World, tmp_path: Path) -> 
 
     No stage takes more than it promised, and the fits, whose matrices are most of it, promise at most FACTOR of it.
     """
-    for seed, hook in enumerate(("blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out")):
+    hooks = ("blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out", "blocks.1.hook_resid_pre", "blocks.1.hook_attn_out")
+    for seed, hook in enumerate(hooks):
         write_sae(tmp_path / "wide" / hook, d_sae=2500, k=16, seed=seed)
     write_text(tmp_path / "long.jsonl", n=1000)
     base = [word for word in world.overrides("outputs") if not word.startswith("solver")]
@@ -244,6 +259,8 @@ def test_what_is_promised_covers_what_is_taken(world: World, tmp_path: Path) -> 
         "proximal": watched("train", tmp_path, *base, *proximal),
         "mlp": watched("train", tmp_path, *base, *mlp),
         "edges": watched("edges", tmp_path, *base, *exact),
+        "tests": watched("effects,verdicts,stability,logic_trials,joint,effectiveness", tmp_path, *base, *exact),
+        "heads": watched("moved,ov,moved_effects", tmp_path, *base, *exact, "link.kept=40"),
     }
     told = {f"{part} {stage}": figures for part, found in parts.items() for stage, figures in found.items()}
     print(json.dumps(told, indent=1))
@@ -253,3 +270,7 @@ def test_what_is_promised_covers_what_is_taken(world: World, tmp_path: Path) -> 
         promised, grown = parts[part]["train"]
         assert promised is not None and grown >= FROM, (part, promised, grown)
         assert promised <= FACTOR * grown, (part, promised, grown)
+    for part, stage in (("tests", "stability"), ("heads", "ov"), ("heads", "moved_effects")):
+        promised, grown = parts[part][stage]
+        assert promised is not None and grown >= FROM, (stage, promised, grown)
+        assert promised <= FACTOR * grown, (stage, promised, grown)

@@ -24,7 +24,7 @@ from saelink.errors import SaelinkError
 from saelink.latents.encode import EncodeFacts, EncodeStage, stored_units
 from saelink.latents.link import Sides, link_of, moved_forms, pull_sides
 from saelink.latents.rows import Rows, pack, unpack
-from saelink.latents.shards import TYPICAL_L0, encode_rows
+from saelink.latents.shards import encode_rows, side_of
 from saelink.latents.split import scale_of
 from saelink.model.describe import model_info
 from saelink.model.dimensions import size_of
@@ -108,10 +108,9 @@ class MovedStage(Stage[MovedFacts]):
 
     def need(self) -> Need:
         cfg, store = self.cfg, self.store
-        source, target = (pull_sae(cfg, store, hook) for hook in (self._hook, self._target))
-        sides = [memory.Side(sae.d_in, sae.d_sae, sae.k or TYPICAL_L0) for sae in (source, target)]
+        source, target = (side_of(pull_sae(cfg, store, hook)) for hook in (self._hook, self._target))
         step, size = cfg.runtime.forward_tokens, size_of(cfg.model, model_info(cfg, store).artifact)
-        needed = memory.moved(size, sides[0], sides[1], cfg.link.kept, step, cfg.data.context_size)
+        needed = memory.moved(size, source, target, cfg.link.kept, step, cfg.data.context_size)
         return Need(needed, "use SAEs with fewer latents, or a smaller data.context_size")
 
     def pull(self) -> Artifact[MovedFacts]:

@@ -26,6 +26,9 @@ from saelink.runtime import need_memory
 STEP = 2048
 """Ablations whose predictions are in memory at a time, fewer where these take memory.STEP_ENTRIES."""
 
+CLAIM_BYTES = 100
+"""Memory for a claim with what is compared and sorted of it."""
+
 SOURCES = 256
 """Sources whose claims are in memory densely."""
 
@@ -74,7 +77,7 @@ def claims_bytes(job: Job) -> float:
     if linear and not kind.relu_output:
         return 0.0
     predicted = 4 * 4.0 * min(STEP * sides.d_target, memory.STEP_ENTRIES)
-    return predicted + (0.0 if linear else 100.0 * sides.d_source * sides.d_target)
+    return predicted + (0.0 if linear else CLAIM_BYTES * sides.d_source * sides.d_target)
 
 
 def need_claims(job: Job) -> None:

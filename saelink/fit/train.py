@@ -32,6 +32,9 @@ from saelink.job import Job, JobStage
 from saelink.latents.link import counted_split, moved_forms
 from saelink.latents.split import Split
 from saelink.latents.targets import normaliser, subset_of, targets_of
+from saelink.model.dimensions import dimensions_of
+from saelink.runtime import need_memory
+from saelink.saes.widths import sae_widths
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.recipe import is_key, recipe_of
@@ -164,16 +167,40 @@ class TrainStage(JobStage[TrainFacts]):
             )
         subset_of(cfg, self.store)
 
+    def _need_ahead(self) -> None:
+        """Raise SaelinkError before any latents are made where the widths of their SAEs are known, and too large."""
+        job, cfg = self.job, self.job.cfg
+        described: Artifact[Any] = job.model.artifact
+        try:
+            model = dimensions_of(cfg.model, described)
+        except SaelinkError:  # its config is not at hand any more
+            return
+        hooks = [] if any(moved_forms(cfg)) else [*job.link.sources, job.link.target]
+        widths = [sae_widths(cfg, hook, model.width(hook.split(".", 2)[2]), False).d_sae for hook in hooks]
+        known = [width for width in widths if width is not None]
+        if not hooks or len(known) < len(hooks):
+            return
+        d_source, d_target = sum(known[:-1]), known[-1]
+        if self._solver.goes_wide and float(cfg.l1_alpha) > 0 and is_wide(d_source, d_target):
+            return  # that follows from the pairs that meet
+        shape = CONNECTORS[cfg.connector.name].shape(cfg.connector, d_source, d_target)
+        need_memory(f"{self.name}: {self.about()} would", self._solver.memory(shape), self._way_out)
+
+    @property
+    def _way_out(self) -> str:
+        way_out = "use a link or SAEs with fewer latents, or less text (data.max_tokens)"
+        linear = self.job.cfg.connector.name == "linear"
+        return way_out if linear else f"{way_out}; connector=linear keeps only its edges in memory"
+
     def need(self) -> Need | None:
+        self._need_ahead()
         sides, cfg = self.job.sides, self.job.cfg
         split = sides.split_bytes("train") + sides.split_bytes("validation")
         if self.wide:
             pairs = ProductsStage(self.job).pull().facts["pairs"]
             return Need(split + memory.wide_exact(pairs, sides.d_target), "use SAEs with fewer latents, or less text")
         shape = CONNECTORS[cfg.connector.name].shape(cfg.connector, sides.d_source, sides.d_target)
-        return Need(
-            split + self._solver.memory(shape), "use a link or SAEs with fewer latents, or less text (data.max_tokens)"
-        )
+        return Need(split + self._solver.memory(shape), self._way_out)
 
     def make(self, draft: Draft) -> TrainFacts:
         job, cfg, sides, solver = self.job, self.job.cfg, self.job.sides, self._solver

@@ -252,7 +252,7 @@ class EffectsStage(JobStage[EffectsFacts]):
         found = self.store.up_to_date(self.plan)
         if found is not None:
             return found
-        need_effects(self.job, self.split)
+        self.promise()
         with self.store.drafts([self.plan], resumable=True, shared=self.job.cfg.runtime.shared) as drafts:
             for draft in drafts:
                 return self.store.finish(draft, self._measured(draft), self.device)
@@ -281,12 +281,12 @@ class EffectsStage(JobStage[EffectsFacts]):
             )
 
     def _say(self, n_sources: int, changes: float) -> None:
-        """What will be measured, and how much it needs of memory and disk; `changes` is of one source."""
+        """What will be measured, and how much it needs of disk; `changes` is of one source."""
         job, link, sides = self.job, self.job.link, self.job.sides
         n = tokens_looked_at(job, self.split)
         some = "" if n_sources == sides.d_source else f", {n_sources:,} of {sides.d_source:,} sources"
         what = f"effects: {' + '.join(link.sources)} -> {link.target} on {n:,} {self.split} tokens{some}"
-        job.observer.say(f"{what}, {effects_bytes(job, self.split) / 1e9:.1f} GB of memory")
+        job.observer.say(what)
         pairs = min(changes, sides.d_target)
         single = 4 * changes if self.split == "train" else 0
         job.store.need_space("effects", int(n_sources * (10 * pairs + 2 * min(changes, FOLDS * pairs) + single)))

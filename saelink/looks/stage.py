@@ -18,7 +18,7 @@ from saelink.attention.heads import load_attention
 from saelink.config.schema import DType, LinkConfig
 from saelink.errors import SaelinkError
 from saelink.job import Job, JobStage
-from saelink.latents.shards import TYPICAL_L0
+from saelink.latents.shards import side_of
 from saelink.looks.causal import Deleted, TargetsChanged, deletions, places_of, targets_changed
 from saelink.looks.kinds import Looks, kinds, looks, repeated_ids
 from saelink.looks.layer import ScoredLayer, load_scored_layer
@@ -155,8 +155,8 @@ class QKStage(JobStage[QKFacts]):
         return f"{self.job.cfg.model.label} layer {self.job.cfg.layer}, {which}"
 
     def need(self) -> Need:
-        sae = load_sizes(self.job, self.hook)
-        return Need(qk_bytes(self.job, sae), "use fewer tokens (qk.tokens) or fewer latents (qk.latents)")
+        side = side_of(pull_sae(self.job.cfg, self.store, self.hook))
+        return Need(qk_bytes(self.job, side), "use fewer tokens (qk.tokens) or fewer latents (qk.latents)")
 
     def make(self, draft: Draft) -> QKFacts:
         job = self.job
@@ -176,12 +176,6 @@ class QKStage(JobStage[QKFacts]):
             "sequences": len(opened.first) + len(opened.second),
             "n_tokens": int(opened.second.counted.sum()),
         }
-
-
-def load_sizes(job: Job, hook: str) -> memory.Side:
-    """The sizes of a hook's SAE, which is trained first where there is none."""
-    sae = pull_sae(job.cfg, job.store, hook)
-    return memory.Side(sae.d_in, sae.d_sae, sae.k or TYPICAL_L0)
 
 
 def qk_bytes(job: Job, side: memory.Side) -> float:
@@ -270,7 +264,8 @@ class QKTargetsStage(JobStage[QKTargetsFacts]):
         return self._qk.manifest["about"]
 
     def need(self) -> Need:
-        source, target = (load_sizes(self.job, hook) for hook in (self._qk.facts["hook_name"], self.hook))
+        hooks = self._qk.facts["hook_name"], self.hook
+        source, target = (side_of(pull_sae(self.job.cfg, self.store, hook)) for hook in hooks)
         dense = 5 * 4.0 * self.job.cfg.data.context_size * target.d_sae
         needed = qk_bytes(self.job, source) + 2 * target.weights + dense
         return Need(needed, "use fewer tokens (qk.tokens), or leave them out (qk.targets=false)")

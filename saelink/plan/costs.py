@@ -23,11 +23,13 @@ from saelink import memory
 from saelink.config.schema import Config
 from saelink.connectors import CONNECTORS
 from saelink.connectors.wide_linear import WideLinearConnector
+from saelink.evidence.claims import CLAIM_BYTES
 from saelink.evidence.effectiveness import SEQUENCES
 from saelink.evidence.stability import PAIRS, fits_of
 from saelink.fit.products.sparse import is_wide
 from saelink.fit.solvers import SOLVERS
 from saelink.fit.solvers.exact import ExactSolver
+from saelink.interventions.block import Opened
 from saelink.interventions.effects import FEWEST, NULL_TOKENS, NULLS_ON_ALL
 from saelink.interventions.splice import LOGITS_TOKENS
 from saelink.latents.examples import OCTAVES
@@ -100,13 +102,14 @@ class Costs:
     # ----------------------------------------------------------------------- parts of several stages
 
     @property
-    def _pass(self) -> float:
+    def of_pass(self) -> float:
         """Operations of the model for a token, up to the last hook."""
         sizes, model = self.sizes, self.sizes.model
         return sizes.blocks * (2.0 * model.block_parameters + 4.0 * sizes.context * model.d_heads)
 
     @property
-    def _load(self) -> float:
+    def load(self) -> float:
+        """Seconds until the model is there."""
         return LOADED + self.sizes.model.parameters * self.sizes.model_bytes / READ
 
     @property
@@ -121,18 +124,41 @@ class Costs:
         return memory.split(self.sizes.sources, self.sizes.target, self.sizes.tokens[split])
 
     @property
-    def _opened(self) -> tuple[memory.ModelSize, list[memory.Side], memory.Side, float, int, int]:
-        """What memory.block follows from."""
+    def opened(self) -> Opened:
+        """What lies between the SAEs, on the test tokens that are looked at."""
         sizes = self.sizes
-        n = min(self.cfg.verify.tokens, sizes.tokens["test"])
-        return sizes.model.size, sizes.sources, sizes.target, n, sizes.forward_tokens, sizes.context
+        n = int(min(self.cfg.verify.tokens, sizes.tokens["test"]))
+        return Opened(sizes.model.size, sizes.sources, sizes.target, n, sizes.forward_tokens, sizes.context)
+
+    @property
+    def inside(self) -> int:
+        """Parameters of what runs anew when a source is taken out: the MLP, or the block."""
+        chained = self.cfg.link.target == "hook_mlp_out" and len(self.sizes.sources) == 1
+        return self.sizes.model.mlp_parameters if chained else self.sizes.model.block_parameters
+
+    @property
+    def ablations(self) -> float:
+        """Of sources, on the test tokens that are looked at."""
+        sizes = self.sizes
+        return min(sizes.d_source * self.cfg.verify.tokens_per_source, self.opened.n_tokens * sizes.l0_source)
+
+    @property
+    def changed_pairs(self) -> float:
+        """Of a source and a target that some ablation of it changes."""
+        return met(self.sizes.d_source * self.sizes.d_target, self.ablations * 2 * self.sizes.target.l0)
+
+    @property
+    def of_whole(self) -> float:
+        """Operations of the model for a token, up to its logits."""
+        model = self.sizes.model
+        return 2.0 * model.n_layers * model.block_parameters + 2.0 * model.vocabulary * model.d_model
 
     # ----------------------------------------------------------------------- stages
 
     def model(self) -> Cost:
         size = self.sizes.model.size
         disk = 4.0 * size.parameters if self.sizes.unpacked else 0.0
-        return Cost(0, disk, PROGRAM + memory.model(size), 3 * self._load + disk / self.rates.disk)
+        return Cost(0, disk, PROGRAM + memory.model(size), 3 * self.load + disk / self.rates.disk)
 
     def tokens(self) -> Cost:
         n = self.sizes.n
@@ -144,7 +170,7 @@ class Costs:
         widths = [sizes.sides[place].width for place in hooks]
         disk = 0.0 if self.cfg.stream else sizes.n * 2.0 * sum(widths)
         args = (sizes.model_bytes, widths, sizes.forward_tokens, sizes.context, sizes.tokens["train"])
-        seconds = self._load + sizes.n * self._pass / (FORWARD * self.rates.gemm) + disk / self.rates.disk
+        seconds = self.load + sizes.n * self.of_pass / (FORWARD * self.rates.gemm) + disk / self.rates.disk
         return Cost(sizes.n, disk, PROGRAM + memory.cache(sizes.model.size, *args), seconds)
 
     def sae(self, hook: int) -> Cost:
@@ -218,17 +244,26 @@ class Costs:
         each = min(settings.tokens_per_source, NULL_TOKENS) if null else settings.tokens_per_source
         few = max(sizes.d_source // 10, FEWEST) if null and sizes.d_source > NULLS_ON_ALL else sizes.d_source
         ablations = min(few * each, n * sizes.l0_source * few / sizes.d_source)
-        chained = self.cfg.link.target == "hook_mlp_out" and len(sizes.sources) == 1
-        inside = sizes.model.mlp_parameters if chained else sizes.model.block_parameters
-        work = ablations * (2.0 * inside + self._encoding(sizes.target)) / (ABLATE * self.rates.gemm)
-        work += self._load + n * self._pass / (FORWARD * self.rates.gemm)
-        size = memory.effects(*self._opened)
+        work = ablations * (2.0 * self.inside + self._encoding(sizes.target)) / (ABLATE * self.rates.gemm)
+        work += self.load + n * self.of_pass / (FORWARD * self.rates.gemm)
+        size = memory.effects(*self.opened)
         pairs = met(sizes.d_source * sizes.d_target, ablations * 2 * sizes.target.l0)
         return Cost(n, 28 * pairs, PROGRAM + size, work + 28 * pairs / self.rates.disk)
 
     def verdicts(self) -> Cost:
-        once = self.evaluate()
-        return once._replace(disk=48.0 * EDGES * self.sizes.d_target)
+        """Claims beside effects. Those of connectors that are no sum over sources take two predictions for each
+        ablation, and of hidden units all pairs are claimed."""
+        sizes, shape, once = self.sizes, self.shape, self.evaluate()
+        kind, seconds, claimed = CONNECTORS[self.cfg.connector.name], once.seconds, 0.0
+        if shape.hidden:
+            claimed = CLAIM_BYTES * sizes.d_source * sizes.d_target
+        if shape.hidden or kind.relu_output:
+            work = 2.0 * shape.hidden * sizes.d_target / (TRAIN * self.rates.gemm)
+            read = 4.0 * sizes.l0_source * (shape.hidden or sizes.d_target) / SHUFFLED
+            seconds += 2 * self.ablations * (work + read)
+        n_edges = EDGES * sizes.d_target
+        size = memory.verdicts(shape, n_edges, self.changed_pairs, sizes.d_source, self._split("test")) + claimed
+        return Cost(once.tokens, 48.0 * n_edges, PROGRAM + size, seconds)
 
     def stability(self) -> Cost:
         fit, products = self.train(), self.products()
@@ -240,25 +275,24 @@ class Costs:
 
     def oracle(self) -> Cost:
         sizes, n = self.sizes, self.sizes.tokens["test"]
-        work = n * (self._pass / FORWARD + self._encoding(sizes.target) / ENCODE) / self.rates.gemm
+        work = n * (self.of_pass / FORWARD + self._encoding(sizes.target) / ENCODE) / self.rates.gemm
         size = memory.oracle(sizes.model.size, sizes.sources, sizes.target, n, sizes.forward_tokens, sizes.context)
-        return Cost(n, 5 * n * sizes.target.l0, PROGRAM + size, self._load + 1 + work)
+        return Cost(n, 5 * n * sizes.target.l0, PROGRAM + size, self.load + 1 + work)
 
     def losses(self) -> Cost:
         """Cross-entropies of everything that is compared, on eval.ce_tokens test tokens."""
         sizes, n = self.sizes, min(self.cfg.eval.ce_tokens, self.sizes.tokens["test"])
         model = sizes.model
-        whole = 2.0 * model.n_layers * model.block_parameters + 2.0 * model.vocabulary * model.d_model
         size = memory.losses(model.size, sizes.target, n, max(LOGITS_TOKENS, sizes.context), sizes.context)
-        return Cost(n, 24 * n, PROGRAM + size, self._load + 8 * n * whole / (FORWARD * self.rates.gemm))
+        return Cost(n, 24 * n, PROGRAM + size, self.load + 8 * n * self.of_whole / (FORWARD * self.rates.gemm))
 
     def outputs(self) -> Cost:
         """What the output owes to the edges: a pass forward, one backward for each draw and one for the true tokens."""
         sizes, settings = self.sizes, self.cfg.verify
         n, model = min(settings.output_tokens, sizes.tokens["test"]), sizes.model
-        whole = 2.0 * model.n_layers * model.block_parameters + 2.0 * model.vocabulary * model.d_model
         size = memory.gradients(model.size, model.n_layers, SEQUENCES * sizes.context, sizes.context)
-        seconds = self._load + (2 + settings.draws) * n * whole / (FORWARD * self.rates.gemm)
+        size += memory.owed(sizes.target, EDGES * sizes.d_target, sizes.context) + 8.0 * self.shape.weights
+        seconds = self.load + (2 + settings.draws) * n * self.of_whole / (FORWARD * self.rates.gemm)
         return Cost(n, 32.0 * EDGES * sizes.d_target, PROGRAM + size, seconds)
 
     def examples(self, hook: int) -> Cost:
@@ -281,7 +315,7 @@ class Costs:
         others = len(kept.l1_alphas) if isinstance(self._solver, ExactSolver) and not self.shape.hidden else 0
         again = AGAIN * self.train().seconds + self.evaluate().seconds + self.edges().seconds
         looked_at = 2.0 * kept.ablated * kept.ablated_examples * 21 * 2 * sizes.context
-        ablated = 2 * self._load + looked_at * self._pass / (FORWARD * self.rates.gemm)
+        ablated = 2 * self.load + looked_at * self.of_pass / (FORWARD * self.rates.gemm)
         seconds = others * again + SHOWN * self._slower * cards + (ablated if kept.ablated else 0)
         edges = (1 + others) * EDGES * sizes.d_target
         size = memory.report(edges, cards, 56, (1 + others) * self.shape.weights) + self._split("test")

@@ -11,11 +11,17 @@ from typing import Any, NamedTuple
 from saelink.activations.cache import CacheStage
 from saelink.activations.tokens import TokensFacts, TokensStage
 from saelink.config.check import l1_alphas
+from saelink.config.schema import Config
 from saelink.config.size import gigabytes
 from saelink.errors import SaelinkError
+from saelink.evidence.consequences import ConsequencesStage
+from saelink.evidence.edge_removals import EdgeRemovalsStage
 from saelink.evidence.edges import EdgesStage
 from saelink.evidence.effectiveness import EffectivenessStage, has_outputs
 from saelink.evidence.evaluate import EvaluateStage
+from saelink.evidence.joint_effects import JointStage
+from saelink.evidence.logic_trials import LogicTrialsStage
+from saelink.evidence.pruned import PrunedStage
 from saelink.evidence.stability import StabilityStage, wanted
 from saelink.evidence.verify import MOST_PAIRS, VerdictsStage, VerifyStage
 from saelink.fit.products.dense import GramStage
@@ -27,7 +33,9 @@ from saelink.interventions.oracle import OracleStage
 from saelink.job import Job
 from saelink.latents.encode import EncodeStage
 from saelink.latents.examples import ExamplesStage
+from saelink.latents.link import moved_forms
 from saelink.model.describe import model_plan
+from saelink.plan.causal import CausalCosts
 from saelink.plan.costs import Cost, Costs
 from saelink.plan.rates import Rates
 from saelink.plan.sizes import sizes_of
@@ -109,18 +117,50 @@ def planned(job: Job, rates: Rates, look: bool = True) -> Planned:
     steps.add("edges", "logic, clusters", costs.edges(), lambda: EdgesStage(job).find())
     steps.add("report", "the page, penalties", costs.report(), lambda: None)
     if measurable(cfg):
-        for null in nulls_of(cfg):
-            steps.add("effects", null, costs.effects(True), partial(_null, job, null), "verify")
-        steps.add("verify", "against chance", costs.verdicts(), lambda: VerifyStage(job).find(), "verify")
-        if wanted(cfg):
-            steps.add("stability", "fits on halves", costs.stability(), lambda: StabilityStage(job).find(), "verify")
-        if has_outputs(cfg):
-            owed = costs.outputs()
-            steps.add("effectiveness", "of all edges", owed, lambda: EffectivenessStage(job).find(), "verify")
+        _verified(steps, job, costs)
     found = Planned(steps.steps, rates, remarks)
+    remarks += left_out(cfg)
     if look:
         _warn(job, found, costs)
     return found
+
+
+def left_out(cfg: Config) -> list[str]:
+    """In a line what this job would do besides and is not in its plan."""
+    lines: list[str] = []
+    if any(moved_forms(cfg)):
+        lines.append(f"link={cfg.link.name}: moved latents and effects through attention are not counted")
+    if cfg.experiment.names:
+        names = ", ".join(cfg.experiment.names)
+        lines.append(
+            f"experiment.names=[{names}]: an experiment's fits are not counted; it says their number when it runs"
+        )
+    return lines
+
+
+def _verified(steps: _Steps, job: Job, costs: Costs) -> None:
+    """What `saelink verify` adds."""
+    cfg, settings, tests = job.cfg, job.cfg.verify, CausalCosts(costs)
+    for null in nulls_of(cfg):
+        steps.add("effects", null, costs.effects(True), partial(_null, job, null), "verify")
+    steps.add("verify", "against chance", costs.verdicts(), lambda: VerifyStage(job).find(), "verify")
+    if wanted(cfg):
+        steps.add("stability", "fits on halves", costs.stability(), lambda: StabilityStage(job).find(), "verify")
+    if cfg.eval.data is None:
+        steps.add("logic_trials", "named logic", tests.logic_trials(), lambda: LogicTrialsStage(job).find(), "verify")
+        if settings.joint:
+            steps.add("joint", "several sources", tests.joint(), lambda: JointStage(job).find(), "verify")
+    if settings.consequences or settings.chosen:
+        lost = tests.consequences()
+        steps.add("consequences", "the next token", lost, lambda: ConsequencesStage(job).find(), "verify")
+    if has_outputs(cfg):
+        owed = costs.outputs()
+        steps.add("effectiveness", "of all edges", owed, lambda: EffectivenessStage(job).find(), "verify")
+        if settings.edges_checked:
+            removed = tests.edge_removals()
+            steps.add("edge_removals", "single edges", removed, lambda: EdgeRemovalsStage(job).find(), "verify")
+        if settings.pruned_tokens:
+            steps.add("pruned", "all but the best", tests.pruned(), lambda: PrunedStage(job).find(), "verify")
 
 
 def _counted(job: Job, remarks: list[str]) -> tuple[Artifact[Any] | None, Artifact[TokensFacts] | None]:

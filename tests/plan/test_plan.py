@@ -172,6 +172,37 @@ def test_a_finished_run_leaves_the_report_alone(saelink: Run) -> None:
     assert run["train"] and run["evaluate"] and run["gram"] and not run["report"]
 
 
+UNPLANNED = {"vocabulary", "top_tokens"}
+"""Stages of seconds at any width, within the time of evaluate."""
+
+
+def test_every_stage_that_run_and_verify_make_is_planned(saelink: Run, tmp_path: Path) -> None:
+    words = ["solver=exact", "l1_alpha=1e-3", "layer=1", "data.max_tokens=8000", "verify.tokens=600", "eval.ce=true"]
+    words += ["report.l1_alphas=[]", "report.ablated=0", "verify.consequences=2", "verify.edges_checked=2"]
+    words += ["verify.check_tokens=64", "verify.pruned_tokens=64"]
+    assert saelink("run", *words)[0] == 0 and saelink("verify", *words)[0] == 0
+    made = {artifact.stage for artifact in Store(tmp_path / "outputs").artifacts()}
+    steps = json.loads(saelink("plan", *words, "--json")[1])["steps"]
+    assert made - {step["stage"] for step in steps} == UNPLANNED
+    assert [step["stage"] for step in steps if not step["done"]] == ["report"]
+    assert all(step["memory_bytes"] > 0 for step in steps)
+
+
+@pytest.mark.parametrize(("connector", "stage"), [("nonlinear", "train"), ("mlp", "verdicts")])
+def test_what_is_dense_at_wide_dictionaries_is_planned_so(connector: str, stage: str, tmp_path: Path) -> None:
+    """32 bytes a weight of a fit by steps; 100 for each pair that a connector with hidden units claims."""
+    words = ["sae=gpt2-small-v5-32k", "layer=3", f"connector={connector}", "l1_alpha=0", f"runtime.outputs={tmp_path}"]
+    plan = planned(Job(saelink.api.configure(*words), Store(tmp_path)), REFERENCE, look=False)
+    memory = next(step.cost.memory for step in plan.steps if step.stage == stage)
+    assert memory > {"train": 32, "verdicts": 100}[stage] * 32768**2
+
+
+def test_what_is_not_counted_is_said(config: Callable[..., Config], store: Store) -> None:
+    remarks = planned(Job(config("link=ov", "layer=1", "experiment.names=[dense]"), store), REFERENCE).remarks
+    assert any("moved latents and effects through attention are not counted" in line for line in remarks)
+    assert any("an experiment's fits are not counted" in line for line in remarks)
+
+
 def test_a_mistake_is_one_line(saelink: Run) -> None:
     code, _, err = saelink("plan", "layer=7")
     assert code == 1 and "layer=7: the model has layers 0 to 1" in err and len(err.strip().splitlines()) == 1

@@ -74,7 +74,7 @@ def refused(each: Made, words: tuple[str, ...], config: Callable[..., Config], s
         each.build(Job(config(*words), store)).pull()
 
 
-OWN_WORDS = {"gram": "solver=exact: ", "effects": "verify: the effects of "}
+OWN_WORDS = {"gram": "solver=exact: "}
 
 
 def test_a_stage_that_cannot_be_held_is_refused_before_it_begins(
