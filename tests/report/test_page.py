@@ -14,6 +14,7 @@ import pytest
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.verify import VerifyStage
 from saelink.job import Job
+from saelink.report.notebook import Opened
 from saelink.report.render import PAGE_FILE
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
@@ -263,7 +264,7 @@ def test_labels_are_kept_saved_and_loaded(visit: Visit, downloads: Path, tmp_pat
 
 def test_an_example_is_text_with_its_values_on_demand(visit: Visit, report: Artifact) -> None:
     visit.go("#/target/7")
-    examples = pieces(report)["target/0"]["7"]["examples"]
+    examples = Opened(report).target(7).data["examples"]
     assert visit.one(".flowing mark").text == examples[0]["tokens"][examples[0]["at"]].strip()
     assert not visit.all("table.grid")
     visit.one(".example summary").send_keys("\n")

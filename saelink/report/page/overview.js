@@ -54,6 +54,9 @@ function partsBar(name, parts, total) {
   ];
 }
 
+const explained = (heading, pairs) =>
+  h("details", { class: "small" }, h("summary", {}, heading), h("dl", {}, pairs.map(([word, text]) => [h("dt", {}, word), h("dd", {}, text)])));
+
 const dashed = (word) => word.replaceAll(" ", "-");
 
 function logicBar(fit) {
@@ -104,7 +107,7 @@ function found(page, index) {
       "section",
       {},
       h("h2", {}, "Which edges hold in the model"),
-      ...(judged ? verdictBar(fit) : [h("p", { class: "dim" }, "Not measured: see below.")]),
+      ...(judged ? [...verdictBar(fit), explained("What the verdicts mean", Object.entries(VERDICTS))] : [h("p", { class: "dim" }, "Not measured: see below.")]),
     ),
   );
 }
@@ -122,11 +125,13 @@ function highlights(page, index) {
     const label = h("span", { class: "dim", title: meaning }, word);
     page.append(h("div", { class: "chips" }, label, latents.map(chip(kind))));
   }
+  const words = KINDS.filter(([kind]) => head.highlights[kind]?.length);
+  page.append(explained("What these words mean", words.map(([, word, meaning]) => [word, meaning])));
   const elbow = head.frontier.find((point) => point.elbow && point.fit !== null);
   if (!elbow) return;
   const label = h("span", { class: "dim", title: "kneedle on (log L1, validation MSE)" }, "Frontier's elbow");
-  const words = `l1_alpha ${digits(elbow.l1_alpha)}: FVU ${digits(elbow.fvu)}, ${count(elbow.n_edges)} edges`;
-  const link = h("a", { class: "chip", href: place("circuits", undefined, { fit: elbow.fit }) }, words);
+  const point = `l1_alpha ${digits(elbow.l1_alpha)}: FVU ${digits(elbow.fvu)}, ${count(elbow.n_edges)} edges`;
+  const link = h("a", { class: "chip", href: place("circuits", undefined, { fit: elbow.fit }) }, point);
   page.append(h("div", { class: "chips" }, label, link));
 }
 
