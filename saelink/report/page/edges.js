@@ -56,6 +56,13 @@ export function formula(all, edges, direct, index) {
   );
 }
 
+// What the verdicts of these edges mean; nothing where there are none.
+export function verdictsMean(edges) {
+  const used = Object.keys(VERDICTS).filter((verdict) => edges.some((e) => e.verdict === verdict));
+  const text = used.map((verdict) => `${verdict}: ${VERDICTS[verdict]}`).join("; ");
+  return text ? h("p", { class: "dim small" }, text + ".") : null;
+}
+
 export function edgeTable(edges, title) {
   const columns = [
     column(title, (e) => [nameLink(e.name, e.input), " ", quoted(e.token)]),
@@ -101,9 +108,7 @@ export function edgeTable(edges, title) {
     );
   }
   if (edges.some((e) => e.both !== undefined)) columns.push(figure("both active", (e) => count(e.both), "test tokens"));
-  const used = Object.keys(VERDICTS).filter((verdict) => edges.some((e) => e.verdict === verdict));
-  const meanings = used.map((verdict) => `${verdict}: ${VERDICTS[verdict]}`).join("; ");
-  return h("div", {}, table(columns, edges), meanings ? h("p", { class: "dim small" }, meanings + ".") : null);
+  return h("div", {}, table(columns, edges), verdictsMean(edges));
 }
 
 // Strong effects in the model that no edge stands for.

@@ -22,6 +22,8 @@ const KINDS = [
   ["outlier", "Outlier", "fires on first tokens, first delimiters or massive activations"],
 ];
 
+const ELBOW = "the penalty from which on less sparsity gains little error: kneedle on (log L1, validation MSE)";
+
 const LOGICS = ["copy", "or", "and", "and not", "dense", "unclear"];
 
 function title(page) {
@@ -126,10 +128,11 @@ function highlights(page, index) {
     page.append(h("div", { class: "chips" }, label, latents.map(chip(kind))));
   }
   const words = KINDS.filter(([kind]) => head.highlights[kind]?.length);
-  page.append(explained("What these words mean", words.map(([, word, meaning]) => [word, meaning])));
+  const told = words.map(([, word, meaning]) => [word, meaning]);
   const elbow = head.frontier.find((point) => point.elbow && point.fit !== null);
+  page.append(explained("What these words mean", elbow ? [...told, ["Frontier's elbow", ELBOW]] : told));
   if (!elbow) return;
-  const label = h("span", { class: "dim", title: "kneedle on (log L1, validation MSE)" }, "Frontier's elbow");
+  const label = h("span", { class: "dim", title: ELBOW }, "Frontier's elbow");
   const point = `l1_alpha ${digits(elbow.l1_alpha)}: FVU ${digits(elbow.fvu)}, ${count(elbow.n_edges)} edges`;
   const link = h("a", { class: "chip", href: place("circuits", undefined, { fit: elbow.fit }) }, point);
   page.append(h("div", { class: "chips" }, label, link));
