@@ -19,11 +19,32 @@ from pathlib import Path
 from typing import Any
 
 from saelink.config.schema import ReportConfig
+from saelink.evidence.verdicts import VERDICTS
 from saelink.report.render import DATA_FILE, packed, render
+from saelink.report.stored import edge_columns, edges_at
+from saelink.store.artifact import Artifact
 from saelink.store.store import Store
 
 TARGETS = 32_768
 RUNS = 5
+
+
+NO_EXAMPLES: dict[str, list[Any]] = {"kind": [], "place": [], "value": [], "values": []}
+
+
+def repeated_edges(read: dict[str, Any], kind: str, size: int, d: int) -> dict[str, bytes]:
+    """The edges of a kind, those of latent n being those of n modulo d."""
+    rows: dict[int, list[dict[str, Any]]] = {}
+    shown = 1
+    for name, columns in read.items():
+        if name.split("/")[0] == kind:
+            shown = columns["shown"]
+            rows |= {latent: edges_at(columns, latent, VERDICTS) or [] for latent in columns["latent"]}
+    found = {}
+    for first in range(0, TARGETS, size):
+        here = {latent: rows[latent % d] for latent in range(first, min(first + size, TARGETS)) if latent % d in rows}
+        found[f"{kind}/{first // size}"] = packed(edge_columns(here, VERDICTS, shown))
+    return found
 
 
 def enlarged(data: Path) -> bytes:
@@ -35,14 +56,19 @@ def enlarged(data: Path) -> bytes:
     times = -(-TARGETS // d)
     pieces: dict[str, bytes] = {"ablations/target": packed(read.get("ablations/target", {}))}
     kept = ReportConfig().cards
-    for kind in {name.split("/")[0] for name in read if "/" in name} - {"ablations", "experiment"}:
+    pieces |= {name: packed(piece) for name, piece in read.items() if name.startswith("text/")}
+    kinds = {name.split("/")[0] for name in read if "/" in name} - {"ablations", "experiment", "text"}
+    for kind in kinds:
+        if kind.startswith(("edges", "feeds")):
+            pieces |= repeated_edges(read, kind, size, d)
+            continue
         whole = {k: v for name, piece in read.items() if name.split("/")[0] == kind for k, v in piece.items()}
         for first in range(0, TARGETS, size):
             piece = {}
             for latent in range(first, min(first + size, TARGETS)):
                 entry = whole.get(str(latent % d))
                 if isinstance(entry, dict) and latent >= kept:
-                    entry = {**entry, "examples": []} if "examples" in entry else dict(entry)
+                    entry = {**entry, "examples": NO_EXAMPLES} if "examples" in entry else dict(entry)
                     entry.pop("beside", None)
                 if entry is not None:
                     piece[str(latent)] = entry
@@ -60,12 +86,31 @@ def enlarged(data: Path) -> bytes:
     return render(head, pieces)
 
 
+def sizes(report: Artifact[Any]) -> dict[str, Any]:
+    """The size of a report's page, and what its edges and texts take of it, before base64."""
+    with zipfile.ZipFile(report.file(DATA_FILE)) as archive:
+        bytes_of: dict[str, int] = {}
+        for info in archive.infolist():
+            kind = info.filename.split("/")[0].split(".")[0].rstrip("0123456789")
+            bytes_of[kind] = bytes_of.get(kind, 0) + info.file_size
+        names = [name for name in archive.namelist() if name.startswith("edges")]
+        edges = sum(len(json.loads(gzip.decompress(archive.read(name)))["number"]) for name in names)
+    return {
+        "report": report.key,
+        "megabytes": round(report.facts["bytes"] / 1e6, 1),
+        "edges": edges,
+        "bytes an edge": round(bytes_of["edges"] / max(edges, 1), 2),
+        "megabytes of data": {kind: round(size / 1e6, 2) for kind, size in sorted(bytes_of.items())},
+    }
+
+
 def main() -> None:
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
     reports = [artifact for artifact in Store("outputs").artifacts() if artifact.stage == "report"]
-    page = enlarged(reports[-1].file(DATA_FILE))
+    newest = max(reports, key=lambda report: report.manifest["provenance"]["made"])
+    page = enlarged(newest.file(DATA_FILE))
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     assert chromium and driver, "needs Chromium and its driver"
     rows: list[dict[str, float]] = []
@@ -100,10 +145,20 @@ def main() -> None:
             row["list of circuits"] = until("document.querySelector('main h1')?.textContent === 'Circuits'")
             browser.execute_script("location.hash = '#/target/20000'")
             row["a card"] = until("document.querySelector('main h1')?.textContent.startsWith('OF20000')")
+            browser.execute_cdp_cmd("HeapProfiler.collectGarbage", {})
+            heap = browser.execute_cdp_cmd("Runtime.getHeapUsage", {})
+            row["heap, megabytes"] = heap["usedSize"] / 1e6
             rows.append(row)
             browser.quit()
     result = {name: round(statistics.median(row[name] for row in rows), 3) for name in rows[0]}
-    result = {"targets": TARGETS, "megabytes": round(len(page) / 1e6, 1), "seconds, median of 5": result}
+    heap = result.pop("heap, megabytes")
+    result = {
+        "page as it is": sizes(newest),
+        "targets": TARGETS,
+        "megabytes": round(len(page) / 1e6, 1),
+        "megabytes of the script's heap after a card": heap,
+        "seconds, median of 5": result,
+    }
     print(json.dumps(result, indent=1))
     Path(__file__).with_name("page.json").write_text(json.dumps(result, indent=1) + "\n")
 

@@ -15,7 +15,7 @@ from saelink.evidence.frontier import kneedle
 from saelink.evidence.hidden_units import CLASSES, HiddenUnitsStage, load_hidden
 from saelink.evidence.saturation import reason
 from saelink.evidence.transcoder import TRANSCODER_FILE, TranscoderStage
-from saelink.evidence.verdicts import VERDICTS
+from saelink.evidence.verdicts import MIN_ABLATED, VERDICTS
 from saelink.fit.train import HISTORY_FILE, TrainFacts
 from saelink.interventions.effects import measurable
 from saelink.interventions.oracle import OracleStage
@@ -100,6 +100,7 @@ class Overview:
                 for fit in self.fits
             ],
             "verdicts": list(VERDICTS),
+            "min_ablated": MIN_ABLATED,
             "verified": self._verified(),
             "verify": f"saelink verify layer={cfg.layer}" if measurable(cfg) else None,
             "has_hidden": self.wiring.has_hidden,

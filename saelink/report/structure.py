@@ -243,6 +243,8 @@ class Head(TypedDict):
     fits: list[dict[str, Any]]
     verdicts: list[str]
     """The words for an edge that edges.claim and its like are told by, in their order."""
+    min_ablated: int
+    """Tokens that a source must have been ablated on for a verdict."""
     verified: list[dict[str, Any]]
     verify: str | None
     """The command that makes verdicts, where they can be made."""

@@ -43,7 +43,7 @@ def test_other_connectors_stand_beside_it(world: World, tmp_path: Path) -> None:
     for number, (fit, column) in enumerate(zip(fits, found["index"]["fits"], strict=True)):
         assert sum(n or 0 for n in column["n_edges"]) > 0, fit["name"]
         assert found[f"circuit{number}/0"]
-    assert any(edge["name"].startswith("H") for c in found["circuit3/0"].values() for edge in c["edges"])
+    assert any(number >= fits[3]["direct"] for number in found["edges3/0"]["number"]), "hidden units"
 
 
 def test_what_is_on_the_page_already_is_there_once(world: World, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.verify import VerifyStage
 from saelink.job import Job
+from saelink.report.notebook import Opened
 from saelink.report.render import PAGE_FILE
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
@@ -263,7 +264,7 @@ def test_labels_are_kept_saved_and_loaded(visit: Visit, downloads: Path, tmp_pat
 
 def test_an_example_is_text_with_its_values_on_demand(visit: Visit, report: Artifact) -> None:
     visit.go("#/target/7")
-    examples = pieces(report)["target/0"]["7"]["examples"]
+    examples = Opened(report).target(7).data["examples"]
     assert visit.one(".flowing mark").text == examples[0]["tokens"][examples[0]["at"]].strip()
     assert not visit.all("table.grid")
     visit.one(".example summary").send_keys("\n")
@@ -284,6 +285,80 @@ def test_two_connectors_side_by_side(visit: Visit, report: Artifact) -> None:
     visit.one("#with option[value='2']").click()
     visit.wait(lambda: "with=2" in visit.here and "l1_alpha 0.03" in visit.one("main section:nth-of-type(2) h2").text)
     assert visit.focused.get_attribute("id") == "with"
+    assert visit.complaints() == []
+
+
+CHOICES = [
+    ("#/circuits", "fit"), ("#/circuits", "logic"), ("#/circuits?logic=unclear", "why"), ("#/circuits", "verdict"),
+    ("#/circuits", "fvu"), ("#/circuits", "effect"), ("#/circuits", "mine"), ("#/sources", "mine"),
+    ("#/target/7", "fit"), ("#/compare/7", "fit"), ("#/compare/7?with=1", "with"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "name"), CHOICES)
+def test_a_choice_is_made_by_keyboard(visit: Visit, where: str, name: str) -> None:
+    visit.go(where)
+    before = visit.here
+    visit.run("arguments[0].focus()", visit.one(f"main #{name}"))
+    visit.press("ARROW_DOWN")
+    visit.wait(lambda: visit.here != before and f"{name}=" in visit.here)
+    visit.wait(lambda: visit.focused.get_attribute("id") == name)
+    assert visit.complaints() == []
+
+
+CONTROLS = """
+const own = (e) => e.getAttribute("aria-label") || e.labels?.[0]?.textContent || e.textContent || e.title;
+const seen = (e) => e.getClientRects().length > 0;
+const all = [...document.querySelectorAll("a, button, input, select, textarea, summary, [role=button], [tabindex]")];
+const shown = all.filter((e) => seen(e) && e.id !== "main");
+return shown.map((e) => [e.outerHTML.slice(0, 90), e.tabIndex, own(e).trim()]);
+"""
+
+HIDDEN = """
+const told = document.querySelector("main").textContent;
+const where = "main th[title], main [class^='v-'][title], main .chips [title], main li[title]";
+const titles = [...document.querySelectorAll(where)].map((e) => e.title.replace(/^[a-z ]+: /, ""));
+return titles.filter((title) => !told.includes(title));
+"""
+
+
+@pytest.mark.parametrize("where", VIEWS)
+def test_every_control_has_a_name_and_what_titles_say_is_there_without_a_mouse(visit: Visit, where: str) -> None:
+    visit.go(where)
+    controls = visit.run(CONTROLS)
+    assert len(controls) > 8
+    assert [html for html, index, name in controls if index < 0 or not name] == []
+    assert visit.run(HIDDEN) == []
+    reached = set()
+    for _ in range(30):
+        visit.press("TAB")
+        reached.add(visit.focused.get_attribute("outerHTML")[:90])
+    assert len(reached & {html for html, _, _ in controls}) >= min(8, len(controls)), "Tab goes through them"
+
+
+def test_neighbours_notes_and_the_rest_by_keyboard(visit: Visit) -> None:
+    visit.go("#/target/7")
+    for key, name in (("next", "OF8"), ("previous", "OF7")):
+        visit.one(f"#{key}").send_keys("\n")
+        visit.at(name)
+    visit.one("#note").send_keys("a note", "\t")
+    visit.wait(lambda: "kept in this browser" in visit.text)
+    visit.one("#star").send_keys(" ")
+    assert visit.one("#star").text.startswith("★")
+    visit.one("#star").send_keys("\n")
+    assert visit.one("#star").text.startswith("☆")
+    visit.run("localStorage.clear()")
+    before = visit.one("svg.diagram").get_dom_attribute("viewBox")
+    visit.one("#OF7-out").send_keys(" ")
+    assert visit.one("svg.diagram").get_dom_attribute("viewBox") != before
+    visit.one("#OF7-all").send_keys("\n")
+    assert visit.one("svg.diagram").get_dom_attribute("viewBox") == before
+    for menu, title in (("sources", "Source latents"), ("outliers", "Outlier latents"), ("circuits", "Circuits")):
+        visit.one(f"#menu-{menu}").send_keys("\n")
+        visit.at(title)
+    assert visit.one("#menu-circuits").get_attribute("aria-current") == "page"
+    visit.one("main .columns-mean summary").send_keys("\n")
+    assert "squared error over variance" in visit.one("main .columns-mean dl").text
     assert visit.complaints() == []
 
 

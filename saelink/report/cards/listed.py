@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from saelink.evidence.logic import MIN_TOKENS, READ
-from saelink.evidence.verdicts import VERDICTS, VERDICTS_FILE
+from saelink.evidence.verdicts import REFUTED, VERDICTS, VERDICTS_FILE
 from saelink.report.cards.wiring import Wiring
 from saelink.report.structure import FitColumns
 
@@ -17,6 +17,10 @@ RARE = 2 * MIN_TOKENS
 
 POOR = 0.5
 """FVU from which on a target is badly predicted."""
+
+
+REFUTED_SHARE = 0.5
+"""Of what all its sources add, the share above which refuted edges are a reason."""
 
 
 class Listed:
@@ -89,6 +93,11 @@ class Listed:
         elif fvu > POOR:
             reasons.append("poor")
         adds = weights.abs().double() * wiring.input_totals[sources.long()]
+        if self._judged is not None:
+            said = [wiring.verdict(number, latent).get("verdict") for number in sources.tolist()]
+            gone = torch.tensor([verdict in REFUTED for verdict in said])
+            if adds[gone].sum() > REFUTED_SHARE * adds.sum():
+                reasons.append("refuted")
         if adds.sum() ** 2 > READ * adds.square().sum():
             reasons.append("many")
         return " ".join(reasons) or "apart"

@@ -1,7 +1,7 @@
 // Two connectors side by side on one target: what each makes it from, and the terms that they share.
 
 import { choice, column, figure, h, nowhere, quoted, signed, table } from "./dom.js";
-import { verdictMark } from "./edges.js";
+import { verdictMark, verdictsMean } from "./edges.js";
 import { count, counted, digits, share, weight } from "./format.js";
 import { logicParts } from "./logic.js";
 import { nameLink, readIndex } from "./names.js";
@@ -84,6 +84,7 @@ function together(ones, others, a, b) {
       ],
       names.slice(0, STRONGEST),
     ),
+    verdictsMean([...ones.values(), ...others.values()]) ?? "",
   ];
 }
 

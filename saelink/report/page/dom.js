@@ -29,11 +29,24 @@ export const commas = (items, shown) => items.map((item, i) => [i ? ", " : "", s
 export const column = (name, cell, title) => ({ name, cell, title, class: null });
 export const figure = (name, cell, title) => ({ name, cell, title, class: "n" });
 
+// What columns mean, for those who have no mouse to point at their titles with.
+export function meanings(columns) {
+  const told = columns.filter((c) => c.title && c.name);
+  if (!told.length) return null;
+  return h(
+    "details",
+    { class: "small columns-mean" },
+    h("summary", {}, "What the columns mean"),
+    h("dl", {}, told.map((c) => [h("dt", {}, c.name), h("dd", {}, c.title)])),
+  );
+}
+
 export function table(columns, rows) {
   const header = columns.map((c) => h("th", { class: c.class, scope: "col", title: c.title }, c.name));
   const cells = (row) => columns.map((c) => h("td", { class: c.class }, c.cell(row)));
   const body = rows.map((row) => h("tr", { class: row.own ? "own" : null }, cells(row)));
-  return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, header)), h("tbody", {}, body)));
+  const whole = h("table", {}, h("thead", {}, h("tr", {}, header)), h("tbody", {}, body));
+  return h("div", {}, h("div", { class: "scroll" }, whole), meanings(columns));
 }
 
 // A labelled choice among pairs of value and text.

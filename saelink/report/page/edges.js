@@ -3,13 +3,14 @@
 import { column, figure, h, quoted, signed, table } from "./dom.js";
 import { count, digits, percent, rise, share, sign, told, weight } from "./format.js";
 import { nameLink } from "./names.js";
+import { head } from "./pieces.js";
 
 export const VERDICTS = {
   confirmed: "ablating the source in the model has at least half the claimed effect",
   weaker: "less than half of it",
   "no effect": "less than a tenth of it",
   opposite: "the other sign",
-  unclear: "the sign differs between halves of the documents, or the source is rare",
+  unclear: `the sign differs between halves of the documents, or the source was ablated on fewer than ${head.min_ablated} tokens`,
   faint: "claims under 1% of the target's mean activation",
 };
 
@@ -55,6 +56,13 @@ export function formula(all, edges, direct, index) {
   );
 }
 
+// What the verdicts of these edges mean; nothing where there are none.
+export function verdictsMean(edges) {
+  const used = Object.keys(VERDICTS).filter((verdict) => edges.some((e) => e.verdict === verdict));
+  const text = used.map((verdict) => `${verdict}: ${VERDICTS[verdict]}`).join("; ");
+  return text ? h("p", { class: "dim small" }, text + ".") : null;
+}
+
 export function edgeTable(edges, title) {
   const columns = [
     column(title, (e) => [nameLink(e.name, e.input), " ", quoted(e.token)]),
@@ -89,20 +97,18 @@ export function edgeTable(edges, title) {
     columns.push(
       figure(
         "effectiveness",
-        (e) => digits(e.effectiveness, 2),
-        "divergence of the model's prediction without what the edge writes, second order, nats a token",
+        (e) => (e.helpfulness_error ? digits(e.effectiveness, 2) : "–"),
+        "divergence of the model's prediction without what the edge writes, second order, nats a token; – where it was never active",
       ),
       figure(
         "helpfulness",
-        (e) => (e.helpfulness === undefined ? "–" : signed(e.helpfulness, digits(e.helpfulness, 2))),
+        (e) => (!e.helpfulness_error ? "–" : signed(e.helpfulness, digits(e.helpfulness, 2))),
         "rise of the loss without it, first order, nats a token; below 0 the edge harms",
       ),
     );
   }
   if (edges.some((e) => e.both !== undefined)) columns.push(figure("both active", (e) => count(e.both), "test tokens"));
-  const used = Object.keys(VERDICTS).filter((verdict) => edges.some((e) => e.verdict === verdict));
-  const meanings = used.map((verdict) => `${verdict}: ${VERDICTS[verdict]}`).join("; ");
-  return h("div", {}, table(columns, edges), meanings ? h("p", { class: "dim small" }, meanings + ".") : null);
+  return h("div", {}, table(columns, edges), verdictsMean(edges));
 }
 
 // Strong effects in the model that no edge stands for.

@@ -11,7 +11,7 @@ export function digits(value, n = 3) {
   if (!given(value) || Number.isNaN(value)) return "–";
   if (value === 0) return "0";
   const size = Math.abs(value);
-  return size >= 1e-3 && size < 1e5 ? String(Number(value.toPrecision(n))) : value.toExponential(n - 1);
+  return size >= 1e-3 && size < 1e5 ? String(Number(value.toPrecision(n))) : Number(value.toPrecision(n)).toExponential();
 }
 
 export const percent = (value) => (given(value) ? (100 * value).toFixed(value && value < 0.1 ? 1 : 0) + "%" : "–");

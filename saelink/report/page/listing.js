@@ -1,6 +1,6 @@
 // A long table: sorted by its headers, filtered, in pages, walked by keyboard, saved as CSV.
 
-import { h } from "./dom.js";
+import { h, meanings } from "./dom.js";
 import { csvLine, download } from "./download.js";
 import { count, given } from "./format.js";
 import { go, place, route } from "./route.js";
@@ -94,5 +94,6 @@ export function listing({ name, kind, columns, rows, standing, filters, aside })
       ),
     ),
     pager(ordered.length, from),
+    meanings(seen),
   );
 }

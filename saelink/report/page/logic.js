@@ -64,7 +64,7 @@ function silence({ leader, inputs, silent, fires }) {
 // Only what ablations in the model confirm is set in bold.
 const STANDING = {
   true: ["b", " Confirmed: ablating each of these sources changes it as claimed."],
-  false: ["span", " Not confirmed: not all of these edges are, see below."],
+  false: ["span", " Not confirmed: by single ablations not every one of these edges is, see the verdicts below."],
   undefined: ["span", " Unverified: read from which sources are active, not from ablations."],
 };
 

@@ -22,6 +22,8 @@ const KINDS = [
   ["outlier", "Outlier", "fires on first tokens, first delimiters or massive activations"],
 ];
 
+const ELBOW = "the penalty from which on less sparsity gains little error: kneedle on (log L1, validation MSE)";
+
 const LOGICS = ["copy", "or", "and", "and not", "dense", "unclear"];
 
 function title(page) {
@@ -53,6 +55,9 @@ function partsBar(name, parts, total) {
     h("ul", { class: "legend small" }, parts.map(legend)),
   ];
 }
+
+const explained = (heading, pairs) =>
+  h("details", { class: "small" }, h("summary", {}, heading), h("dl", {}, pairs.map(([word, text]) => [h("dt", {}, word), h("dd", {}, text)])));
 
 const dashed = (word) => word.replaceAll(" ", "-");
 
@@ -104,7 +109,7 @@ function found(page, index) {
       "section",
       {},
       h("h2", {}, "Which edges hold in the model"),
-      ...(judged ? verdictBar(fit) : [h("p", { class: "dim" }, "Not measured: see below.")]),
+      ...(judged ? [...verdictBar(fit), explained("What the verdicts mean", Object.entries(VERDICTS))] : [h("p", { class: "dim" }, "Not measured: see below.")]),
     ),
   );
 }
@@ -122,11 +127,14 @@ function highlights(page, index) {
     const label = h("span", { class: "dim", title: meaning }, word);
     page.append(h("div", { class: "chips" }, label, latents.map(chip(kind))));
   }
+  const words = KINDS.filter(([kind]) => head.highlights[kind]?.length);
+  const told = words.map(([, word, meaning]) => [word, meaning]);
   const elbow = head.frontier.find((point) => point.elbow && point.fit !== null);
+  page.append(explained("What these words mean", elbow ? [...told, ["Frontier's elbow", ELBOW]] : told));
   if (!elbow) return;
-  const label = h("span", { class: "dim", title: "kneedle on (log L1, validation MSE)" }, "Frontier's elbow");
-  const words = `l1_alpha ${digits(elbow.l1_alpha)}: FVU ${digits(elbow.fvu)}, ${count(elbow.n_edges)} edges`;
-  const link = h("a", { class: "chip", href: place("circuits", undefined, { fit: elbow.fit }) }, words);
+  const label = h("span", { class: "dim", title: ELBOW }, "Frontier's elbow");
+  const point = `l1_alpha ${digits(elbow.l1_alpha)}: FVU ${digits(elbow.fvu)}, ${count(elbow.n_edges)} edges`;
+  const link = h("a", { class: "chip", href: place("circuits", undefined, { fit: elbow.fit }) }, point);
   page.append(h("div", { class: "chips" }, label, link));
 }
 

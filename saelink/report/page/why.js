@@ -3,6 +3,7 @@
 export const WHY = {
   none: ["no edge", "no edge leads into it: nothing predicts it at this penalty"],
   rare: ["fires too rarely", "it fires on too few test tokens for the counts to be believed"],
+  refuted: ["edges refuted", "ablating the sources that add most in the model shows no such edge, so none of them is named"],
   many: ["many sources", "no few of its sources add most of the prediction"],
   oracle: ["oracle poor too", "the true computation between the SAEs does not predict it either: what makes it fire is not in the source SAE's latents"],
   poor: ["badly predicted", "the connector explains less than half of its variance, though the true computation between the SAEs does better"],

@@ -32,7 +32,7 @@ test("digits: as many as asked for, an exponent far from 1", () => {
   );
   assert.deepEqual(
     [1e5, 0.000999, -2e-7].map((v) => digits(v, 2)),
-    ["1.0e+5", "1.0e-3", "-2.0e-7"],
+    ["1e+5", "1e-3", "-2e-7"],
   );
 });
 
