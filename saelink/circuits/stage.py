@@ -31,6 +31,8 @@ class LayersGraphFacts(TypedDict):
     """The graph's name, and its file's."""
     nodes: int
     links: int
+    groups: int
+    """Supernodes of latents with the same links."""
     next: list[tuple[str, float]]
     """The likeliest next tokens and their probabilities."""
     replacement: float
@@ -54,7 +56,7 @@ class LayersGraphStage(JobStage[LayersGraphFacts]):
     """
 
     name = "layers_graph"
-    version = 1
+    version = 2
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -75,6 +77,7 @@ class LayersGraphStage(JobStage[LayersGraphFacts]):
             "edges": cfg.circuit.edges.name,
             "attention": cfg.circuit.attention,
             "nodes": cfg.circuit.nodes,
+            "alike": cfg.circuit.alike,
             "logits": settings.logits,
             "shares": [settings.logit_share, settings.node_share, settings.edge_share],
             "prepend_bos": cfg.data.prepend_bos,
@@ -120,6 +123,7 @@ class LayersGraphStage(JobStage[LayersGraphFacts]):
             "slug": slug,
             "nodes": len(document["nodes"]),
             "links": len(document["links"]),
+            "groups": len(writer.groups),
             "next": [
                 (writer.text(token), round(p, 4))
                 for token, p in zip(gradients.tokens, gradients.probabilities, strict=True)

@@ -115,6 +115,7 @@ def test_mistakes_of_circuits_get_one_line(saelink: Run) -> None:
         (["circuit", "OF999@L1"], "circuit: OF999@L1: there are 48 latents, from 0"),
         (["graph", PROMPT, "link=block"], "link=block: with layers=... the MLP's own link is taken"),
         (["graph", PROMPT, "circuit.nodes=0"], "circuit.nodes=0 must be at least 1"),
+        (["graph", PROMPT, "circuit.alike=0"], "circuit.alike=0.0 must be above 0 and at most 1"),
     ):
         code, _, err = saelink(*words, *SETTINGS)
         assert code == 1 and said in err and len(err.strip().splitlines()) == 1, (words, err)
