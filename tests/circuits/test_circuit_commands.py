@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +137,25 @@ def test_from_python(config: Callable[..., Config]) -> None:
     circuit = library.circuit(replace(cfg, circuit=replace(cfg.circuit, sequences=2, steps=1)), "OF5@L1", quiet)
     assert circuit.facts["latent"] == "OF5@L1"
     assert "by the graph" in repr(found) and "what leads to it" in repr(circuit) and "next" in repr(graph)
+
+
+def test_circuit_tracer_reads_the_file(saelink: Run) -> None:
+    """By its own schema, where it is installed (`pip install --no-deps circuit-tracer==0.5.0`)."""
+    package = importlib.util.find_spec("circuit_tracer")
+    if package is None or package.origin is None:
+        pytest.skip("circuit-tracer is not installed")
+    place = Path(package.origin).parent / "frontend" / "graph_models.py"
+    spec = importlib.util.spec_from_file_location("graph_models", place)
+    assert spec is not None and spec.loader is not None
+    models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(models)
+    assert saelink("graph", PROMPT, *SETTINGS, "graph.node_share=0.99", "circuit.alike=0.5")[0] == 0
+    facts = made("layers_graph").facts
+    document = made("layers_graph").json(f"{facts['slug']}.json")
+    read = json.loads(models.Model.model_validate(document).model_dump_json())
+    assert len(read["qParams"]["supernodes"]) == facts["groups"] > 0
+    ids = {node["node_id"] for node in read["nodes"]}
+    assert all(set(members) <= ids for _, *members in read["qParams"]["supernodes"])
+    assert read["links"] == document["links"] and len(read["nodes"]) == facts["nodes"]
+    for mine, theirs in zip(document["nodes"], read["nodes"], strict=True):
+        assert {name: mine[name] for name in theirs} == theirs
