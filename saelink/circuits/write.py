@@ -14,6 +14,7 @@ from saelink.circuits.influence import Influence, Kept
 from saelink.circuits.layers import LayerJobs
 from saelink.circuits.nodes import LayerNames, Node, node_of
 from saelink.circuits.prompt import Prompt
+from saelink.circuits.supernodes import supernodes_of
 from saelink.share.graph.write import cantor
 
 ROWS = {"attn": 0, "attn_error": 0, "source": 1, "source_error": 1, "mlp": 2, "mlp_error": 2}
@@ -43,6 +44,7 @@ class LayeredWriter:
         self._tokens = jobs.job.vocabulary
         self.nodes = {int(index): node_of(prompt, int(index)) for index in kept.nodes}
         self.ids = {index: self._id(node) for index, node in self.nodes.items()}
+        self.groups = supernodes_of(self.nodes, kept, influence, jobs.job.cfg.circuit.alike)
 
     def _row(self, node: Node) -> str:
         if node.kind == "token":
@@ -142,7 +144,16 @@ class LayeredWriter:
         }
         return {
             "metadata": metadata,
-            "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
+            "qParams": {
+                "pinnedIds": [],
+                "supernodes": [
+                    [f"{self.label(group[0])} and {len(group) - 1} more", *(self.ids[index] for index in group)]
+                    for group in self.groups
+                ],
+                "linkType": "both",
+                "clickedId": "",
+                "sg_pos": "",
+            },
             "nodes": [self.node(index) for index in self.nodes],
             "links": [
                 {"source": self.ids[s], "target": self.ids[t], "weight": w}

@@ -170,6 +170,8 @@ def _check_graphs(cfg: Config) -> None:
     for name in ("logit_share", "node_share", "edge_share"):
         if not 0 < getattr(cfg.graph, name) <= 1:
             raise SaelinkError(f"graph.{name}={getattr(cfg.graph, name)} must be above 0 and at most 1")
+    if not 0 < circuit.alike <= 1:
+        raise SaelinkError(f"circuit.alike={circuit.alike} must be above 0 and at most 1")
 
 
 def _check_model(model: ModelConfig) -> None:

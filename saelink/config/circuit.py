@@ -26,6 +26,9 @@ class CircuitConfig:
     """Latents of attn_out, and what heads move into them; false leaves attention's output unexplained."""
     nodes: int = 2000
     """At most this many latents and errors are kept in a graph."""
+    alike: float = 0.8
+    """Latents of the same hook, layer and token are one supernode of a prompt's graph where the cosines between their
+    incoming and between their outgoing links are at least so much; 1 leaves each by itself."""
     inputs: int = 4
     """circuit: what is kept of what leads into a latent, and of what a latent leads to."""
     steps: int = 4

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -115,6 +117,7 @@ def test_mistakes_of_circuits_get_one_line(saelink: Run) -> None:
         (["circuit", "OF999@L1"], "circuit: OF999@L1: there are 48 latents, from 0"),
         (["graph", PROMPT, "link=block"], "link=block: with layers=... the MLP's own link is taken"),
         (["graph", PROMPT, "circuit.nodes=0"], "circuit.nodes=0 must be at least 1"),
+        (["graph", PROMPT, "circuit.alike=0"], "circuit.alike=0.0 must be above 0 and at most 1"),
     ):
         code, _, err = saelink(*words, *SETTINGS)
         assert code == 1 and said in err and len(err.strip().splitlines()) == 1, (words, err)
@@ -134,3 +137,25 @@ def test_from_python(config: Callable[..., Config]) -> None:
     circuit = library.circuit(replace(cfg, circuit=replace(cfg.circuit, sequences=2, steps=1)), "OF5@L1", quiet)
     assert circuit.facts["latent"] == "OF5@L1"
     assert "by the graph" in repr(found) and "what leads to it" in repr(circuit) and "next" in repr(graph)
+
+
+def test_circuit_tracer_reads_the_file(saelink: Run) -> None:
+    """By its own schema, where it is installed (`pip install --no-deps circuit-tracer==0.5.0`)."""
+    package = importlib.util.find_spec("circuit_tracer")
+    if package is None or package.origin is None:
+        pytest.skip("circuit-tracer is not installed")
+    place = Path(package.origin).parent / "frontend" / "graph_models.py"
+    spec = importlib.util.spec_from_file_location("graph_models", place)
+    assert spec is not None and spec.loader is not None
+    models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(models)
+    assert saelink("graph", PROMPT, *SETTINGS, "graph.node_share=0.99", "circuit.alike=0.5")[0] == 0
+    facts = made("layers_graph").facts
+    document = made("layers_graph").json(f"{facts['slug']}.json")
+    read = json.loads(models.Model.model_validate(document).model_dump_json())
+    assert len(read["qParams"]["supernodes"]) == facts["groups"] > 0
+    ids = {node["node_id"] for node in read["nodes"]}
+    assert all(set(members) <= ids for _, *members in read["qParams"]["supernodes"])
+    assert read["links"] == document["links"] and len(read["nodes"]) == facts["nodes"]
+    for mine, theirs in zip(document["nodes"], read["nodes"], strict=True):
+        assert {name: mine[name] for name in theirs} == theirs

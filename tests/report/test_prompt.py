@@ -55,7 +55,7 @@ def test_a_graph_is_walked_by_mouse_and_keyboard(browser: Any, world: World, tmp
 
 def test_a_graph_over_layers_has_columns_for_each(browser: Any, world: World, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    cfg = world.config(tmp_path, "layers=all", "circuit.edges=gradient", "graph.node_share=0.99")
+    cfg = world.config(tmp_path, "layers=all", "circuit.edges=gradient", "graph.node_share=0.99", "circuit.alike=1")
     cfg.graph.prompt = "the old king sat on the mat"
     job = Job(cfg, store)
     graph, page = LayersGraphStage(job).pull(), GraphPageStage(job).pull()
@@ -69,4 +69,33 @@ def test_a_graph_over_layers_has_columns_for_each(browser: Any, world: World, tm
     visit.press("ENTER")
     visit.wait(lambda: visit.all("main h2"))
     assert "of what leads to it is error" in visit.text and "completeness" in visit.text
+    assert visit.complaints() == []
+
+
+def test_supernodes_are_taken_apart(browser: Any, world: World, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    cfg = world.config(tmp_path, "layers=all", "circuit.edges=gradient", "graph.node_share=0.99", "circuit.alike=0.5")
+    cfg.graph.prompt = "the old king sat on the mat"
+    job = Job(cfg, store)
+    graph, page = LayersGraphStage(job).pull(), GraphPageStage(job).pull()
+    document = graph.json(f"{graph.facts['slug']}.json")
+    groups = document["qParams"]["supernodes"]
+    assert len(groups) == graph.facts["groups"] > 0
+    visit = Visit(browser, page.file(page.facts["file"]))
+    visit.go("")
+    visit.all("#links option")[-1].click()
+    visit.wait(lambda: visit.all('[data-box="group 0"]'))
+    members = groups[0][1:]
+    assert not visit.all(f'[data-box="{members[0]}"]')
+    box = visit.one('[data-box="group 0"]')
+    visit.run("arguments[0].focus()", box)
+    visit.press("ENTER")
+    visit.wait(lambda: visit.all(".members li"))
+    assert len(visit.all(".members li")) == len(members)
+    button = next(each for each in visit.all("main button") if each.text == "Take apart")
+    button.click()
+    visit.wait(lambda: visit.all(f'[data-box="{members[0]}"]'))
+    assert not visit.all('[data-box="group 0"]')
+    visit.all("#groups option")[0].click()
+    visit.wait(lambda: visit.all('[data-box="group 0"]'))
     assert visit.complaints() == []

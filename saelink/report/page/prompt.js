@@ -3,9 +3,14 @@
 import { diagram } from "./diagram.js";
 import { choice, figure, column, h, signed, table } from "./dom.js";
 import { digits, given, visible } from "./format.js";
+import { folded, groupsOf } from "./supernodes.js";
 
 const graph = JSON.parse(document.getElementById("graph").textContent);
-const nodes = new Map(graph.nodes.map((node) => [node.node_id, node]));
+
+// Latents with the same links are one box until it is taken apart.
+const groups = groupsOf(graph);
+const apart = new Set();
+let { single, nodes, links: linked, into } = folded(graph, groups, apart);
 
 const WIDE = 132;
 const ROW = 42;
@@ -45,22 +50,19 @@ function name(node) {
 }
 const clipped = (text) => (text.length > 19 ? text.slice(0, 18) + "…" : text);
 
-// What all links into a node come to: weights into latents of several layers and into logits have no unit in common.
-const into = new Map();
-for (const link of graph.links) into.set(link.target, (into.get(link.target) ?? 0) + Math.abs(link.weight));
 const strength = (link) => (layered ? Math.abs(link.weight) / into.get(link.target) : Math.abs(link.weight));
 
 // The strongest links, all of the chosen node's first; over several layers the most influential, as the file has them.
 function shownLinks() {
   const own = (link) => link.source === state.chosen || link.target === state.chosen;
   const stronger = (a, b) => (layered ? 0 : Math.abs(b.weight) - Math.abs(a.weight));
-  return [...graph.links].sort((a, b) => own(b) - own(a) || stronger(a, b)).slice(0, state.most);
+  return [...linked].sort((a, b) => own(b) - own(a) || stronger(a, b)).slice(0, state.most);
 }
 
 // A column for each kind, from the tokens on; a row for each position, as high as the most boxes of a kind there.
 function boxesOf(links) {
   const joined = new Set(links.flatMap((link) => [link.source, link.target]));
-  const shown = graph.nodes.filter((node) => joined.has(node.node_id) || ["token", "next token"].includes(kindOf(node)));
+  const shown = [...nodes.values()].filter((node) => joined.has(node.node_id) || ["token", "next token"].includes(kindOf(node)));
   const stacks = new Map();
   for (const node of shown) {
     const key = `${node.ctx_idx} ${across(node)}`;
@@ -111,7 +113,25 @@ function linksOf(links) {
 
 const about = h("div", { role: "region", "aria-live": "polite", "aria-label": "The chosen node" });
 
+// Groups as they are now; fit: whether the picture is fitted to its frame.
+function regroup(fit) {
+  state.chosen = null;
+  ({ single, nodes, links: linked, into } = folded(graph, groups, apart));
+  show(fit);
+  told();
+}
+
+function takeApart(group) {
+  apart.add(group);
+  document.getElementById("groups").selectedIndex = -1; // neither: choosing one of them does it for all
+  regroup(false);
+}
+
 function command(node) {
+  if (node.members) {
+    const names = node.members.map((member) => h("li", {}, name(single.get(member))));
+    return h("div", {}, h("p", { class: "small" }, "Latents whose links are the same; a link's weight is what all of them add, or what is added to all."), h("ul", { class: "members" }, names), h("button", { type: "button", onclick: () => takeApart(node.node_id) }, "Take apart"));
+  }
   if (layered) return given(node.saelink.error) ? h("p", { class: "small" }, errorOf(node)) : null;
   const number = /^(?:OF|IF)([\d.]+)/.exec(node.clerp)?.[1];
   const side = kindOf(node);
@@ -130,7 +150,7 @@ function told() {
   }
   const button = (id) => h("button", { type: "button", onclick: () => choose(id) }, name(nodes.get(id)));
   const rows = (mine, other) =>
-    graph.links
+    linked
       .filter((link) => link[mine] === state.chosen)
       .sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight))
       .map((link) => ({ id: link[other], weight: link.weight }));
@@ -188,6 +208,13 @@ document.getElementById("main").replaceChildren(
       state.most = Number(most);
       show(true);
     }),
+    groups.length
+      ? choice("latents with the same links", "groups", [["one", "as one box"], ["each", "each by itself"]], "one", (how) => {
+          apart.clear();
+          if (how === "each") groups.forEach((group) => apart.add(group.id));
+          regroup(true);
+        })
+      : "",
   ),
   picture.element,
   about,
