@@ -109,9 +109,14 @@ def deletions_table(heads: list[dict[str, Any]]) -> list[str]:
     """The leading pairs' latents deleted in the model, beside their controls."""
     titles = {"key": "key's latent goes", "query": "query's latent goes", "both": "both go"}
     cells = ["head", "pairs", "places", *(f"{titles[name]} (control)" for name in DELETIONS), "more, both"]
-    lines = ["", "Latents of the leading pairs deleted in the model, norms free: total variation at the query, mean over",
-             "places, and with other latents of the same tokens deleted instead; pairs that do more than their control:",
-             "", row(*cells), "|---" * len(cells) + "|"]  # fmt: skip
+    lines = [
+        "",
+        "Latents of the leading pairs deleted in the model, norms free: total variation of the pattern at the query, mean "
+        "over places, (with other latents of the same tokens deleted instead); pairs that do more than their control:",
+        "",
+        row(*cells),
+        "|---" * len(cells) + "|",
+    ]
     for head in heads:
         found = head["deletions"]
         moved = [found["deletions"][name] for name in DELETIONS]
