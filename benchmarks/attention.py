@@ -2,6 +2,7 @@
 
     python -m benchmarks.attention [layer]           # writes benchmarks/attention.json
     python -m benchmarks.attention [layer] slow      # 200 edges by one ablation at a time in the whole model
+    python -m benchmarks.attention [layer] heads     # what each head moves, and which heads move the same
 
 Every graph claims how much a target loses, on average over the queries that a source is moved to, without the source
 at every key; `saelink verify link=ov` judges the same. The effects are those of the model: the pattern and all norms
@@ -28,6 +29,8 @@ from saelink.attention.ov import OVEdges, OVStage, load_ov
 from saelink.attention.stage import MovedStage
 from saelink.compose import register
 from saelink.evidence.claims import Claims
+from saelink.evidence.moved_edges import shortest_range
+from saelink.evidence.moved_heads import cosines_of, counted_parts, groups_of, head_distances
 from saelink.evidence.moved_verdicts import moved_claims
 from saelink.evidence.verdicts import MIN_ABLATED, judged
 from saelink.fit.train import TrainStage, fitted_connector
@@ -72,7 +75,9 @@ def main() -> None:
     given = [word for word in sys.argv[2:] if "=" in word]
     result = json.loads(PATH.read_text()) if PATH.exists() else {}
     here = result.setdefault(f"layer {layer}", {})
-    if "slow" in sys.argv:
+    if "heads" in sys.argv:
+        here["heads"] = heads(Job(configured([f"layer={layer}", "link=ov", *given]), store))
+    elif "slow" in sys.argv:
         here["slow"] = slow(Job(configured([f"layer={layer}", "link=ov", *given]), store))
     else:
         table(layer, given, store, here, lambda: PATH.write_text(json.dumps(result, indent=1) + "\n"))
@@ -196,6 +201,25 @@ def by_head(job: Job, edges: OVEdges) -> dict[str, float]:
         "through_second": (effect[rows, other] / whole).median().item(),
         "sum_over_whole": (effect.sum(1) / whole).median().item(),
     }
+
+
+def heads(job: Job) -> list[dict[str, Any]]:
+    """Each head's share of the strongest computed edges, the heads that move alike, and from how far it moves."""
+    parts = counted_parts(load_ov(OVStage(job.cfg, job.store).pull()))
+    sizes, cosines, distances = parts.abs().sum((0, 1)), cosines_of(parts), head_distances(job)
+    found: list[dict[str, Any]] = []
+    for head, shares in enumerate(distances):
+        others = cosines[head].clone()
+        others[head] = -1
+        near, far = shortest_range(shares.tolist())
+        found.append({
+            "share": (sizes[head] / sizes.sum()).item(),
+            "group": next(group for group in groups_of(cosines) if head in group),
+            "most_alike": int(others.argmax()), "cosine": others.max().item(),
+            "itself": shares[0].item(), "one_before": shares[1].item(), "near": near, "far": far,
+        })  # fmt: skip
+        print(found[-1], flush=True)
+    return found
 
 
 def _fit(job: Job) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from typing import Any
 import saelink
 from saelink.evidence.names import Names
 from saelink.job import Job
+from saelink.looks.causal import DELETIONS
+from saelink.looks.deletions import DELETIONS_FILE, QKDeletionsStage
 from saelink.looks.stage import HEADS_FILE, STRONGEST, TARGETS_FILE, QKStage, QKTargetsStage, before_attention
 from saelink.looks.text import MODES
 from saelink.model.load import load_hf
@@ -41,6 +43,7 @@ def measured(layer: int, overrides: list[str]) -> dict[str, Any]:
     for head in range(n_heads):
         artifact = QKStage(job, head).pull()
         found = artifact.json(HEADS_FILE)[0]
+        found["deletions"] = QKDeletionsStage(job, artifact).pull().json(DELETIONS_FILE)[0]
         if cfg.qk.targets:
             found["targets"] = QKTargetsStage(job, artifact).pull().json(TARGETS_FILE)[0]["together"]
         for pairs in found["pairs"].values():
@@ -86,6 +89,8 @@ def tables(found: dict[str, Any]) -> str:
         if targets:
             cells += [f"{percent(each['change'])} ({percent(each['control'])})" for each in head["targets"]]
         lines.append(row(head["head"], *cells))
+    if "deletions" in heads[0]:
+        lines += deletions_table(heads)
     for kind, title in ((mode, "most in all"), (STRONGEST, "strongest where they are")):
         lines += ["", f"Pairs of each head, {title}:", ""]
         lines += [row("head", "query", "key", "offset", "queries", "moved", "control", "attention"), "|---" * 8 + "|"]
@@ -98,6 +103,27 @@ def tables(found: dict[str, Any]) -> str:
                         f"{pair['attention']:+.3f}".replace("0.", "."))
                 )  # fmt: skip
     return "\n".join(lines)
+
+
+def deletions_table(heads: list[dict[str, Any]]) -> list[str]:
+    """The leading pairs' latents deleted in the model, beside their controls."""
+    titles = {"key": "key's latent goes", "query": "query's latent goes", "both": "both go"}
+    cells = ["head", "pairs", "places", *(f"{titles[name]} (control)" for name in DELETIONS), "more, both"]
+    lines = [
+        "",
+        "Latents of the leading pairs deleted in the model, norms free: total variation of the pattern at the query, mean "
+        "over places, (with other latents of the same tokens deleted instead); pairs that do more than their control:",
+        "",
+        row(*cells),
+        "|---" * len(cells) + "|",
+    ]
+    for head in heads:
+        found = head["deletions"]
+        moved = [found["deletions"][name] for name in DELETIONS]
+        shown = [f"{percent(each['pair'])} ({percent(each['control'])})" for each in moved]
+        more = f"{found['more_than_control']} of {found['compared']}"
+        lines.append(row(head["head"], found["pairs"], found["places"], *shown, more))
+    return lines
 
 
 def row(*cells: Any) -> str:

@@ -45,6 +45,43 @@ def table(layer: str, found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def tables(layer: str, found: dict[str, Any]) -> str:
+    """All of a layer's."""
+    parts = [table(layer, found)]
+    if "against" in found:
+        parts.append(against(found))
+    if "heads" in found:
+        parts.append(heads(found))
+    return "\n\n".join(parts)
+
+
+def against(found: dict[str, Any]) -> str:
+    """The strongest claims against other effects than those of the table."""
+    nulls = found["against"]
+    lines = [
+        "Of the strongest claims, how many are strong effects of the right sign: in the model, as above; where the first "
+        "token's latents go too; and in what no edges should find.",
+        "",
+        f"| edges of | the model | {' | '.join(nulls)} |",
+        "|---" * (len(nulls) + 2) + "|",
+    ]
+    for name, row in found["rows"].items():
+        cells = [figure(null[name], "precision_1x") if name in null else "" for null in nulls.values()]
+        lines.append(f"| {name} | {figure(row, 'precision_1x')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def heads(found: dict[str, Any]) -> str:
+    """What each head moves."""
+    lines = ["| head | of the edges' size | itself | one before | most of it from, tokens before | most alike (cosine) |"]
+    lines.append("|---" * 6 + "|")
+    for head, row in enumerate(found["heads"]):
+        share, cosine = f"{row['share']:.0%}", f"{row['cosine']:.2f}".replace("0.", ".")
+        here = f"{row['itself']:.0%} | {row['one_before']:.0%} | {row['near']}-{row['far']}"
+        lines.append(f"| {head} | {share} | {here} | {row['most_alike']} ({cosine}) |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     result = json.loads((ROOT / "benchmarks" / "attention.json").read_text())
     path = ROOT / "docs" / "results" / "attention.md"
@@ -52,7 +89,7 @@ def main() -> None:
     for layer, found in result.items():
         mark = f"<!-- attention: {layer} -->"
         assert mark in text, mark
-        text = re.sub(rf"{mark}\n(?:.*\n)*?(?=\n(?:<!--|\())", f"{mark}\n{table(layer, found)}\n", text)
+        text = re.sub(rf"{mark}\n(?:.*\n)*?(?=\n(?:<!--|\())", f"{mark}\n{tables(layer, found)}\n", text)
     path.write_text(text)
 
 

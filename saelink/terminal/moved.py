@@ -45,7 +45,7 @@ def print_head_card(card: HeadCard, console: Console | None = None) -> None:
     others = [head for head in card.group if head != card.head]
     cosines = ", ".join(f"head {head} {card.cosines[head]:+.2f}" for head in others)
     alike = f"moves the same as {cosines}" if others else "moves what no other head does"
-    console.print(f"  {alike} [dim](cosine of the heads' parts of edges, a group from {ALIKE:g} on)[/]")
+    console.print(f"  {alike} [dim](parts of edges: a cosine of {ALIKE:g} or more)[/]")
     console.print(f"  most of it from {between(card.near, card.far)}")
     for line in distance_lines(card.distances):
         console.print(f"    [dim]{line}[/]")

@@ -78,7 +78,7 @@ def test_help_all_lists_every_setting(saelink: Run, tmp_path: Path) -> None:
 
 def test_what_stands_before_the_settings(saelink: Run) -> None:
     assert saelink("graph", "-h", bare=True)[1].startswith('Usage: saelink graph "PROMPT" [KEY=VALUE]...\n')
-    assert saelink("show", "-h", bare=True)[1].startswith("Usage: saelink show (target|source) LATENT [--json] ")
+    assert saelink("show", "-h", bare=True)[1].startswith("Usage: saelink show (target|source|head) NUMBER [--json] ")
     assert saelink("track", "-h", bare=True)[1].startswith("Usage: saelink track KEY... ")
     assert "half a minute on 2 cores" in " ".join(saelink("verify", "-h", bare=True)[1].split())
 
