@@ -1,19 +1,20 @@
 """How much of a circuit is the SAE's: other seeds, and SAEs that learned nothing. Tables in docs/results/evidence.md.
 
     python -m benchmarks.sae_nulls [NAME ...]     # an hour on 2 cores; writes benchmarks/sae_nulls.json
-    python -m benchmarks.sae_nulls recur          # which edges and circuits recur between those that were made
+    python -m benchmarks.sae_nulls logic recur    # of those that were made: tested logic; what recurs
 
-Layer 1 of the default model, both of its SAEs exchanged: `shipped`; `seed 0` to `seed 2`, trained by `saelink sae` in
-one pass over the default text, where the shipped ones had three over all of it; `random, fitted`, TopK of as many
-random directions, the decoder by least squares; `random, frozen`, the same directions as the decoder, scaled by one
-number. Everything else is as by default, but that a source is ablated on TOKENS tokens. Artifacts are taken from the
-folder `outputs` where they are there.
+Layer 1 of the default model, its SAEs exchanged: `shipped`; `seed 0` to `seed 2`, both trained by `saelink sae` in one
+pass over the default text, where the shipped ones had three over all of it; `seeds 0 and 1`, the sources' of one and
+the targets' of the other; `random, fitted`, TopK of as many random directions, the decoder by least squares;
+`random, frozen`, the same directions as the decoder, scaled by one number. Everything else is as by default, but that a
+source is ablated on TOKENS tokens. Artifacts are taken from the folder `outputs` where they are there.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,15 @@ D_SAE, K = 2304, 32
 EPOCHS = 1
 """Passes over the training split of the default text, 319,488 tokens, of the SAEs that are trained here."""
 
-TOKENS = 128
-"""On which a source is ablated."""
+TOKENS = 64
+"""On which a source is ablated: just enough to be judged."""
 
 FITTED = 98_304
 """Training tokens that the decoder of a random SAE is fitted to."""
 
 STEP = 4096
 
-NAMES = ("shipped", "seed 0", "seed 1", "seed 2", "random, fitted", "random, frozen")
+NAMES = ("shipped", "seed 0", "seeds 0 and 1", "seed 1", "seed 2", "random, fitted", "random, frozen")
 
 ALIKE = 0.7
 """Cosine of two decoder directions, each the other's nearest, from which two latents are one."""
@@ -68,16 +69,18 @@ SHOWN = ("precision_1x", "recall_10x", "sign_1x", *FIGURES)
 def main() -> None:
     register()
     store = Store("outputs", observer=TerminalObserver())
-    for name in sys.argv[1:] or (*NAMES, "recur"):
+    for name in sys.argv[1:] or (*NAMES, "logic", "recur"):
         result: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"rows": {}}
+        made = [each for each in NAMES if each in result["rows"]]
         if name == "recur":
-            made = [each for each in NAMES if each in result["rows"] and "random" not in each]
-            pairs = [(a, b) for i, a in enumerate(made) for b in made[i + 1 :]]
+            pairs = [(a, b) for i, a in enumerate(made) for b in made[i + 1 :] if "random" not in a + b]
             result["recur"] = {f"{a} in {b}": recurrence(job_of(a, store), job_of(b, store)) for a, b in pairs}
+        elif name == "logic":
+            result["logic"] = {each: LogicTrialsStage(job_of(each, store)).pull().facts["outcomes"] for each in made}
         else:
             result["rows"][name] = row_of(job_of(name, store))
         FILE.write_text(json.dumps(result, indent=1) + "\n")
-        print(name, json.dumps(result["recur" if name == "recur" else "rows"]), flush=True)
+        print(name, json.dumps(result), flush=True)
 
 
 def job_of(name: str, store: Store) -> Job:
@@ -86,13 +89,17 @@ def job_of(name: str, store: Store) -> Job:
     if name == "shipped":
         return Job(configured(words), store)
     if name.startswith("seed"):
-        cfg = configured([*words, "sae=train", f"sae.seed={name.split()[1]}", f"sae.epochs={EPOCHS}"])
-        paths = {hook: SAEStage(cfg, store, f"blocks.1.{hook}").pull().path for hook in HOOKS}
+        seeds = [word for word in name.split() if word.isdigit()]
+        paths = {}
+        for hook, seed in zip(HOOKS, seeds * (3 - len(seeds)), strict=False):
+            cfg = configured([*words, "sae=train", f"sae.seed={seed}", f"sae.epochs={EPOCHS}"])
+            paths[hook] = SAEStage(cfg, store, f"blocks.1.{hook}").pull().path
     else:
         base = configured(words)
         paths = {hook: random_sae(base, store, hook, name.endswith("fitted")) for hook in HOOKS}
-    files = ", ".join(f"{hook}: {path.resolve()}" for hook, path in paths.items())
-    return Job(configured([*words, "sae=folder", "sae.path=.", "sae.check=false", f"sae.files={{{files}}}"]), store)
+    cfg = configured([*words, "sae=folder", "sae.path=.", "sae.check=false"])
+    files = {hook: str(path.resolve()) for hook, path in paths.items()}
+    return Job(replace(cfg, sae=replace(cfg.sae, files=files)), store)
 
 
 def random_sae(cfg: Config, store: Store, hook: str, fitted: bool) -> Path:
@@ -162,15 +169,11 @@ def row_of(job: Job) -> dict[str, Any]:
     for key in SHOWN:
         row[key] = [figures[f"{key}{end}"] for end in ("", "_low", "_high")]
     row |= {"strong": figures["strong"], "precision_1x of shuffled pairs": null["precision_1x"]}
-    outcomes = LogicTrialsStage(job).pull().facts["outcomes"]
-    row["logic"] = {word: {**counts} for word, counts in outcomes.items()}
     return row
 
 
 def configured_without_verdicts(cfg: Config) -> Config:
     """For figures of the fit alone."""
-    from dataclasses import replace
-
     return replace(cfg, eval=replace(cfg.eval, verify=False))
 
 
