@@ -332,8 +332,8 @@ def module_of(hf_model: Any, info: ModelInfo, source: str, target: str, within: 
     x, y = (by_token(value, torch.Size([1, value.shape[-2]])) for _, value in ends)
     assert x is not None and y is not None
     with torch.inference_mode():
-        off = (steps(x[0]) - y[0]).norm() / y.norm()
-    if not off <= within:
+        off = (steps(x[0]) - y[0]).norm()
+    if not off <= within * y.norm():  # on few tokens an MLP may give nothing but 0
         raise missing
     return steps
 
