@@ -111,8 +111,8 @@ def deletions_table(heads: list[dict[str, Any]]) -> list[str]:
     cells = ["head", "pairs", "places", *(f"{titles[name]} (control)" for name in DELETIONS), "more, both"]
     lines = [
         "",
-        "Latents of the leading pairs deleted in the model, norms free: total variation of the pattern at the query, mean "
-        "over places, (with other latents of the same tokens deleted instead); pairs that do more than their control:",
+        "Latents of the leading pairs deleted in the model, norms free: total variation of the pattern at the query, "
+        "mean over places, (with other latents of the same tokens deleted); pairs that do more than their control:",
         "",
         row(*cells),
         "|---" * len(cells) + "|",

@@ -59,8 +59,8 @@ def against(found: dict[str, Any]) -> str:
     """The strongest claims against other effects than those of the table."""
     nulls = found["against"]
     lines = [
-        "Of the strongest claims, how many are strong effects of the right sign: in the model, as above; where the first "
-        "token's latents go too; and in what no edges should find.",
+        "Of the strongest claims, how many are strong effects of the right sign: in the model, as above; where the "
+        "first token's latents go too; and in what no edges should find.",
         "",
         f"| edges of | the model | {' | '.join(nulls)} |",
         "|---" * (len(nulls) + 2) + "|",
@@ -73,7 +73,7 @@ def against(found: dict[str, Any]) -> str:
 
 def heads(found: dict[str, Any]) -> str:
     """What each head moves."""
-    lines = ["| head | of the edges' size | itself | one before | most of it from, tokens before | most alike (cosine) |"]
+    lines = ["| head | of the edges' size | itself | one before | tokens before, most of it | most alike (cosine) |"]
     lines.append("|---" * 6 + "|")
     for head, row in enumerate(found["heads"]):
         share, cosine = f"{row['share']:.0%}", f"{row['cosine']:.2f}".replace("0.", ".")
