@@ -112,7 +112,7 @@ def deletions_table(heads: list[dict[str, Any]]) -> list[str]:
     lines = [
         "",
         "Latents of the leading pairs deleted in the model, norms free: total variation of the pattern at the query, "
-        "mean over places, (with other latents of the same tokens deleted instead); pairs that do more than their control:",
+        "mean over places, (with other latents of the same tokens deleted); pairs that do more than their control:",
         "",
         row(*cells),
         "|---" * len(cells) + "|",

@@ -73,8 +73,8 @@ def against(found: dict[str, Any]) -> str:
 
 def heads(found: dict[str, Any]) -> str:
     """What each head moves."""
-    title = "| head | of the edges' size | itself | one before | most of it from, tokens before | most alike (cosine) |"
-    lines = [title, "|---" * 6 + "|"]
+    lines = ["| head | of the edges' size | itself | one before | tokens before, most of it | most alike (cosine) |"]
+    lines.append("|---" * 6 + "|")
     for head, row in enumerate(found["heads"]):
         share, cosine = f"{row['share']:.0%}", f"{row['cosine']:.2f}".replace("0.", ".")
         here = f"{row['itself']:.0%} | {row['one_before']:.0%} | {row['near']}-{row['far']}"
