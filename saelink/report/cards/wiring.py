@@ -172,18 +172,16 @@ class Wiring:
     def input_totals(self) -> torch.Tensor:
         """[inputs] what each input of the output matrix comes to over the text, in the units of the weights."""
         totals = (
-            [self._by_column(side) / scale for side, scale in zip(self.sides.sources, self.sides.scales, strict=False)]
+            [
+                _by_column(self._firing, side) / scale
+                for side, scale in zip(self.sides.sources, self.sides.scales, strict=False)
+            ]
             if self.direct
             else []
         )
         if self.has_hidden:
             totals.append(self._firing.hidden(self._job).tops.total.double())
         return torch.cat(totals)
-
-    def _by_column(self, side: Artifact[EncodeFacts]) -> torch.Tensor:
-        """What each column of a side comes to; one of moved latents has every latent once for each head."""
-        total = self._firing.looked(side).tops.total.double()
-        return total.repeat(side.facts["d_sae"] // len(total))
 
     def confirmed(self, number: int) -> bool | None:
         """Whether every edge that a target's logic names is confirmed; None without verdicts or names."""
@@ -304,3 +302,9 @@ def _tested(found: Mapping[str, TriedLogic] | None, latent: int, name: Name) -> 
         for trial in tried["trials"]
     ]
     return {"tested": {"outcome": tried["outcome"], "trials": trials}}
+
+
+def _by_column(firing: Firing, side: Artifact[EncodeFacts]) -> torch.Tensor:
+    """What each column of a side comes to; one of moved latents has every latent once for each head."""
+    total = firing.looked(side).tops.total.double()
+    return total.repeat(side.facts["d_sae"] // len(total))
