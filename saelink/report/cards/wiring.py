@@ -118,9 +118,7 @@ class Wiring:
     def terms(self, latent: int) -> dict[str, Any]:
         """The strongest edges into an explained target, those of hidden units with what leads into them."""
         found = self._terms(self.tables[0], self.columns_of[latent], self.input_name)
-        for edge in found["edges"]:
-            if edge["input"] < self.direct:
-                continue
+        for edge in [each for each in found["edges"] if each["input"] >= self.direct]:
             inner = self._terms(self.tables[1], edge["input"] - self.direct, self.sides.source_name)["edges"][:4]
             edge["edges"] = [{name: term[name] for name in ("name", "weight", "token")} for term in inner]
         return found
