@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from saelink.config.schema import ReportConfig
-from saelink.evidence.verdicts import VERDICTS
 from saelink.report.render import DATA_FILE, packed, render
-from saelink.report.stored import edge_columns, edges_at
 from saelink.store.artifact import Artifact
 from saelink.store.store import Store
 
@@ -33,17 +31,12 @@ NO_EXAMPLES: dict[str, list[Any]] = {"kind": [], "place": [], "value": [], "valu
 
 
 def repeated_edges(read: dict[str, Any], kind: str, size: int, d: int) -> dict[str, bytes]:
-    """The edges of a kind, those of latent n being those of n modulo d."""
-    rows: dict[int, list[dict[str, Any]]] = {}
-    shown = 1
-    for name, columns in read.items():
-        if name.split("/")[0] == kind:
-            shown = columns["shown"]
-            rows |= {latent: edges_at(columns, latent, VERDICTS) or [] for latent in columns["latent"]}
+    """The pieces of a kind's edges again and again, each time with latents that are `d` further on."""
+    assert d % size == 0, "the report's latents fill its pieces"
     found = {}
-    for first in range(0, TARGETS, size):
-        here = {latent: rows[latent % d] for latent in range(first, min(first + size, TARGETS)) if latent % d in rows}
-        found[f"{kind}/{first // size}"] = packed(edge_columns(here, VERDICTS, shown))
+    for number in range(-(-TARGETS // size)):
+        columns, shift = read[f"{kind}/{number % (d // size)}"], number // (d // size) * d
+        found[f"{kind}/{number}"] = packed({**columns, "latent": [latent + shift for latent in columns["latent"]]})
     return found
 
 
@@ -110,6 +103,8 @@ def main() -> None:
 
     reports = [artifact for artifact in Store("outputs").artifacts() if artifact.stage == "report"]
     newest = max(reports, key=lambda report: report.manifest["provenance"]["made"])
+    written = Path(__file__).with_name("page.json")
+    written.write_text(json.dumps({"page as it is": sizes(newest)}, indent=1) + "\n")
     page = enlarged(newest.file(DATA_FILE))
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     assert chromium and driver, "needs Chromium and its driver"
@@ -160,7 +155,7 @@ def main() -> None:
         "seconds, median of 5": result,
     }
     print(json.dumps(result, indent=1))
-    Path(__file__).with_name("page.json").write_text(json.dumps(result, indent=1) + "\n")
+    written.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -118,9 +118,7 @@ class Wiring:
     def terms(self, latent: int) -> dict[str, Any]:
         """The strongest edges into an explained target, those of hidden units with what leads into them."""
         found = self._terms(self.tables[0], self.columns_of[latent], self.input_name)
-        for edge in found["edges"]:
-            if edge["input"] < self.direct:
-                continue
+        for edge in [each for each in found["edges"] if each["input"] >= self.direct]:
             inner = self._terms(self.tables[1], edge["input"] - self.direct, self.sides.source_name)["edges"][:4]
             edge["edges"] = [{name: term[name] for name in ("name", "weight", "token")} for term in inner]
         return found
@@ -172,18 +170,16 @@ class Wiring:
     def input_totals(self) -> torch.Tensor:
         """[inputs] what each input of the output matrix comes to over the text, in the units of the weights."""
         totals = (
-            [self._by_column(side) / scale for side, scale in zip(self.sides.sources, self.sides.scales, strict=False)]
+            [
+                _by_column(self._firing, side) / scale
+                for side, scale in zip(self.sides.sources, self.sides.scales, strict=False)
+            ]
             if self.direct
             else []
         )
         if self.has_hidden:
             totals.append(self._firing.hidden(self._job).tops.total.double())
         return torch.cat(totals)
-
-    def _by_column(self, side: Artifact[EncodeFacts]) -> torch.Tensor:
-        """What each column of a side comes to; one of moved latents has every latent once for each head."""
-        total = self._firing.looked(side).tops.total.double()
-        return total.repeat(side.facts["d_sae"] // len(total))
 
     def confirmed(self, number: int) -> bool | None:
         """Whether every edge that a target's logic names is confirmed; None without verdicts or names."""
@@ -304,3 +300,9 @@ def _tested(found: Mapping[str, TriedLogic] | None, latent: int, name: Name) -> 
         for trial in tried["trials"]
     ]
     return {"tested": {"outcome": tried["outcome"], "trials": trials}}
+
+
+def _by_column(firing: Firing, side: Artifact[EncodeFacts]) -> torch.Tensor:
+    """What each column of a side comes to; one of moved latents has every latent once for each head."""
+    total = firing.looked(side).tops.total.double()
+    return total.repeat(side.facts["d_sae"] // len(total))
