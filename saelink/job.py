@@ -16,7 +16,7 @@ from saelink.latents.encode import EncodeStage
 from saelink.latents.link import Link, Sides, link_of, moved_forms, pull_sides
 from saelink.memory import ModelSize
 from saelink.model.describe import model_info
-from saelink.model.dimensions import size_of
+from saelink.model.dimensions import Dimensions, dimensions_of, size_of
 from saelink.model.info import ModelInfo
 from saelink.model.vocabulary import vocabulary_of
 from saelink.progress import Observer
@@ -67,6 +67,11 @@ class Job:
     def model(self) -> ModelInfo:
         """What is known of the model. Raises SaelinkError when it can't be found or read."""
         return model_info(self.cfg, self.store)
+
+    @cached_property
+    def dimensions(self) -> Dimensions:
+        """The model's sizes. Raises SaelinkError where its config is not at hand any more."""
+        return dimensions_of(self.cfg.model, self.model.artifact)
 
     @cached_property
     def size(self) -> ModelSize:

@@ -32,7 +32,6 @@ from saelink.job import Job, JobStage
 from saelink.latents.link import counted_split, moved_forms
 from saelink.latents.split import Split
 from saelink.latents.targets import normaliser, subset_of, targets_of
-from saelink.model.dimensions import dimensions_of
 from saelink.runtime import need_memory
 from saelink.saes.widths import sae_widths
 from saelink.store.artifact import Artifact
@@ -170,9 +169,8 @@ class TrainStage(JobStage[TrainFacts]):
     def _need_ahead(self) -> None:
         """Raise SaelinkError before any latents are made where the widths of their SAEs are known, and too large."""
         job, cfg = self.job, self.job.cfg
-        described: Artifact[Any] = job.model.artifact
         try:
-            model = dimensions_of(cfg.model, described)
+            model = job.dimensions
         except SaelinkError:  # its config is not at hand any more
             return
         hooks = [] if any(moved_forms(cfg)) else [*job.link.sources, job.link.target]
