@@ -49,7 +49,8 @@ class Program(NamedTuple):
 
 
 def programs() -> dict[str, Program]:
-    """Programs of tracr's own library, and one more, by name."""
+    """Programs of tracr's own library, and one more, by name. Some, such as reverse, are constants where attention is
+    causal."""
     from tracr.compiler import lib  # pyright: ignore[reportMissingImports]
     from tracr.rasp import rasp  # pyright: ignore[reportMissingImports]
 
@@ -63,7 +64,6 @@ def programs() -> dict[str, Program]:
         "length": Program(lib.make_length, letters, 6),
         "hist": Program(lib.make_hist, letters, 6),
         "double hist": Program(double_hist, letters, 6),
-        "reverse": Program(lambda: lib.make_reverse(rasp.tokens), letters, 6),
         "fraction before": Program(lambda: lib.make_frac_prevs(rasp.tokens == "a"), letters, 6),
         "pattern": Program(lambda: lib.detect_pattern(rasp.tokens, "abc"), letters, 6),
         "pair balance": Program(lambda: lib.make_pair_balance(rasp.tokens, "(", ")"), brackets, 6),
