@@ -358,3 +358,14 @@ def test_gc_takes_what_a_worker_left_in_a_whole_artifact(store: Store) -> None:
         (artifact.path / name).touch()
     list(store.collect_garbage())
     assert names(artifact.path) == ["a.txt", "b.json", MANIFEST]
+
+
+def test_what_a_running_worker_fills_is_not_removed(store: Store) -> None:
+    other = Store(store.root)
+    with store.drafts([plan()], resumable=True, shared=True) as (draft,):
+        draft.save_bytes("a.txt", b"words")
+        assert list(other.collect_garbage()) == []
+        with pytest.raises(SaelinkError, match="is being made by another process right now"):
+            other.remove(plan().key)
+        assert (draft.folder / "a.txt").read_bytes() == b"words"
+    assert [folder for folder, _ in other.collect_garbage()] == [draft.folder]
