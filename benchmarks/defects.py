@@ -61,7 +61,7 @@ DEFECTS = [
     Defect("sums of latents at the wrong position", "saelink/latents/encode.py",
            "position = rows.row_of % context", "position = rows.row_of // context % context", LATENTS),
     Defect("latents that fire once are dead", "saelink/latents/encode.py", "(fired == 0)", "(fired <= 1)", LATENTS),
-    Defect("norms that are sums", "saelink/latents/encode.py", "batch.norm(dim=1)", "batch.abs().sum(dim=1)", LATENTS),
+    Defect("norms that are sums", "saelink/latents/shards.py", "batch.norm(dim=1)", "batch.abs().sum(dim=1)", LATENTS),
     Defect("latents of another SAE", "saelink/latents/encode.py", ', "sae": self._choice.key}', "}", LATENTS),
     Defect("latents of another precision", "saelink/latents/encode.py",
            ', "sae_dtype": self.cfg.sae.dtype.name}', "}", LATENTS),

@@ -65,6 +65,7 @@ def checked(overrides: Sequence[str], many: bool = True) -> Checked:
     texts = text_settings()
     overrides = with_quotes(overrides, texts)
     for override in overrides:
+        _check_name(override)
         _check_outputs(override)
     try:
         with composing(declared_options()) as loader:
@@ -73,6 +74,12 @@ def checked(overrides: Sequence[str], many: bool = True) -> Checked:
         if not of_settings(error):
             raise
         return Checked(list(overrides), [])
+
+
+def _check_name(override: str) -> None:
+    """Hydra takes what has no name for a choice, and looks into its value."""
+    if not override.partition("=")[0].strip("+~ "):
+        raise SaelinkError(f"{shortened(override)}: there is no name; settings are key=value, such as layer=3")
 
 
 def _check_outputs(override: str) -> None:

@@ -7,13 +7,15 @@ from typing import Any, TypedDict
 import torch
 
 from saelink.job import Job, JobStage
+from saelink.latents.shards import side_of
 from saelink.looks.causal import BATCH, DELETIONS, Place, deleted, places_by_pair
 from saelink.looks.layer import ScoredLayer
-from saelink.looks.stage import HEADS_FILE, HeadFacts, QKFacts, open_layer
+from saelink.looks.stage import HEADS_FILE, HeadFacts, QKFacts, open_layer, qk_bytes
 from saelink.looks.text import MODES, Text
 from saelink.saes.load import pull_sae
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
+from saelink.store.stage import Need
 
 DELETIONS_FILE = "deletions.json"
 
@@ -74,6 +76,10 @@ class QKDeletionsStage(JobStage[QKDeletionsFacts]):
 
     def about(self) -> str:
         return self._qk.manifest["about"]
+
+    def need(self) -> Need:
+        side = side_of(pull_sae(self.job.cfg, self.store, self._qk.facts["hook_name"]))
+        return Need(qk_bytes(self.job, side), "use fewer tokens (qk.tokens) or fewer latents (qk.latents)")
 
     def make(self, draft: Draft) -> QKDeletionsFacts:
         job, hook = self.job, self._qk.facts["hook_name"]

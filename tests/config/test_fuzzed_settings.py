@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import saelink
+from saelink.errors import SaelinkError
+
 COUNTS = {"configurations": 40, "commands": 25}
 
 
@@ -19,3 +22,10 @@ def test_any_words_are_accepted_or_refused_in_one_line(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert list(failures(kind, "tests", COUNTS[kind], limit=float("inf"))) == []  # other words: the script
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("word", ["=5", "+=5", "++=[1]", "= 5", "~", "~=5", "=18446744073709551616"])
+def test_what_has_no_name_is_no_setting(word: str) -> None:
+    for others in ([], ["$sae=post", "++data=hub"]):
+        with pytest.raises(SaelinkError, match="there is no name; settings are key=value, such as layer=3"):
+            saelink.configure(*others, word)

@@ -46,6 +46,7 @@ from saelink.job import Job
 from saelink.latents.encode import EncodeStage
 from saelink.latents.examples import ExamplesStage
 from saelink.latents.top_tokens import TopTokensStage
+from saelink.looks.deletions import QKDeletionsStage
 from saelink.looks.stage import QKStage, QKTargetsStage, before_attention
 from saelink.model.vocabulary import VocabularyStage
 from saelink.report.prompt import GraphPageStage
@@ -109,6 +110,10 @@ def _targets(job: Job) -> Any:
     return QKTargetsStage(job, QKStage(job, 0).pull())
 
 
+def _deletions(job: Job) -> Any:
+    return QKDeletionsStage(job, QKStage(job, 0).pull())
+
+
 CHAIN = [
     Made("tokens", lambda job: TokensStage(job.cfg, job.store)),
     *(Made("cache", _hook(CacheStage, which)) for which in ("source", "target")),
@@ -165,6 +170,7 @@ ATTENTION = [
     Made("moved_verdicts", MovedVerdictsStage, ("link=ov",)),
     Made("qk", lambda job: QKStage(before_attention(job), 0)),
     Made("qk_targets", lambda job: _targets(before_attention(job))),
+    Made("qk_deletions", lambda job: _deletions(before_attention(job))),
 ]
 
 SEVERAL = [

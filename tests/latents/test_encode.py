@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from saelink.activations.cache import CacheStage, act_shards
 from saelink.config.schema import Config
 from saelink.latents.encode import EncodeStage
 from saelink.latents.split import latent_shards
@@ -32,6 +34,30 @@ def test_its_counts_are_those_of_what_it_wrote(config: Callable[..., Config], st
     assert facts["active_count"] == (dense > 0).sum((0, 2)).tolist()
     assert facts["dead"] == int(((dense > 0).sum((0, 1)) == 0).sum())
     assert facts["median_norm"] == pytest.approx(norms.median().item(), rel=1e-3)
+    acts = CacheStage(config(), store, HOOK).pull()
+    cached = torch.cat(
+        [shard.reshape(-1, shard.shape[-1]).float().norm(dim=1) for _, shard in act_shards(acts, ["train"])]
+    )
+    assert torch.allclose(norms.flatten(), cached, rtol=1e-2)
+
+
+def test_a_latent_that_fires_once_is_not_dead(config: Callable[..., Config], store: Store, tmp_path: Path) -> None:
+    """All latents of an SAE but one read nothing, and that one passes its threshold on a single training token."""
+    folder = write_sae(tmp_path / "saes" / HOOK, architecture="jumprelu")
+    acts = CacheStage(config(), store, HOOK).pull()
+    rows = torch.cat([shard.flatten(0, 1).float() for _, shard in act_shards(acts, ["train"])])
+    weights = load_file(folder / "sae_weights.safetensors")
+    along = rows @ weights["W_enc"][:, 0]
+    first, second = along.sort(descending=True).values[:2].tolist()
+    assert first > second > 0
+    weights["W_enc"][:, 1:] = 0
+    weights["b_enc"][:] = 0
+    weights["b_dec"][:] = 0
+    weights["threshold"][:] = (first + second) / 2
+    save_file(weights, folder / "sae_weights.safetensors")
+    words = [f"sae.path={tmp_path}/saes", "data.drop_positions=0", "sae.check=false"]
+    facts = EncodeStage(config(*words), store, HOOK).pull().facts
+    assert sum(facts["active_count"]) == 1 and facts["dead"] == facts["d_sae"] - 1
 
 
 def test_what_changes_the_latents_changes_the_key(config: Callable[..., Config], store: Store, tmp_path: Path) -> None:
