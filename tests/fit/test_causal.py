@@ -307,7 +307,8 @@ def test_products_that_do_not_fit_are_refused_before_effects_are_measured(
     saelink: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert saelink("encode")[0] == 0
-    monkeypatch.setattr("saelink.store.stage.need_memory", lambda *_: None)  # what the stage needs without products
+    for module in ("store.stage", "fit.train"):  # what the stage needs without products
+        monkeypatch.setattr(f"saelink.{module}.need_memory", lambda *_: None)
     monkeypatch.setattr("saelink.runtime.memory_available", lambda: 10_000)
     code, out, err = saelink("train", "solver=causal")
     assert code == 1 and "solver=causal: 48 source and 48 target latents need" in err, err
