@@ -18,6 +18,7 @@ import io
 import json
 import os
 import random
+import re
 import sys
 import tempfile
 import time
@@ -131,6 +132,11 @@ class Words:
         return [draw.choice(OTHERS), *words]
 
 
+def told(trace: str) -> str:
+    """A traceback without the folders of this machine: files by their place in a package."""
+    return re.sub(r'File "[^"]*/(?:site-packages|lib/python[\d.]+|(?=saelink/|benchmarks/))/?', 'File "', trace)
+
+
 def try_configuration(words: list[str], limit: float) -> str | None:
     """What is wrong with the answer to a configuration: None where it was taken, or refused in a line, in `limit` s."""
     from saelink import SaelinkError, configure
@@ -142,7 +148,7 @@ def try_configuration(words: list[str], limit: float) -> str | None:
         if "\n" in str(error) or not str(error).strip():
             return f"no single line: {error!r}"
     except BaseException:
-        return traceback.format_exc(limit=-3)
+        return told(traceback.format_exc(limit=-3))
     return watch.late()
 
 
@@ -160,7 +166,7 @@ def try_command(words: list[str], limit: float) -> str | None:
     except SystemExit as stop:
         code = stop.code or 0
     except BaseException:
-        return traceback.format_exc(limit=-3)
+        return told(traceback.format_exc(limit=-3))
     finally:
         sys.argv = argv
     lines = err.getvalue().strip().splitlines()

@@ -29,3 +29,11 @@ def test_what_has_no_name_is_no_setting(word: str) -> None:
     for others in ([], ["$sae=post", "++data=hub"]):
         with pytest.raises(SaelinkError, match="there is no name; settings are key=value, such as layer=3"):
             saelink.configure(*others, word)
+
+
+@pytest.mark.parametrize("folder", ["/me/.venv/lib/python3.11/site-packages/", "/usr/lib/python3.12/", "/me/"])
+def test_a_failure_names_no_folder_of_this_machine(folder: str) -> None:
+    from benchmarks.fuzzed_settings import told
+
+    trace = f'Traceback:\n  File "{folder}saelink/job.py", line 7, in f\n    x\nValueError: y'
+    assert told(trace) == 'Traceback:\n  File "saelink/job.py", line 7, in f\n    x\nValueError: y'
