@@ -320,10 +320,12 @@ class NormFacts(TypedDict):
 def norm_facts(norms: torch.Tensor) -> NormFacts:
     """Of the l2 norms [sequences, context_size] of all training acts: the mean by position, and the median.
 
-    The median is of the acts that are not 0, if there are any: to a median of 0 every other norm would be massive.
+    Where that is 0, the median of the acts that are not: to a median of 0 every other norm would be massive.
     """
-    some = norms[norms > 0]
-    return {"mean_norm": norms.double().mean(0).tolist(), "median_norm": (some if len(some) else norms).median().item()}
+    median, some = norms.median(), norms[norms > 0]
+    if median == 0 and len(some):
+        median = some.median()
+    return {"mean_norm": norms.double().mean(0).tolist(), "median_norm": median.item()}
 
 
 def act_shards(
