@@ -62,10 +62,10 @@ const explained = (heading, pairs) =>
 const dashed = (word) => word.replaceAll(" ", "-");
 
 function logicBar(fit) {
-  const explained = fit.word.filter((word) => word).length;
+  const named = fit.word.filter((word) => word).length;
   const number = (logic) => fit.word.filter((word) => word === logic).length;
   const link = (logic) => place("circuits", undefined, { logic });
-  return partsBar("Targets by logic", LOGICS.map((logic) => [logic, number(logic), `l-${dashed(logic)}`, link(logic)]), explained);
+  return partsBar("Targets by logic", LOGICS.map((logic) => [logic, number(logic), `l-${dashed(logic)}`, link(logic)]), named);
 }
 
 function verdictBar(fit) {
