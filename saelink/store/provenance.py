@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from pathlib import Path
 from typing import TypedDict
 
@@ -72,7 +73,9 @@ def git_sha() -> str | None:
         return None
 
 
+@cache
 def package_versions() -> dict[str, str]:
+    """By package its version; read once, as what is imported stays what it is."""
     from importlib.metadata import PackageNotFoundError, version
 
     found: dict[str, str] = {}

@@ -1,0 +1,128 @@
+"""One block, the same text and the same recipe at several widths of SAE: what a user waits for, and how figures change.
+
+    python -m benchmarks.widths FOLDER [width ...]    # 1,024, 4,096 and 16,384 unless given; hours at 16,384
+    python -m benchmarks.widths --tables              # prints what benchmarks/widths.json holds
+
+The SAEs (TopK 32, one pass over all of the default text) are trained where FOLDER has none and stay there. Then
+`saelink run sae=folder` runs in a store of its own, with the kernel's peak memory, and what a connector between the
+latents says is read from that store: percent linear, error against edges, verdicts. A wider SAE has fewer tokens a
+latent, so its error, L0 and dead latents stand beside every figure.
+
+Writes benchmarks/widths.json, a width as soon as it is done.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.families import edges, frontier, job_of, percent_linear
+from benchmarks.wide import measured
+from saelink.compose import register
+
+RESULT = Path(__file__).with_name("widths.json")
+
+WIDTHS = (1024, 4096, 16384)
+
+LAYER, TEXT, QUIET = "layer=1", "data.max_tokens=null", "wandb.mode=disabled"
+
+RECIPE = ["sae.k=32", "sae.epochs=1", "sae.batch_tokens=4096", "sae.lr=1e-3", "sae.dead_after_steps=50"]
+
+JUDGED = ("edges_confirmed", "edges_weaker", "edges_no_effect", "edges_opposite")
+"""Edges whose source was ablated on enough tokens, and whose claim is large enough, for a verdict."""
+
+EDGES_PER_LATENT = (3, 10, 30)
+"""Edges for each target that is not dead at which the errors of widths are compared."""
+
+
+def trained(folder: Path, width: int) -> tuple[Path, dict[str, Any]]:
+    """The folder of both hooks' SAEs, and what their training took (0 s where they were there)."""
+    told = measured("sae", ["sae=train", f"sae.d_sae={width}", *RECIPE, TEXT, LAYER, QUIET], folder)
+    saes = folder / f"saes-{width}"
+    saes.mkdir(exist_ok=True)
+    for manifest in (folder / "outputs" / "sae").glob("*/manifest.json"):
+        found = json.loads(manifest.read_text())
+        if found["recipe"]["d_sae"] == width and not (saes / found["facts"]["hook_name"]).exists():
+            (saes / found["facts"]["hook_name"]).symlink_to(manifest.parent)
+    return saes, told
+
+
+def at_edges(points: dict[str, dict[str, float]], wanted: float) -> float | None:
+    """The FVU at a number of edges, between two penalties on a line over the logarithm of edges; None outside."""
+    found = sorted((point["n_edges"], point["fvu"]) for point in points.values())
+    for (fewer, worse), (more, better) in itertools.pairwise(found):
+        if fewer <= wanted <= more:
+            share = (math.log(wanted) - math.log(fewer)) / (math.log(more) - math.log(fewer))
+            return worse + share * (better - worse)
+    return None
+
+
+def run(folder: Path, width: int) -> dict[str, Any]:
+    saes, training = trained(folder, width)
+    store = folder / f"outputs-{width}"
+    words = ["sae=folder", f"sae.path={saes}", TEXT, LAYER, QUIET, f"runtime.outputs={store}"]
+    entry: dict[str, Any] = {"training of the SAEs": training, "saelink run": measured("run", words, folder)}
+    job = job_of(words)
+    entry["saes"] = {
+        side.facts["hook_name"]: {name: side.facts[name] for name in ("d_sae", "fvu", "l0", "dead")}
+        for side in [*job.sides.sources, job.sides.target]
+    }
+    entry |= frontier(words, job) | edges(words, job) | percent_linear(job)
+    alive = width - job.sides.target.facts["dead"]
+    entry["fvu at edges for each living target"] = {
+        str(each): at_edges(entry["frontier"], each * alive) for each in EDGES_PER_LATENT
+    }
+    return entry | {"cores": os.cpu_count()}
+
+
+def rows_of(entry: dict[str, Any]) -> dict[str, str]:
+    """What the table says of one width, by row."""
+    rows: dict[str, str] = {}
+    for hook, facts in entry["saes"].items():
+        name = hook.split("hook_")[-1]
+        rows[f"SAE {name}: FVU"] = f"{facts['fvu']:.3f}"
+        rows[f"SAE {name}: dead"] = f"{facts['dead']:,} ({facts['dead'] / facts['d_sae']:.0%})"
+    ran = entry["saelink run"]
+    rows["`saelink run`: minutes, GB at the peak"] = f"{ran['seconds'] / 60:.1f}, {ran['peak memory, GB']:.1f}"
+    for yardstick, (percent, low, high) in entry["percent linear"].items():
+        rows[f"percent linear, by {yardstick}"] = f"{percent:.1f} ({low:.1f}-{high:.1f})"
+    for each, value in entry["fvu at edges for each living target"].items():
+        rows[f"FVU at {each} edges a living target"] = "" if value is None else f"{value:.3f}"
+    for name, found in entry["edges"].items():
+        judged = sum(found[key] for key in JUDGED)
+        rows[f"{name}: FVU, edges"] = f"{found['fvu']:.3f}, {found['edges']:,}"
+        rows[f"{name}: of judged edges confirmed"] = f"{found['edges_confirmed'] / max(judged, 1):.2f} of {judged:,}"
+        rows[f"{name}: top 1x strong, right sign"] = f"{found['precision_1x']:.2f}"
+        rows[f"{name}: found by them"] = f"{found['recall_1x']:.2f}"
+    rows["strong effects"] = f"{next(iter(entry['edges'].values()))['strong']:,}"
+    return rows
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Markdown: a column for each width."""
+    columns = {width: rows_of(entry) for width, entry in result.items()}
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name in next(iter(columns.values())):
+        lines.append(f"| {name} | {' | '.join(rows[name] for rows in columns.values())} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--tables"]:
+        print(tables(json.loads(RESULT.read_text())))
+        return
+    register()
+    folder = Path(sys.argv[1]).resolve()
+    for width in [int(word) for word in sys.argv[2:]] or WIDTHS:
+        entry = run(folder, width)
+        result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+        RESULT.write_text(json.dumps({**result, f"{width:,} latents": entry}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
