@@ -81,10 +81,10 @@ def frontier(overrides: list[str], job: Job) -> dict[str, Any]:
     return {"frontier": points, "elbow": None if elbow is None else ALPHAS[elbow]}
 
 
-def edges(overrides: list[str], job: Job) -> dict[str, Any]:
+def edges(overrides: list[str], job: Job, sources: dict[str, list[str]] = EDGES) -> dict[str, Any]:
     """By where edges come from, what ablations say of them."""
     found = {}
-    for name, more in EDGES.items():
+    for name, more in sources.items():
         each = job_of([*overrides, *more], job.store)
         figures = VerdictsStage(each).pull().json(FIGURES_FILE)
         metrics = EvaluateStage(each).pull().json("metrics.json")

@@ -8,7 +8,7 @@ The SAEs (TopK 32, one pass over all of the default text) are trained where FOLD
 latents says is read from that store: percent linear, error against edges, verdicts. A wider SAE has fewer tokens a
 latent, so its error, L0 and dead latents stand beside every figure.
 
-Writes benchmarks/widths.json, a width as soon as it is done.
+Writes benchmarks/widths.json, each part as soon as it is done; the same command goes on.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ RECIPE = ["sae.k=32", "sae.epochs=1", "sae.batch_tokens=4096", "sae.lr=1e-3", "s
 JUDGED = ("edges_confirmed", "edges_weaker", "edges_no_effect", "edges_opposite")
 """Edges whose source was ablated on enough tokens, and whose claim is large enough, for a verdict."""
 
+SOURCES = {"exact linear, 8e-4": ["l1_alpha=8e-4"], "exact linear, 3e-3": ["l1_alpha=3e-3"]}
+"""Connectors whose edges are judged."""
+
+EQUAL = "fvu at edges for each living target"
+
 EDGES_PER_LATENT = (3, 10, 30)
 """Edges for each target that is not dead at which the errors of widths are compared."""
 
@@ -62,22 +67,31 @@ def at_edges(points: dict[str, dict[str, float]], wanted: float) -> float | None
     return None
 
 
-def run(folder: Path, width: int) -> dict[str, Any]:
+def kept(width: int, more: dict[str, Any]) -> dict[str, Any]:
+    """What the result file says of a width, with more of it."""
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    entry = result.setdefault(f"{width:,} latents", {})
+    entry |= more
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    return entry
+
+
+def run(folder: Path, width: int) -> None:
     saes, training = trained(folder, width)
     store = folder / f"outputs-{width}"
     words = ["sae=folder", f"sae.path={saes}", TEXT, LAYER, QUIET, f"runtime.outputs={store}"]
-    entry: dict[str, Any] = {"training of the SAEs": training, "saelink run": measured("run", words, folder)}
+    if not store.exists():
+        kept(width, {"training of the SAEs": training, "cores": os.cpu_count()})
+        kept(width, {"saelink run": measured("run", words, folder)})
     job = job_of(words)
-    entry["saes"] = {
-        side.facts["hook_name"]: {name: side.facts[name] for name in ("d_sae", "fvu", "l0", "dead")}
-        for side in [*job.sides.sources, job.sides.target]
-    }
-    entry |= frontier(words, job) | edges(words, job) | percent_linear(job)
+    sides = [*job.sides.sources, job.sides.target]
+    names = ("d_sae", "fvu", "l0", "dead")
+    kept(width, {"saes": {side.facts["hook_name"]: {name: side.facts[name] for name in names} for side in sides}})
     alive = width - job.sides.target.facts["dead"]
-    entry["fvu at edges for each living target"] = {
-        str(each): at_edges(entry["frontier"], each * alive) for each in EDGES_PER_LATENT
-    }
-    return entry | {"cores": os.cpu_count()}
+    points = kept(width, frontier(words, job))["frontier"]
+    kept(width, {EQUAL: {str(each): at_edges(points, each * alive) for each in EDGES_PER_LATENT}})
+    kept(width, edges(words, job, SOURCES))
+    kept(width, percent_linear(job))
 
 
 def rows_of(entry: dict[str, Any]) -> dict[str, str]:
@@ -91,7 +105,7 @@ def rows_of(entry: dict[str, Any]) -> dict[str, str]:
     rows["`saelink run`: minutes, GB at the peak"] = f"{ran['seconds'] / 60:.1f}, {ran['peak memory, GB']:.1f}"
     for yardstick, (percent, low, high) in entry["percent linear"].items():
         rows[f"percent linear, by {yardstick}"] = f"{percent:.1f} ({low:.1f}-{high:.1f})"
-    for each, value in entry["fvu at edges for each living target"].items():
+    for each, value in entry[EQUAL].items():
         rows[f"FVU at {each} edges a living target"] = "" if value is None else f"{value:.3f}"
     for name, found in entry["edges"].items():
         judged = sum(found[key] for key in JUDGED)
@@ -119,9 +133,7 @@ def main() -> None:
     register()
     folder = Path(sys.argv[1]).resolve()
     for width in [int(word) for word in sys.argv[2:]] or WIDTHS:
-        entry = run(folder, width)
-        result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-        RESULT.write_text(json.dumps({**result, f"{width:,} latents": entry}, indent=1) + "\n")
+        run(folder, width)
 
 
 if __name__ == "__main__":
