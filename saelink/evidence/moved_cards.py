@@ -117,7 +117,7 @@ def strongest_targets(edges: OVEdges, most: int) -> list[int]:
 def load_moved_cards(artifact: Artifact[MovedCardsFacts]) -> MovedCards:
     """What the files hold, as moved_edges and head_card give it."""
     lines = [json.loads(line) for line in artifact.file(TARGETS_FILE).read_bytes().splitlines()]
-    edges = {line["target"]: [_edge(edge) for edge in line["edges"]] for line in lines}
+    edges: dict[int, list[MovedEdge]] = {line["target"]: [_edge(edge) for edge in line["edges"]] for line in lines}
     return MovedCards(edges, [_card(card) for card in artifact.json(HEADS_FILE)])
 
 
@@ -143,7 +143,7 @@ def _trimmed(shares: list[float]) -> list[float]:
 
 
 def _edge(stored: dict[str, Any]) -> MovedEdge:
-    by_head = {
+    by_head: dict[str, Any] = {
         name: None if stored[name] is None else {int(head): value for head, value in stored[name].items()}
         for name in ("heads", "alone")
     }

@@ -50,15 +50,14 @@ export function sentence({ tokens, key, query }, says, below, negative = false) 
   const style = (i) => ["tok", i === key ? "from" : null, i === query ? "to" : null].filter(Boolean).join(" ");
   const word = (token, i) => (token === null ? h("span", { class: "dim" }, " … ") : h("span", { class: style(i) }, visible(token)));
   const words = tokens.map(word);
-  const drawing = s("svg", { class: `arc ${negative ? "takes" : "adds"}`, "aria-hidden": "true" });
+  const drawing = s("svg", { class: `arc ${negative ? "takes" : "adds"}`, "aria-hidden": "true", width: 0, height: ROOM });
   const line = h("div", { class: "line" }, drawing, words);
   const box = h("div", { class: "scroll", role: "group", "aria-label": says }, line);
   const middle = (i) => words[i].offsetLeft + words[i].offsetWidth / 2;
   const draw = () => {
     if (!box.clientWidth) return; // not in sight
     const [from, to] = [middle(key), middle(query)];
-    drawing.setAttribute("width", line.scrollWidth);
-    drawing.setAttribute("height", ROOM);
+    drawing.setAttribute("width", line.offsetWidth);
     const end = from === to ? from + 5 : to;
     const tip = `M${end - 4} ${ROOM - 8} L${end + 4} ${ROOM - 8} L${end} ${ROOM - 1} Z`;
     drawing.replaceChildren(s("path", { d: arc(from, to) }), s("path", { d: tip, class: "tip" }));

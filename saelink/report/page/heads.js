@@ -5,7 +5,7 @@ import { column, commas, figure, h, nowhere, quoted, table } from "./dom.js";
 import { count, counted, digits, given, percent, share, visible } from "./format.js";
 import { neighbours } from "./latent.js";
 import { listing } from "./listing.js";
-import { command, headLink, missing, movedSentence, sourceLink } from "./moved.js";
+import { command, headLink, missing, movedSentence, portion, sourceLink } from "./moved.js";
 import { nameLink, readIndex } from "./names.js";
 import { head, piece } from "./pieces.js";
 import { route } from "./route.js";
@@ -47,6 +47,7 @@ function moves(card, index) {
     h("p", {}, group),
     h("h2", {}, "From how far"),
     distanceBars(card.bins, `What head ${card.head} moves`),
+    h("p", { class: "dim small" }, "tokens before"),
     h("h2", {}, "Which latents"),
     h("p", {}, card.sources.length ? [commas(card.sources, source), "."] : "None."),
   ];
@@ -58,8 +59,8 @@ function strongest(card, index) {
       "section",
       { class: "moved" },
       h("h3", {}, sourceLink(edge.source, card.head, index), " to ", nameLink(`OF${edge.target}`, edge.target), " ", quoted(index.token[edge.target])),
-      h("p", { class: "small" }, `It adds ${share(edge.part)} where both are active, ${percent(edge.share)} of the edge through all heads.`),
-      edge.examples.map((example) => movedSentence(example, `IF${edge.source}`)),
+      h("p", { class: "small" }, `It adds ${share(edge.part)} where both are active, ${portion(edge.share)} of the edge through all heads.`),
+      h("div", { class: "sentences" }, edge.examples.map((example) => movedSentence(example, `IF${edge.source}`))),
     );
   return [h("h2", {}, "Its strongest edges"), card.edges.length ? card.edges.map(section) : h("p", { class: "dim" }, "None.")];
 }
@@ -91,7 +92,7 @@ function pairSentences(pair, by, index) {
     const says = `Head ${by}: ${named(pair.query)} at "${visible(tokens[query]).trim()}" ${verb} ${named(pair.key)} at "${visible(tokens[key]).trim()}", ${apart(example)}, in: ${words(tokens)}`;
     return sentence(example, says, `the pattern moves by ${percent(example.variation)}`, pair.attention < 0);
   };
-  return [h("p", {}, sourceLink(pair.query, by, index), ` ${verb} `, sourceLink(pair.key, by, index)), pair.examples.map(shown)];
+  return [h("p", {}, sourceLink(pair.query, by, index), ` ${verb} `, sourceLink(pair.key, by, index)), h("div", { class: "sentences" }, pair.examples.map(shown))];
 }
 
 const KEYS = { key: "the key's latent goes", query: "the query's latent goes", both: "both go" };
@@ -105,11 +106,11 @@ function tested({ qk_deletions: deletions, qk_targets: targets }) {
       h("h3", {}, "Leading pairs deleted in the model"),
       table(
         [
-          column("what goes", ([name]) => KEYS[name] ?? name),
-          figure("moved", ([, each]) => percent(each.pair), "how far the pattern moves at the query, norms recomputed"),
-          figure("control", ([, each]) => percent(each.control), "as many other latents of the same tokens"),
+          column("what goes", ([, text]) => text),
+          figure("moved", ([name]) => percent(deletions.deletions[name].pair), "how far the pattern moves at the query, norms recomputed"),
+          figure("control", ([name]) => percent(deletions.deletions[name].control), "as many other latents of the same tokens"),
         ],
-        Object.entries(deletions.deletions),
+        Object.entries(KEYS),
       ),
       h("p", { class: "small" }, `${counted(deletions.pairs, "pair")} at ${counted(deletions.places, "place")}; ${count(deletions.more_than_control)} of ${count(deletions.compared)} do more than their control when both go, by two standard errors.`),
     );

@@ -10,7 +10,7 @@ import { lazily } from "./history.js";
 import { recent } from "./listing.js";
 import { inputsSection, logicParts } from "./logic.js";
 import { firesOn, meaningSection } from "./meaning.js";
-import { movedSection } from "./moved.js";
+import { headLink, movedSection } from "./moved.js";
 import { readIndex } from "./names.js";
 import { head, piece } from "./pieces.js";
 import { remarksForm } from "./remarks.js";
@@ -143,6 +143,8 @@ export async function source(page, later) {
     remarksForm(card.name),
   );
   if (card.page) page.append(neuronpedia(card));
+  const width = head.heads?.d_source;
+  if (width) page.append(h("p", {}, "Moved by ", headLink(Math.floor(n / width)), "."));
   if (feeds && feeds.length) page.append(h("h2", {}, "Feeds"), edgeTable(feeds, outputs));
   else page.append(h("p", { class: "dim" }, "No edge leads from it."));
   page.append(...meaningSection(card, "source", index), ...firing(card, later, null, ablated?.[n]));

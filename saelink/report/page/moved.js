@@ -28,6 +28,9 @@ export function movedSentence(example, name) {
   return sentence(example, says, [headLink(by), `, ${share(part)}`], part < 0);
 }
 
+// A share that may be below 0.
+export const portion = (value) => (value < 0 ? "−" : "") + percent(Math.abs(value));
+
 function headsTable(edge) {
   const measured = edge.heads.some(([, , alone]) => given(alone));
   const many = edge.heads.length > FEW;
@@ -36,13 +39,9 @@ function headsTable(edge) {
   const rows = many ? [...told, [null, rest.reduce((sum, [, part]) => sum + part, 0), null]] : told;
   const columns = [
     column("head", ([number]) => (number === null ? `${rest.length} others` : headLink(number))),
-    figure("share", ([, part]) => percent(part), "of the computed edge; the heads' shares sum to 1"),
+    figure("share", ([, part]) => portion(part)),
   ];
-  if (measured) {
-    columns.push(
-      figure("alone", ([, , alone]) => share(alone), "what the target loses, of its mean activation, where this head alone reads the stream without the source"),
-    );
-  }
+  if (measured) columns.push(figure("alone", ([, , alone]) => share(alone)));
   return table(columns, rows);
 }
 
@@ -64,10 +63,11 @@ function edgeSection(edge, index) {
         "div",
         {},
         distanceBars(edge.bins, `What is moved of ${name}`),
+        h("p", { class: "dim small" }, "tokens before"),
         h("p", { class: "small" }, edge.tokens.length ? ["Moved from ", tokens, "."] : "Not seen in the test documents that were looked at."),
       ),
     ),
-    edge.examples.map((example) => movedSentence(example, name)),
+    h("div", { class: "sentences" }, edge.examples.map((example) => movedSentence(example, name))),
   );
 }
 
@@ -95,7 +95,7 @@ export async function movedSection(number) {
   }
   return [
     title,
-    h("p", { class: "dim small" }, "Its strongest edges through attention with computed weights, by source latent: what the target loses without the source where both are active, of its mean activation. They are no edges of the fitted connector. An arc leads from the token that the latent is moved from to the one that it is moved to; its figure is what it adds there."),
+    h("p", { class: "dim small" }, "Its strongest edges through attention with computed weights, by source latent: what the target loses without the source where both are active, of its mean activation. They are no edges of the fitted connector. A head's share is of the computed edge, and all shares sum to 100%; alone: what the target loses where this head alone reads the stream without the source. An arc leads from the token that the latent is moved from to the one that it is moved to; its figure is what it adds there."),
     unmeasured(number, edges),
     ...edges.map((edge) => edgeSection(edge, index)),
   ].filter(Boolean);
