@@ -113,7 +113,7 @@ class HeadPages:
             "bins": self._bins(edge.distances),
             "tokens": edge.tokens,
             "examples": [
-                {**_sentence(e.tokens, e.key, e.query), "head": e.head, "part": e.part} for e in edge.examples
+                {**sentence_of(e.tokens, e.key, e.query), "head": e.head, "part": e.part} for e in edge.examples
             ],
         }
 
@@ -140,7 +140,7 @@ class HeadPages:
                     "source": _number(edge.source), "target": _number(edge.target), "part": edge.part,
                     "share": edge.share,
                     "examples": [
-                        {**_sentence(e.tokens, e.key, e.query), "head": e.head, "part": e.part} for e in edge.examples
+                        {**sentence_of(e.tokens, e.key, e.query), "head": e.head, "part": e.part} for e in edge.examples
                     ],
                 }
                 for edge in card.edges
@@ -195,7 +195,7 @@ class HeadPages:
         """A place of the test text with the tokens around it."""
         first, last = max(key - AROUND[0], 0), query + AROUND[1] + 1
         tokens = [self.job.vocabulary[int(token)] for token in self._ids[sequence, first:last]]
-        return _sentence(tokens, key - first, query - first)
+        return sentence_of(tokens, key - first, query - first)
 
 
 def _behind(job: Job, qk: Artifact[QKFacts]) -> dict[str, Artifact[Any]]:
@@ -210,7 +210,7 @@ def _number(name: str) -> int:
     return int(name[2:])
 
 
-def _sentence(tokens: list[str], key: int, query: int) -> Sentence:
+def sentence_of(tokens: list[str], key: int, query: int) -> Sentence:
     """Tokens with a gap where many stand between key and query."""
     if query - key <= NEAR:
         return {"tokens": tokens, "key": key, "query": query}
