@@ -29,7 +29,7 @@ from saelink.attention.ov import OVEdges, OVStage, load_ov
 from saelink.attention.stage import MovedStage
 from saelink.compose import register
 from saelink.evidence.claims import Claims
-from saelink.evidence.moved_edges import shortest_range
+from saelink.evidence.moved_edges import Scene, shortest_range
 from saelink.evidence.moved_heads import cosines_of, counted_parts, groups_of, head_distances
 from saelink.evidence.moved_verdicts import moved_claims
 from saelink.evidence.verdicts import MIN_ABLATED, judged
@@ -206,7 +206,7 @@ def by_head(job: Job, edges: OVEdges) -> dict[str, float]:
 def heads(job: Job) -> list[dict[str, Any]]:
     """Each head's share of the strongest computed edges, the heads that move alike, and from how far it moves."""
     parts = counted_parts(load_ov(OVStage(job.cfg, job.store).pull()))
-    sizes, cosines, distances = parts.abs().sum((0, 1)), cosines_of(parts), head_distances(job)
+    sizes, cosines, distances = parts.abs().sum((0, 1)), cosines_of(parts), head_distances(Scene(job))
     found: list[dict[str, Any]] = []
     for head, shares in enumerate(distances):
         others = cosines[head].clone()

@@ -379,6 +379,19 @@ def moved_effects(source: Side, target: Side, groups: int, readings: int) -> flo
     return 2 * 4.0 * groups * source.d_sae * target.d_sae * readings
 
 
+def moved_cards(size: ModelSize, source: Side, target: Side, edges: float, context: int) -> float:
+    """So many edges looked at: computed edges and effects, dense; by edge distances, tokens, places and sentences; and
+    the text's latents of one sequence, dense."""
+    dense = 4 * 4.0 * source.d_sae * target.d_sae
+    each = 12.0 * context + 100 * size.heads + 20_000
+    return dense + edges * each + 8.0 * context * source.d_sae + 4.0 * 40 * size.heads * target.d_sae
+
+
+def moved_page(written: float) -> float:
+    """Edges through heads, of files of this size, as objects and as the page has them."""
+    return 24.0 * written
+
+
 def norms(size: ModelSize, hooks: int, tokens: float, step: int, context: int) -> float:
     """Norms at hooks of all layers: the model, its passes, and a number for each token and hook."""
     return size.loaded() + size.passed(step, context) + 8.0 * tokens * hooks

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
 from saelink.attention.heads import load_attention
 from saelink.attention.moved import rows_of
-from saelink.attention.ov import OVStage, load_ov
+from saelink.attention.ov import OVEdges, OVStage, load_ov
 from saelink.attention.stage import open_moves
+from saelink.config.evidence import AblationValue
 from saelink.evidence.names import Names
 from saelink.interventions.head_effects import head_effects
-from saelink.interventions.moved_effects import MovedEffectsStage, load_moved_effects, measured_queries
+from saelink.interventions.moved_effects import (
+    MovedEffectsFacts,
+    MovedEffectsStage,
+    load_moved_effects,
+    measured_queries,
+    moved_link,
+)
 from saelink.job import Job
-from saelink.latents.rows import Rows
+from saelink.latents.link import load_split
 from saelink.latents.shards import encode_rows
+from saelink.store.artifact import Artifact
 
 SEQUENCES = 48
 """Test sequences that a target's edges are looked at in, evenly spread over those where it is active."""
+
+STRONGEST = 5
+"""Edges of a target that are looked at, the largest claims."""
 
 EXAMPLES = 3
 
@@ -75,91 +88,177 @@ MEASURED = 64
 """Queries of each source for which effects through single heads are measured."""
 
 
-def moved_edges(job: Job, target: int, most: int = 5) -> list[MovedEdge]:
+def moved_edges(job: Job, target: int, most: int = STRONGEST) -> list[MovedEdge]:
     """The strongest computed edges into a target, by claim; looked at in test documents. Empty for one never active.
 
     Raises SaelinkError for a link that is not from `ov` alone.
     """
-    edges = load_ov(OVStage(job.cfg, job.store).pull())
-    measured = MovedEffectsStage(job).find()
-    free = None if measured is None else load_moved_effects(measured).explain(torch.tensor([target]))
-    effect_of = None if free is None else free.dense()[:, 0]
-    names = Names(job)
-    unit = job.encoded.scales[-1]
-    sources, by_head = edges.source[target, :most], edges.by_head[target, :most]
-    sources = sources[by_head.sum(1) != 0]
-    look = Look(job, target, sources, unit)
-    alone = None
-    if measured is not None and len(sources):
+    return edges_into(Scene(job), [target], {target}, most)[target]
+
+
+def edges_into(
+    scene: Scene, targets: Sequence[int], alone: Collection[int], most: int = STRONGEST
+) -> dict[int, list[MovedEdge]]:
+    """The same of several targets, in one walk through the text; effects through single heads of `alone` only."""
+    job, edges = scene.job, scene.edges
+    sources = {target: edges.source[target, :most] for target in targets}
+    sources = {target: each[edges.by_head[target, : len(each)].sum(1) != 0] for target, each in sources.items()}
+    looks = dict(zip(targets, scene.look(list(sources.items())), strict=True))
+    measured = effects_found(job)
+    effects = None if measured is None else load_moved_effects(measured)
+    whole = None if effects is None else effects.dense()
+    single: dict[tuple[int, int], torch.Tensor] = {}
+    pairs = [(source, target) for target in targets if target in alone for source in sources[target].tolist()]
+    if measured is not None and pairs:
         queries = measured_queries(job, per_source=MEASURED)
-        alone = head_effects(queries, sources.long(), torch.full((len(sources),), target))
-    found: list[MovedEdge] = []
-    mean_active = None if free is None else free.target_mean[0].item()
-    for i, source in enumerate(sources.tolist()):
-        shares = by_head[i] / by_head[i].sum()
-        token = names.token_id(job.link.sources[0], source)
-        near, far = look.range_of(i)
-        effect = None if effect_of is None or not mean_active else effect_of[source].item() / mean_active
-        order = [int(head) for head in shares.abs().sort(descending=True).indices]
-        single = None if alone is None or not mean_active else {h: alone[i, h].item() / mean_active for h in order}
-        found.append(
-            MovedEdge(
-                f"IF{source}",
-                None if token is None else names.text(token),
-                edges.claim[source, target].item() / (mean_active or 1.0),
-                effect,
-                {head: shares[head].item() for head in order},
-                single,
-                near,
-                far,
-                look.distances(i),
-                [(names.text(token), share) for token, share in look.tokens(i)],
-                look.examples(i, names),
+        found = head_effects(queries, *torch.tensor(pairs).T.contiguous())
+        single = dict(zip(pairs, found, strict=True))
+    return {
+        target: [
+            _edge(
+                scene, looks[target], i, source, target,
+                None if effects is None or whole is None or not effects.target_mean[target]
+                else _Measured(whole[source, target].item(), effects.target_mean[target].item()),
+                single.get((source, target)),
             )
-        )
-    return found
+            for i, source in enumerate(sources[target].tolist())
+        ]
+        for target in targets
+    }  # fmt: skip
+
+
+def effects_found(job: Job) -> Artifact[MovedEffectsFacts] | None:
+    """What `saelink verify` measured of the link's edges, where it did."""
+    possible = moved_link(job.cfg) and job.cfg.verify.ablation is AblationValue.zero
+    return MovedEffectsStage(job).find() if possible else None
+
+
+class _Measured(NamedTuple):
+    """An effect through all heads, and the target's mean active value, in units of its scale."""
+
+    effect: float
+    mean: float
+
+
+def _edge(
+    scene: Scene, look: Look, i: int, source: int, target: int, measured: _Measured | None, alone: torch.Tensor | None
+) -> MovedEdge:  # fmt: skip
+    """One edge, the look's source i; `alone` [n_heads] in units of the target's scale."""
+    edges, names = scene.edges, scene.names
+    by_head = edges.by_head[target, (edges.source[target] == source).nonzero()[0, 0]]
+    shares = by_head / by_head.sum()
+    order = [int(head) for head in shares.abs().sort(descending=True).indices]
+    unit = 1.0 if measured is None else measured.mean
+    token = names.token_id(scene.job.link.sources[0], source)
+    near, far = look.range_of(i)
+    return MovedEdge(
+        f"IF{source}",
+        None if token is None else names.text(token),
+        edges.claim[source, target].item() / unit,
+        None if measured is None else measured.effect / unit,
+        {head: shares[head].item() for head in order},
+        None if alone is None or measured is None else {head: alone[head].item() / unit for head in order},
+        near,
+        far,
+        look.distances(i),
+        [(names.text(token), share) for token, share in look.tokens(i)],
+        look.examples(i, scene),
+    )
+
+
+class Scene:
+    """A layer's attention and the test text, opened once for all that is looked at in them."""
+
+    def __init__(self, job: Job):
+        self.job, self.names = job, Names(job)
+        self.edges: OVEdges = load_ov(OVStage(job.cfg, job.store).pull())
+        self.attention = load_attention(job.cfg, job.model, job.cfg.layer, job.device)
+        self.moves = open_moves(job.cfg, job.store, self.attention, job.link.sources[0], job.link.target)
+        self.ids = job.tokens.tensors("test.safetensors")["ids"].long()
+        self.context = self.ids.shape[1]
+
+    @cached_property
+    def _active(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of the test split, of those that count, by target, and [d_target + 1] where each target's begin."""
+        tokens = load_split(self.job.cfg, self.job.encoded, "test")
+        by_target = tokens.target.transposed()
+        return tokens.row[by_target.indices], by_target.offsets
+
+    def _weight(self, target: int, sources: torch.Tensor) -> torch.Tensor:
+        """[n_heads, n] V of each head from the sources on the target."""
+        moves = self.moves
+        values = moves.values[sources.to(moves.values.device)][:, moves.heads.kv_of]
+        return torch.einsum("jhe,he->hj", values, moves.readers[:, :, target])
+
+    def look(self, wanted: Sequence[tuple[int, torch.Tensor]]) -> list[Look]:
+        """For each target, with sources [n], what moves them to it: SEQUENCES test sequences where it is active."""
+        context, device, unit = self.context, self.job.device, self.job.encoded.scales[-1]
+        rows, offsets = self._active
+        looks: list[Look] = []
+        weights: list[torch.Tensor] = []
+        places: dict[int, list[tuple[int, int, int]]] = {}
+        for place, (target, sources) in enumerate(wanted):
+            first = int(offsets[target])
+            numbers, counts = torch.unique(rows[first : int(offsets[target + 1])] // context, return_counts=True)
+            starts = first + counts.cumsum(0) - counts
+            chosen = torch.linspace(0, max(len(numbers) - 1, 0), min(len(numbers), SEQUENCES)).long()
+            for at in chosen.unique().tolist() if len(sources) else []:
+                begin = int(starts[at])
+                places.setdefault(int(numbers[at]), []).append((place, begin, begin + int(counts[at])))
+            weights.append(self._weight(target, sources))
+            looks.append(Look(len(sources), self.moves.heads.n_heads, context))
+        with torch.inference_mode(), self.job.observer.progress("looking at edges", len(places), "sequences") as bar:
+            for number in sorted(places):
+                seen = self.attention.look(self.ids[number][None].to(device))
+                x = seen.x[0]
+                latents = rows_of(encode_rows(self.moves.source, x), context, 0)
+                sizes = self.moves.sizes(latents, x, self.moves.source.units(x)).dense()
+                after = self.moves.after(seen, 0)
+                for place, begin, end in places[number]:
+                    query = (rows[begin:end] % context).to(device)
+                    size = sizes[:, wanted[place][1].to(device)]
+                    key = size.any(1).nonzero()[:, 0]
+                    pattern = seen.pattern[0][:, query][:, :, key]
+                    part = torch.einsum("hqk,kj,hj->jhqk", pattern, size[key], weights[place])
+                    part = part / after[query][:, None] / unit
+                    looks[place].add(number, self.ids[number], query.cpu(), key.cpu(), part.cpu())
+                bar.advance(1)
+        return looks
 
 
 class Look:
-    """What moves the sources [n] to one target, in the test sequences where it is active."""
+    """What moves `n` sources to one target, added up over sequences."""
 
-    def __init__(self, job: Job, target: int, sources: torch.Tensor, unit: float):
-        attention = load_attention(job.cfg, job.model, job.cfg.layer, job.device)
-        moves = open_moves(job.cfg, job.store, attention, job.link.sources[0], job.link.target)
-        ids = job.tokens.tensors("test.safetensors")["ids"].long()
-        self._context = context = ids.shape[1]
-        active = _active_on(job, target)
-        sequences = torch.unique(active // context)
-        sequences = sequences[torch.linspace(0, max(len(sequences) - 1, 0), min(len(sequences), SEQUENCES)).long()]
-        self._ids = ids
-        weight = torch.stack([moves.weight(head)[sources, target] for head in range(moves.heads.n_heads)])
-        rows: list[torch.Tensor] = []
-        values: list[torch.Tensor] = []
-        with torch.inference_mode():
-            for sequence in sequences.tolist():
-                seen = attention.look(ids[sequence][None].to(job.device))
-                latents = encode_rows(moves.source, seen.x[0])
-                sizes = moves.sizes(rows_of(latents, context, 0), seen.x[0], moves.source.units(seen.x[0]))
-                query = (active[active // context == sequence] % context).to(job.device)
-                size = _columns(sizes, sources.to(job.device))
-                after = moves.after(seen, 0)[query]
-                part = torch.einsum("hqk,kj,hj->jhqk", seen.pattern[0][:, query], size, weight) / after[:, None] / unit
-                at = part.nonzero().cpu()
-                values.append(part[tuple(at.T)].cpu())
-                at[:, 2] = query.cpu()[at[:, 2]]
-                rows.append(torch.cat([at, torch.full((len(at), 1), sequence)], 1))
-        self._at = torch.cat(rows) if rows else torch.zeros(0, 5, dtype=torch.int64)
-        """[m, 5]: source, head, query, key, sequence."""
-        self._part = torch.cat(values) if values else torch.zeros(0)
+    def __init__(self, n: int, n_heads: int, context: int):
+        self._distances = torch.zeros(n, context)
+        self._tokens = [Counter[int]() for _ in range(n)]
+        self._part = torch.zeros(n, n_heads, EXAMPLES)
+        """The largest part of each of the sequences where it is largest, by source and head,"""
+        self._place = torch.zeros(n, n_heads, EXAMPLES, 3, dtype=torch.int64)
+        """and its sequence, query and key."""
 
-    def _mine(self, source: int) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = self._at[:, 0] == source
-        return self._at[chosen], self._part[chosen]
+    def add(self, number: int, ids: torch.Tensor, query: torch.Tensor, key: torch.Tensor, part: torch.Tensor) -> None:
+        """One sequence: part [n, n_heads, q, k] of what sources at keys [k] make at queries [q]."""
+        if part.numel() == 0:
+            return
+        size = part.abs()
+        of_place = size.sum(1)
+        distance = (query[:, None] - key).clamp(min=0)  # keys behind the query have no part
+        self._distances.index_add_(1, distance.flatten(), of_place.flatten(1))
+        of_key = of_place.sum(1)
+        tokens = ids[key].tolist()
+        for j, k in of_key.nonzero().tolist():
+            self._tokens[j][tokens[k]] += of_key[j, k].item()
+        best = size.flatten(2).argmax(2, keepdim=True)
+        where = torch.stack([torch.full_like(best, number), query[best // len(key)], key[best % len(key)]], -1)
+        parts = torch.cat([self._part, part.flatten(2).gather(2, best)], 2)
+        kept = parts.abs().topk(EXAMPLES, 2).indices
+        self._part = parts.gather(2, kept)
+        self._place = torch.cat([self._place, where], 2).gather(2, kept[..., None].expand(-1, -1, -1, 3))
 
     def distances(self, source: int) -> list[float]:
         """Share of the size of what is moved, by distance."""
-        at, part = self._mine(source)
-        total = torch.zeros(self._context).index_add_(0, at[:, 2] - at[:, 3], part.abs())
+        total = self._distances[source]
         return (total / total.sum().clamp(min=1e-12)).tolist()
 
     def range_of(self, source: int) -> tuple[int, int]:
@@ -168,27 +267,24 @@ class Look:
 
     def tokens(self, source: int) -> list[tuple[int, float]]:
         """The tokens most of it is moved from."""
-        at, part = self._mine(source)
-        counted: Counter[int] = Counter()
-        for token, size in zip(self._ids[at[:, 4], at[:, 3]].tolist(), part.abs().tolist(), strict=True):
-            counted[token] += size
+        counted = self._tokens[source]
         total = sum(counted.values()) or 1.0
         return [(token, size / total) for token, size in counted.most_common(TOKENS)]
 
-    def examples(self, source: int, names: Names, by: int | None = None) -> list[Example]:
+    def examples(self, source: int, scene: Scene, by: int | None = None) -> list[Example]:
         """The largest parts, one a sequence; of one head, where `by` names it."""
-        at, part = self._mine(source)
-        if by is not None:
-            at, part = at[at[:, 1] == by], part[at[:, 1] == by]
+        heads = list(range(self._part.shape[1])) if by is None else [by]
+        part, place = self._part[source, heads].flatten(), self._place[source, heads].flatten(0, 1)
         found: list[Example] = []
         seen: set[int] = set()
         for i in part.abs().sort(descending=True).indices.tolist():
-            _, head, query, key, sequence = at[i].tolist()
-            if sequence not in seen and len(found) < EXAMPLES:
-                seen.add(sequence)
-                first, last = max(key - 4, 0), min(query + 4, self._context)
-                texts = [names.text(token) for token in self._ids[sequence, first:last].tolist()]
-                found.append(Example(texts, key - first, query - first, head, part[i].item()))
+            sequence, query, key = place[i].tolist()
+            if part[i] == 0 or sequence in seen or len(found) == EXAMPLES:
+                continue
+            seen.add(sequence)
+            first, last = max(key - 4, 0), min(query + 4, scene.context)
+            texts = [scene.names.text(token) for token in scene.ids[sequence, first:last].tolist()]
+            found.append(Example(texts, key - first, query - first, heads[i // EXAMPLES], part[i].item()))
         return found
 
 
@@ -201,20 +297,3 @@ def shortest_range(distances: list[float]) -> tuple[int, int]:
         if far <= len(distances) and far - 1 - near < best[1] - best[0]:
             best = (near, max(far - 1, near))
     return best
-
-
-def _active_on(job: Job, target: int) -> torch.Tensor:
-    """Rows of the test split, of those that count, where a target is active."""
-    from saelink.latents.link import load_split
-
-    tokens = load_split(job.cfg, job.encoded, "test")
-    return tokens.row[tokens.target.row_of[tokens.target.indices == target]]
-
-
-def _columns(rows: Rows, ids: torch.Tensor) -> torch.Tensor:
-    """[n, m] dense, of the latents ids [m] in any order."""
-    out = rows.values.new_zeros(len(rows), len(ids))
-    for place, latent in enumerate(ids.tolist()):
-        mine = rows.indices == latent
-        out[rows.row_of[mine], place] = rows.values[mine]
-    return out

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
-from saelink.attention.heads import load_attention
 from saelink.attention.moved import rows_of
 from saelink.attention.ov import OVEdges, OVStage, load_ov
-from saelink.attention.stage import open_moves
 from saelink.errors import SaelinkError
-from saelink.evidence.moved_edges import Example, Look, shortest_range
-from saelink.evidence.names import Names
+from saelink.evidence.moved_edges import Example, Look, Scene, shortest_range
 from saelink.evidence.verdicts import MIN_ABLATED
 from saelink.job import Job
 from saelink.latents.shards import encode_rows
@@ -65,36 +63,48 @@ class HeadCard(NamedTuple):
 
 def head_card(job: Job, head: int) -> HeadCard:
     """The card of one head. Raises SaelinkError for one that is not there, and for a link that is not from `ov`."""
-    edges = load_ov(OVStage(job.cfg, job.store).pull())
-    n_heads = edges.by_head.shape[2]
+    n_heads = load_ov(OVStage(job.cfg, job.store).pull()).by_head.shape[2]
     if head >= n_heads:
         raise SaelinkError(f"show head {head}: layer {job.cfg.layer} has heads 0 to {n_heads - 1}")
-    parts = counted_parts(edges)
-    names, hooks = Names(job), (job.link.sources[0], job.link.target)
-    sizes = parts.abs().sum((0, 1))
-    cosines = cosines_of(parts)
-    mine = parts[..., head]
-    by_source = torch.zeros(len(edges.queries)).index_add_(0, edges.source.flatten().long(), mine.abs().flatten())
-    distances = head_distances(job)[head].tolist()
-    near, far = shortest_range(distances)
+    return head_cards(Scene(job), [head])[0]
 
-    def token(side: int, latent: int) -> str | None:
-        found = names.token_id(hooks[side], latent)
-        return None if found is None else names.text(found)
 
-    strongest: list[HeadEdge] = []
+def head_cards(scene: Scene, heads: Sequence[int] | None = None) -> list[HeadCard]:
+    """The cards of these heads, or of all; the text is walked through once for all of them."""
+    parts = counted_parts(scene.edges)
+    cosines, distances = cosines_of(parts), head_distances(scene)
+    heads = range(parts.shape[2]) if heads is None else heads
+    strongest = {head: _strongest(scene.edges, parts[..., head]) for head in heads}
+    wanted = [(target, torch.tensor([source])) for edges in strongest.values() for source, target, _ in edges]
+    looks = iter(scene.look(wanted))
+    return [_card(scene, head, parts, cosines, distances[head], strongest[head], looks) for head in heads]
+
+
+def _strongest(edges: OVEdges, mine: torch.Tensor) -> list[tuple[int, int, int]]:
+    """Source, target and place in `mine` [d_target, n] of the largest parts of a head."""
+    found: list[tuple[int, int, int]] = []
     for at in mine.abs().flatten().sort(descending=True).indices[:EDGES].tolist():
         target, place = divmod(at, mine.shape[1])
-        if mine[target, place] == 0:
-            break
-        source = int(edges.source[target, place])
-        look = Look(job, target, torch.tensor([source]), job.encoded.scales[-1])
-        strongest.append(
-            HeadEdge(
-                f"IF{source}", token(0, source), f"OF{target}", token(1, target), mine[target, place].item(),
-                (mine[target, place] / parts[target, place].sum()).item(), look.examples(0, names, head),
-            )
-        )  # fmt: skip
+        if mine[target, place] != 0:
+            found.append((int(edges.source[target, place]), target, place))
+    return found
+
+
+def _card(
+    scene: Scene, head: int, parts: torch.Tensor, cosines: torch.Tensor, by_distance: torch.Tensor,
+    strongest: list[tuple[int, int, int]], looks: Iterator[Look],
+) -> HeadCard:  # fmt: skip
+    """One head's card; `looks` gives those of its strongest edges next."""
+    edges, names, link = scene.edges, scene.names, scene.job.link
+    sizes, mine = parts.abs().sum((0, 1)), parts[..., head]
+    by_source = torch.zeros(len(edges.queries)).index_add_(0, edges.source.flatten().long(), mine.abs().flatten())
+    distances = by_distance.tolist()
+    near, far = shortest_range(distances)
+
+    def token(hook: str, latent: int) -> str | None:
+        found = names.token_id(hook, latent)
+        return None if found is None else names.text(found)
+
     top = by_source.sort(descending=True)
     return HeadCard(
         head,
@@ -105,12 +115,19 @@ def head_card(job: Job, head: int) -> HeadCard:
         near,
         far,
         [
-            (f"IF{latent}", token(0, latent), (value / by_source.sum()).item())
+            (f"IF{latent}", token(link.sources[0], latent), (value / by_source.sum()).item())
             for latent, value in zip(top.indices[:SOURCES].tolist(), top.values[:SOURCES], strict=True)
             if value > 0
         ],
-        strongest,
-    )
+        [
+            HeadEdge(
+                f"IF{source}", token(link.sources[0], source), f"OF{target}", token(link.target, target),
+                mine[target, place].item(), (mine[target, place] / parts[target, place].sum()).item(),
+                next(looks).examples(0, scene, head),
+            )
+            for source, target, place in strongest
+        ],
+    )  # fmt: skip
 
 
 def counted_parts(edges: OVEdges) -> torch.Tensor:
@@ -139,11 +156,9 @@ def groups_of(cosines: torch.Tensor) -> list[list[int]]:
     return found
 
 
-def head_distances(job: Job) -> torch.Tensor:
+def head_distances(scene: Scene) -> torch.Tensor:
     """[n_heads, context] share of all that each head moves, by distance, each latent by how far all targets read it."""
-    attention = load_attention(job.cfg, job.model, job.cfg.layer, job.device)
-    moves = open_moves(job.cfg, job.store, attention, job.link.sources[0], job.link.target)
-    ids = job.tokens.tensors("test.safetensors")["ids"].long()
+    job, attention, moves, ids = scene.job, scene.attention, scene.moves, scene.ids
     context, drop = ids.shape[1], job.cfg.data.drop_positions
     chosen = ids[torch.linspace(0, len(ids) - 1, min(SEQUENCES, len(ids))).long()]
     reach = moves.reach()

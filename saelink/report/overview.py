@@ -56,7 +56,8 @@ class Overview:
         self.wiring, self.sides = fits[0].wiring, job.sides
         self.ids, self.outliers = highlights.ids, highlights.outliers
 
-    def head(self) -> Head:
+    def head(self, heads: dict[str, Any] | None = None) -> Head:
+        """`heads` as HeadPages.shown gives them."""
         cfg, sides = self.job.cfg, self.sides
         link = self.job.link
         facts = self.job.tokens.facts
@@ -104,6 +105,7 @@ class Overview:
             "verified": self._verified(),
             "verify": f"saelink verify layer={cfg.layer}" if measurable(cfg) else None,
             "has_hidden": self.wiring.has_hidden,
+            "heads": heads,
             "direct": self.wiring.direct,
             "d": {
                 "target": sides.d_target,

@@ -21,6 +21,7 @@ from saelink.report.cards.cards import Card, Cards
 from saelink.report.cards.listed import Listed
 from saelink.report.cards.meaning import meanings
 from saelink.report.cards.wiring import EDGES_SHOWN
+from saelink.report.heads import HeadPages
 from saelink.report.highlights import Highlights
 from saelink.report.overview import PIECE, text_piece
 from saelink.report.render import packed
@@ -35,7 +36,7 @@ class Piece(NamedTuple):
     """Consecutive latents of one kind of data."""
 
     kind: str
-    """target, source, hidden, text, or circuit, edges and feeds with the connector's number"""
+    """target, source, hidden, moved, text, or circuit, edges and feeds with the connector's number"""
     first: int
     last: int
     size: int
@@ -64,7 +65,7 @@ def pieces_of(jobs: list[Job]) -> Pieces:
     variance = first.wiring.evaluation.tensors("latents.safetensors")["variance"]
     reached = torch.where(variance > 0, oracle / variance, torch.nan)
     listed = [Listed(fit.wiring, reached) for fit in fits]
-    return Pieces(jobs[0], fits, listed, Highlights(jobs[0], first))
+    return Pieces(jobs[0], fits, listed, Highlights(jobs[0], first), HeadPages(jobs[0]))
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,10 @@ class PiecesWork(Work["Pieces", Piece, Part]):
 class Pieces:
     """Cards, circuits, experiments and ablations, each under a name."""
 
-    def __init__(self, job: Job, fits: list[Cards], listed: list[Listed], highlights: Highlights):
-        self.job, self.fits, self.listed, self.highlights = job, fits, listed, highlights
+    def __init__(
+        self, job: Job, fits: list[Cards], listed: list[Listed], highlights: Highlights, heads: HeadPages
+    ):  # fmt: skip
+        self.job, self.fits, self.listed, self.highlights, self.heads = job, fits, listed, highlights, heads
         self.cards, self.wiring, self.sides = fits[0], fits[0].wiring, fits[0].sides
         self.kept_targets, self.kept_sources = highlights.kept()
 
@@ -99,6 +102,8 @@ class Pieces:
             kinds.append((f"feeds{number}", sides.d_source))
         if self.wiring.has_hidden:
             kinds.append(("hidden", self.wiring.connector.n_hidden))
+        if self.heads.artifact is not None:
+            kinds.append(("moved", sides.d_target))
         facts = sides.target.facts
         sizes = [(kind, d, PIECE) for kind, d in kinds]
         sizes.append(("text", sum(facts["sequences"].values()), text_piece(facts["context_size"])))
@@ -115,6 +120,9 @@ class Pieces:
             return self._edges(int(piece.kind.removeprefix("edges")), ids)
         if piece.kind.startswith("feeds"):
             return self._feeds(int(piece.kind.removeprefix("feeds")), ids)
+        if piece.kind == "moved":
+            through = {str(target): self.heads.into(target) for target in ids}
+            return {target: edges for target, edges in through.items() if edges is not None}
         if piece.kind == "text":
             return self._text(ids)
         card = self._kinds[piece.kind]
@@ -125,7 +133,7 @@ class Pieces:
         return {"target": self._target_card, "source": self._source_card, "hidden": self.cards.hidden_unit}
 
     def others(self, experiments: list[Artifact[Any]]) -> Iterator[tuple[str, Any]]:
-        """Experiments and ablations, by name."""
+        """Experiments, ablations and heads, by name."""
         for result in experiments:
             picture = None
             if PICTURE_FILE in result.files:
@@ -140,6 +148,8 @@ class Pieces:
             )
         for side, latents in self.highlights.ablated().items():
             yield f"ablations/{side}", latents
+        for card in self.heads.cards():
+            yield f"head/{card['head']}", card
 
     @cached_property
     def _meanings(self) -> tuple[dict[int, Meaning], dict[int, Meaning]]:

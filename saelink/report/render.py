@@ -11,7 +11,7 @@ from typing import Any
 
 from saelink.report.join import joined
 
-SCHEMA = 3
+SCHEMA = 4
 """Of the data in the page, as in page/pieces.js: raise both when the script must read something else."""
 
 DATA_FILE = "data.zip"

@@ -29,6 +29,7 @@ from saelink.fit.train import TrainFacts, TrainStage, fitted_connector, shape_of
 from saelink.interventions.oracle import OracleStage
 from saelink.job import Job, JobStage
 from saelink.latents.examples import OCTAVES, ExamplesStage
+from saelink.report.heads import HeadPages
 from saelink.report.included import included
 from saelink.report.overview import Compared, Overview
 from saelink.report.pieces import Piece, Pieces, PiecesWork, pieces_of
@@ -68,7 +69,7 @@ class ReportStage(JobStage[ReportFacts]):
     """
 
     name = "report"
-    version = 9
+    version = 10
 
     def __init__(self, job: Job, command: str | None = None):
         self.jobs = included(job)
@@ -92,6 +93,10 @@ class ReportStage(JobStage[ReportFacts]):
     @cached_property
     def _others(self) -> list[Compared]:
         return _others(self.store, self._made[0].connector, {made.connector.key for made in self._made})
+
+    @cached_property
+    def _heads(self) -> HeadPages:
+        return HeadPages(self.job)
 
     @cached_property
     def _experiments(self) -> list[Artifact[Any]]:
@@ -139,6 +144,7 @@ class ReportStage(JobStage[ReportFacts]):
             inputs["consequences"] = lost.key
         inputs |= {f"other{i}": evaluation.key for i, (_, evaluation) in enumerate(self._others)}
         inputs |= {f"experiment {result.facts['name']}": result.key for result in self._experiments}
+        inputs |= self._heads.inputs()
         if fitted_connector(made[0].connector).n_hidden:
             inputs["hidden"] = HiddenUnitsStage(job).pull().key
         return inputs
@@ -153,6 +159,8 @@ class ReportStage(JobStage[ReportFacts]):
         weights = sum(shape_of(job).weights for job in self.jobs)
         places = kept.top + OCTAVES * kept.per_size + kept.random
         size = memory.report(n_edges, cards, places, weights) + sides.split_bytes("test")
+        if self._heads.artifact is not None:
+            size += memory.moved_page(self._heads.artifact.size)
         return Need(size, "have fewer cards on it (report.cards) or fewer connectors (report.l1_alphas)")
 
     def make(self, draft: Draft) -> ReportFacts:
@@ -160,7 +168,7 @@ class ReportStage(JobStage[ReportFacts]):
         data = self._pieces(draft, pieces)
         shown = pieces.fits, pieces.listed, pieces.highlights
         overview = Overview(self.job, *shown, self._others, self._experiments, self._command)
-        head = overview.head()
+        head = overview.head(pieces.heads.shown())
         if self._labels is not None:
             head["labels"] = [{**remark} for remark in self._labels.remarks]
         data |= {"head": packed(head), "index": packed(overview.index())}

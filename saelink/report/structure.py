@@ -249,6 +249,8 @@ class Head(TypedDict):
     verify: str | None
     """The command that makes verdicts, where they can be made."""
     has_hidden: bool
+    heads: dict[str, Any] | None
+    """What is known of all heads of a link from moved latents by head, see report.heads; None for another link."""
     direct: int
     d: dict[str, int]
     piece: int

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from functools import cached_property
 from typing import Any, TypedDict
 
 import torch
@@ -19,9 +20,11 @@ from saelink.evidence.effectiveness import EffectivenessStage, Outputs, has_outp
 from saelink.evidence.evaluate import EvaluateFacts, EvaluateStage
 from saelink.evidence.labels import load_labels
 from saelink.evidence.logic_trials import found_trials
+from saelink.evidence.moved_cards import MovedCardsFacts, load_moved_cards, moved_cards_of
 from saelink.evidence.names import Names, names_inputs, pages_of
 from saelink.fit.train import TrainFacts, TrainStage, fitted_connector
 from saelink.job import Job, JobStage
+from saelink.share.heads import ABOUT_HEADS, write_heads
 from saelink.share.logic import LOGIC_COLUMNS, logic_rows
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
@@ -42,7 +45,8 @@ class ExportStage(JobStage[ExportFacts]):
     after `saelink verify` also what the model's output owes to the edge, effectiveness and helpfulness;
     `graph.graphml` and `graph.json` (node-link), the same as a graph; `logic.csv`, a row for each target that the
     counts give a word, and after `saelink verify` whether it holds in the model. For a connector with hidden units the
-    edges into hidden units are in a file of their own.
+    edges into hidden units are in a file of their own. For link=ov `heads.csv` and `heads.json` have the computed
+    edges by head, with the distances that they reach over (see share/heads.py).
     """
 
     name = "export"
@@ -53,6 +57,10 @@ class ExportStage(JobStage[ExportFacts]):
         self._train, self._evaluate, self._edges = TrainStage(job), EvaluateStage(job), EdgesStage(job)
         outputs = EffectivenessStage(job) if has_outputs(job.cfg) else None
         self._outputs = outputs if outputs is not None and outputs.find() is not None else None
+
+    @cached_property
+    def _heads(self) -> Artifact[MovedCardsFacts] | None:
+        return moved_cards_of(self.job)
 
     @property
     def device(self) -> str:
@@ -67,9 +75,10 @@ class ExportStage(JobStage[ExportFacts]):
 
     def inputs(self) -> dict[str, str]:
         found = {"connector": self._train.key, "evaluation": self._evaluate.key, "edges": self._edges.key}
-        found = {"connector": self._train.key, "evaluation": self._evaluate.key, "edges": self._edges.key}
         if self._outputs is not None:
             found["outputs"] = self._outputs.key
+        if self._heads is not None:
+            found["heads"] = self._heads.key
         trials = found_trials(self.job)
         tested = {} if trials is None else {"trials": trials.key}
         return {**found, **tested, **names_inputs(self.job)}
@@ -79,6 +88,7 @@ class ExportStage(JobStage[ExportFacts]):
 
     def need(self) -> Need:
         needed = memory.exported(self._train.pull().facts["n_edges"])
+        needed += 0.0 if self._heads is None else memory.moved_page(self._heads.size)
         return Need(needed, "use a larger l1_alpha, which keeps fewer edges")
 
     def make(self, draft: Draft) -> ExportFacts:
@@ -97,7 +107,10 @@ class ExportStage(JobStage[ExportFacts]):
             inner = load_edge_table(table, HIDDEN_TENSORS_FILE)
             count += _write_edges(draft, "hidden_edges", inner, names, "hidden", fitted.d_source, labels)
         draft.save_bytes("logic.csv", csv_bytes(LOGIC_COLUMNS, logic_rows(job, names)))
-        draft.save_bytes("README.md", _card(job.cfg, connector, evaluation).encode())
+        if self._heads is not None:
+            write_heads(draft, load_moved_cards(self._heads), names)
+        card = _card(job.cfg, connector, evaluation) + (ABOUT_HEADS if self._heads is not None else "")
+        draft.save_bytes("README.md", card.encode())
         return {"edges": count}
 
 

@@ -59,16 +59,20 @@ def print_head_card(card: HeadCard, console: Console | None = None) -> None:
                 console.print(f"    {escape(line)}", no_wrap=True, overflow="ellipsis")
 
 
+def binned(distances: list[float], context: int) -> list[tuple[str, float]]:
+    """What each bin of distances is called, 4-7, and its share; bins that a text of `context` tokens has."""
+    found: list[tuple[str, float]] = []
+    for place, first in enumerate(BINS):
+        last = min(BINS[place + 1] if place + 1 < len(BINS) else context, context)
+        if first < context:
+            found.append((str(first) if last == first + 1 else f"{first}-{last - 1}", sum(distances[first:last])))
+    return found
+
+
 def distance_lines(distances: list[float]) -> list[str]:
     """A bar for each bin of distances."""
-    lines: list[str] = []
-    for place, first in enumerate(BINS):
-        last = min(BINS[place + 1] if place + 1 < len(BINS) else len(distances), len(distances))
-        share = sum(distances[first:last])
-        if first < len(distances):
-            name = str(first) if last == first + 1 else f"{first}-{last - 1}"
-            lines.append(f"{name:>7} {share:4.0%} {'█' * round(share * BAR)}".rstrip())
-    return lines
+    bins = binned(distances, len(distances))
+    return [f"{name:>7} {share:4.0%} {'█' * round(share * BAR)}".rstrip() for name, share in bins]
 
 
 def _quoted(token: str | None) -> str:

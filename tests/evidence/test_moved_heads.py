@@ -11,6 +11,7 @@ import torch
 from saelink.attention.ov import OVStage, load_ov
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
+from saelink.evidence.moved_edges import Scene
 from saelink.evidence.moved_heads import cosines_of, counted_parts, groups_of, head_card, head_distances
 from saelink.job import Job
 from saelink.store.store import Store
@@ -57,7 +58,7 @@ def test_a_card_is_of_the_parts_that_sum_to_the_edges(config: Callable[..., Conf
 
 
 def test_distances_are_those_of_the_pattern(config: Callable[..., Config], store: Store) -> None:
-    shares = head_distances(Job(config(*QUICK), store))
+    shares = head_distances(Scene(Job(config(*QUICK), store)))
     assert (shares >= 0).all() and torch.allclose(shares.sum(1), torch.ones(len(shares)), atol=1e-4)
     lines = distance_lines([0.5, 0.25, 0.125, 0.0, 0.125])
     assert [line.split()[:2] for line in lines] == [["0", "50%"], ["1", "25%"], ["2-3", "12%"], ["4", "12%"]]

@@ -25,6 +25,7 @@ from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.hidden_units import HiddenUnitsStage
 from saelink.evidence.joint_effects import JointStage
 from saelink.evidence.logic_trials import LogicTrialsStage
+from saelink.evidence.moved_cards import MovedCardsStage
 from saelink.evidence.moved_verdicts import MovedVerdictsStage
 from saelink.evidence.protocol import CircuitTestsStage
 from saelink.evidence.pruned import PrunedStage
@@ -168,6 +169,7 @@ ATTENTION = [
         for null in MOVED_NULLS
     ),
     Made("moved_verdicts", MovedVerdictsStage, ("link=ov",)),
+    Made("moved_cards", MovedCardsStage, ("link=ov",)),
     Made("qk", lambda job: QKStage(before_attention(job), 0)),
     Made("qk_targets", lambda job: _targets(before_attention(job))),
     Made("qk_deletions", lambda job: _deletions(before_attention(job))),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -306,34 +305,10 @@ def test_a_choice_is_made_by_keyboard(visit: Visit, where: str, name: str) -> No
     assert visit.complaints() == []
 
 
-CONTROLS = """
-const own = (e) => e.getAttribute("aria-label") || e.labels?.[0]?.textContent || e.textContent || e.title;
-const seen = (e) => e.getClientRects().length > 0;
-const all = [...document.querySelectorAll("a, button, input, select, textarea, summary, [role=button], [tabindex]")];
-const shown = all.filter((e) => seen(e) && e.id !== "main");
-return shown.map((e) => [e.outerHTML.slice(0, 90), e.tabIndex, own(e).trim()]);
-"""
-
-HIDDEN = """
-const told = document.querySelector("main").textContent;
-const where = "main th[title], main [class^='v-'][title], main .chips [title], main li[title]";
-const titles = [...document.querySelectorAll(where)].map((e) => e.title.replace(/^[a-z ]+: /, ""));
-return titles.filter((title) => !told.includes(title));
-"""
-
-
 @pytest.mark.parametrize("where", VIEWS)
 def test_every_control_has_a_name_and_what_titles_say_is_there_without_a_mouse(visit: Visit, where: str) -> None:
     visit.go(where)
-    controls = visit.run(CONTROLS)
-    assert len(controls) > 8
-    assert [html for html, index, name in controls if index < 0 or not name] == []
-    assert visit.run(HIDDEN) == []
-    reached = set()
-    for _ in range(30):
-        visit.press("TAB")
-        reached.add(visit.focused.get_attribute("outerHTML")[:90])
-    assert len(reached & {html for html, _, _ in controls}) >= min(8, len(controls)), "Tab goes through them"
+    visit.check_controls()
 
 
 def test_neighbours_notes_and_the_rest_by_keyboard(visit: Visit) -> None:
@@ -386,34 +361,9 @@ def test_a_report_without_verdicts_says_so(browser: Any, world: World, tmp_path:
 
 
 def test_axe_finds_nothing_serious(visit: Visit) -> None:
-    found = importlib.util.find_spec("axe_core_python")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("needs axe-core-python (extra test)")
-    script = (Path(found.submodule_search_locations[0]) / "axe.min.js").read_text()
-    for dark in (False, True):
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        visit.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        for where in VIEWS:
-            visit.go(where)
-            visit.run(script)
-            result = visit.browser.execute_async_script("axe.run().then(arguments[0])")
-            serious = [
-                (where, dark, rule["id"], node["html"][:200])
-                for rule in result["violations"]
-                if rule["impact"] in ("serious", "critical")
-                for node in rule["nodes"]
-            ]
-            assert serious == []
-    visit.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert visit.serious(VIEWS) == []
 
 
 @pytest.mark.parametrize("where", ["#/", "#/circuits", "#/target/3", "#/outliers", "#/compare/3", "#/sources"])
 def test_it_fits_a_phone(browser: Any, nasty: tuple[Artifact, Store], where: str) -> None:
-    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    visit = Visit(browser, nasty[0].file(PAGE_FILE))
-    try:
-        visit.go(where)
-        assert visit.run("return document.documentElement.scrollWidth") <= 390
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert Visit(browser, nasty[0].file(PAGE_FILE)).width_on_phone(where) <= 390

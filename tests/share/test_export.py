@@ -20,8 +20,10 @@ import saelink
 from saelink.config.schema import Config
 from saelink.connectors.exported import exported_config
 from saelink.errors import SaelinkError
+from saelink.evidence.moved_edges import moved_edges
 from saelink.evidence.names import Names
 from saelink.fit.train import TrainStage, fitted_connector
+from saelink.interventions.moved_effects import MovedEffectsStage
 from saelink.job import Job
 from saelink.latents.link import load_split, pull_sides
 from saelink.share.export import ExportStage
@@ -183,3 +185,37 @@ def test_the_same_map_under_other_names_is_another_export(config: Callable[..., 
             cfg = replace(cfg, **{part: replace(getattr(cfg, part), name=name)})
         keys.append(ExportStage(Job(cfg, store)).key)
     assert len(set(keys)) == len(keys)
+
+
+def test_computed_edges_by_head_are_written_for_a_link_of_heads(config: Callable[..., Config], store: Store) -> None:
+    words = ("link=ov", "layer=1", "link.kept=40", "solver=exact", "l1_alpha=1e-3", "verify.tokens_per_source=6")
+    job = Job(config(*words, "report.ablated=1"), store)
+    MovedEffectsStage(job).pull()
+    folder = ExportStage(job).pull().path
+    with (folder / "heads.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = json.loads((folder / "heads.json").read_text())
+    assert len(found["edges"]) * 4 == len(rows) and [each["head"] for each in found["heads"]] == [0, 1, 2, 3]
+    target = found["edges"][-1]["target"]
+    alone = [int(row["target"]) for row in rows if row["alone"]]
+    assert len(set(alone)) == 1
+    for chosen in (target, alone[0]):
+        mine = [row for row in rows if int(row["target"]) == chosen]
+        edges = {int(edge.name[2:]): edge for edge in moved_edges(job, chosen)}
+        assert {int(row["source"]) for row in mine} == set(edges) and len(mine) == 4 * len(edges)
+        for row in mine:
+            edge, head = edges[int(row["source"])], int(row["head"])
+            assert (int(row["nearest"]), int(row["farthest"])) == (edge.near, edge.far)
+            assert float(row["share"]) == pytest.approx(edge.heads[head], rel=1e-3, abs=1e-5)
+            assert (float(row["claim"]), float(row["effect"])) == pytest.approx((edge.claim, edge.effect), rel=1e-3)
+            assert edge.alone is not None
+            if chosen in alone:
+                assert float(row["alone"]) == pytest.approx(edge.alone[head], rel=1e-3, abs=1e-5)
+    for edge in found["edges"]:
+        assert sum(edge["heads"].values()) == pytest.approx(1, abs=1e-2)
+        assert not edge["distances"] or sum(edge["distances"]) == pytest.approx(1, abs=1e-2)
+        assert sum(edge["distances"][edge["nearest"] : edge["farthest"] + 1]) >= 0.79 or not edge["from"]
+    assert "`heads.csv`" in (folder / "README.md").read_text()
+    other = ExportStage(Job(config("solver=exact", "l1_alpha=1e-2"), store)).pull()
+    assert not any(name.startswith("heads") for name in other.files)
+    assert "heads.csv" not in (other.path / "README.md").read_text()

@@ -1,20 +1,7 @@
 // A drawing of boxes and links in SVG that is moved, zoomed, walked by keyboard and saved as a file.
 
-import { h } from "./dom.js";
+import { h, s, SVG } from "./dom.js";
 import { download } from "./download.js";
-
-const SVG = "http://www.w3.org/2000/svg";
-
-function s(tag, attributes, ...children) {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes || {})) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else element.setAttribute(name, value);
-  }
-  for (const child of children.flat(Infinity)) if (child !== null && child !== undefined) element.append(child);
-  return element;
-}
 
 // Where a link runs: out of the right of a box into the left of another.
 const ends = (from, to) => [from.x + from.wide / 2, from.y, to.x - to.wide / 2, to.y];

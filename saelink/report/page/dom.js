@@ -16,6 +16,20 @@ export function h(tag, attributes, ...children) {
   return element;
 }
 
+// The same in SVG.
+export const SVG = "http://www.w3.org/2000/svg";
+
+export function s(tag, attributes, ...children) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value);
+  }
+  for (const child of children.flat(Infinity)) if (child !== null && child !== undefined) element.append(child);
+  return element;
+}
+
 export const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 export const quoted = (token) => (given(token) ? h("span", { class: "quote" }, `"${visible(token)}"`) : "");

@@ -18,7 +18,7 @@ const COLUMN = 300;
 
 const MARKS = { confirmed: "✓", weaker: "~", "no effect": "✗", opposite: "⇄", unclear: "?", faint: "·" };
 
-const kindOf = (name) => ({ O: "target", I: "source", H: "hidden" })[name[0]];
+const kindOf = (name) => ({ O: "target", I: "source", h: "source", H: "hidden" })[name[0]]; // h3.IF7: a source as a head moves it
 
 const clipped = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 

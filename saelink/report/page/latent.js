@@ -10,6 +10,7 @@ import { lazily } from "./history.js";
 import { recent } from "./listing.js";
 import { inputsSection, logicParts } from "./logic.js";
 import { firesOn, meaningSection } from "./meaning.js";
+import { headLink, movedSection } from "./moved.js";
 import { readIndex } from "./names.js";
 import { head, piece } from "./pieces.js";
 import { remarksForm } from "./remarks.js";
@@ -19,7 +20,7 @@ import { besideOf, readCard, readCircuit, readEdges, readFeeds } from "./stored.
 const TERMS = 8; // of a formula at the head of a card
 
 // To the latents before and behind it: in the list it was chosen from, otherwise by number.
-function neighbours(kind, number, d) {
+export function neighbours(kind, number, d) {
   const at = recent.kind === kind ? recent.numbers.indexOf(number) : -1;
   const listed = at >= 0 && recent.numbers.length > 1;
   const [before, behind] = listed ? [recent.numbers[at - 1], recent.numbers[at + 1]] : [number - 1, number + 1];
@@ -103,10 +104,11 @@ export async function target(page, later) {
   const index = await readIndex();
   const n = route.number;
   if (!(n >= 0 && n < head.d.target)) return nowhere(page);
-  const [card, circuit, ablated] = await Promise.all([
+  const [card, circuit, ablated, moved] = await Promise.all([
     readCard("target", n),
     readCircuit(route.fit, n),
     piece("ablations/target"),
+    movedSection(n),
   ]);
   const flag = index.outlier[n] ? h("span", { class: "flag small" }, " outlier") : null;
   page.append(
@@ -120,7 +122,7 @@ export async function target(page, later) {
   const [parts, together] = circuit
     ? await circuitParts(n, circuit, index, later)
     : [[h("p", { class: "dim" }, "The connector does not explain this latent (targets.*).")], null];
-  page.append(...parts, ...meaningSection(card, "target", index), ...firing(card, later, besideOf(circuit?.beside, card.examples), ablated?.[n]));
+  page.append(...parts, ...moved, ...meaningSection(card, "target", index), ...firing(card, later, besideOf(circuit?.beside, card.examples), ablated?.[n]));
   if (together) page.append(together);
 }
 
@@ -141,6 +143,8 @@ export async function source(page, later) {
     remarksForm(card.name),
   );
   if (card.page) page.append(neuronpedia(card));
+  const width = head.heads?.d_source;
+  if (width) page.append(h("p", {}, "Moved by ", headLink(Math.floor(n / width)), "."));
   if (feeds && feeds.length) page.append(h("h2", {}, "Feeds"), edgeTable(feeds, outputs));
   else page.append(h("p", { class: "dim" }, "No edge leads from it."));
   page.append(...meaningSection(card, "source", index), ...firing(card, later, null, ablated?.[n]));

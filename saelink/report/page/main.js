@@ -4,6 +4,7 @@ import { circuits } from "./circuits.js";
 import { compare } from "./compare.js";
 import { h, nowhere } from "./dom.js";
 import { experiment, experiments } from "./experiments.js";
+import { headList, headPage } from "./heads.js";
 import { returnTo, startHistory } from "./history.js";
 import { startKeys } from "./keys.js";
 import { hidden, source, target } from "./latent.js";
@@ -14,10 +15,10 @@ import { head, SCHEMA } from "./pieces.js";
 import { place, read, route } from "./route.js";
 import { showQuery, startSearch } from "./suggest.js";
 
-const VIEWS = { "": overview, circuits, sources, units, outliers, experiments, experiment, target, source, hidden, compare };
+const VIEWS = { "": overview, circuits, sources, units, outliers, experiments, experiment, target, source, hidden, compare, heads: headList, head: headPage };
 
 // The entry of the menu to which a latent's card belongs.
-const ABOVE = { target: "circuits", source: "sources", hidden: "units", experiment: "experiments", compare: "circuits" };
+const ABOVE = { target: "circuits", source: "sources", hidden: "units", experiment: "experiments", compare: "circuits", head: "heads" };
 
 function menu() {
   const entries = [
@@ -26,6 +27,7 @@ function menu() {
     ["sources", "Sources"],
   ];
   if (head.has_hidden) entries.push(["units", "Hidden units"]);
+  if (head.heads) entries.push(["heads", "Heads"]);
   entries.push(["outliers", "Outliers"]);
   if (head.experiments.length) entries.push(["experiments", "Experiments"]);
   const current = ABOVE[route.view] ?? route.view;

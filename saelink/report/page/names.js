@@ -32,6 +32,6 @@ export function nameLink(name, number) {
 
 // A source with its token; any other latent by its name alone.
 export function named(name, number) {
-  const token = name.startsWith("IF") ? index?.source_token[number ?? numberOf(name)] : null;
+  const token = /^(IF|h\d)/.test(name) ? index?.source_token[number ?? numberOf(name)] : null;
   return [nameLink(name, number), token ? [" ", quoted(token)] : null];
 }

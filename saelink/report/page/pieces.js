@@ -1,6 +1,6 @@
 // The page's data: the head is read at once, every other piece is unpacked when it is asked for.
 
-export const SCHEMA = 3; // as in render.py
+export const SCHEMA = 4; // as in render.py
 
 export const head = JSON.parse(document.getElementById("head").textContent);
 
