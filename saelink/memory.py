@@ -45,6 +45,9 @@ EXAMPLE_SEQUENCES = 8
 PAIR_ENTRIES = 2**24
 """Entries of (query, head, latent) that are held at a time, see attention.moved."""
 
+EDGES_OF_TARGET = 6400.0
+"""The edges of a target latent while they are put in order: what a hundred of them take."""
+
 EXAMPLE_BYTES = 21 * 56 + 20
 """Of one place of an example: 21 tokens around it, each with indices and values while it is looked up."""
 
@@ -98,6 +101,31 @@ class ModelSize(NamedTuple):
     def between(self, tokens: int) -> float:
         """What runs between two hooks of a block at some tokens: the MLP, with the stream and its norm."""
         return 4.0 * tokens * (6 * self.d_model + 3 * self.d_mlp)
+
+
+class LayersSize(NamedTuple):
+    """What a graph over several layers takes."""
+
+    mlp: list[Side]
+    """Source and target of each layer's MLP,"""
+    attention: list[Side]
+    """the SAEs of attn_out,"""
+    shapes: list[Shape]
+    """and the connectors; none where edges are gradients."""
+    depth: int
+    """Blocks up to the last layer."""
+    context: int
+    """Tokens of the prompt."""
+
+    @property
+    def l0(self) -> float:
+        """Latents that are active on a token, at all hooks."""
+        return sum(max(side.l0, 1.0) for side in (*self.mlp, *self.attention))
+
+    @property
+    def written(self) -> float:
+        """Pieces that are written into the stream."""
+        return self.context * (self.l0 + 2 * self.depth + 1)
 
 
 def tokens(n: float) -> float:
@@ -155,12 +183,12 @@ def exact(d_source: int, d_target: int) -> float:
 def products(pairs: float, n_targets: int, values: float) -> float:
     """Sparse products: pairs twice while they are put together, the connector's edges, the tokens of a part by row and
     by latent."""
-    return 2 * 8 * pairs + 6400 * n_targets + 32 * values
+    return 2 * 8 * pairs + EDGES_OF_TARGET * n_targets + 32 * values
 
 
 def wide_exact(pairs: float, n_targets: int) -> float:
     """Sparse products as they are read and as they are used, and the edges."""
-    return COMPILED + 1.5 * 8 * pairs + 6400.0 * n_targets
+    return COMPILED + 1.5 * 8 * pairs + EDGES_OF_TARGET * n_targets
 
 
 def by_steps(shape: Shape, batch: int) -> float:
@@ -320,6 +348,24 @@ def traced(size: ModelSize, layers: int, sources: list[Side], target: Side, shap
     saes = 2 * sum(side.weights for side in [*sources, target])
     kept = layers * size.passed(context, context) + 24.0 * context * size.vocabulary
     return COMPILED + size.loaded() + kept + saes + 8.0 * shape.weights + dense + links
+
+
+def over_layers(size: ModelSize, n_layers: int, graph: LayersSize) -> float:
+    """A prompt's graph over several layers: the model with what all its layers keep for the way back, SAEs and
+    connectors, latents of attention as heads read them, and what every piece writes, with what reads it."""
+    weights = sum(side.weights for side in (*graph.mlp, *graph.attention))
+    weights += sum(8.0 * shape.weights + EDGES_OF_TARGET * shape.d_target for shape in graph.shapes)
+    weights += sum(4.0 * side.d_sae * size.d_model for side in graph.attention)
+    kept = gradients(size, n_layers, graph.context, graph.context)
+    return COMPILED + kept + weights + 4.0 * graph.written * (2.2 * size.d_model + 12)
+
+
+def over_text(size: ModelSize, n_layers: int, graph: LayersSize, rows: int) -> float:
+    """Graphs of single sequences, one after another, and the model run with so many ablations at once: activations of
+    all its parts up to the last layer."""
+    ablated = size.passed(rows * graph.context, graph.context)
+    ablated += 4.0 * rows * graph.context * 6 * size.d_model * graph.depth
+    return over_layers(size, n_layers, graph) + ablated
 
 
 def graph_page(graph_bytes: float) -> float:

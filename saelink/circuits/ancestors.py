@@ -14,14 +14,15 @@ from typing import Any, TypedDict
 
 import torch
 
+from saelink import memory
 from saelink.circuits.changes import sae_of, taken_out, true_changes
 from saelink.circuits.direct import Sums, direct_links, sums_into
 from saelink.circuits.explained import Explained, explained_inputs, first_of_run
-from saelink.circuits.layers import LayerJobs
+from saelink.circuits.layers import LayerJobs, edges_recipe
 from saelink.circuits.nodes import Latent, LayerNames, latent_named, nodes_of
 from saelink.circuits.predicted import predicted
 from saelink.circuits.prompt import Prompt
-from saelink.circuits.stage import estimate
+from saelink.circuits.stage import sizes_over
 from saelink.errors import SaelinkError
 from saelink.interventions.splice import first_latents
 from saelink.job import Job, JobStage
@@ -101,7 +102,7 @@ class CircuitStage(JobStage[CircuitFacts]):
         return {
             "latent": self.latent.name,
             "layers": self.jobs.layers,
-            "edges": circuit.edges.name,
+            "edges": edges_recipe(cfg),
             "attention": circuit.attention,
             "inputs": circuit.inputs,
             "steps": circuit.steps,
@@ -118,7 +119,9 @@ class CircuitStage(JobStage[CircuitFacts]):
 
     def need(self) -> Need:
         self.jobs.encode()
-        size, _ = estimate(self.jobs, self.job.cfg.data.context_size)
+        job = self.job
+        sizes = sizes_over(self.jobs, job.cfg.data.context_size)
+        size = memory.over_text(job.size, job.model.n_layers, sizes, ROWS)
         return Need(size, "use fewer layers, or a shorter data.context_size")
 
     def make(self, draft: Draft) -> CircuitFacts:

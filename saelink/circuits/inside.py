@@ -15,6 +15,7 @@ import torch
 
 from saelink.connectors.base import Connector
 from saelink.connectors.linear import LinearConnector
+from saelink.connectors.wide_linear import WideLinearConnector
 from saelink.latents.rows import Rows
 from saelink.model.block import Steps
 from saelink.saes.sae import SAE
@@ -57,8 +58,10 @@ class ByConnector(Inside):
         self._connector, (self._from, self._to) = connector, scales
         self._column = torch.full((int(connector.target_ids.max()) + 1,), -1)
         self._column[connector.target_ids] = torch.arange(connector.d_target)
-        linear = isinstance(connector, LinearConnector)
-        self._matrix = connector.output_weight().float() * (self._to / self._from) if linear else None
+        unit = self._to / self._from
+        linear = isinstance(connector, LinearConnector) and not connector.relu_output
+        self._matrix = connector.output_weight().float() * unit if linear else None
+        self._edges = connector.W.rows().scaled(unit) if isinstance(connector, WideLinearConnector) else None
 
     def _columns(self, target: Rows) -> torch.Tensor:
         """[nnz] the connector's column of each active target; -1 for one that it does not explain."""
@@ -72,6 +75,10 @@ class ByConnector(Inside):
             column, value = columns[mine], here.source.values[theirs]
             if self._matrix is not None:
                 weights = self._matrix[here.source.indices[theirs]][:, column.clamp(min=0)].T * value
+            elif self._edges is not None:
+                source, target = here.source.indices[theirs], column.clamp(min=0)
+                pairs = source.repeat(len(target)), target.repeat_interleave(len(source))
+                weights = self._edges.at(*pairs).view(len(target), len(source)) * value
             else:
                 weights = self._left_out(here.source, p, column.clamp(min=0))
             found.append(torch.where(column[:, None] >= 0, weights, 0.0))

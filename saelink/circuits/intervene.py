@@ -8,7 +8,7 @@ import torch
 
 from saelink.circuits.changes import changed_nodes, model_changes, sae_of, true_changes, units_of, wanted_of
 from saelink.circuits.explained import Explained, explained_inputs, first_of_run
-from saelink.circuits.layers import LayerJobs
+from saelink.circuits.layers import LayerJobs, edges_recipe
 from saelink.circuits.nodes import Latent, LayerNames, node_of, nodes_of
 from saelink.circuits.predicted import predicted
 from saelink.circuits.prompt import Prompt
@@ -95,7 +95,7 @@ class InterventionStage(JobStage[InterventionFacts]):
             "changes": [each.text for each in self.wanted],
             "model": cfg.model.label,
             "layers": self.jobs.layers,
-            "edges": cfg.circuit.edges.name,
+            "edges": edges_recipe(cfg),
             "attention": cfg.circuit.attention,
             "logits": cfg.graph.logits,
             "prepend_bos": cfg.data.prepend_bos,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from saelink.config.check import layer_numbers
 from saelink.config.circuit import InnerEdges
 from saelink.config.schema import Config
+from saelink.connectors import CONNECTORS
 from saelink.connectors.linear import LinearSettings
 from saelink.errors import SaelinkError
 from saelink.fit.solvers.causal import CausalSettings
@@ -19,14 +20,18 @@ from saelink.saes.training import SAEStage
 
 def layers_of(job: Job) -> list[int]:
     """The layers of cfg.layers, ascending, or the one of cfg.layer. Raises SaelinkError for one the model lacks."""
-    n = job.model.n_layers
-    if job.cfg.layers is None:
-        return [job.cfg.layer]
-    numbers = layer_numbers(job.cfg.layers)
+    return layers_within(job.cfg, job.model.n_layers)
+
+
+def layers_within(cfg: Config, n_layers: int) -> list[int]:
+    """The same of a model with so many layers."""
+    if cfg.layers is None:
+        return [cfg.layer]
+    numbers = layer_numbers(cfg.layers)
     if numbers is None:
-        return list(range(n))
-    if numbers[-1] >= n:
-        raise SaelinkError(f"layers={job.cfg.layers}: the model has layers 0 to {n - 1}")
+        return list(range(n_layers))
+    if numbers[-1] >= n_layers:
+        raise SaelinkError(f"layers={cfg.layers}: the model has layers 0 to {n_layers - 1}")
     return numbers
 
 
@@ -64,6 +69,13 @@ def fit_of(cfg: Config) -> Config:
     if cfg.solver.name == solver.name:  # its tolerance and the like as they were set
         solver = cfg.solver
     return replace(cfg, connector=settings, solver=solver)
+
+
+def edges_recipe(cfg: Config) -> str:
+    """What names the edges inside an MLP in a recipe. Those of a relu are what its prediction loses without a source;
+    they once were its weights."""
+    relu = cfg.circuit.edges is InnerEdges.connector and CONNECTORS[cfg.connector.name].relu_output
+    return f"{cfg.circuit.edges.name}, through relu" if relu else cfg.circuit.edges.name
 
 
 class LayerJobs:

@@ -9,12 +9,13 @@ import torch
 from saelink import memory
 from saelink.circuits.explained import Explained, connectors_of, explained_inputs, likeliest
 from saelink.circuits.influence import Influence, influence_of, kept_of
-from saelink.circuits.layers import LayerJobs
+from saelink.circuits.layers import LayerJobs, edges_recipe
 from saelink.circuits.nodes import LayerNames
 from saelink.circuits.prompt import Prompt
 from saelink.circuits.write import LayeredWriter
 from saelink.config.circuit import InnerEdges
 from saelink.errors import SaelinkError
+from saelink.fit.train import shape_of
 from saelink.job import Job, JobStage
 from saelink.latents.encode import EncodeStage
 from saelink.share.graph.trace import prompt_ids
@@ -74,7 +75,7 @@ class LayersGraphStage(JobStage[LayersGraphFacts]):
             "prompt": settings.prompt,
             "model": cfg.model.label,
             "layers": self.jobs.layers,
-            "edges": cfg.circuit.edges.name,
+            "edges": edges_recipe(cfg),
             "attention": cfg.circuit.attention,
             "nodes": cfg.circuit.nodes,
             "alike": cfg.circuit.alike,
@@ -165,32 +166,27 @@ def errors_by_kind(prompt: Prompt, influence: Influence) -> dict[str, float]:
 
 
 def estimate(jobs: LayerJobs, context: int) -> tuple[float, float]:
-    """Bytes and seconds that the graph of a prompt of so many tokens takes, from sizes alone.
+    """Bytes, the model's weights among them, and seconds that the graph of a prompt of so many tokens takes."""
+    job, graph = jobs.job, sizes_over(jobs, context)
+    return memory.over_layers(job.size, job.model.n_layers, graph), graph_seconds(job.model.d_model, graph)
 
-    The bytes are beside the model's weights in the process: those are counted too.
-    """
+
+def sizes_over(jobs: LayerJobs, context: int) -> memory.LayersSize:
+    """The sizes of the graph of so many tokens; latents are made where they are missing."""
     job = jobs.job
-    width = job.model.d_model
-    l0: dict[str, float] = {}
-    weights = 0.0
-    for each in jobs.mlp.values():
-        for side in (*each.sides.sources, each.sides.target):
-            l0[side.facts["hook_name"]] = max(side.facts["l0"], 1.0)
-            weights += 8.0 * side.facts["d_sae"] * side.facts["width"]
-    if jobs.job.cfg.circuit.edges is not InnerEdges.gradient:
-        weights += sum(4.0 * each.sides.d_source * each.sides.d_target * 2 for each in jobs.mlp.values())
-    for hook in jobs.attention.values():
-        facts = EncodeStage(job.cfg, job.store, hook).pull().facts
-        l0[hook] = max(facts["l0"], 1.0)
-        weights += 8.0 * facts["d_sae"] * facts["width"] + 4.0 * facts["d_sae"] * width
-    depth = max(jobs.layers) + 1
-    active = sum(l0.values())
-    written = context * (active + 2 * depth + 1)
-    attn = [l0[hook] for hook in jobs.attention.values()]
-    products = 0.0
-    for place, latents in enumerate(attn):
-        below = context * (2 * depth + active * (place + 1) / max(len(attn), 1))
-        products += below * width * context * latents / 2
-    products += 4 * written * width * context
-    size = 2.0e9 + weights + 4.0 * written * (2.2 * width + 12)
-    return size + memory.COMPILED, products / RATE + 3 * depth
+    sides = [each.sides.sizes for each in jobs.mlp.values()]
+    mlp = [side for sources, target in sides for side in (*sources, target)]
+    facts = [EncodeStage(job.cfg, job.store, hook).pull().facts for hook in jobs.attention.values()]
+    attention = [memory.Side(each["width"], each["d_sae"], each["l0"]) for each in facts]
+    gradient = job.cfg.circuit.edges is InnerEdges.gradient
+    shapes = [] if gradient else [shape_of(each) for each in jobs.mlp.values()]
+    return memory.LayersSize(mlp, attention, shapes, max(jobs.layers) + 1, context)
+
+
+def graph_seconds(width: int, graph: memory.LayersSize) -> float:
+    """What the links of a prompt's graph take, with loading; the model's stream is so wide."""
+    products, n = 4 * graph.written * width * graph.context, len(graph.attention)
+    for place, side in enumerate(graph.attention, 1):
+        below = graph.context * (2 * graph.depth + graph.l0 * place / n)
+        products += below * width * graph.context * max(side.l0, 1.0) / 2
+    return products / RATE + 3 * graph.depth

@@ -296,13 +296,15 @@ def plan(as_json: bool) -> Command:
     """Print what the job will take; as JSON nothing else is on standard output."""
 
     def command(job: Job) -> None:
+        from saelink.plan.layers import planned_over
         from saelink.plan.rates import measured_rates
         from saelink.plan.steps import planned
         from saelink.runtime import device_of
         from saelink.terminal.plan import print_plan, print_plan_json
 
         device_of(job.cfg)  # its threads
-        found = planned(job, measured_rates(job.store.root))
+        how = planned if job.cfg.layers is None else planned_over
+        found = how(job, measured_rates(job.store.root))
         (print_plan_json if as_json else print_plan)(job.observer, found)
 
     return command
@@ -340,5 +342,5 @@ EACH_PENALTY: tuple[Command, ...] = (run_all, run_train, run_evaluate, run_verif
 EACH_LAYER: tuple[Command, ...] = (run_train, run_evaluate, run_verify)
 """Commands that run once for each of several layers."""
 
-ALL_LAYERS = ("cache", "sae", "encode", "graph", "intervene", "circuit")
+ALL_LAYERS = ("cache", "sae", "encode", "graph", "intervene", "circuit", "plan")
 """Commands that take several layers together, by name."""

@@ -26,6 +26,15 @@ class StrongestEdges(NamedTuple):
     """Their weights, with signs."""
 
 
+class EdgeSums(NamedTuple):
+    """Of each target the edges of the output matrix that lead into it."""
+
+    edges: torch.Tensor
+    """[d_target] int64: how many,"""
+    size: torch.Tensor
+    """[d_target] float64: and the sum of their magnitudes."""
+
+
 class SparsePrediction(NamedTuple):
     """The prediction for n tokens: `rows` [n, d_target] and, on every token, `constant` [d_target]."""
 
@@ -205,6 +214,14 @@ class Connector(torch.nn.Module, ABC):
     def edges_by_target(self) -> Rows:
         """[d_target, direct + n_hidden]: by target the inputs of the output matrix that lead into it, with weights."""
         return Rows.from_dense(self.output_weight().T).to("cpu")
+
+    def edge_sums(self) -> EdgeSums:
+        """By target the number of edges of the output matrix, and the sum of their magnitudes."""
+        parts = pieces_of(self.output_weight())
+        count = sum((part != 0).sum(0) for part in parts)
+        size = sum(part.abs().double().sum(0) for part in parts)
+        assert isinstance(count, torch.Tensor) and isinstance(size, torch.Tensor)
+        return EdgeSums(count, size)
 
     def output_weight(self) -> torch.Tensor:
         """The matrix whose column i leads into target i: [direct + n_hidden, d_target]."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saelink.connectors.base import Connector, SparsePrediction, StrongestEdges, strongest
+from saelink.connectors.base import Connector, EdgeSums, SparsePrediction, StrongestEdges, strongest
 from saelink.connectors.linear import LinearSettings
 from saelink.kernels import in_parts
 from saelink.latents.rows import Rows, offsets_of
@@ -115,6 +115,11 @@ class WideLinearConnector(Connector):
         if self._by_target is None:
             self._by_target = self.W.rows().transposed()
         return self._by_target
+
+    def edge_sums(self) -> EdgeSums:
+        column, values = self.W.indices.long().cpu(), self.W.values.detach().cpu()
+        count = torch.bincount(column[values != 0], minlength=self.d_target)
+        return EdgeSums(count, torch.bincount(column, values.abs().double(), minlength=self.d_target))
 
     def output_weight(self) -> torch.Tensor:
         """[d_source, d_target]. Raises SaelinkError where so large a matrix does not fit."""

@@ -6,6 +6,7 @@ of a residual stream add up to it exactly, so what is missing is the SAEs' own e
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +63,7 @@ class ClosureExperiment(Experiment):
         subsets = [list(range(len(names)))]
         subsets += [[i for i in range(len(names)) if i != left_out] for left_out in range(len(names))]
         subsets += [[i] for i in range(len(names))]
-        edges = connector.output_weight() != 0
+        edges = connector.edges_by_target()
         rows: list[Row] = []
         for chosen in subsets:
             kept = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen])
@@ -73,9 +74,12 @@ class ClosureExperiment(Experiment):
         rows.append(
             row
             | {"sources": " + ".join(names), "mse": found["mse"], "fvu": found["fvu"]}
-            | {"fvu_median": found["fvu_median_latent"], "edges_per_output": edges.sum(0).double().mean().item()}
+            | {"fvu_median": found["fvu_median_latent"], "edges_per_output": len(edges.indices) / len(ids)}
         )
-        by_source = [edges[starts[i] : starts[i + 1]].sum(0).double() for i in range(len(names))]
+        by_source = [
+            torch.bincount(edges.row_of[(edges.indices >= first) & (edges.indices < last)], minlength=len(ids)).double()
+            for first, last in itertools.pairwise(starts)
+        ]
         said = ", ".join(f"{name} {count.mean():.1f}" for name, count in zip(names, by_source, strict=True))
         circuits = done["lasso"].evaluation.file("circuits.txt").read_text("utf-8").splitlines()
         lines = [f"  Edges per output by source: {said}. In circuits IF0 is {names[0]}, and so on:", ""]

@@ -8,6 +8,7 @@ fitted again.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 
 from saelink import memory
 from saelink.config.schema import Config
+from saelink.connectors.base import Connector
+from saelink.connectors.linear import LinearConnector
 from saelink.errors import SaelinkError
 from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.fits import fit, link_named
@@ -23,7 +26,7 @@ from saelink.fit.train import fitted_connector, shape_of
 from saelink.job import Job
 from saelink.latents.link import load_split, pull_sides
 from saelink.latents.metrics import ErrorSums
-from saelink.latents.rows import Rows, sparse_linear
+from saelink.latents.rows import Rows
 
 PARTS = ("resid_pre", "attn_out", "mlp_out")
 
@@ -75,10 +78,11 @@ class ComposedExperiment(Experiment):
     def memory(self, job: Job) -> float:
         """The maps of all layers at once, and a step carried through them."""
         shapes = [shape_of(job.at(cfg)) for cfg in self.fits(job).values()]
-        dense = [shape.d_source * shape.d_target for shape in shapes]
-        step = 6 * 4.0 * 2048 * max(shape.d_target for shape in shapes)
+        widest = max(shape.d_target for shape in shapes)
+        step = (6 * 4.0 + 36 * any(not shape.weights for shape in shapes)) * _tokens_of_step(widest) * widest
         tests = sum(job.at(cfg).sides.split_bytes("test") for cfg in self.jobs(job.cfg))
-        return memory.COMPILED + 8.0 * sum(dense) + step + 2 * tests
+        maps = sum(8.0 * shape.weights + memory.EDGES_OF_TARGET * shape.d_target for shape in shapes)
+        return memory.COMPILED + maps + step + 2 * tests
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:
         layers = self.own(job.cfg).layers
@@ -86,10 +90,9 @@ class ComposedExperiment(Experiment):
         for layer, result in zip(layers, done.values(), strict=True):
             here = replace(job.cfg, layer=layer)
             sides = pull_sides(here, job.store)
-            connector = fitted_connector(result.connector)
             test = load_split(here, sides, "test")
             sizes = [side.facts["d_sae"] for side in sides.sources]
-            maps.append((connector.output_weight().split(sizes), connector.target_ids))
+            maps.append(_Map(fitted_connector(result.connector), sizes))
             sources.append(_by_part(test.source, sizes))
             targets.append(test)
         if any(not torch.equal(test.row, targets[0].row) for test in targets):
@@ -97,27 +100,30 @@ class ComposedExperiment(Experiment):
                 "data.max_norm_ratio: the layers leave out different tokens, so their maps can't be put behind one "
                 "another; use null"
             )
-        sums = {(way, layer): ErrorSums(len(ids)) for way in WAYS for layer, (_, ids) in zip(layers, maps, strict=True)}
-        for first in range(0, len(targets[0]), 2048):
-            step = torch.arange(first, min(first + 2048, len(targets[0])))
+        sums = {
+            (way, layer): ErrorSums(len(each.ids)) for way in WAYS for layer, each in zip(layers, maps, strict=True)
+        }
+        size = _tokens_of_step(max(test.target.d for test in targets))
+        for first in range(0, len(targets[0]), size):
+            step = torch.arange(first, min(first + size, len(targets[0])))
             for way, parts in WAYS.items():
                 carried = sources[0][0].select(step).dense()
                 if "resid_pre" not in parts:
                     carried.zero_()
                 for place, layer in enumerate(layers):
-                    weights, ids = maps[place]
+                    here = maps[place]
                     if way == "one block":
                         carried = sources[place][0].select(step).dense()
-                    predicted = carried @ weights[0]
+                    predicted = here.of_carried(carried)
                     for number, part in enumerate(PARTS[1:], 1):
                         if part in parts:
-                            predicted += sparse_linear(sources[place][number].select(step), weights[number])
-                    true = targets[place].target.select(step).columns(ids)
+                            predicted += here.of_part(number, sources[place][number].select(step))
+                    true = targets[place].target.select(step).columns(here.ids)
                     sums[way, layer].add(predicted.clone(), true)
                     handed = predicted.relu() if way == "composed, relu between" else predicted
-                    carried = torch.zeros(len(step), targets[place].target.d).index_copy_(1, ids, handed)
+                    carried = torch.zeros(len(step), targets[place].target.d).index_copy_(1, here.ids, handed)
         rows = [_row(layers, layer, way, sums[way, layer]) for layer in layers for way in WAYS]
-        n_edges = [sum(int((part != 0).sum()) for part in weights) for weights, _ in maps]
+        n_edges = [each.connector.n_edges() for each in maps]
         text = paragraph(
             "Residual latents behind each block. 'one block' reads the true latents in front of it, the others what "
             f"was predicted there. Lasso edges by layer: {', '.join(f'{n:,}' for n in n_edges)}."
@@ -136,6 +142,31 @@ class ComposedExperiment(Experiment):
             axes.legend(fontsize=8)
 
         return Result(rows, ["to", "blocks", "way", "fvu", "fvu_median"], draw, text)
+
+
+class _Map:
+    """One block's map, by part of what it reads."""
+
+    def __init__(self, connector: Connector, sizes: list[int]):
+        self.connector, self.ids = connector, connector.target_ids
+        self._starts = list(itertools.accumulate(sizes, initial=0))
+        dense = isinstance(connector, LinearConnector)
+        self._first = connector.output_weight()[: sizes[0]] if dense else None
+
+    def of_part(self, number: int, rows: Rows) -> torch.Tensor:
+        """[n, d_target] what the latents of one part add, from sparse ones [n, d of the part]."""
+        placed = Rows(rows.offsets, rows.indices + self._starts[number], rows.values, self.connector.d_source)
+        with torch.no_grad():
+            return self.connector(placed)
+
+    def of_carried(self, latents: torch.Tensor) -> torch.Tensor:
+        """[n, d_target] what the first part adds, from dense latents [n, d of the part]."""
+        return self.of_part(0, Rows.from_dense(latents)) if self._first is None else latents @ self._first
+
+
+def _tokens_of_step(widest: int) -> int:
+    """Tokens that are carried through all blocks at once."""
+    return max(min(2048, memory.STEP_ENTRIES // (4 * widest)), 1)
 
 
 def _by_part(source: Rows, sizes: list[int]) -> list[Rows]:

@@ -16,14 +16,17 @@ from saelink import memory
 from saelink.config.schema import Config
 from saelink.connectors.base import Connector
 from saelink.connectors.linear import LinearConnector, LinearSettings
+from saelink.connectors.wide_linear import WideLinearConnector
 from saelink.errors import SaelinkError
 from saelink.evidence.evaluate import prediction_changes
 from saelink.experiments.base import Done, Experiment, Result
 from saelink.experiments.fits import fit
 from saelink.experiments.tables import Row, paragraph
-from saelink.fit.train import fitted_connector
+from saelink.fit.products.sparse import is_wide
+from saelink.fit.train import fitted_connector, shape_of
 from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
-from saelink.interventions.effects import EffectsStage, load_effects
+from saelink.interventions.effects import EffectsStage, changes_of_a_source, load_effects
+from saelink.interventions.pairs import Effects
 from saelink.interventions.splice import Splice, losses_need, spliced_tokens
 from saelink.job import Job
 from saelink.latents.link import load_split
@@ -54,7 +57,7 @@ class EdgesKeptExperiment(Experiment):
 
     def memory(self, job: Job) -> float:
         """All graphs at once, and the model run with what is left of one."""
-        return ranked_bytes(job, len(self.fits(job))) + losses_need(job, "").bytes
+        return ranked_bytes(job, list(self.fits(job).values())) + losses_need(job, "").bytes
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:
         sizes = sorted(set(job.cfg.experiment.kept_edges))
@@ -115,10 +118,16 @@ class EdgesKeptExperiment(Experiment):
 class Ranked:
     """A graph whose edges are ranked by what they claim, and of which only the strongest are left."""
 
-    def __init__(self, connector: Connector, claims: torch.Tensor):
+    def __init__(self, connector: Connector, source: torch.Tensor, target: torch.Tensor):
+        """An edge claims its weight times source [d_source] times target [d_target]."""
         self.connector = connector
         self._weight = connector.penalised()[-1][0]
         self._whole = self._weight.detach().clone()
+        if isinstance(connector, WideLinearConnector):
+            rows = connector.W.rows()
+            claims = source[rows.row_of] * target[rows.indices]
+        else:
+            claims = source[:, None] * target
         self._order = (self._whole.abs() * claims).flatten().sort(descending=True).indices
 
     @property
@@ -141,10 +150,17 @@ class Ranked:
         return int((self._weight != 0).sum())
 
 
-def ranked_bytes(job: Job, fits: int) -> float:
-    """Memory for so many fits' graphs and the measured effects' (see Ranked): of each its weights, twice, and their
-    order, of one more what it is sorted by."""
-    return 16.0 * (fits + 3) * job.sides.d_source * job.sides.d_target + memory.COMPILED
+def ranked_bytes(job: Job, fits: list[Config]) -> float:
+    """Memory for the graphs of fits and of the measured effects (see Ranked): of each its weights, twice, and their
+    order, of one more what it is sorted by; of one that is kept by its edges the edges'."""
+    sides, shapes = job.sides, [shape_of(job.at(cfg)) for cfg in fits]
+    dense = [shape.weights for shape in shapes if shape.weights >= shape.d_source * shape.d_target]
+    by_edges = 2 * memory.EDGES_OF_TARGET * sides.d_target * (len(shapes) - len(dense))
+    pairs = sides.d_source * sides.d_target
+    if is_wide(sides.d_source, sides.d_target):
+        pairs = min(pairs, int(sides.d_source * changes_of_a_source(job, "train", job.cfg.verify.tokens_per_source)))
+        return memory.COMPILED + 16.0 * (sum(dense) + 2 * max(dense, default=0)) + by_edges + 100.0 * pairs
+    return memory.COMPILED + 16.0 * (sum(dense) + 3 * pairs) + by_edges
 
 
 def ranked(job: Job, connectors: dict[str, Artifact]) -> dict[str, Ranked]:
@@ -152,13 +168,25 @@ def ranked(job: Job, connectors: dict[str, Artifact]) -> dict[str, Ranked]:
     sides, measured = job.sides, load_effects(EffectsStage(job, "train").pull())
     graphs: dict[str, Connector] = {label: fitted_connector(artifact) for label, artifact in connectors.items()}
     ids = next(iter(graphs.values())).target_ids
-    graphs[MEASURED] = LinearConnector(LinearSettings(name="linear"), sides.d_source, ids)
-    with torch.no_grad():
-        weights = measured.explain(ids).dense() / measured.source_mean.clamp(min=1e-9)[:, None]
-        graphs[MEASURED].penalised()[-1][0].copy_(weights)
+    graphs[MEASURED] = graph_of(measured.explain(ids), ids, is_wide(sides.d_source, sides.d_target))
     unit = measured.target_mean[ids]
     unit = torch.where(unit > 0, unit, torch.inf)  # what never fires there is no reason to keep an edge
-    return {label: Ranked(graph, measured.source_mean[:, None] / unit) for label, graph in graphs.items()}
+    return {label: Ranked(graph, measured.source_mean, 1 / unit) for label, graph in graphs.items()}
+
+
+def graph_of(measured: Effects, ids: torch.Tensor, wide: bool) -> Connector:
+    """A linear connector whose weights are effects on the targets `ids`, by unit of the source; `wide` by its edges."""
+    settings, unit = LinearSettings(name="linear"), measured.source_mean.clamp(min=1e-9)
+    if wide:
+        graph = WideLinearConnector(settings, measured.d_source, ids)
+        parts = [(pairs.source_of, pairs.target.long(), pairs.mean) for pairs in measured.pairs()]
+        source, target, mean = (torch.cat(column) for column in zip(*parts, strict=True))
+        graph.set_edges(source, target, mean / unit[source])
+        return graph
+    graph = LinearConnector(settings, measured.d_source, ids)
+    with torch.no_grad():
+        graph.W.copy_(measured.dense() / unit[:, None])
+    return graph
 
 
 def check_sizes(cfg: Config) -> None:

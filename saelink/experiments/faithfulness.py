@@ -59,7 +59,7 @@ class FaithfulnessExperiment(Experiment):
 
     def memory(self, job: Job) -> float:
         """All graphs at once, and the model run with what is left of one."""
-        return ranked_bytes(job, len(self.fits(job))) + losses_need(job, "").bytes
+        return ranked_bytes(job, list(self.fits(job).values())) + losses_need(job, "").bytes
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:
         settings, sides = self.own(job.cfg), job.sides

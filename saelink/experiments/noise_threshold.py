@@ -7,11 +7,13 @@ a loss level times a normaliser. The result is decoded, spliced in, and the mode
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from saelink import memory
 from saelink.activations.norms import NormsStage
 from saelink.config.schema import Config
 from saelink.evidence.baselines import NORMALISERS, normalisers
@@ -21,6 +23,8 @@ from saelink.interventions.cross_entropy import BaselinesStage, ce_figures
 from saelink.interventions.splice import Splice, losses_need, spliced_tokens
 from saelink.job import Job
 from saelink.latents.link import counted_split, load_split
+from saelink.latents.metrics import in_steps
+from saelink.latents.split import Tokens
 from saelink.latents.targets import targets_of
 
 
@@ -64,9 +68,9 @@ class NoiseThresholdExperiment(Experiment):
         }
 
     def memory(self, job: Job) -> float:
-        """The target latents of all tokens densely, noise, and what it changes; the model run with that."""
+        """The target latents of a step densely, noise, and what it changes; the model run with that."""
         losses = losses_need(job, "").bytes
-        dense = 5 * 4.0 * self.own(job.cfg).ce_tokens * job.sides.d_target
+        dense = 5 * 4.0 * min(2048 * job.sides.d_target, memory.STEP_ENTRIES)
         return losses + dense + job.sides.split_bytes("train")
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:
@@ -80,16 +84,12 @@ class NoiseThresholdExperiment(Experiment):
         counted = load_split(job.cfg, sides, "test", ids)
         scales = normalisers(job, counted)
         counted = counted.subset(counted.row < test.ids.numel())
-        true = counted.target.dense()
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(true.shape, generator=generator)
         with Splice(job, test, len(NORMALISERS) * len(levels)) as splice:
             unchanged = splice.decode(splice.true_latents())
             for name in NORMALISERS:
                 for level in levels:
                     deviation = (level * scales[name]).sqrt().float()
-                    change = (torch.relu(true + noise * deviation) - true) * sides.scales[-1]
-                    moved = splice.decode_changes(ids, [(counted.row, change)])
+                    moved = splice.decode_changes(ids, noisy_changes(counted, deviation, sides.scales[-1]))
                     losses[f"{name} {level:g}"] = splice.losses(unchanged + moved)
         figures = ce_figures(losses, test.document, job.cfg.eval.bootstrap)
         gap = figures["zero"]["ce"] - figures["clean"]["ce"]
@@ -135,6 +135,19 @@ class NoiseThresholdExperiment(Experiment):
             axes.legend(fontsize=8)
 
         return Result(rows, draw=draw, text=text, facts={"levels": found})
+
+
+def noisy_changes(
+    counted: Tokens, deviation: torch.Tensor, scale: float
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
+    """A few tokens at a time their positions, and what noise of this deviation [d_target], the same in every call,
+    changes of the target latents, times `scale`."""
+    generator, first = torch.Generator().manual_seed(0), 0
+    for (target,) in in_steps(counted.target):
+        true = target.dense()
+        noise = torch.randn(true.shape, generator=generator)
+        yield counted.row[first : first + len(true)], (torch.relu(noise * deviation + true) - true) * scale
+        first += len(true)
 
 
 def largest_level(levels: list[float], shares: list[float], allowed: float) -> float | None:

@@ -76,6 +76,7 @@ class ParetoExperiment(Experiment):
         rows: list[Row] = []
         for label, result in done.items():
             connector = fitted_connector(result.connector)
+            into = connector.edge_sums()
             latents = result.latents()
             explained = ~latents["mse"].isnan()
             refit = " on " in label
@@ -83,9 +84,9 @@ class ParetoExperiment(Experiment):
             for part, mask in masks.items():
                 if (refit and not label.endswith(part)) or not mask.any():
                     continue
-                edges = connector.output_weight()[:, mask[connector.target_ids]].abs()
+                mine = mask[connector.target_ids]
                 hidden = [weight.detach().abs() for weight, _ in connector.penalised()[:-1]]
-                l1 = edges.double().sum(0).mean().item()
+                l1 = into.size[mine].mean().item()
                 rows.append(
                     {
                         "layer": job.cfg.layer,
@@ -97,7 +98,7 @@ class ParetoExperiment(Experiment):
                         "mse": latents["mse"][mask].mean().item(),
                         "fvu": (latents["mse"][mask].sum() / latents["variance"][mask].sum()).item(),
                         "l1": (l1 + sum(weight.double().sum(0).mean().item() for weight in hidden)) / (1 + len(hidden)),
-                        "n_edges": int((edges > 0).sum()) + sum(int((weight > 0).sum()) for weight in hidden),
+                        "n_edges": int(into.edges[mine].sum()) + sum(int((weight > 0).sum()) for weight in hidden),
                         "dead": result.metrics.get("dead_outputs"),
                         "elbow": False,
                         "ce": None,

@@ -37,6 +37,7 @@ def missing_fits(job: Job) -> dict[str, Config]:
                 stage = TrainStage(job.at(fit))
                 if stage.find() is None:
                     stage.check_settings()
+                    stage.need_ahead()
                     found[stage.key] = fit
 
     for name in job.cfg.experiment.names:

@@ -66,7 +66,8 @@ class SeveralLayersExperiment(Experiment):
     def memory(self, job: Job) -> float:
         """The graphs of all layers at once, and the model run with what is left of one at each."""
         jobs = [job.at(cfg) for cfg in self.jobs(job.cfg)]
-        graphs = sum(ranked_bytes(each, len(self.fits(job)) // len(jobs)) for each in jobs)
+        fits = list(self.fits(job).values())
+        graphs = sum(ranked_bytes(each, [cfg for cfg in fits if cfg.layer == each.cfg.layer]) for each in jobs)
         return graphs + len(jobs) * losses_need(job, "").bytes
 
     def make(self, job: Job, done: dict[str, Done]) -> Result:

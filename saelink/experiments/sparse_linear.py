@@ -57,8 +57,7 @@ class SparseLinearExperiment(Experiment):
         alpha = sparse_alpha(job)
         rows, edges_per_output = [], {}
         for label, result in done.items():
-            connector = fitted_connector(result.connector)
-            per_output = (connector.output_weight() != 0).sum(0)
+            per_output = fitted_connector(result.connector).edge_sums().edges
             edges_per_output[label] = per_output.tolist()
             name, part = label.split(", ")
             rows.append(

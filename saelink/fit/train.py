@@ -166,7 +166,7 @@ class TrainStage(JobStage[TrainFacts]):
             )
         subset_of(cfg, self.store)
 
-    def _need_ahead(self) -> None:
+    def need_ahead(self) -> None:
         """Raise SaelinkError before any latents are made where the widths of their SAEs are known, and too large."""
         job, cfg = self.job, self.job.cfg
         try:
@@ -188,10 +188,12 @@ class TrainStage(JobStage[TrainFacts]):
     def _way_out(self) -> str:
         way_out = "use a link or SAEs with fewer latents, or less text (data.max_tokens)"
         linear = self.job.cfg.connector.name == "linear"
+        if linear and self._solver.uses_effects:
+            return f"{way_out}; solver=exact keeps only its edges in memory (of graphs circuit.edges=lasso)"
         return way_out if linear else f"{way_out}; connector=linear keeps only its edges in memory"
 
     def need(self) -> Need | None:
-        self._need_ahead()
+        self.need_ahead()
         sides, cfg = self.job.sides, self.job.cfg
         split = sides.split_bytes("train") + sides.split_bytes("validation")
         if self.wide:

@@ -126,8 +126,11 @@ class Costs:
     @property
     def opened(self) -> Opened:
         """What lies between the SAEs, on the test tokens that are looked at."""
-        sizes = self.sizes
-        n = int(min(self.cfg.verify.tokens, sizes.tokens["test"]))
+        return self._opened("test")
+
+    def _opened(self, split: str) -> Opened:
+        sizes, settings = self.sizes, self.cfg.verify
+        n = int(min(settings.tokens if split == "test" else settings.fit_tokens, sizes.tokens[split]))
         return Opened(sizes.model.size, sizes.sources, sizes.target, n, sizes.forward_tokens, sizes.context)
 
     @property
@@ -238,17 +241,19 @@ class Costs:
         disk = 28.0 * t + 770.0 * (self.sizes.d_source + t)
         return Cost(n, disk, PROGRAM + memory.evaluate(self.shape, self._split("test")), seconds)
 
-    def effects(self, null: bool = False) -> Cost:
-        sizes, settings = self.sizes, self.cfg.verify
-        n = min(settings.tokens, sizes.tokens["test"])
+    def effects(self, null: bool = False, split: str = "test") -> Cost:
+        """Of all ablations; on training text each one's changes are kept too."""
+        sizes, settings, opened = self.sizes, self.cfg.verify, self._opened(split)
+        n = opened.n_tokens
         each = min(settings.tokens_per_source, NULL_TOKENS) if null else settings.tokens_per_source
         few = max(sizes.d_source // 10, FEWEST) if null and sizes.d_source > NULLS_ON_ALL else sizes.d_source
         ablations = min(few * each, n * sizes.l0_source * few / sizes.d_source)
         work = ablations * (2.0 * self.inside + self._encoding(sizes.target)) / (ABLATE * self.rates.gemm)
         work += self.load + n * self.of_pass / (FORWARD * self.rates.gemm)
-        size = memory.effects(*self.opened)
-        pairs = met(sizes.d_source * sizes.d_target, ablations * 2 * sizes.target.l0)
-        return Cost(n, 28 * pairs, PROGRAM + size, work + 28 * pairs / self.rates.disk)
+        changes = ablations * 2 * sizes.target.l0
+        pairs = met(sizes.d_source * sizes.d_target, changes)
+        disk = 28 * pairs + (4 * changes if split == "train" else 0)
+        return Cost(n, disk, PROGRAM + memory.effects(*opened), work + disk / self.rates.disk)
 
     def verdicts(self) -> Cost:
         """Claims beside effects. Those of connectors that are no sum over sources take two predictions for each

@@ -92,6 +92,23 @@ def sizes_of(
     if cfg.layer >= model.n_layers:
         raise SaelinkError(f"layer={cfg.layer}: the model has layers 0 to {model.n_layers - 1}")
     hooks = [full_name(name, cfg.layer, model.parallel) for name in [*cfg.link.sources, cfg.link.target]]
+    sides, trained = sides_of(cfg, model, hooks, remarks, fetch)
+    if tokens is None:
+        n = _tokens_ahead(cfg, remarks)
+        counted = {split: n * SHARES[split] for split in SPLITS}
+    else:
+        counted = {split: float(tokens[split]) for split in SPLITS}
+    size = 2 if cfg.model.dtype.name == "bfloat16" else 4
+    return Sizes(
+        counted, cfg.data.context_size, cfg.runtime.forward_tokens, model, size, hooks, sides, trained,
+        described is not None, cfg.model.file is not None,
+    )  # fmt: skip
+
+
+def sides_of(
+    cfg: Config, model: Dimensions, hooks: list[str], remarks: list[str], fetch: bool
+) -> tuple[list[Side], list[bool]]:  # fmt: skip
+    """By hook its SAE's sizes, and whether it is trained first; see sizes_of."""
     sides: list[Side] = []
     trained: list[bool] = []
     for hook in hooks:
@@ -103,16 +120,7 @@ def sizes_of(
             remarks.append(f"{hook}: how many latents are active is not known, reckoned with {TYPICAL_L0} a token")
         sides.append(Side(width, known.d_sae or UNKNOWN_LATENTS, known.l0 or TYPICAL_L0))
         trained.append(known.trained)
-    if tokens is None:
-        n = _tokens_ahead(cfg, remarks)
-        counted = {split: n * SHARES[split] for split in SPLITS}
-    else:
-        counted = {split: float(tokens[split]) for split in SPLITS}
-    size = 2 if cfg.model.dtype.name == "bfloat16" else 4
-    return Sizes(
-        counted, cfg.data.context_size, cfg.runtime.forward_tokens, model, size, hooks, sides, trained,
-        described is not None, cfg.model.file is not None,
-    )  # fmt: skip
+    return sides, trained
 
 
 def _tokens_ahead(cfg: Config, remarks: list[str]) -> float:

@@ -26,6 +26,7 @@ from saelink.evidence.stability import StabilityStage, wanted
 from saelink.evidence.verify import MOST_PAIRS, VerdictsStage, VerifyStage
 from saelink.fit.products.dense import GramStage
 from saelink.fit.products.sparse import ProductsStage
+from saelink.fit.solvers import SOLVERS
 from saelink.fit.train import TrainStage
 from saelink.interventions.cross_entropy import BaselinesStage
 from saelink.interventions.effects import EffectsStage, measurable, nulls_of
@@ -46,7 +47,7 @@ from saelink.store.recipe import Plan
 from saelink.store.store import Store
 
 
-class _Found(Store):
+class Found(Store):
     """A store in which things are found and nothing is made."""
 
     def drafts(self, plans: list[Plan], *, resumable: bool = False, shared: bool = False) -> Any:
@@ -57,7 +58,7 @@ class Step(NamedTuple):
     """One stage of the job."""
 
     command: str
-    """`run` or `verify`: what makes it."""
+    """What makes it: `run` or `verify`, over several layers `graph` or `circuit`."""
     stage: str
     what: str
     cost: Cost
@@ -72,6 +73,11 @@ class Planned(NamedTuple):
     remarks: list[str]
     """What had to be guessed, what won't fit, and what is not counted."""
 
+    @property
+    def commands(self) -> list[str]:
+        """What makes the steps, in this order."""
+        return list(dict.fromkeys(step.command for step in self.steps))
+
     def total(self, command: str | None = None) -> Cost:
         """Of what is missing, of one command or of both: tokens and seconds and disk in all, memory at its highest."""
         costs = [step.cost for step in self.steps if not step.done and command in (None, step.command)]
@@ -85,25 +91,27 @@ Find = Callable[[], Any]
 
 def planned(job: Job, rates: Rates, look: bool = True) -> Planned:
     """What the job's `saelink run` and `saelink verify` take, stage by stage; nothing is made or fetched for it.
+    Of several layers see plan.layers.
 
     With `look` what is made already is done; without, nothing is asked of the hub or this machine.
 
     Raises SaelinkError for a model that nothing is known of.
     """
     cfg, remarks = replace(job.cfg, l1_alpha=l1_alphas(job.cfg.l1_alpha)[0]), list[str]()
-    store = _Found(job.store.root)
+    store = Found(job.store.root)
     job = Job(cfg, store)
     described, tokens = None, None
     if look:
-        described, tokens = _counted(job, remarks)
+        described, tokens = counted(job, remarks)
     sizes = sizes_of(cfg, described, None if tokens is None else tokens.facts["tokens"], remarks, look and not remarks)
     costs = Costs(cfg, sizes, rates)
-    steps = _Steps(job, described, remarks)
+    steps = Steps(job, described, remarks)
     steps.add("model", cfg.model.label, costs.model(), lambda: described)
     steps.add("tokens", cfg.data.label, costs.tokens(), lambda: tokens)
-    if not _encoded(steps, job, costs):  # so nothing behind them is there, and naming it would make them
+    if not encoded(steps, job, costs):  # so nothing behind them is there, and naming it would make them
         steps.close()
-    _fitted(steps, job, costs)
+    fitted(steps, job, costs)
+    _evaluated(steps, job, costs)
     if measurable(cfg):
         judged = cfg.eval.verify
         if judged is None:
@@ -121,7 +129,7 @@ def planned(job: Job, rates: Rates, look: bool = True) -> Planned:
     found = Planned(steps.steps, rates, remarks)
     remarks += left_out(cfg)
     if look:
-        _warn(job, found, costs)
+        warn(job, found, costs)
     return found
 
 
@@ -138,7 +146,7 @@ def left_out(cfg: Config) -> list[str]:
     return lines
 
 
-def _verified(steps: _Steps, job: Job, costs: Costs) -> None:
+def _verified(steps: Steps, job: Job, costs: Costs) -> None:
     """What `saelink verify` adds."""
     cfg, settings, tests = job.cfg, job.cfg.verify, CausalCosts(costs)
     for null in nulls_of(cfg):
@@ -163,7 +171,7 @@ def _verified(steps: _Steps, job: Job, costs: Costs) -> None:
             steps.add("pruned", "all but the best", tests.pruned(), lambda: PrunedStage(job).find(), "verify")
 
 
-def _counted(job: Job, remarks: list[str]) -> tuple[Artifact[Any] | None, Artifact[TokensFacts] | None]:
+def counted(job: Job, remarks: list[str]) -> tuple[Artifact[Any] | None, Artifact[TokensFacts] | None]:
     """The described model and the counted tokens, where they are there."""
     described, tokens = None, None
     with _known(remarks):
@@ -185,7 +193,7 @@ def _null(job: Job, null: str) -> Any:
     return EffectsStage(job, null=null).find()
 
 
-def _encoded(steps: _Steps, job: Job, costs: Costs) -> bool:
+def encoded(steps: Steps, job: Job, costs: Costs, command: str = "run") -> bool:
     """Activations, SAEs and latents; whether all latents are there."""
     cfg, hooks = job.cfg, costs.sizes.hooks
     latents = [steps.is_done(partial(_find, EncodeStage, job, hook)) for hook in hooks]
@@ -193,25 +201,31 @@ def _encoded(steps: _Steps, job: Job, costs: Costs) -> bool:
     through = [i for i, there in enumerate(cached) if not there] or list(range(len(hooks)))
     names = ", ".join(within(hooks[i]) for i in through) + (", streamed" if cfg.stream else "")
     done = all(cached) or (cfg.stream and all(latents))
-    steps.add("cache", names, costs.cache(through), lambda: True if done else None)
+    steps.add("cache", names, costs.cache(through), lambda: True if done else None, command)
     for i, hook in enumerate(hooks):
         if costs.sizes.trained[i]:
-            steps.add("sae", within(hook), costs.sae(i), partial(_find, SAEStage, job, hook))
+            steps.add("sae", within(hook), costs.sae(i), partial(_find, SAEStage, job, hook), command)
     for i, hook in enumerate(hooks):
-        steps.add("encode", within(hook), costs.encode(i), partial(_find, EncodeStage, job, hook))
+        steps.add("encode", within(hook), costs.encode(i), partial(_find, EncodeStage, job, hook), command)
     return all(latents)
 
 
-def _fitted(steps: _Steps, job: Job, costs: Costs) -> None:
-    """Products, fit and evaluation."""
+def fitted(steps: Steps, job: Job, costs: Costs, command: str = "run", layer: str = "") -> None:
+    """What the fit is made from, and the fit; `layer` is said with each."""
     cfg = job.cfg
-    solver = f"{cfg.connector.name} by {cfg.solver.name}"
+    solver = f"{layer}{cfg.connector.name} by {cfg.solver.name}"
+    if SOLVERS[cfg.solver.name](cfg.solver).uses_effects:
+        measured = costs.effects(split="train")
+        steps.add("effects", f"{layer}on training text", measured, lambda: EffectsStage(job, "train").find(), command)
     if costs.wide:
-        steps.add("products", "pairs that meet", costs.products(), lambda: ProductsStage(job).find())
+        steps.add("products", f"{layer}pairs that meet", costs.products(), lambda: ProductsStage(job).find(), command)
     elif costs.gram:
-        steps.add("gram", "products", costs.products(), lambda: GramStage(job).find())
-    steps.add("train", solver, costs.train(), lambda: TrainStage(job).find())
-    if cfg.eval.ce:
+        steps.add("gram", f"{layer}products", costs.products(), lambda: GramStage(job).find(), command)
+    steps.add("train", solver, costs.train(), lambda: TrainStage(job).find(), command)
+
+
+def _evaluated(steps: Steps, job: Job, costs: Costs) -> None:
+    if job.cfg.eval.ce:
         steps.add("ce", "what it is compared with", costs.losses(), lambda: BaselinesStage(job).find())
     steps.add("evaluate", "test documents", costs.evaluate(), lambda: EvaluateStage(job).find())
 
@@ -234,7 +248,7 @@ class _known:
         return True
 
 
-class _Steps:
+class Steps:
     """The steps so far."""
 
     def __init__(self, job: Job, described: Artifact[Any] | None, remarks: list[str]):
@@ -257,7 +271,7 @@ class _Steps:
         self.steps.append(Step(command, stage, what, cost, self.is_done(find)))
 
 
-def _warn(job: Job, found: Planned, costs: Costs) -> None:
+def warn(job: Job, found: Planned, costs: Costs) -> None:
     """Say what won't fit into memory or on the disk, and what has to be fetched first."""
     room = memory_when_fresh()
     for step in found.steps:

@@ -27,12 +27,13 @@ def plan_lines(plan: Planned, remarks: bool = True) -> list[str]:
         Column("memory", right=True), Column("time", right=True),
     ]  # fmt: skip
     rows: list[tuple[str, ...]] = []
-    for command, heading in (("run", "saelink run"), ("verify", "saelink verify")):
+    for command in plan.commands:
         steps = [step for step in plan.steps if step.command == command]
         rows += [_row(step) for step in steps]
-        if steps:
-            rows.append((heading, "in all", "", *_figures(plan.total(command), not all(step.done for step in steps))))
-    rows.append(("both", "in all", "", *_figures(plan.total(), not all(step.done for step in plan.steps))))
+        done = all(step.done for step in steps)
+        rows.append((f"saelink {command}", "in all", "", *_figures(plan.total(command), not done)))
+    together = "both" if plan.commands[0] == "run" else "together"
+    rows.append((together, "in all", "", *_figures(plan.total(), not all(step.done for step in plan.steps))))
     lines = table_lines(columns, rows, WIDTH)
     if not remarks:
         return lines
@@ -74,7 +75,8 @@ def print_plan_json(observer: Observer, plan: Planned) -> None:
         }
         for step in plan.steps
     ]  # fmt: skip
-    totals = {command: figures(plan.total(command)) for command in ("run", "verify")} | {"both": figures(plan.total())}
+    commands = ("run", "verify") if plan.commands[0] == "run" else plan.commands
+    totals = {command: figures(plan.total(command)) for command in commands} | {"both": figures(plan.total())}
     rates = {name: round(rate) for name, rate in plan.rates._asdict().items()}
     found = {"steps": steps, "missing": totals, "rates": rates, "remarks": plan.remarks}
     observer.say(json.dumps(found, indent=1, ensure_ascii=False))
