@@ -1,8 +1,8 @@
 """The docs' pictures of the report's page, from a report and a prompt's page, by Chromium.
 
-    python scripts/page_pictures.py REPORT.html PROMPT.html TARGET    # docs/report.png, list.png, card.png, ...
+    python scripts/page_pictures.py REPORT.html PROMPT.html TARGET COMPARED    # docs/report.png, list.png, card.png, ...
 
-TARGET is the number of the target latent whose card, graph and comparison are shown.
+TARGET is the number of the target latent whose card and graph are shown, COMPARED of the one in two connectors.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Camera:
 
 def main() -> None:
     match sys.argv[1:]:
-        case [report, prompt, target]:
+        case [report, prompt, target, compared]:
             chrome = browser()
             try:
                 camera = Camera(chrome, Path(report))
@@ -68,7 +68,7 @@ def main() -> None:
                 camera.take("list", "#/circuits?verdict=confirmed&sort=-effect")
                 camera.take("card", f"#/target/{target}", (1180, 1500))
                 camera.take("graph", f"#/target/{target}", element="figure.drawing")
-                camera.take("comparison", f"#/compare/{target}")
+                camera.take("comparison", f"#/compare/{compared}")
                 camera.take("phone", f"#/target/{target}", PHONE)
                 camera.take("dark", f"#/target/{target}", dark=True)
                 Camera(chrome, Path(prompt)).take("prompt", "", (1180, 1000))

@@ -4,12 +4,10 @@ import { choice, column, figure, h, nowhere, quoted, signed, table } from "./dom
 import { verdictMark, verdictsMean } from "./edges.js";
 import { count, counted, digits, share, weight } from "./format.js";
 import { logicParts } from "./logic.js";
-import { nameLink, readIndex } from "./names.js";
+import { fitName, nameLink, readIndex } from "./names.js";
 import { head } from "./pieces.js";
 import { go, place, route } from "./route.js";
 import { readCircuit, readEdges } from "./stored.js";
-
-export const fitName = (fit) => `${head.fits[fit].name}, l1_alpha ${digits(head.fits[fit].l1_alpha)}`;
 
 // The command that adds connectors of the store which are not on the page.
 export function addCommand(keys) {
@@ -25,6 +23,7 @@ const absent = () => head.table.filter((row) => row.addable);
 export function missingFits() {
   const rows = absent();
   if (!rows.length) {
+    if (head.table.some((row) => /\bcausal\b/.test(row.name))) return null;
     const fit = h("code", {}, `saelink evaluate layer=${head.layer} solver=causal`);
     return h("p", { class: "dim small" }, "The store has no other connector of these latents. One more, fitted to effects in the model: ", fit, ", then make the report again.");
   }
@@ -88,13 +87,20 @@ function together(ones, others, a, b) {
   ];
 }
 
+// The fit that is asked for; without a wish one of another kind, since penalties of one kind differ least.
+function besideFit(fit, wished) {
+  if (wished !== null && head.fits[wished]) return Number(wished);
+  const other = head.fits.findIndex((each) => each.name !== head.fits[fit].name);
+  if (other >= 0) return other;
+  return fit || head.fits.length < 2 ? 0 : 1;
+}
+
 export async function compare(page) {
   const index = await readIndex();
   const n = route.number;
   if (!(n >= 0 && n < head.d.target)) return nowhere(page);
   const a = route.fit;
-  const other = Number(route.words.get("with") ?? (a ? 0 : 1));
-  const b = head.fits[other] ? other : 0;
+  const b = besideFit(a, route.words.get("with"));
   const fits = head.fits.map((_, i) => [i, fitName(i)]);
   const words = { with: String(b) };
   page.append(

@@ -1,6 +1,5 @@
 // The card of one latent: a target, a source or a hidden unit.
 
-import { fitName } from "./compare.js";
 import { choice, h, nowhere, quoted } from "./dom.js";
 import { edgeTable, formula, missedTable } from "./edges.js";
 import { examplesSection, firingColumns } from "./examples.js";
@@ -11,7 +10,7 @@ import { recent } from "./listing.js";
 import { inputsSection, logicParts } from "./logic.js";
 import { firesOn, meaningSection } from "./meaning.js";
 import { headLink, movedSection } from "./moved.js";
-import { readIndex } from "./names.js";
+import { fitName, readIndex } from "./names.js";
 import { head, piece } from "./pieces.js";
 import { remarksForm } from "./remarks.js";
 import { go, place, route } from "./route.js";

@@ -1,8 +1,12 @@
 // Names of latents as links: OF12 a target, H3 a hidden unit, IF7 a source, IF0.7 one of several hooks' sources.
 
 import { h, quoted } from "./dom.js";
+import { digits } from "./format.js";
 import { head, piece } from "./pieces.js";
 import { place, route } from "./route.js";
+
+// A connector of the page as one tells it from the others.
+export const fitName = (fit) => `${head.fits[fit].name}, l1_alpha ${digits(head.fits[fit].l1_alpha)}`;
 
 let index = null;
 let numbers = new Map();

@@ -1,16 +1,16 @@
 // The first view: what was found in a picture and figures, where to start, the connectors side by side, what was run.
 
 import { missingFits } from "./compare.js";
-import { column, figure, h, quoted, table } from "./dom.js";
+import { choice, column, figure, h, quoted, table } from "./dom.js";
 import { VERDICTS } from "./edges.js";
 import { experimentParts } from "./experiments.js";
 import { count, digits, given, percent } from "./format.js";
 import { OUTLIERS } from "./meaning.js";
-import { readIndex } from "./names.js";
+import { fitName, readIndex } from "./names.js";
 import { head, piece } from "./pieces.js";
 import { frontierPlot, lossPlot } from "./plots.js";
 import { remarksFile } from "./remarks.js";
-import { place, route } from "./route.js";
+import { go, place, route } from "./route.js";
 import { verification } from "./verification.js";
 import { describe, WHY } from "./why.js";
 
@@ -28,6 +28,7 @@ const LOGICS = ["copy", "or", "and", "and not", "dense", "unclear"];
 
 function title(page) {
   const { metrics } = head.fits[route.fit];
+  const fits = head.fits.map((_, i) => [i, fitName(i)]);
   page.append(
     h("h1", {}, head.title),
     h(
@@ -39,6 +40,7 @@ function title(page) {
       h("code", {}, head.link.sources.join(" + ")),
       `, by a ${head.connector} connector, on ${count(metrics.n_tokens)} tokens of test documents that nothing was fitted on.`,
     ),
+    fits.length > 1 ? h("div", { class: "pager" }, choice("connector", "fit", fits, route.fit, (fit) => go("", undefined, { fit: Number(fit) }))) : "",
   );
 }
 
@@ -117,10 +119,10 @@ function found(page, index) {
 function highlights(page, index) {
   page.append(h("h2", {}, "Start here"));
   const chosen = "Best predicted first, and only where ablating every source that the logic names confirms its edge.";
-  if (head.verified.length) page.append(h("p", { class: "dim small" }, chosen));
+  if (head.verified.length) page.append(h("p", { class: "dim small" }, chosen, route.fit ? ` Of ${fitName(0)}, which these links show.` : ""));
   const text = (kind, latent, token) => (kind === "outlier" ? OUTLIERS[index.outlier[latent]] : quoted(token));
   const chip = (kind) => ({ latent, token }) =>
-    h("a", { class: "chip", href: place("target", latent) }, `OF${latent} `, text(kind, latent, token));
+    h("a", { class: "chip", href: place("target", latent, { fit: 0 }) }, `OF${latent} `, text(kind, latent, token));
   for (const [kind, word, meaning] of KINDS) {
     const latents = head.highlights[kind];
     if (!latents || !latents.length) continue;

@@ -3,7 +3,7 @@
 import { column, figure, h, quoted, signed, table } from "./dom.js";
 import { VERDICTS } from "./edges.js";
 import { count, digits, given, percent } from "./format.js";
-import { nameLink } from "./names.js";
+import { fitName, nameLink } from "./names.js";
 import { head } from "./pieces.js";
 import { place } from "./route.js";
 
@@ -17,8 +17,7 @@ function interval(figures, name) {
 
 // The connectors, each followed by its null models.
 function verifiedTable() {
-  const link = (fit) =>
-    h("a", { href: place("circuits", undefined, { fit }) }, `l1_alpha ${digits(head.fits[fit].l1_alpha)}`);
+  const link = (fit) => h("a", { href: place("circuits", undefined, { fit }) }, fitName(fit));
   const rows = head.verified.flatMap((v) => [
     { own: true, figures: v.figures, stable: v.stable, name: link(v.fit) },
     ...Object.entries(v.nulls || {}).map(([name, figures]) => ({ figures, name: h("span", { class: "dim" }, name) })),
