@@ -45,16 +45,19 @@ EDGES_PER_LATENT = (3, 10, 30)
 """Edges for each target that is not dead at which the errors of widths are compared."""
 
 
-def trained(folder: Path, width: int) -> tuple[Path, dict[str, Any]]:
-    """The folder of both hooks' SAEs, and what their training took (0 s where they were there)."""
-    told = measured("sae", ["sae=train", f"sae.d_sae={width}", *RECIPE, TEXT, LAYER, QUIET], folder)
-    saes = folder / f"saes-{width}"
+def trained(folder: Path, width: int) -> tuple[Path, dict[str, float]]:
+    """The folder of both hooks' SAEs, and by hook the seconds that training it took."""
+    measured("sae", ["sae=train", f"sae.d_sae={width}", *RECIPE, TEXT, LAYER, QUIET], folder)
+    saes, seconds = folder / f"saes-{width}", dict[str, float]()
     saes.mkdir(exist_ok=True)
     for manifest in (folder / "outputs" / "sae").glob("*/manifest.json"):
         found = json.loads(manifest.read_text())
-        if found["recipe"]["d_sae"] == width and not (saes / found["facts"]["hook_name"]).exists():
-            (saes / found["facts"]["hook_name"]).symlink_to(manifest.parent)
-    return saes, told
+        if found["recipe"]["d_sae"] == width:
+            hook = found["facts"]["hook_name"]
+            seconds[hook] = found["provenance"]["seconds"]
+            if not (saes / hook).exists():
+                (saes / hook).symlink_to(manifest.parent)
+    return saes, seconds
 
 
 def at_edges(points: dict[str, dict[str, float]], wanted: float) -> float | None:
@@ -77,11 +80,11 @@ def kept(width: int, more: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(folder: Path, width: int) -> None:
-    saes, training = trained(folder, width)
+    saes, seconds = trained(folder, width)
     store = folder / f"outputs-{width}"
     words = ["sae=folder", f"sae.path={saes}", TEXT, LAYER, QUIET, f"runtime.outputs={store}"]
+    kept(width, {"training of the SAEs, seconds": seconds, "cores": os.cpu_count()})
     if not store.exists():
-        kept(width, {"training of the SAEs": training, "cores": os.cpu_count()})
         kept(width, {"saelink run": measured("run", words, folder)})
     job = job_of(words)
     sides = [*job.sides.sources, job.sides.target]
@@ -100,6 +103,7 @@ def rows_of(entry: dict[str, Any]) -> dict[str, str]:
     for hook, facts in entry["saes"].items():
         name = hook.split("hook_")[-1]
         rows[f"SAE {name}: FVU"] = f"{facts['fvu']:.3f}"
+        rows[f"SAE {name}: training, minutes"] = f"{entry['training of the SAEs, seconds'][hook] / 60:.0f}"
         rows[f"SAE {name}: dead"] = f"{facts['dead']:,} ({facts['dead'] / facts['d_sae']:.0%})"
     ran = entry["saelink run"]
     rows["`saelink run`: minutes, GB at the peak"] = f"{ran['seconds'] / 60:.1f}, {ran['peak memory, GB']:.1f}"
