@@ -36,6 +36,9 @@ RECIPE = ["sae.k=32", "sae.epochs=1", "sae.batch_tokens=4096", "sae.lr=1e-3", "s
 JUDGED = ("edges_confirmed", "edges_weaker", "edges_no_effect", "edges_opposite")
 """Edges whose source was ablated on enough tokens, and whose claim is large enough, for a verdict."""
 
+JUDGED_ON = "verify.tokens_per_source=64"
+"""As many tokens as a verdict needs: effects of 16,384 sources on 256 tokens each take hours."""
+
 SOURCES = {"exact linear, 8e-4": ["l1_alpha=8e-4"], "exact linear, 3e-3": ["l1_alpha=3e-3"]}
 """Connectors whose edges are judged."""
 
@@ -93,7 +96,7 @@ def run(folder: Path, width: int) -> None:
     alive = width - job.sides.target.facts["dead"]
     points = kept(width, frontier(words, job))["frontier"]
     kept(width, {EQUAL: {str(each): at_edges(points, each * alive) for each in EDGES_PER_LATENT}})
-    kept(width, edges(words, job, SOURCES))
+    kept(width, edges([*words, JUDGED_ON], job_of([*words, JUDGED_ON]), SOURCES))
     kept(width, percent_linear(job))
 
 
