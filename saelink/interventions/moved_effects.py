@@ -139,10 +139,10 @@ class MovedEffectsStage(JobStage[MovedEffectsFacts]):
         except SaelinkError:  # the model's config is not at hand any more
             return
         if known is not None:
-            sides = [memory.Side(0, width, 0.0) for width in known]
+            source, target = (memory.Side(0, width, 0.0) for width in known)
             need_memory(
                 f"{self.name}: {self.about()}, the effects of {known[0]:,} latents on {known[1]:,} through attention",
-                memory.moved_effects(*sides, FOLDS, len(self._readings)),
+                memory.moved_effects(source, target, FOLDS, len(self._readings)),
                 WAY_OUT,
             )
 
