@@ -103,31 +103,6 @@ class ModelSize(NamedTuple):
         return 4.0 * tokens * (6 * self.d_model + 3 * self.d_mlp)
 
 
-class LayersSize(NamedTuple):
-    """What a graph over several layers takes."""
-
-    mlp: list[Side]
-    """Source and target of each layer's MLP,"""
-    attention: list[Side]
-    """the SAEs of attn_out,"""
-    shapes: list[Shape]
-    """and the connectors; none where edges are gradients."""
-    depth: int
-    """Blocks up to the last layer."""
-    context: int
-    """Tokens of the prompt."""
-
-    @property
-    def l0(self) -> float:
-        """Latents that are active on a token, at all hooks."""
-        return sum(max(side.l0, 1.0) for side in (*self.mlp, *self.attention))
-
-    @property
-    def written(self) -> float:
-        """Pieces that are written into the stream."""
-        return self.context * (self.l0 + 2 * self.depth + 1)
-
-
 def tokens(n: float) -> float:
     """Documents' ids as they are read, then packed, with the document of each."""
     return LIBRARIES + 32.0 * n
@@ -350,24 +325,6 @@ def traced(size: ModelSize, layers: int, sources: list[Side], target: Side, shap
     return COMPILED + size.loaded() + kept + saes + 8.0 * shape.weights + dense + links
 
 
-def over_layers(size: ModelSize, n_layers: int, graph: LayersSize) -> float:
-    """A prompt's graph over several layers: the model with what all its layers keep for the way back, SAEs and
-    connectors, latents of attention as heads read them, and what every piece writes, with what reads it."""
-    weights = sum(side.weights for side in (*graph.mlp, *graph.attention))
-    weights += sum(8.0 * shape.weights + EDGES_OF_TARGET * shape.d_target for shape in graph.shapes)
-    weights += sum(4.0 * side.d_sae * size.d_model for side in graph.attention)
-    kept = gradients(size, n_layers, graph.context, graph.context)
-    return COMPILED + kept + weights + 4.0 * graph.written * (2.2 * size.d_model + 12)
-
-
-def over_text(size: ModelSize, n_layers: int, graph: LayersSize, rows: int) -> float:
-    """Graphs of single sequences, one after another, and the model run with so many ablations at once: activations of
-    all its parts up to the last layer."""
-    ablated = size.passed(rows * graph.context, graph.context)
-    ablated += 4.0 * rows * graph.context * 6 * size.d_model * graph.depth
-    return over_layers(size, n_layers, graph) + ablated
-
-
 def graph_page(graph_bytes: float) -> float:
     """A prompt's graph as objects, and its page as text and as bytes."""
     return 12 * graph_bytes + 5e7
@@ -411,13 +368,18 @@ def moved(size: ModelSize, source: Side, target: Side, kept: int, step: int, con
     return COMPILED + size.loaded() + size.passed(step, context) + values + pairs + patterns + parts + shard + sae
 
 
+def computed_pairs(size: ModelSize, d_source: int, d_target: int) -> float:
+    """What is dense of them."""
+    return 4.0 * d_source * d_target * (2 * size.heads + 5)
+
+
 def computed_edges(size: ModelSize, source: Side, target: Side, n_tokens: float, kept: int) -> float:
     """Edges through attention that are computed: of each head's latents and all targets how often both are active,
     twice while a step is added; claims, with and without that, and one head's weights."""
-    pairs = 4.0 * source.d_sae * target.d_sae
+    pairs = computed_pairs(size, source.d_sae, target.d_sae)
     latents = n_tokens * (48.0 * kept + 48 * target.l0)
     saes = 2 * (source.weights + target.weights)
-    return COMPILED + size.loaded() + pairs * (2 * size.heads + 5) + latents + saes + 8.0 * 2048 * target.d_sae
+    return COMPILED + size.loaded() + pairs + latents + saes + 8.0 * 2048 * target.d_sae
 
 
 def moved_effects(source: Side, target: Side, groups: int, readings: int) -> float:

@@ -27,9 +27,10 @@ from saelink.latents.encode import EncodeStage
 from saelink.latents.link import counted_split, link_of, pull_sides
 from saelink.latents.rows import Rows, sparse_transposed
 from saelink.model.describe import model_info
-from saelink.model.dimensions import size_of
+from saelink.model.dimensions import dimensions_of, size_of
 from saelink.progress import Observer
-from saelink.runtime import device_of
+from saelink.runtime import device_of, need_memory
+from saelink.saes.widths import widths_ahead
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.stage import Need, Stage
@@ -44,6 +45,8 @@ KEPT = 24
 """Edges of each target whose shares by head are kept, the strongest by their claim."""
 
 STEP = 2048
+
+WAY_OUT = "computed edges are dense in heads, sources and targets: use SAEs with fewer latents"
 
 
 class OVFacts(TypedDict):
@@ -103,11 +106,24 @@ class OVStage(Stage[OVFacts]):
     def about(self) -> str:
         return self._moved.about()
 
+    def _need_ahead(self, size: memory.ModelSize) -> None:
+        """Raise SaelinkError before latents are made where the widths of the SAEs are known, and too large."""
+        cfg, link = self.cfg, link_of(self.cfg, self.store)
+        try:
+            model = dimensions_of(cfg.model, model_info(cfg, self.store).artifact)
+        except SaelinkError:  # the model's config is not at hand any more
+            return
+        known = widths_ahead(cfg, model, [link.sources[0], link.target])
+        if known is not None:
+            pairs = memory.computed_pairs(size, *known)
+            need_memory(f"{self.name}: {self.about()}, {known[0]:,} latents on {known[1]:,}", pairs, WAY_OUT)
+
     def need(self) -> Need:
         cfg, info = self.cfg, model_info(self.cfg, self.store)
+        self._need_ahead(size_of(cfg.model, info.artifact))
         (source,), target = pull_sides(cfg, self.store).sizes
         needed = memory.computed_edges(size_of(cfg.model, info.artifact), source, target, TOKENS, cfg.link.kept)
-        return Need(needed, "computed edges are dense in heads, sources and targets: use SAEs with fewer latents")
+        return Need(needed, WAY_OUT)
 
     def make(self, draft: Draft) -> OVFacts:
         cfg, store = self.cfg, self.store

@@ -14,7 +14,6 @@ from typing import Any, TypedDict
 
 import torch
 
-from saelink import memory
 from saelink.circuits.changes import sae_of, taken_out, true_changes
 from saelink.circuits.direct import Sums, direct_links, sums_into
 from saelink.circuits.explained import Explained, explained_inputs, first_of_run
@@ -22,6 +21,7 @@ from saelink.circuits.layers import LayerJobs, edges_recipe
 from saelink.circuits.nodes import Latent, LayerNames, latent_named, nodes_of
 from saelink.circuits.predicted import predicted
 from saelink.circuits.prompt import Prompt
+from saelink.circuits.size import over_text
 from saelink.circuits.stage import sizes_over
 from saelink.errors import SaelinkError
 from saelink.interventions.splice import first_latents
@@ -121,7 +121,7 @@ class CircuitStage(JobStage[CircuitFacts]):
         self.jobs.encode()
         job = self.job
         sizes = sizes_over(self.jobs, job.cfg.data.context_size)
-        size = memory.over_text(job.size, job.model.n_layers, sizes, ROWS)
+        size = over_text(job.size, job.model.n_layers, sizes, ROWS)
         return Need(size, "use fewer layers, or a shorter data.context_size")
 
     def make(self, draft: Draft) -> CircuitFacts:

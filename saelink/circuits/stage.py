@@ -12,6 +12,7 @@ from saelink.circuits.influence import Influence, influence_of, kept_of
 from saelink.circuits.layers import LayerJobs, edges_recipe
 from saelink.circuits.nodes import LayerNames
 from saelink.circuits.prompt import Prompt
+from saelink.circuits.size import LayersSize, over_layers
 from saelink.circuits.write import LayeredWriter
 from saelink.config.circuit import InnerEdges
 from saelink.errors import SaelinkError
@@ -168,10 +169,10 @@ def errors_by_kind(prompt: Prompt, influence: Influence) -> dict[str, float]:
 def estimate(jobs: LayerJobs, context: int) -> tuple[float, float]:
     """Bytes, the model's weights among them, and seconds that the graph of a prompt of so many tokens takes."""
     job, graph = jobs.job, sizes_over(jobs, context)
-    return memory.over_layers(job.size, job.model.n_layers, graph), graph_seconds(job.model.d_model, graph)
+    return over_layers(job.size, job.model.n_layers, graph), graph_seconds(job.model.d_model, graph)
 
 
-def sizes_over(jobs: LayerJobs, context: int) -> memory.LayersSize:
+def sizes_over(jobs: LayerJobs, context: int) -> LayersSize:
     """The sizes of the graph of so many tokens; latents are made where they are missing."""
     job = jobs.job
     sides = [each.sides.sizes for each in jobs.mlp.values()]
@@ -180,10 +181,10 @@ def sizes_over(jobs: LayerJobs, context: int) -> memory.LayersSize:
     attention = [memory.Side(each["width"], each["d_sae"], each["l0"]) for each in facts]
     gradient = job.cfg.circuit.edges is InnerEdges.gradient
     shapes = [] if gradient else [shape_of(each) for each in jobs.mlp.values()]
-    return memory.LayersSize(mlp, attention, shapes, max(jobs.layers) + 1, context)
+    return LayersSize(mlp, attention, shapes, max(jobs.layers) + 1, context)
 
 
-def graph_seconds(width: int, graph: memory.LayersSize) -> float:
+def graph_seconds(width: int, graph: LayersSize) -> float:
     """What the links of a prompt's graph take, with loading; the model's stream is so wide."""
     products, n = 4 * graph.written * width * graph.context, len(graph.attention)
     for place, side in enumerate(graph.attention, 1):

@@ -231,9 +231,12 @@ def outputs_of(job: Job) -> Callable[[], None]:
 def run_moved_verify(job: Job) -> None:
     from saelink.evidence.evaluate import EvaluateStage
     from saelink.evidence.moved_verdicts import MovedVerdictsStage
+    from saelink.interventions.moved_effects import MovedEffectsStage
     from saelink.terminal.verdicts import print_verdicts
 
-    stage = MovedVerdictsStage(job)
+    stage, effects = MovedVerdictsStage(job), MovedEffectsStage(job)
+    if effects.find() is None:
+        effects.need_ahead()  # before hours of work
     with tracked(job) as (job, show):
         verdicts, evaluation = stage.pull(), EvaluateStage(job).pull()
         print_looks = looks_of(job) if job.cfg.verify.qk else None

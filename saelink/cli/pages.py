@@ -50,8 +50,14 @@ PAGES = {
     "plan": Page(
         "Prints what `saelink run` and `saelink verify` of these settings will take, stage by stage: tokens, disk, "
         "memory and time, from the sizes of model and SAEs and two seconds of measuring this machine. What is made "
-        "already is said as done. Neither weights nor text are fetched. --json prints it as JSON and nothing else.",
-        ("saelink plan", "saelink plan sae=gemma-scope-2b-pt layer=12", "saelink plan data.max_tokens=null --json"),
+        "already is said as done. Neither weights nor text are fetched. With layers=... it is what `saelink graph`, "
+        "`intervene` and `circuit` over these layers take. --json prints it as JSON and nothing else.",
+        (
+            "saelink plan",
+            "saelink plan sae=gemma-scope-2b-pt layer=12",
+            "saelink plan layers=0-3",
+            "saelink plan data.max_tokens=null --json",
+        ),
         {
             "What is explained": TARGETS,
             "The model and the SAEs": "model.path sae.path sae.d_sae sae.k",

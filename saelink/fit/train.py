@@ -33,7 +33,7 @@ from saelink.latents.link import counted_split, moved_forms
 from saelink.latents.split import Split
 from saelink.latents.targets import normaliser, subset_of, targets_of
 from saelink.runtime import need_memory
-from saelink.saes.widths import sae_widths
+from saelink.saes.widths import widths_ahead
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.recipe import is_key, recipe_of
@@ -173,10 +173,8 @@ class TrainStage(JobStage[TrainFacts]):
             model = job.dimensions
         except SaelinkError:  # its config is not at hand any more
             return
-        hooks = [] if any(moved_forms(cfg)) else [*job.link.sources, job.link.target]
-        widths = [sae_widths(cfg, hook, model.width(hook.split(".", 2)[2]), False).d_sae for hook in hooks]
-        known = [width for width in widths if width is not None]
-        if not hooks or len(known) < len(hooks):
+        known = None if any(moved_forms(cfg)) else widths_ahead(cfg, model, [*job.link.sources, job.link.target])
+        if known is None:
             return
         d_source, d_target = sum(known[:-1]), known[-1]
         if self._solver.goes_wide and float(cfg.l1_alpha) > 0 and is_wide(d_source, d_target):

@@ -35,6 +35,8 @@ from saelink.latents.rows import Rows
 from saelink.latents.shards import encode_rows
 from saelink.latents.split import Tokens
 from saelink.model.weights import permute_weights
+from saelink.runtime import need_memory
+from saelink.saes.widths import widths_ahead
 from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.stage import Need
@@ -61,6 +63,9 @@ SHARE = 0.01
 
 NULL_QUERIES = 64
 """Queries per source that all but the two readings are measured on."""
+
+
+WAY_OUT = "effects through attention are dense in sources and targets: use SAEs with fewer latents"
 
 
 class MovedEffectsFacts(TypedDict):
@@ -126,13 +131,29 @@ class MovedEffectsStage(JobStage[MovedEffectsFacts]):
     def _readings(self) -> tuple[str, ...]:
         return READINGS if self.null is None else READINGS[:1]
 
+    def need_ahead(self) -> None:
+        """Raise SaelinkError before anything is made where the widths of the SAEs are known, and too large."""
+        job = self.job
+        try:
+            known = widths_ahead(job.cfg, job.dimensions, [job.link.sources[0], job.link.target])
+        except SaelinkError:  # the model's config is not at hand any more
+            return
+        if known is not None:
+            source, target = (memory.Side(0, width, 0.0) for width in known)
+            need_memory(
+                f"{self.name}: {self.about()}, the effects of {known[0]:,} latents on {known[1]:,} through attention",
+                memory.moved_effects(source, target, FOLDS, len(self._readings)),
+                WAY_OUT,
+            )
+
     def need(self) -> Need:
+        self.need_ahead()
         job, cfg = self.job, self.job.cfg
         (source,), target = job.encoded.sizes
         step, context = cfg.runtime.forward_tokens, cfg.data.context_size
         opened = memory.moved(job.size, source, target, cfg.link.kept, step, context)
         needed = opened + memory.moved_effects(source, target, FOLDS, len(self._readings))
-        return Need(needed, "effects through attention are dense in sources and targets: use SAEs with fewer latents")
+        return Need(needed, WAY_OUT)
 
     def make(self, draft: Draft) -> MovedEffectsFacts:
         job, readings = self.job, self._readings

@@ -12,6 +12,7 @@ from dataclasses import replace
 from saelink import memory
 from saelink.circuits.ancestors import ROWS
 from saelink.circuits.layers import fit_of, layers_within
+from saelink.circuits.size import LayersSize, over_layers, over_text
 from saelink.circuits.stage import graph_seconds
 from saelink.config.check import l1_alphas
 from saelink.config.circuit import InnerEdges
@@ -62,7 +63,7 @@ def planned_over(job: Job, rates: Rates, look: bool = True) -> Planned:
             fitted(steps, job.at(layers[n]), each, "graph", f"{n}: ")
     mlp = [side for each in sizes.values() for side in each.sides]
     shapes = [] if gradient else [each.shape for each in fits.values()]
-    graph = memory.LayersSize(mlp, attention, shapes, numbers[-1] + 1, cfg.data.context_size)
+    graph = LayersSize(mlp, attention, shapes, numbers[-1] + 1, cfg.data.context_size)
     prompt = _graph(costs, graph)
     words = f"{graph.context} tokens"
     steps.add("layers_graph", words, prompt, lambda: None, "graph")
@@ -93,17 +94,17 @@ def _together(
     return everything, sides
 
 
-def _graph(costs: Costs, graph: memory.LayersSize) -> Cost:
+def _graph(costs: Costs, graph: LayersSize) -> Cost:
     """One prompt."""
     model = costs.sizes.model
-    size = memory.over_layers(model.size, model.n_layers, graph)
+    size = over_layers(model.size, model.n_layers, graph)
     seconds = graph_seconds(model.d_model, graph) * REFERENCE.gemm / costs.rates.gemm
     passes = 3 * graph.context * costs.of_whole / (FORWARD * costs.rates.gemm)
     nodes = min(costs.cfg.circuit.nodes, graph.written)
     return Cost(graph.context, nodes * (NODE + NODES_LINKS), PROGRAM + size, costs.load + seconds + passes)
 
 
-def _circuit(costs: Costs, graph: memory.LayersSize) -> Cost:
+def _circuit(costs: Costs, graph: LayersSize) -> Cost:
     """Sequences in which a latent is active: the graph of each is opened for every step back and forward and once
     more; then the model runs without each ancestor, and the graph says what that does."""
     model, circuit = costs.sizes.model, costs.cfg.circuit
@@ -112,6 +113,6 @@ def _circuit(costs: Costs, graph: memory.LayersSize) -> Cost:
     encoding = sum(2.0 * side.width * side.d_sae for side in (*graph.mlp, *graph.attention))
     work = opened * (costs.of_pass / FORWARD + encoding / ENCODE) / costs.rates.gemm
     work += relatives * HANDED_ON * REFERENCE.gemm / costs.rates.gemm
-    size = memory.over_text(model.size, model.n_layers, graph, ROWS)
+    size = over_text(model.size, model.n_layers, graph, ROWS)
     n = circuit.sequences
     return Cost(n * graph.context, 400.0 * relatives, PROGRAM + size, costs.load + n * work)

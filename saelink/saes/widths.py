@@ -11,6 +11,7 @@ from saelink.config.files import PACKAGE
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.fetch import ON_HUB, hub_address
+from saelink.model.dimensions import Dimensions
 from saelink.saes.choice import at_layer, entry_of_hook, hook_names, published
 from saelink.saes.formats import FOLDERS
 
@@ -44,6 +45,13 @@ def sae_widths(cfg: Config, hook_name: str, width: int, fetch: bool = True) -> W
         with suppress(SaelinkError, OSError, ValueError):  # unreadable or out of reach: it stays unknown
             read = _of_folder(Path(place), width) if here else _of_hub(place, width)
     return Widths(int(d_sae) if d_sae is not None else read.d_sae, l0 if l0 is not None else read.l0)
+
+
+def widths_ahead(cfg: Config, model: Dimensions, hooks: list[str]) -> list[int] | None:
+    """By hook the latents of its SAE as far as this machine knows them; None where one is not known."""
+    found = [sae_widths(cfg, hook, model.width(hook.split(".", 2)[2]), False).d_sae for hook in hooks]
+    known = [width for width in found if width is not None]
+    return known if len(known) == len(hooks) else None
 
 
 def _place(cfg: Config, hook_name: str) -> str | None:
