@@ -1,6 +1,6 @@
 """The docs' pictures of the report's page, from a report and a prompt's page, by Chromium.
 
-    python scripts/page_pictures.py REPORT.html PROMPT.html TARGET COMPARED    # docs/report.png, list.png, card.png, ...
+    python scripts/page_pictures.py REPORT.html PROMPT.html TARGET COMPARED    # docs/report.png, card.png, ...
 
 TARGET is the number of the target latent whose card and graph are shown, COMPARED of the one in two connectors.
 """
