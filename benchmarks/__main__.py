@@ -1,7 +1,7 @@
 """Speed on this CPU: every row with its target, what was measured, and the peers on the same work.
 
     python -m benchmarks            # all but memory, 15 minutes; writes benchmarks/cpu.json
-    python -m benchmarks memory     # 6 minutes (scaling: 5); a part that is named takes its place in cpu.json
+    python -m benchmarks memory     # 6 minutes (scaling 5, promises 4); a named part takes its place in cpu.json
 
 Run it with nothing else on the machine.
 """
@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import frontier, growth, path, scaling, stages, steps
+from benchmarks import frontier, growth, path, promises, scaling, stages, steps
 from benchmarks.work import as_json, machine
 
 PARTS = {
@@ -23,9 +23,10 @@ PARTS = {
     "stages": stages.rows,
     "growth": growth.rows,
     "memory": growth.memory,
+    "promises": promises.rows,
     "scaling": scaling.rows,
 }
-ON_REQUEST = ("memory", "scaling")
+ON_REQUEST = ("memory", "promises", "scaling")
 """Parts that are only measured when they are named: they take long and do not depend on the machine's speed."""
 
 RESULT = Path(__file__).with_name("cpu.json")
