@@ -101,26 +101,23 @@ def run(folder: Path, width: int) -> None:
 
 
 def rows_of(entry: dict[str, Any]) -> dict[str, str]:
-    """What the table says of one width, by row."""
+    """What the table says of one width, by row, as far as it was measured."""
     rows: dict[str, str] = {}
     for hook, facts in entry["saes"].items():
         name = hook.split("hook_")[-1]
         rows[f"SAE {name}: FVU"] = f"{facts['fvu']:.3f}"
-        rows[f"SAE {name}: training, minutes"] = f"{entry['training of the SAEs, seconds'][hook] / 60:.0f}"
         rows[f"SAE {name}: dead"] = f"{facts['dead']:,} ({facts['dead'] / facts['d_sae']:.0%})"
-    ran = entry["saelink run"]
-    rows["`saelink run`: minutes, GB at the peak"] = f"{ran['seconds'] / 60:.1f}, {ran['peak memory, GB']:.1f}"
-    for yardstick, (percent, low, high) in entry["percent linear"].items():
+    for yardstick, (percent, low, high) in entry.get("percent linear", {}).items():
         rows[f"percent linear, by {yardstick}"] = f"{percent:.1f} ({low:.1f}-{high:.1f})"
+    for alpha, point in entry["frontier"].items():
+        rows[f"l1_alpha {alpha}: FVU, edges"] = f"{point['fvu']:.3f}, {point['n_edges']:,}"
     for each, value in entry[EQUAL].items():
         rows[f"FVU at {each} edges a living target"] = "" if value is None else f"{value:.3f}"
-    for name, found in entry["edges"].items():
+    for name, found in entry.get("edges", {}).items():
         judged = sum(found[key] for key in JUDGED)
-        rows[f"{name}: FVU, edges"] = f"{found['fvu']:.3f}, {found['edges']:,}"
         rows[f"{name}: of judged edges confirmed"] = f"{found['edges_confirmed'] / max(judged, 1):.2f} of {judged:,}"
         rows[f"{name}: top 1x strong, right sign"] = f"{found['precision_1x']:.2f}"
         rows[f"{name}: found by them"] = f"{found['recall_1x']:.2f}"
-    rows["strong effects"] = f"{next(iter(entry['edges'].values()))['strong']:,}"
     return rows
 
 
@@ -128,8 +125,8 @@ def tables(result: dict[str, Any]) -> str:
     """Markdown: a column for each width."""
     columns = {width: rows_of(entry) for width, entry in result.items()}
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name in next(iter(columns.values())):
-        lines.append(f"| {name} | {' | '.join(rows[name] for rows in columns.values())} |")
+    for name in dict.fromkeys(name for rows in columns.values() for name in rows):
+        lines.append(f"| {name} | {' | '.join(rows.get(name, '') for rows in columns.values())} |")
     return "\n".join(lines)
 
 
