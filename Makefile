@@ -78,7 +78,7 @@ bench: $(INSTALLED)  ## each speed against its target and its peers, write bench
 	$(BIN)/pip install -q -c $(LOCK) -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
-bench-memory: $(INSTALLED)  ## peak memory at 1M and 10M tokens, and experiments beside what they promise, into benchmarks/cpu.json (11 minutes, 3 GB of disk)
+bench-memory: $(INSTALLED)  ## peak memory at 1M and 10M tokens, and experiments beside what they promise, into benchmarks/cpu.json (minutes, 3 GB of disk)
 	$(BIN)/python -m benchmarks memory promises
 
 bench-gpu: $(INSTALLED)  ## speed on a CUDA GPU, write benchmarks/gpu.json (under 9 minutes)
