@@ -1,7 +1,7 @@
 """Speed on this CPU: every row with its target, what was measured, and the peers on the same work.
 
     python -m benchmarks            # all but memory, 15 minutes; writes benchmarks/cpu.json
-    python -m benchmarks memory     # 6 minutes, or promises, 23 beside other work; a named part takes its place in cpu.json
+    python -m benchmarks memory     # 6 minutes (promises: 23, busy); a named part takes its place in cpu.json
 
 Run it with nothing else on the machine.
 """
