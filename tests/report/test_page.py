@@ -84,8 +84,19 @@ def test_the_first_view_answers_in_figures(visit: Visit, report: Artifact) -> No
     visit.one("main details ul a").click()
     visit.at("Circuits")
     assert "logic=unclear" in visit.here and "why=" in visit.here
+
+
+def test_a_plot_is_drawn_when_it_comes_into_view(visit: Visit) -> None:
     visit.go()
+    visit.wait(lambda: visit.all("#frontier"))
+    assert visit.run("return document.querySelector('#frontier').getBoundingClientRect().top") > 1100
+    visit.run("return new Promise((done) => setTimeout(done, 500))")
+    assert visit.run("return typeof window.Plotly") == "undefined", "unpacked before a plot is seen"
+    visit.run("document.querySelector('#frontier').scrollIntoView()")
     visit.wait(lambda: visit.all("#frontier .main-svg"))
+    visit.go("#/target/7")
+    visit.run("document.querySelector('.plot').scrollIntoView()")
+    visit.wait(lambda: visit.all(".plot .main-svg"))
     assert visit.complaints() == []
 
 
@@ -347,7 +358,6 @@ def test_a_permalink_names_the_connector(visit: Visit) -> None:
     first.click()
     visit.at(name)
     assert "fit=1" in visit.here
-    visit.wait(lambda: visit.all(".plot .main-svg"))
 
 
 def test_a_report_without_verdicts_says_so(browser: Any, world: World, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-// Plots: plotly comes packed in the page and is unpacked for the first of them.
+// Plots: plotly comes packed in the page and is unpacked when the first of them comes into view.
 
 import { color } from "./dom.js";
 import { count, digits, given } from "./format.js";
@@ -22,7 +22,26 @@ function plotly() {
   return loading;
 }
 
-async function plot(where, traces, layout, clicked) {
+// What draws a plot that was not seen yet. To unpack plotly takes a second in which the page answers to nothing, so a
+// reader who goes on at once must not pay for plots below what they looked at.
+const unseen = new WeakMap();
+const sight = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      sight.unobserve(target);
+      unseen.get(target)();
+    }
+  },
+  { rootMargin: "100px" },
+);
+
+function plot(where, traces, layout, clicked) {
+  unseen.set(where, () => draw(where, traces, layout, clicked));
+  sight.observe(where);
+}
+
+async function draw(where, traces, layout, clicked) {
   const Plotly = await plotly();
   if (!where.isConnected) return;
   const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), automargin: true };
@@ -70,14 +89,14 @@ export function frontierPlot(where, frontier) {
     };
   });
   const layout = { xaxis: titled("L1", { type: "log" }), yaxis: titled("FVU, test documents"), showlegend: true };
-  return plot(where, traces, layout, (point) => {
+  plot(where, traces, layout, (point) => {
     if (given(point.customdata)) go("circuits", undefined, { fit: point.customdata });
   });
 }
 
 export function lossPlot(where, curves) {
   const traces = curves.map((c) => ({ x: c.tokens, y: c.mse, name: c.name, mode: "lines" }));
-  return plot(where, traces, {
+  plot(where, traces, {
     xaxis: titled("training tokens"),
     yaxis: titled("MSE", { type: "log", dtick: "D1" }),
   });
@@ -94,7 +113,7 @@ export function sizesPlot(where, histogram, title) {
     hovertemplate: "%{x:.3g}: %{y}<extra></extra>",
     width: histogram.map((_, i) => at(i + 1) - at(i)),
   };
-  return plot(where, [bars], { xaxis: titled(title, { type: "log" }), yaxis: titled("tokens"), bargap: 0 });
+  plot(where, [bars], { xaxis: titled(title, { type: "log" }), yaxis: titled("tokens"), bargap: 0 });
 }
 
 // Tokens by the values of two inputs, a third as size, where the target fires and where it is silent.
@@ -117,5 +136,5 @@ export function inputsPlot(where, scatter) {
     trace(true, "fires", { color: COLORS[0], symbol: "circle" }),
     trace(false, "silent", { color: COLORS[5], symbol: "x" }),
   ];
-  return plot(where, traces, { xaxis: titled(scatter.inputs[0]), yaxis: titled(scatter.inputs[1]) });
+  plot(where, traces, { xaxis: titled(scatter.inputs[0]), yaxis: titled(scatter.inputs[1]) });
 }
