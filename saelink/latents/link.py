@@ -30,8 +30,12 @@ def link_of(cfg: Config, store: Store, layer: int | None = None) -> Link:
     """The hooks of the configured link. Raises SaelinkError for a layer or hook that the model lacks."""
     info = model_info(cfg, store)
     layer = cfg.layer if layer is None else layer
-    sources = [info.hook("hook_resid_pre" if name in MOVED else name, layer) for name in cfg.link.sources]
-    return Link(sources, info.hook(cfg.link.target, layer))
+    return Link([info.hook(name, layer) for name in hooks_of_sources(cfg)], info.hook(cfg.link.target, layer))
+
+
+def hooks_of_sources(cfg: Config) -> list[str]:
+    """For each source of the link the hook, inside its block, whose SAE has its latents."""
+    return ["hook_resid_pre" if name in MOVED else name for name in cfg.link.sources]
 
 
 def moved_forms(cfg: Config) -> list[str]:

@@ -113,7 +113,7 @@ class Costs:
         return LOADED + self.sizes.model.parameters * self.sizes.model_bytes / READ
 
     @property
-    def _slower(self) -> float:
+    def slower(self) -> float:
         """How many times longer compiled loops take here than on the reference machine."""
         return REFERENCE.pairs / self.rates.pairs
 
@@ -211,7 +211,7 @@ class Costs:
     def train(self) -> Cost:
         sizes, shape, solver = self.sizes, self.shape, self._solver
         t = sizes.d_target
-        exact = self._slower * SOLVED * (shape.direct + shape.hidden) * t
+        exact = self.slower * SOLVED * (shape.direct + shape.hidden) * t
         disk = 8.0 * EDGES * t if _first(self.cfg.l1_alpha) > 0 else 4.0 * shape.weights
         tokens = sizes.tokens["train"]
         if self.wide:
@@ -234,10 +234,8 @@ class Costs:
 
     def evaluate(self) -> Cost:
         n, t = self.sizes.tokens["test"], self.sizes.d_target
-        seconds = 1 + self._slower * MEASURED * n * (self.shape.weights / self.sizes.d_source if self.wide else t)
-        seconds += (
-            self._slower * 4e-9 * self.sizes.n * sum(side.l0 for side in self.sizes.sides)
-        )  # what they are called
+        seconds = 1 + self.slower * MEASURED * n * (self.shape.weights / self.sizes.d_source if self.wide else t)
+        seconds += self.slower * 4e-9 * self.sizes.n * sum(side.l0 for side in self.sizes.sides)  # what they are called
         disk = 28.0 * t + 770.0 * (self.sizes.d_source + t)
         return Cost(n, disk, PROGRAM + memory.evaluate(self.shape, self._split("test")), seconds)
 
@@ -303,7 +301,7 @@ class Costs:
     def examples(self, hook: int) -> Cost:
         sizes, side, kept = self.sizes, self.sizes.sides[hook], self.cfg.report
         places = kept.top + OCTAVES * kept.per_size + kept.random
-        seconds = 1 + self._slower * LISTED * sizes.n * side.l0
+        seconds = 1 + self.slower * LISTED * sizes.n * side.l0
         disk = side.d_sae * (400.0 + places * 55)
         return Cost(sizes.n, disk, PROGRAM + memory.examples(side.d_sae, places, side.l0, sizes.n), seconds)
 
@@ -311,7 +309,7 @@ class Costs:
         sizes, n = self.sizes, self.sizes.tokens["test"]
         edges = EDGES * sizes.d_target
         size = PROGRAM + memory.edges(self.shape, edges, n, self._split("test"))
-        return Cost(n, 40.0 * edges + 1500.0 * sizes.d_target, size, self._slower * READ_OFF * sizes.d_target)
+        return Cost(n, 40.0 * edges + 1500.0 * sizes.d_target, size, self.slower * READ_OFF * sizes.d_target)
 
     def report(self) -> Cost:
         """The page, with the other penalties on it and the tokens and contexts that are ablated."""
@@ -321,7 +319,7 @@ class Costs:
         again = AGAIN * self.train().seconds + self.evaluate().seconds + self.edges().seconds
         looked_at = 2.0 * kept.ablated * kept.ablated_examples * 21 * 2 * sizes.context
         ablated = 2 * self.load + looked_at * self.of_pass / (FORWARD * self.rates.gemm)
-        seconds = others * again + SHOWN * self._slower * cards + (ablated if kept.ablated else 0)
+        seconds = others * again + SHOWN * self.slower * cards + (ablated if kept.ablated else 0)
         edges = (1 + others) * EDGES * sizes.d_target
         size = memory.report(edges, cards, 56, (1 + others) * self.shape.weights) + self._split("test")
         disk = cards * 7000.0 + others * (self.evaluate().disk + self.edges().disk)

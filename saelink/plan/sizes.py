@@ -11,6 +11,7 @@ from saelink.config.data import DataSource
 from saelink.config.schema import Config
 from saelink.errors import SaelinkError
 from saelink.fetch import wheel_folder
+from saelink.latents.link import hooks_of_sources, moved_forms
 from saelink.latents.shards import TYPICAL_L0
 from saelink.memory import Side
 from saelink.model.dimensions import Dimensions, dimensions_of
@@ -39,11 +40,15 @@ class Sizes:
     model_bytes: int
     """Of one number of the model in the forward pass."""
     hooks: list[str]
-    """Full names, the sources first, the target last."""
+    """Full names, the sources' first, the target's last, each once."""
     sides: list[Side]
-    """As many."""
+    """As many: their SAEs."""
     trained: list[bool]
     """By hook whether its SAE is trained first."""
+    reads: list[tuple[int, str]]
+    """Of each source of the link which hook its latents are of, and the form in which heads move them, else nothing."""
+    kept: int
+    """Of moved latents for a token."""
     described: bool
     """Whether the model's artifact is there already."""
     unpacked: bool
@@ -56,7 +61,19 @@ class Sizes:
 
     @property
     def sources(self) -> list[Side]:
-        return self.sides[:-1]
+        """As a connector reads them: of latents that heads move the columns, by head unless they are summed."""
+        return [self._read(self.sides[place], form) for place, form in self.reads]
+
+    def _read(self, side: Side, form: str) -> Side:
+        if not form:
+            return side
+        heads = self.model.n_heads if form == "ov" else 1
+        return Side(side.width, heads * side.d_sae, min(self.kept, heads * side.d_sae))
+
+    @property
+    def moved(self) -> list[tuple[Side, str]]:
+        """The SAE of every source that heads move, and the form."""
+        return [(self.sides[place], form) for place, form in self.reads if form]
 
     @property
     def target(self) -> Side:
@@ -91,7 +108,10 @@ def sizes_of(
     model = dimensions_of(cfg.model, described)
     if cfg.layer >= model.n_layers:
         raise SaelinkError(f"layer={cfg.layer}: the model has layers 0 to {model.n_layers - 1}")
-    hooks = [full_name(name, cfg.layer, model.parallel) for name in [*cfg.link.sources, cfg.link.target]]
+    read = [full_name(name, cfg.layer, model.parallel) for name in hooks_of_sources(cfg)]
+    target = full_name(cfg.link.target, cfg.layer, model.parallel)
+    hooks = [*dict.fromkeys(hook for hook in read if hook != target), target]
+    reads = [(hooks.index(hook), form) for hook, form in zip(read, moved_forms(cfg), strict=True)]
     sides, trained = sides_of(cfg, model, hooks, remarks, fetch)
     if tokens is None:
         n = _tokens_ahead(cfg, remarks)
@@ -101,7 +121,7 @@ def sizes_of(
     size = 2 if cfg.model.dtype.name == "bfloat16" else 4
     return Sizes(
         counted, cfg.data.context_size, cfg.runtime.forward_tokens, model, size, hooks, sides, trained,
-        described is not None, cfg.model.file is not None,
+        reads, cfg.link.kept, described is not None, cfg.model.file is not None,
     )  # fmt: skip
 
 

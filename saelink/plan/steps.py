@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from saelink.activations.cache import CacheStage
 from saelink.activations.tokens import TokensFacts, TokensStage
+from saelink.attention.ov import OVStage
+from saelink.attention.stage import MovedStage
 from saelink.config.check import l1_alphas
 from saelink.config.schema import Config
 from saelink.config.size import gigabytes
@@ -21,6 +23,9 @@ from saelink.evidence.effectiveness import EffectivenessStage, has_outputs
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.joint_effects import JointStage
 from saelink.evidence.logic_trials import LogicTrialsStage
+from saelink.evidence.moved_cards import MOST as MOST_LOOKED_AT
+from saelink.evidence.moved_cards import MovedCardsStage
+from saelink.evidence.moved_verdicts import MovedVerdictsStage
 from saelink.evidence.pruned import PrunedStage
 from saelink.evidence.stability import StabilityStage, wanted
 from saelink.evidence.verify import MOST_PAIRS, VerdictsStage, VerifyStage
@@ -30,6 +35,8 @@ from saelink.fit.solvers import SOLVERS
 from saelink.fit.train import TrainStage
 from saelink.interventions.cross_entropy import BaselinesStage
 from saelink.interventions.effects import EffectsStage, measurable, nulls_of
+from saelink.interventions.moved_effects import NULLS as MOVED_NULLS
+from saelink.interventions.moved_effects import MovedEffectsStage, moved_link
 from saelink.interventions.oracle import OracleStage
 from saelink.job import Job
 from saelink.latents.encode import EncodeStage
@@ -38,6 +45,7 @@ from saelink.latents.link import moved_forms
 from saelink.model.describe import model_plan
 from saelink.plan.causal import CausalCosts
 from saelink.plan.costs import Cost, Costs
+from saelink.plan.moved import MovedCosts
 from saelink.plan.rates import Rates
 from saelink.plan.sizes import sizes_of
 from saelink.runtime import memory_when_fresh
@@ -112,7 +120,9 @@ def planned(job: Job, rates: Rates, look: bool = True) -> Planned:
         steps.close()
     fitted(steps, job, costs)
     _evaluated(steps, job, costs)
-    if measurable(cfg):
+    if moved_link(cfg):
+        _moved_effects(steps, job, costs)
+    elif measurable(cfg):
         judged = cfg.eval.verify
         if judged is None:
             judged = sizes.d_source * sizes.d_target <= MOST_PAIRS
@@ -123,6 +133,10 @@ def planned(job: Job, rates: Rates, look: bool = True) -> Planned:
         steps.add("examples", within(hook), costs.examples(i), partial(_find, ExamplesStage, job, hook))
     steps.add("oracle", "test documents", costs.oracle(), lambda: OracleStage(job).find())
     steps.add("edges", "logic, clusters", costs.edges(), lambda: EdgesStage(job).find())
+    if cfg.link.sources == ["ov"] and sizes.d_source * sizes.d_target <= MOST_LOOKED_AT:
+        moved = MovedCosts(costs)
+        steps.add("ov", "computed edges", moved.ov(), lambda: OVStage(cfg, store).find())
+        steps.add("moved_cards", "the strongest", moved.cards(), lambda: MovedCardsStage(job).find())
     steps.add("report", "the page, penalties", costs.report(), lambda: None)
     if measurable(cfg):
         _verified(steps, job, costs)
@@ -136,14 +150,23 @@ def planned(job: Job, rates: Rates, look: bool = True) -> Planned:
 def left_out(cfg: Config) -> list[str]:
     """In a line what this job would do besides and is not in its plan."""
     lines: list[str] = []
-    if any(moved_forms(cfg)):
-        lines.append(f"link={cfg.link.name}: moved latents and effects through attention are not counted")
+    if cfg.verify.qk:
+        lines.append("verify.qk=true: where heads look, and its tests, are not counted")
     if cfg.experiment.names:
         names = ", ".join(cfg.experiment.names)
         lines.append(
             f"experiment.names=[{names}]: an experiment's fits are not counted; it says their number when it runs"
         )
     return lines
+
+
+def _moved_effects(steps: Steps, job: Job, costs: Costs) -> None:
+    """Effects through attention."""
+    moved, command = MovedCosts(costs), "run" if job.cfg.eval.verify else "verify"
+    steps.add("moved_effects", "what ablations do", moved.effects(), lambda: MovedEffectsStage(job).find(), command)
+    for null in MOVED_NULLS:
+        steps.add("moved_effects", null, moved.effects(True), partial(_moved_null, job, null), command)
+    steps.add("moved_verdicts", "of all edges", moved.verdicts(), lambda: MovedVerdictsStage(job).find(), command)
 
 
 def _verified(steps: Steps, job: Job, costs: Costs) -> None:
@@ -193,6 +216,14 @@ def _null(job: Job, null: str) -> Any:
     return EffectsStage(job, null=null).find()
 
 
+def _moved_null(job: Job, null: str) -> Any:
+    return MovedEffectsStage(job, null=null).find()
+
+
+def _moved(job: Job, place: int) -> Any:
+    return MovedStage(job.cfg, job.store, place).find()
+
+
 def encoded(steps: Steps, job: Job, costs: Costs, command: str = "run") -> bool:
     """Activations, SAEs and latents; whether all latents are there."""
     cfg, hooks = job.cfg, costs.sizes.hooks
@@ -207,6 +238,11 @@ def encoded(steps: Steps, job: Job, costs: Costs, command: str = "run") -> bool:
             steps.add("sae", within(hook), costs.sae(i), partial(_find, SAEStage, job, hook), command)
     for i, hook in enumerate(hooks):
         steps.add("encode", within(hook), costs.encode(i), partial(_find, EncodeStage, job, hook), command)
+    through_heads = [place for place, form in enumerate(moved_forms(cfg)) if form]
+    for i, place in enumerate(through_heads):
+        find, hook = partial(_moved, job, place), hooks[costs.sizes.reads[place][0]]
+        latents.append(steps.is_done(find))
+        steps.add("moved", f"{within(hook)}, by heads", MovedCosts(costs).moved(i), find, command)
     return all(latents)
 
 

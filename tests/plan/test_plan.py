@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import saelink.api
+from saelink.attention.stage import MovedStage
 from saelink.config.schema import Config
 from saelink.config.size import gigabytes
 from saelink.errors import SaelinkError
 from saelink.fit.train import TrainStage
+from saelink.interventions.moved_effects import MovedEffectsStage
 from saelink.job import Job
 from saelink.latents.encode import EncodeStage
 from saelink.model.describe import model_info
@@ -188,6 +190,31 @@ def test_every_stage_that_run_and_verify_make_is_planned(saelink: Run, tmp_path:
     assert all(step["memory_bytes"] > 0 for step in steps)
 
 
+@pytest.mark.parametrize("link", ["ov", "block_ov"])
+def test_latents_that_heads_move_are_planned(link: str, saelink: Run, tmp_path: Path) -> None:
+    words = [f"link={link}", "solver=exact", "l1_alpha=1e-3", "layer=1", "data.max_tokens=4000", "verify.tokens=600"]
+    words += ["report.l1_alphas=[]", "report.ablated=0"]
+    before = json.loads(saelink("plan", *words, "--json")[1])["steps"]
+    assert not any(step["done"] for step in before)
+    commands = ["verify", "run"] if link == "ov" else ["run"]
+    assert [saelink(command, *words)[0] for command in commands] == [0] * len(commands)
+    made = {artifact.stage for artifact in Store(tmp_path / "outputs").artifacts()}
+    steps = json.loads(saelink("plan", *words, "--json")[1])["steps"]
+    assert made - {step["stage"] for step in steps} == UNPLANNED and "moved" in made
+    assert [step["stage"] for step in steps if not step["done"]] == ["report"]
+    assert [(step["stage"], step["what"]) for step in before] == [(step["stage"], step["what"]) for step in steps]
+
+
+@pytest.mark.parametrize("form", ["ov", "ov_summed"])
+def test_memory_that_is_planned_is_what_heads_promise(form: str, config: Callable[..., Config], store: Store) -> None:
+    job = Job(config(f"link={form}", "solver=exact", "l1_alpha=1e-3", "layer=1"), store)
+    _ = job.sides
+    moved, effects = MovedStage(job.cfg, store, 0).need(), MovedEffectsStage(job).need()
+    costs = {step.stage: step.cost.memory for step in reversed(planned(job, REFERENCE).steps)}
+    assert moved.bytes == pytest.approx(costs["moved"] - 0.6e9, rel=0.2)
+    assert effects.bytes == pytest.approx(costs["moved_effects"] - 0.6e9, rel=0.2)
+
+
 @pytest.mark.parametrize(("connector", "stage"), [("nonlinear", "train"), ("mlp", "verdicts")])
 def test_what_is_dense_at_wide_dictionaries_is_planned_so(connector: str, stage: str, tmp_path: Path) -> None:
     """32 bytes a weight of a fit by steps; 100 for each pair that a connector with hidden units claims."""
@@ -198,8 +225,10 @@ def test_what_is_dense_at_wide_dictionaries_is_planned_so(connector: str, stage:
 
 
 def test_what_is_not_counted_is_said(config: Callable[..., Config], store: Store) -> None:
-    remarks = planned(Job(config("link=ov", "layer=1", "experiment.names=[dense]"), store), REFERENCE).remarks
-    assert any("moved latents and effects through attention are not counted" in line for line in remarks)
+    remarks = planned(
+        Job(config("link=ov", "layer=1", "verify.qk=true", "experiment.names=[dense]"), store), REFERENCE
+    ).remarks
+    assert any("where heads look, and its tests, are not counted" in line for line in remarks)
     assert any("an experiment's fits are not counted" in line for line in remarks)
 
 
