@@ -25,18 +25,18 @@ function plotly() {
 // What draws a plot that was not seen yet. To unpack plotly takes a second in which the page answers to nothing, so a
 // reader who goes on at once must not pay for plots below what they looked at.
 const unseen = new WeakMap();
-const sight = new IntersectionObserver(
-  (entries) => {
-    for (const { isIntersecting, target } of entries) {
-      if (!isIntersecting) continue;
-      sight.unobserve(target);
-      unseen.get(target)();
-    }
-  },
-  { rootMargin: "100px" },
-);
+let sight = null;
+
+function drawSeen(entries) {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    sight.unobserve(target);
+    unseen.get(target)();
+  }
+}
 
 function plot(where, traces, layout, clicked) {
+  sight ??= new IntersectionObserver(drawSeen, { rootMargin: "100px" });
   unseen.set(where, () => draw(where, traces, layout, clicked));
   sight.observe(where);
 }
