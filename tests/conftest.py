@@ -19,6 +19,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# Nobody pulls the plug on tests, and a tenth of their time is spent waiting for disks. Other processes do sync.
+os.fsync = lambda fd: None
+
 if not torch.cuda.is_available():  # the GPU kernels on the CPU, where Triton is installed; it reads this at its import
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

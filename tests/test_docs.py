@@ -121,6 +121,10 @@ def place(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
+LONG = ("sweeps", "wandb", "your-model", "your-saes")
+"""Pages of which many commands, or processes, take a quarter of a minute and more."""
+
+
 def can_run(words: list[str], launcher: str | None) -> bool:
     """Whether what a command needs is installed."""
     if launcher is not None and not has(PLUGINS[launcher]):
@@ -132,10 +136,7 @@ def can_run(words: list[str], launcher: str | None) -> bool:
 
 @pytest.mark.parametrize(
     "pages",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name == "sweeps" else [])  # many processes
-        for name in TOGETHER
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in TOGETHER],
 )
 def test_every_command_of_a_page_runs(pages: str, place: Path, world: World, saelink: Run, hub: dict[str, str]) -> None:
     Hub.repositories |= {"me/my-model": world.llama, "me/my-text": place / "texts", "me/my-saes": place / "others"}

@@ -22,7 +22,11 @@ AT_ONCE = ("secrets", "one of several jobs", "seeded defects")
 """Rows that run whole commands: not begun a second time."""
 
 
-@pytest.mark.parametrize("row", COUNTS)
+LONG = ("one of several jobs", "secrets", "hostile files", "seeded defects")
+"""Half a minute and more each."""
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, marks=[pytest.mark.slow] if row in LONG else []) for row in COUNTS])
 def test_a_row_of_the_fault_bench(row: str, tmp_path: Path) -> None:
     result = tmp_path / "faults.json"
     command = [sys.executable, "-m", "benchmarks.faults", "--row", row, "--result", str(result)]

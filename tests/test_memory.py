@@ -274,7 +274,9 @@ def test_what_is_promised_covers_what_is_taken(world: World, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("stages", "dense"),
     [
-        ("effects,verdicts,stability,logic_trials,joint,effectiveness", ("stability",)),
+        pytest.param(
+            "effects,verdicts,stability,logic_trials,joint,effectiveness", ("stability",), marks=pytest.mark.slow
+        ),
         ("moved,ov,moved_effects", ("ov", "moved_effects")),
     ],
 )

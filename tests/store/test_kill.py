@@ -29,17 +29,17 @@ def test_kill_9_at_any_moment(world: World, tmp_path: Path) -> None:
     assert subprocess.run(command("undisturbed"), cwd=tmp_path, capture_output=True).returncode == 0
 
     # The moments are counted in files, not in seconds, which another process on the machine would stretch: the first
-    # start dies at its first new file, the next at its seventh, its thirteenth ..., 0 to 40 ms after it.
+    # start dies at its first new file, the next at its tenth, its nineteenth ..., 0 to 40 ms after it.
     killed = tmp_path / "killed"
     kills = 0
-    for moment in range(1, 60, 6):
+    for moment in range(1, 60, 9):
         before = places(killed)
         process = subprocess.Popen(
             command("killed"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         while process.poll() is None and len(places(killed) - before) < moment:
             time.sleep(0.002)
-        time.sleep(0.02 * (moment % 9 // 3))
+        time.sleep(0.02 * (moment // 9 % 3))
         if process.poll() is not None:
             assert process.returncode == 0
             break
