@@ -19,9 +19,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Nobody pulls the plug on tests, and a tenth of their time is spent waiting for disks. Other processes do sync.
-os.fsync = lambda fd: None
-
 if not torch.cuda.is_available():  # the GPU kernels on the CPU, where Triton is installed; it reads this at its import
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -31,6 +28,9 @@ from saelink.store.store import Store
 
 from helpers.hub import Hub, write_learned_dicts
 from helpers.world import D_MODEL, Run, World, with_solver
+
+# Nobody pulls the plug on tests, and a tenth of their time is spent waiting for disks. Other processes do sync.
+os.fsync = lambda fd: None
 
 # New examples each run, none under a time limit; a failure prints the blob that repeats it (@reproduce_failure).
 # `pytest --hypothesis-profile=thorough` looks longer.

@@ -193,12 +193,25 @@ class Outputs:
     def __init__(self, artifact: Artifact[EffectivenessFacts]):
         tensors = artifact.tensors(OUTPUTS_FILE)
         self._columns = [tensors[name] for name in self.Of._fields]
+        self._target = tensors["target"].long()
         self._places = Places(tensors["source"], tensors["target"])
 
     def of(self, source: int, target: int) -> Outputs.Of | None:
         """None for what is no edge."""
         place = self._places.of(source, target)
         return None if place is None else self.Of(*(column[place].item() for column in self._columns))
+
+    def of_targets(self, d_target: int) -> dict[str, torch.Tensor]:
+        """By field of Of [d_target] the sum over a target's edges, errors as those of independent estimates.
+
+        Effectiveness is of second order and has terms between edges, so a sum of it is not that of all edges together.
+        """
+        return {name: self._sum_of(name, d_target) for name in self.Of._fields}
+
+    def _sum_of(self, name: str, d_target: int) -> torch.Tensor:
+        values, error = self._columns[self.Of._fields.index(name)].double(), name.endswith("_error")
+        total = torch.zeros(d_target, dtype=torch.float64).index_add_(0, self._target, values**2 if error else values)
+        return total.sqrt() if error else total
 
 
 def outputs_found(job: Job) -> Outputs | None:

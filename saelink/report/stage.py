@@ -69,7 +69,7 @@ class ReportStage(JobStage[ReportFacts]):
     """
 
     name = "report"
-    version = 10
+    version = 11
 
     def __init__(self, job: Job, command: str | None = None):
         self.jobs = included(job)

@@ -160,6 +160,12 @@ class FitColumns(TypedDict):
     """Edges of each verdict, in the order of evidence.verdicts.VERDICTS; None without verdicts."""
     effect: list[float | None]
     """Largest size of a confirmed edge's effect, as a share of the target's mean active value."""
+    effectiveness: NotRequired[list[float | None]]
+    """Sum over its edges, in nats a token, where it was measured,"""
+    helpfulness: NotRequired[list[float | None]]
+    """and of helpfulness,"""
+    helpfulness_error: NotRequired[list[float | None]]
+    """with its standard error."""
 
 
 class EdgeColumns(TypedDict):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
+from saelink.evidence.effectiveness import OUTPUTS_FILE, EffectivenessStage
 from saelink.evidence.verdicts import VERDICTS
 from saelink.job import Job
 from saelink.latents.link import load_split
@@ -55,6 +59,27 @@ def test_without_verdicts_nothing_is_said_of_them(world: World, store: Store) ->
     assert columns["verdicts"] == columns["effect"] == [None] * 48
     some = next(i for i, n in enumerate(columns["n_edges"]) if n)
     assert not any("verdict" in row for row in listed.edges(some))
+
+
+def test_what_the_output_owes_to_a_target_is_the_sum_over_its_edges(world: World, store: Store) -> None:
+    words = ["solver=exact", "l1_alpha=1e-3", "eval.verify=false", "verify.output_tokens=320"]
+    job = Job(world.config(store.root, *words), store)
+    assert "effectiveness" not in Listed(Cards(job).wiring, torch.full((48,), torch.nan)).columns(4)
+    tensors = EffectivenessStage(job).pull().tensors(OUTPUTS_FILE)
+    columns: dict[str, Any] = dict(Listed(Cards(job).wiring, torch.full((48,), torch.nan)).columns(4))
+    seen = 0
+    for latent, n in enumerate(columns["n_edges"]):
+        mine = tensors["target"] == latent
+        if n is None:
+            assert columns["effectiveness"][latent] is None and not mine.any()
+            continue
+        assert int(mine.sum()) == n
+        for name in ("effectiveness", "helpfulness"):
+            assert columns[name][latent] == pytest.approx(float(tensors[name][mine].sum()), rel=0.01, abs=1e-12)
+        squares = float((tensors["helpfulness_error"][mine] ** 2).sum())
+        assert columns["helpfulness_error"][latent] ** 2 == pytest.approx(squares, rel=0.02, abs=1e-20)
+        seen += n
+    assert seen == len(tensors["target"]) > 48
 
 
 def test_similar_directions_and_overlap_by_hand() -> None:

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from saelink.evidence.effectiveness import EffectivenessStage
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.verify import VerifyStage
 from saelink.job import Job
@@ -31,7 +32,9 @@ def report(world: World, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("report")
     store = Store(folder)
     EvaluateStage(Job(world.config(folder, "connector=mlp", "connector.d_hidden=8", "l1_alpha=1e-3"), store)).pull()
-    VerifyStage(Job(world.config(folder, *SETTINGS, "solver=exact"), store)).pull()
+    job = Job(world.config(folder, *SETTINGS, "solver=exact"), store)
+    VerifyStage(job).pull()
+    EffectivenessStage(job).pull()
     return made(world, folder, "solver=exact")[0]
 
 
@@ -151,6 +154,21 @@ def test_a_list_is_sorted_filtered_and_saved(visit: Visit, report: Artifact, dow
     assert [int(row["edges"]) for row in rows] == [fit["n_edges"][int(row["target"])] for row in rows]
     visit.browser.back()
     visit.wait(lambda: "verdict" not in visit.here and len(names(visit)) == 48)
+    assert visit.complaints() == []
+
+
+def test_circuits_by_what_the_output_owes_to_them(visit: Visit, report: Artifact) -> None:
+    owed = pieces(report)["index"]["fits"][0]["effectiveness"]
+    ranked = sorted((i for i, value in enumerate(owed) if value is not None), key=lambda i: -owed[i])
+    visit.go("#/circuits")
+    visit.one("#sort-effectiveness").click()
+    visit.wait(lambda: names(visit)[0] == f"OF{ranked[0]}")
+    assert [owed[int(name[2:])] for name in names(visit)] == [owed[i] for i in ranked][: len(names(visit))]
+    visit.one("#owes option[value='50']").click()
+    visit.wait(lambda: "owes=50" in visit.here)
+    carry = next(n for n in range(len(ranked)) if sum(owed[i] for i in ranked[:n]) >= sum(filter(None, owed)) / 2)
+    visit.wait(lambda: f"{carry} targets" in visit.text)
+    assert names(visit) == [f"OF{i}" for i in ranked[:carry]]
     assert visit.complaints() == []
 
 
@@ -300,8 +318,8 @@ def test_two_connectors_side_by_side(visit: Visit, report: Artifact) -> None:
 
 CHOICES = [
     ("#/circuits", "fit"), ("#/circuits", "logic"), ("#/circuits?logic=unclear", "why"), ("#/circuits", "verdict"),
-    ("#/circuits", "fvu"), ("#/circuits", "effect"), ("#/circuits", "mine"), ("#/sources", "mine"),
-    ("#/target/7", "fit"), ("#/compare/7", "fit"), ("#/compare/7?with=1", "with"),
+    ("#/circuits", "fvu"), ("#/circuits", "effect"), ("#/circuits", "owes"), ("#/circuits", "mine"),
+    ("#/sources", "mine"), ("#/target/7", "fit"), ("#/compare/7", "fit"), ("#/compare/7?with=1", "with"),
 ]  # fmt: skip
 
 

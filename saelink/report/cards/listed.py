@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -59,10 +59,23 @@ class Listed:
             if words[latent] == "unclear":
                 why[latent] = self._why(latent, sources, weights)
         counts, effects = self._verdicts()
-        return {
+        found: FitColumns = {
             "n_edges": n_edges, "word": words, "confirmed": sure, "formula": formula, "why": why, "verdicts": counts,
             "effect": effects,
         }  # fmt: skip
+        return cast("FitColumns", found | self._outputs())
+
+    def _outputs(self) -> dict[str, list[float | None]]:
+        """By target what the model's output owes to its edges, where that was measured."""
+        wiring = self._wiring
+        if wiring.outputs is None:
+            return {}
+        sums = wiring.outputs.of_targets(wiring.sides.d_target)
+        explained = set(wiring.columns_of)
+        return {
+            name: [float(f"{value:.3g}") if latent in explained else None for latent, value in enumerate(each.tolist())]
+            for name, each in sums.items()
+        }
 
     def _verdicts(self) -> tuple[list[list[int] | None], list[float | None]]:
         """By target how many of its edges have which verdict, and the largest effect of a confirmed one."""

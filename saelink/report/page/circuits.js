@@ -1,6 +1,6 @@
 // The list of circuits: each target latent as a sum of sources.
 
-import { choice, column, figure, h, quoted } from "./dom.js";
+import { choice, column, figure, h, quoted, signed } from "./dom.js";
 import { formula, VERDICTS } from "./edges.js";
 import { count, digits, percent } from "./format.js";
 import { labelOf, starred } from "./labels.js";
@@ -11,9 +11,16 @@ import { go, place, route } from "./route.js";
 import { filtered, matchingTargets, ordered, suggestions } from "./search.js";
 import { describe, WHY } from "./why.js";
 
-const words = () => Object.fromEntries(["q", "logic", "verdict", "why", "fvu", "effect", "mine"].map((w) => [w, route.words.get(w) || ""]));
+const words = () => Object.fromEntries(["q", "logic", "verdict", "why", "fvu", "effect", "owes", "mine"].map((w) => [w, route.words.get(w) || ""]));
 
 const FVUS = [".1", ".2", ".5", ".8", "1"];
+const OWES = [
+  ["", "any"],
+  ["50", "half of all effectiveness"],
+  ["90", "90% of all effectiveness"],
+  ["helps", "help by two standard errors"],
+  ["harms", "harm by two standard errors"],
+];
 const EFFECTS = [".05", ".1", ".2", ".5"];
 
 function choices(index, fit, wished) {
@@ -47,7 +54,29 @@ function choices(index, fit, wished) {
     judged ? choice("verdict", "verdict", verdicts, wished.verdict, (verdict) => change({ verdict })) : null,
     choice("FVU", "fvu", below, wished.fvu, (fvu) => change({ fvu })),
     judged ? choice("effect", "effect", above, wished.effect, (effect) => change({ effect })) : null,
+    fit.effectiveness ? choice("output owes it", "owes", OWES, wished.owes, (owes) => change({ owes })) : null,
     choice("mine", "mine", mine, wished.mine, (chosen) => change({ mine: chosen })),
+  ];
+}
+
+// What the model's output owes to a target's edges.
+function owedColumns(fit) {
+  const owes = "sums over its edges, nats a token";
+  const helps = (i) => (fit.helpfulness_error[i] ? signed(fit.helpfulness[i], digits(fit.helpfulness[i], 2)) : "–");
+  return [
+    {
+      ...figure("effectiveness", (i) => (fit.effectiveness[i] ? digits(fit.effectiveness[i], 2) : "–"), `divergence of the model's prediction without what an edge writes: ${owes}`),
+      key: "effectiveness",
+      value: (i) => fit.effectiveness[i],
+      falling: true,
+    },
+    {
+      ...figure("helpfulness", helps, `rise of the loss without it: ${owes}; below 0 they harm`),
+      key: "helpfulness",
+      value: (i) => fit.helpfulness[i],
+      falling: true,
+    },
+    { ...column("error of helpfulness", () => null), key: "helpfulness_error", csv: (i) => fit.helpfulness_error[i], hidden: true },
   ];
 }
 
@@ -78,6 +107,7 @@ function columnsOf(index, fit) {
       value: (i) => fit.effect[i],
       falling: true,
     },
+    ...(fit.effectiveness ? owedColumns(fit) : []),
     { ...figure("fires on", (i) => count(index.active[i]), "tokens"), key: "active", value: (i) => index.active[i], falling: true },
     {
       ...column("logic", (i) => [fit.word[i], reason(i), fit.confirmed[i] === false ? unsure() : null, flag(i)]),

@@ -79,13 +79,39 @@ function hasVerdict(i, verdict, fit) {
   return verdict === "none" ? counts[0] === 0 : counts[VERDICT_ORDER.indexOf(verdict)] > 0;
 }
 
-// Targets with an edge table that meet every wish: one logic, a verdict, FVU below, an effect of at least.
-export function filtered(numbers, { logic, verdict, why, fvu, effect }, index, fit) {
+// The targets, the most effective first, that have this share of all effectiveness.
+function carrying(share, effectiveness) {
+  const found = effectiveness.map((_, i) => i).filter((i) => effectiveness[i]).sort((a, b) => effectiveness[b] - effectiveness[a]);
+  const whole = found.reduce((sum, i) => sum + effectiveness[i], 0);
+  let sum = 0;
+  return new Set(found.filter((i) => {
+    const before = sum;
+    sum += effectiveness[i];
+    return before < share * whole;
+  }));
+}
+
+// Whether the output owes that to a target's edges: "50" or "90" percent of all effectiveness, or a help or harm of two
+// standard errors.
+function owing(owes, fit) {
+  if (!owes || !fit.effectiveness) return () => true;
+  if (Number(owes)) {
+    const carry = carrying(Number(owes) / 100, fit.effectiveness);
+    return (i) => carry.has(i);
+  }
+  const sign = owes === "harms" ? -1 : 1;
+  return (i) => sign * fit.helpfulness[i] > 2 * fit.helpfulness_error[i];
+}
+
+// Targets with an edge table that meet every wish: one logic, a verdict, FVU below, an effect of at least, what the
+// output owes them.
+export function filtered(numbers, { logic, verdict, why, fvu, effect, owes }, index, fit) {
+  const owed = owing(owes, fit);
   const word = (i) => !logic || fit.word[i] === logic || (logic === "outlier" && index.outlier[i]);
   const low = (i) => !fvu || (fit.fvu[i] !== null && fit.fvu[i] < Number(fvu));
   const strong = (i) => !effect || (fit.effect[i] ?? 0) >= Number(effect);
   const because = (i) => !why || (fit.why[i] ?? "").split(" ").includes(why);
-  const wanted = (i) => word(i) && hasVerdict(i, verdict, fit) && because(i) && low(i) && strong(i);
+  const wanted = (i) => word(i) && hasVerdict(i, verdict, fit) && because(i) && low(i) && strong(i) && owed(i);
   return numbers.filter((i) => fit.n_edges[i] !== null && wanted(i));
 }
 

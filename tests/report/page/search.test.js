@@ -101,6 +101,23 @@ test("targets are kept by logic, verdict, reason, FVU and effect; all have an ed
   assert.deepEqual(kept({ logic: "or", verdict: "unclear", fvu: "1" }), [3]);
 });
 
+test("what the output owes to a target: shares of all effectiveness, helps and harms beyond two errors", () => {
+  const owed = {
+    ...fit,
+    n_edges: [1, 1, 1, 1],
+    effectiveness: [1, 6, 0, 3],
+    helpfulness: [0.5, -0.5, 0, 0.1],
+    helpfulness_error: [0.1, 0.2, 0, 0.1],
+  };
+  const kept = (owes) => filtered(all, { owes }, index, owed);
+  assert.deepEqual(kept("50"), [1]);
+  assert.deepEqual(kept("90"), [1, 3]);
+  assert.deepEqual(kept("helps"), [0]);
+  assert.deepEqual(kept("harms"), [1]);
+  assert.deepEqual(kept(""), all);
+  assert.deepEqual(filtered(all, { owes: "50" }, index, { ...fit, n_edges: [1, 1, 1, 1] }), all, "not measured");
+});
+
 test("every order, what is not known last", () => {
   const orders = {
     fvu: [1, 0, 3, 2],
