@@ -46,6 +46,23 @@ Overrides = Annotated[
 ]
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        from saelink._version import __version__
+
+        print(f"saelink {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 # --------------------------------------------------------------------------- stages
 
 

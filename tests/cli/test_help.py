@@ -91,3 +91,9 @@ def test_a_sentence_ends_where_the_next_begins() -> None:
 def test_a_long_name_has_its_text_below() -> None:
     assert two_columns("a=1", "first second", 8, 15) == "  a=1   first\n        second"
     assert two_columns("a_long_name=1", "first", 8, 15) == "  a_long_name=1\n        first"
+
+
+def test_the_version_is_the_packages(saelink: Run) -> None:
+    from saelink import __version__
+
+    assert saelink("--version", bare=True) == (0, f"saelink {__version__}\n", "")
