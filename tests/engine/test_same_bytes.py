@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,24 +27,11 @@ from saelink.store.store import Store
 
 from helpers.observing import Lines
 from helpers.slurm import has
+from helpers.stored import stored
 from helpers.toys import DyingTargets, FailingTargets
 from helpers.world import TESTS, Run, World, write_text
 
 STAGES = ("tokens", "cache", "encode", "products", "gram", "train", "evaluate", "effects", "report")
-
-
-def files(root: Path) -> dict[str, bytes]:
-    """All files of a store but locks, without when and where they were made."""
-    found = {}
-    for stage in STAGES:
-        for path in sorted((root / stage).glob("*/*")):
-            data = path.read_bytes()
-            if path.name == "manifest.json":
-                manifest = json.loads(data)
-                del manifest["provenance"], manifest["sha256"]
-                data = json.dumps(manifest).encode()
-            found[f"{stage}/{path.parent.name}/{path.name}"] = data
-    return found
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +63,7 @@ def job(world: World, text: Path, tmp_path: Path) -> Callable[..., Job]:
 def chain(job: Job) -> dict[str, bytes]:
     TrainStage(job).pull()
     EvaluateStage(job).pull()
-    return files(job.store.root)
+    return stored(job.store.root, STAGES)
 
 
 def test_workers_make_the_bytes_of_one_process(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +85,7 @@ def test_effects_by_workers_are_those_of_one_process(job: Callable[..., Job], mo
         each = job(f"effects{workers}", "data.max_tokens=4000", f"runtime.workers={workers}")
         for stage in (EffectsStage(each, "train"), EffectsStage(each, "test", "permuted decoders")):
             stage.pull()
-        made.append({name: data for name, data in files(each.store.root).items() if name.startswith("effects/")})
+        made.append(stored(each.store.root, ["effects"]))
     assert made[0] == made[1]
     assert sum("/pairs-" in name for name in made[0]) > 4 and any("/changes-" in name for name in made[0])
 
@@ -114,7 +100,7 @@ def test_streamed_latents_and_dense_products_by_workers(
         each = job(f"streamed{workers}", "stream=true", f"runtime.workers={workers}")
         pull_sides(each.cfg, each.store)
         GramStage(each).pull()
-        made.append(files(each.store.root))
+        made.append(stored(each.store.root, STAGES))
         assert not (each.store.root / "cache").exists()
     assert made[0] == made[1] and any(name.startswith("gram/") for name in made[0])
 
@@ -159,7 +145,7 @@ def test_a_report_by_workers_is_the_same(job: Callable[..., Job]) -> None:
     for workers in (1, 2):
         each = job(f"page{workers}", f"runtime.workers={workers}", "report.l1_alphas=[]", "report.random=1")
         ReportStage(each).pull()
-        made.append({name: data for name, data in files(each.store.root).items() if name.startswith("report/")})
+        made.append(stored(each.store.root, ["report"]))
     assert made[0] == made[1] and made[0]
 
 

@@ -22,7 +22,10 @@ from saelink.latents.encode import encode_hooks
 from saelink.latents.link import link_of
 from saelink.store.store import Store
 
+from helpers.stored import stored
 from helpers.world import TESTS, World
+
+STAGES = ("tokens", "cache", "encode", "gram")
 
 WORKER = """
 import json, sys, time
@@ -60,19 +63,6 @@ def start(overrides: list[str], slow: float = 0.0) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def files(root: Path) -> dict[str, bytes]:
-    found = {}
-    for stage in ("tokens", "cache", "encode", "gram"):
-        for path in sorted((root / stage).glob("*/*")):
-            data = path.read_bytes()
-            if path.name == "manifest.json":
-                manifest = json.loads(data)
-                del manifest["provenance"], manifest["sha256"]
-                data = json.dumps(manifest).encode()
-            found[f"{stage}/{path.parent.name}/{path.name}"] = data
-    return found
-
-
 @pytest.fixture
 def small(world: World, tmp_path: Path) -> Callable[..., list[str]]:
     return lambda name, *more: [*world.overrides(str(tmp_path / name)), *more]
@@ -91,9 +81,9 @@ def test_workers_make_what_one_process_makes(small: Callable[..., list[str]], tm
     first.send_signal(signal.SIGKILL)
     said = [worker.communicate()[0] for worker in others]
     assert [worker.returncode for worker in others] == [0, 0], said
-    assert files(tmp_path / "together") == files(tmp_path / "alone")
+    assert stored(tmp_path / "together", STAGES) == stored(tmp_path / "alone", STAGES)
     done = [line.split()[1] for text in said for line in text.splitlines() if line.startswith("did")]
-    shards = {name.rsplit("/", 1)[1] for name in files(tmp_path / "alone") if name.startswith("cache/")}
+    shards = {name.rsplit("/", 1)[1] for name in stored(tmp_path / "alone", ["cache"])}
     assert len(done) == len(set(done)), "each shard was made once"
     assert set(done) < shards, "some were made by the one that died"
     left = [path for path in (tmp_path / "together").rglob("*") if path.suffix in (".claim", ".worker", ".partial")]
@@ -133,7 +123,9 @@ def test_streamed_latents_are_the_same_and_nothing_else_is_written(
         store = Store(tmp_path / stream)
         link = link_of(cfg, store)
         encode_hooks(cfg, store, [*link.sources, link.target])
-        made[stream] = {name: data for name, data in files(tmp_path / stream).items() if name.startswith("encode/")}
+        made[stream] = {
+            name: data for name, data in stored(tmp_path / stream, STAGES).items() if name.startswith("encode/")
+        }
     assert made["true"] == made["false"]
     assert len(made["true"]) > 4
     assert (tmp_path / "false" / "cache").exists()
@@ -164,7 +156,7 @@ def test_streaming_goes_on_after_a_kill(
     with pytest.raises(KeyboardInterrupt):
         encode_hooks(cfg, killed, hooks)
     encode_hooks(cfg, killed, hooks)
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert stored(tmp_path / "killed", STAGES) == stored(tmp_path / "whole", STAGES)
     assert len(done) > len(set(done)) - 4
     assert done.count(done[0]) == 1, "finished shards are not made again"
 
