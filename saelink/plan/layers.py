@@ -54,7 +54,8 @@ def planned_over(job: Job, rates: Rates, look: bool = True) -> Planned:
     steps = Steps(job, described, remarks)
     steps.add("model", cfg.model.label, costs.model(), lambda: described, "graph")
     steps.add("tokens", cfg.data.label, costs.tokens(), lambda: tokens, "graph")
-    if not encoded(steps, job, costs, "graph"):
+    there = encoded(steps, job, costs, "graph")
+    if not all(there[: sum(len(each.hooks) for each in sizes.values())]):  # attention's latents are no fit's
         steps.close()
     fits = {n: Costs(each, sizes[n], rates) for n, each in layers.items()}
     gradient = cfg.circuit.edges is InnerEdges.gradient

@@ -116,7 +116,7 @@ def planned(job: Job, rates: Rates, look: bool = True) -> Planned:
     steps = Steps(job, described, remarks)
     steps.add("model", cfg.model.label, costs.model(), lambda: described)
     steps.add("tokens", cfg.data.label, costs.tokens(), lambda: tokens)
-    if not encoded(steps, job, costs):  # so nothing behind them is there, and naming it would make them
+    if not all(encoded(steps, job, costs)):  # so nothing behind them is there, and naming it would make them
         steps.close()
     fitted(steps, job, costs)
     _evaluated(steps, job, costs)
@@ -224,8 +224,8 @@ def _moved(job: Job, place: int) -> Any:
     return MovedStage(job.cfg, job.store, place).find()
 
 
-def encoded(steps: Steps, job: Job, costs: Costs, command: str = "run") -> bool:
-    """Activations, SAEs and latents; whether all latents are there."""
+def encoded(steps: Steps, job: Job, costs: Costs, command: str = "run") -> list[bool]:
+    """Activations, SAEs and latents; of each hook whether its latents are there, then of each source that heads move."""
     cfg, hooks = job.cfg, costs.sizes.hooks
     latents = [steps.is_done(partial(_find, EncodeStage, job, hook)) for hook in hooks]
     cached = [steps.is_done(partial(_find, CacheStage, job, hook)) for hook in hooks]
@@ -243,7 +243,7 @@ def encoded(steps: Steps, job: Job, costs: Costs, command: str = "run") -> bool:
         find, hook = partial(_moved, job, place), hooks[costs.sizes.reads[place][0]]
         latents.append(steps.is_done(find))
         steps.add("moved", f"{within(hook)}, by heads", MovedCosts(costs).moved(i), find, command)
-    return all(latents)
+    return latents
 
 
 def fitted(steps: Steps, job: Job, costs: Costs, command: str = "run", layer: str = "") -> None:

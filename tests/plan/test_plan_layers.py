@@ -127,3 +127,13 @@ def test_a_causal_fit_is_planned_with_the_effects_it_reads(config: Compose, stor
     assert stages.index(("effects", "on training text")) < stages.index(("train", "linear by causal"))
     plain = planned(Job(config("layer=1", "solver=exact", "l1_alpha=1e-3"), store), REFERENCE)
     assert ("effects", "on training text") not in [(step.stage, step.what) for step in plain.steps]
+
+
+def test_fits_that_are_there_are_done_before_attentions_latents_are(saelink: Run) -> None:
+    words = [*WORDS, "circuit.edges=lasso"]
+    for layer in (0, 1):
+        assert saelink("train", *WORDS[1:], f"layer={layer}", "solver=exact")[0] == 0
+    steps = json.loads(saelink("plan", *words, "--json")[1])["steps"]
+    done = {(step["stage"], step["what"]): step["done"] for step in steps}
+    assert not done["encode", "1.hook_attn_out"] and done["encode", "1.hook_mlp_out"]
+    assert done["train", "0: linear by exact"] and done["train", "1: linear by exact"]
