@@ -225,7 +225,7 @@ def _moved(job: Job, place: int) -> Any:
 
 
 def encoded(steps: Steps, job: Job, costs: Costs, command: str = "run") -> list[bool]:
-    """Activations, SAEs and latents; of each hook, then of each source that heads move, whether its latents are there."""
+    """Activations, SAEs and latents; of each hook, then of each source that heads move, whether latents are there."""
     cfg, hooks = job.cfg, costs.sizes.hooks
     latents = [steps.is_done(partial(_find, EncodeStage, job, hook)) for hook in hooks]
     cached = [steps.is_done(partial(_find, CacheStage, job, hook)) for hook in hooks]
