@@ -87,7 +87,7 @@ class EdgeRemovalsStage(JobStage[EdgeRemovalsFacts]):
         seen = torch.bincount(Contributions(job, edges, test).active.indices, minlength=len(edges.offsets) - 1) > 0
         chosen = spread(outputs["effectiveness"] * seen[edges.source], settings.edges_checked)
         edges = only(edges, chosen)
-        estimate = edge_outputs(job, edges, test, DRAWS)
+        estimate, _ = edge_outputs(job, edges, test, DRAWS)
         kl, loss = removed(job, edges, Contributions(job, edges, test))
         columns = {"kl": kl, "loss": loss, "effectiveness": estimate.effectiveness, "helpfulness": estimate.helpfulness}
         named = {"target": edges.target.int(), "source": edges.source.int()}

@@ -23,9 +23,11 @@ from saelink.interventions.edge_gradients import (
     EdgeOutputs,
     EdgeSums,
     GraphEdges,
+    TargetOutputs,
     gradients_at,
     graph_edges,
     outputs_of,
+    targets_of,
 )
 from saelink.interventions.oracle import spliced_recipe
 from saelink.interventions.splice import SplicedTokens, spliced_tokens
@@ -36,7 +38,7 @@ from saelink.store.artifact import Artifact
 from saelink.store.draft import Draft
 from saelink.store.stage import Need
 
-OUTPUTS_FILE, OUTPUT_FIGURES_FILE = "outputs.safetensors", "outputs.json"
+OUTPUTS_FILE, TARGET_OUTPUTS_FILE, OUTPUT_FIGURES_FILE = "outputs.safetensors", "targets.safetensors", "outputs.json"
 
 SEQUENCES = 4
 """Sequences of one pass with its gradients."""
@@ -77,11 +79,12 @@ class EffectivenessStage(JobStage[EffectivenessFacts]):
     """Effectiveness and helpfulness of the edges of the configured connector, on the first test tokens.
 
     File `outputs.safetensors`, by edge: `target`, `source`, `weight` and the columns of EdgeOutputs, in nats a token;
-    `outputs.json`, the facts. Raises SaelinkError for a connector with hidden units.
+    `targets.safetensors`, by explained target: `target` and the columns of TargetOutputs; `outputs.json`, the
+    facts. Raises SaelinkError for a connector with hidden units.
     """
 
     name = "effectiveness"
-    version = 1
+    version = 2
 
     def __init__(self, job: Job):
         super().__init__(job.measured)
@@ -107,10 +110,12 @@ class EffectivenessStage(JobStage[EffectivenessFacts]):
         job = self.job
         edges = graph_edges(fitted_connector(self._train.pull()))
         test = spliced_tokens(job, job.cfg.verify.output_tokens)
-        found = edge_outputs(job, edges, test, job.cfg.verify.draws)
+        found, by_target = edge_outputs(job, edges, test, job.cfg.verify.draws)
         columns = {name: column.float() for name, column in found._asdict().items()}
         named = {"target": edges.target.int(), "source": edges.source.int(), "weight": edges.weight}
         draft.save_tensors(OUTPUTS_FILE, named | columns)
+        of_targets = {name: column.float() for name, column in by_target._asdict().items()}
+        draft.save_tensors(TARGET_OUTPUTS_FILE, {"target": edges.target_ids.int()} | of_targets)
         facts = output_figures(found, test.ids.numel(), job.cfg.verify.draws)
         draft.save_json(OUTPUT_FIGURES_FILE, facts)
         return facts
@@ -139,8 +144,8 @@ def noise_of(number: int, draws: int, context: int) -> torch.Tensor:
     return torch.rand(draws, context - 1, generator=generator, dtype=torch.float64)
 
 
-def edge_outputs(job: Job, edges: GraphEdges, test: SplicedTokens, draws: int) -> EdgeOutputs:
-    """Effectiveness and helpfulness of edges on the first sequences of the test split."""
+def edge_outputs(job: Job, edges: GraphEdges, test: SplicedTokens, draws: int) -> tuple[EdgeOutputs, TargetOutputs]:
+    """Effectiveness and helpfulness of edges, and by target, on the first sequences of the test split."""
     bridge, device = load_bridge(job.cfg, job.model, job.device), job.device
     given, sums = Contributions(job, edges, test), EdgeSums(edges)
     n, context = test.ids.shape
@@ -152,7 +157,8 @@ def edge_outputs(job: Job, edges: GraphEdges, test: SplicedTokens, draws: int) -
             for at, number in enumerate(numbers):
                 sums.add(given, number, found, at)
             bar.advance(len(numbers))
-    return outputs_of(sums, edges.weight, n * (context - 1), len(given.row))
+    outputs = outputs_of(sums, edges.weight, n * (context - 1), len(given.row))
+    return outputs, targets_of(sums, edges, outputs, n * (context - 1))
 
 
 def output_figures(found: EdgeOutputs, tokens: int, draws: int) -> EffectivenessFacts:
@@ -191,9 +197,8 @@ class Outputs:
         helpfulness_error: float
 
     def __init__(self, artifact: Artifact[EffectivenessFacts]):
-        tensors = artifact.tensors(OUTPUTS_FILE)
+        self._artifact, tensors = artifact, artifact.tensors(OUTPUTS_FILE)
         self._columns = [tensors[name] for name in self.Of._fields]
-        self._target = tensors["target"].long()
         self._places = Places(tensors["source"], tensors["target"])
 
     def of(self, source: int, target: int) -> Outputs.Of | None:
@@ -201,17 +206,9 @@ class Outputs:
         place = self._places.of(source, target)
         return None if place is None else self.Of(*(column[place].item() for column in self._columns))
 
-    def of_targets(self, d_target: int) -> dict[str, torch.Tensor]:
-        """By field of Of [d_target] the sum over a target's edges, errors as those of independent estimates.
-
-        Effectiveness is of second order and has terms between edges, so a sum of it is not that of all edges together.
-        """
-        return {name: self._sum_of(name, d_target) for name in self.Of._fields}
-
-    def _sum_of(self, name: str, d_target: int) -> torch.Tensor:
-        values, error = self._columns[self.Of._fields.index(name)].double(), name.endswith("_error")
-        total = torch.zeros(d_target, dtype=torch.float64).index_add_(0, self._target, values**2 if error else values)
-        return total.sqrt() if error else total
+    def of_targets(self) -> dict[str, torch.Tensor]:
+        """[n] `target`, the explained ones, and the columns of TargetOutputs."""
+        return self._artifact.tensors(TARGET_OUTPUTS_FILE)
 
 
 def outputs_found(job: Job) -> Outputs | None:

@@ -164,6 +164,8 @@ class EdgeSums:
             5, len(edges.weight), dtype=torch.float64
         )
         """[edges] each, see kernels.edge_gradients."""
+        self.of_targets = torch.zeros(2, len(edges.target_ids), dtype=torch.float64)
+        """[2, d_target] of the edges into each target together, weights counted, what `first` is; and its squares."""
 
     def add(self, given: Contributions, number: int, gradients: Gradients, at: int) -> None:
         """Count sequence `number`, which is the `at`-th of the gradients."""
@@ -177,7 +179,11 @@ class EdgeSums:
             along = given.along(draw, number).double().contiguous().numpy()
             edge_sums(*arrays, along, self.square.numpy(), self.fourth.numpy(), self.single.numpy())
         along = given.along(gradients.true[at], number).double().contiguous().numpy()
+        before = self.first.clone()
         edge_totals(*arrays, along, self.first.numpy(), self.second.numpy())
+        mine = torch.zeros(len(self._edges.target_ids), dtype=torch.float64)
+        mine.index_add_(0, self._edges.column, self._edges.weight.double() * (self.first - before))
+        self.of_targets += torch.stack([mine, mine.square()])
         self.n += 1
         self.draws += len(gradients.sampled)
 
@@ -197,14 +203,36 @@ class EdgeOutputs(NamedTuple):
     """and its standard error over sequences."""
 
 
+class TargetOutputs(NamedTuple):
+    """What the output owes to the edges of each explained target together, [d_target] float64 in nats a token."""
+
+    effectiveness: torch.Tensor
+    """Sum over its edges; what edges do to each other's effect, which second order has too, is not in it."""
+    helpfulness: torch.Tensor
+    """Sum over its edges, which is that of all together: it is of first order;"""
+    helpfulness_error: torch.Tensor
+    """and its standard error over sequences."""
+
+
+def targets_of(sums: EdgeSums, edges: GraphEdges, found: EdgeOutputs, predictions: int) -> TargetOutputs:
+    """The same sums by target."""
+    total, squares = sums.of_targets
+    effective = torch.zeros_like(total).index_add_(0, edges.column, found.effectiveness)
+    return TargetOutputs(effective, total / max(predictions, 1), _spread(total, squares, sums.n) / max(predictions, 1))
+
+
+def _spread(total: torch.Tensor, squares: torch.Tensor, n: int) -> torch.Tensor:
+    """Standard error of a sum over n sequences."""
+    return ((squares / n - (total / n).square()).clamp(min=0) * n).sqrt()
+
+
 def outputs_of(sums: EdgeSums, weight: torch.Tensor, predictions: int, tokens: int) -> EdgeOutputs:
     """From sums over sequences with so many next-token predictions, and tokens that count, in all."""
     w, per = weight.double(), max(predictions, 1)
     share = sums.n / max(sums.draws, 1)
     mean, spread = sums.square / sums.draws, sums.fourth / sums.draws
     error = ((spread - mean.square()).clamp(min=0) / sums.draws).sqrt() * sums.n
-    typical = sums.first / sums.n
-    helped = ((sums.second / sums.n - typical.square()).clamp(min=0) * sums.n).sqrt()
+    helped = _spread(sums.first, sums.second, sums.n)
     return EdgeOutputs(
         w.square() * sums.square * share / 2 / per,
         w.square() * error / 2 / per,

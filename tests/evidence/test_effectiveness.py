@@ -22,6 +22,7 @@ from saelink.interventions.edge_gradients import (
     gradients_at,
     graph_edges,
     outputs_of,
+    targets_of,
 )
 from saelink.interventions.effects import EffectsStage, load_effects
 from saelink.interventions.splice import SplicedTokens, spliced_tokens
@@ -117,6 +118,29 @@ def test_samples_come_to_the_exact_fisher(small: Small) -> None:
         assert found.single[edge].item() == pytest.approx(single / len(given.row), rel=0.15)
 
 
+def test_a_targets_error_is_over_sequences_of_all_its_edges_together(small: Small) -> None:
+    """By hand from each sequence alone; edges of one target go up and down together, so their errors don't add up."""
+    noise = torch.rand(1, SEQUENCES, 15, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    gradients = gradients_at(small.bridge, small.job.link.target, small.test.ids, noise)
+    given, whole, of_sequence = Contributions(small.job, small.edges, small.test), EdgeSums(small.edges), []
+    for number in range(SEQUENCES):
+        whole.add(given, number, gradients, number)
+        (alone := EdgeSums(small.edges)).add(given, number, gradients, number)
+        of_sequence.append(small.edges.weight.double() * alone.first)
+    edges = outputs_of(whole, small.edges.weight, SEQUENCES * 15, len(given.row))
+    found = targets_of(whole, small.edges, edges, SEQUENCES * 15)
+    checked = 0
+    for column in range(len(small.edges.target_ids)):
+        mine = small.edges.column == column
+        rises = torch.stack([each[mine].sum() for each in of_sequence])
+        assert found.helpfulness[column].item() == pytest.approx(rises.sum().item() / (SEQUENCES * 15), abs=1e-12)
+        error = rises.std(correction=0).item() * SEQUENCES**0.5 / (SEQUENCES * 15)
+        assert found.helpfulness_error[column].item() == pytest.approx(error, rel=1e-6, abs=1e-9)
+        assert found.effectiveness[column].item() == pytest.approx(edges.effectiveness[mine].sum().item(), abs=1e-12)
+        checked += error > 1e-6
+    assert checked > 10
+
+
 def run_without(small: Small, written: torch.Tensor) -> tuple[float, float]:
     """Divergence and rise of the loss, summed over all predictions, of the float64 model without what is written."""
 
@@ -178,9 +202,13 @@ def test_the_stage_holds_every_edge_and_does_not_depend_on_batches(
     assert artifact.facts["edges"] == len(edges.weight) == len(tensors["effectiveness"])
     assert torch.equal(tensors["target"].long(), edges.target) and (tensors["effectiveness"] >= 0).all()
     monkeypatch.setattr("saelink.evidence.effectiveness.SEQUENCES", 7)
-    again = edge_outputs(job, edges, spliced_tokens(job, 320), 2)
+    again, by_target = edge_outputs(job, edges, spliced_tokens(job, 320), 2)
     for name, column in again._asdict().items():
         assert torch.allclose(tensors[name], column.float(), rtol=1e-3, atol=1e-9), name
+    found = Outputs(artifact).of_targets()
+    assert torch.equal(found["target"].long(), edges.target_ids)
+    for name, column in by_target._asdict().items():
+        assert torch.allclose(found[name], column.float(), rtol=1e-3, atol=1e-8), name
     outputs, place = Outputs(artifact), int(tensors["effectiveness"].argmax())
     found = outputs.of(int(tensors["source"][place]), int(tensors["target"][place]))
     assert found is not None and found.effectiveness == tensors["effectiveness"].max()

@@ -70,12 +70,14 @@ class Listed:
         wiring = self._wiring
         if wiring.outputs is None:
             return {}
-        sums = wiring.outputs.of_targets(wiring.sides.d_target)
-        explained = set(wiring.columns_of)
-        return {
-            name: [float(f"{value:.3g}") if latent in explained else None for latent, value in enumerate(each.tolist())]
-            for name, each in sums.items()
+        found = wiring.outputs.of_targets()
+        columns: dict[str, list[float | None]] = {
+            name: [None] * wiring.sides.d_target for name in found if name != "target"
         }
+        for name, column in columns.items():
+            for latent, value in zip(found["target"].tolist(), found[name].tolist(), strict=True):
+                column[latent] = float(f"{value:.3g}")
+        return columns
 
     def _verdicts(self) -> tuple[list[list[int] | None], list[float | None]]:
         """By target how many of its edges have which verdict, and the largest effect of a confirmed one."""
