@@ -21,13 +21,14 @@ torch = $(if $(TORCH_BACKEND),$(1)/bin/pip install -q uv && $(1)/bin/uv pip inst
 LATEST_TORCH ?= torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-latest test-latest-saelens test-latest-bare lock check lint-page docs bench bench-memory bench-gpu bench-run faults clean
+.PHONY: help demo test test-slow test-all test-latest test-latest-saelens test-latest-bare lock check lint-page docs bench bench-memory bench-gpu bench-run faults clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# uv takes a minute where pip takes four; pip where uv can't: it does not read pip's own settings of an index, say.
-install = $(BIN)/pip install -q uv && $(BIN)/uv pip install -q -p $(VENV) $(1) || $(BIN)/pip install -q $(1)
+# uv takes a minute where pip takes four. It doesn't read pip's settings: where these name an index of one's own, pip.
+install = $(BIN)/pip config list | grep -q "[.]index-url=" && $(BIN)/pip install -q $(1) || \
+	{ $(BIN)/pip install -q uv && $(BIN)/uv pip install -q -p $(VENV) $(1); } || $(BIN)/pip install -q $(1)
 
 $(INSTALLED): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +42,9 @@ demo: $(INSTALLED)  ## install into .venv, then the whole chain on a real 135M m
 
 test: $(INSTALLED)  ## the tests that need no model (about 20 minutes on 2 cores)
 	$(BIN)/$(PYTEST) $(WORKERS)
+
+test-slow: $(INSTALLED)  ## the tests that need no model and take long
+	$(BIN)/$(PYTEST) $(WORKERS) -m 'slow and not real'
 
 test-all: $(INSTALLED)  ## all tests, with the real model and text (about 40 minutes)
 	$(BIN)/$(PYTEST) -m ''

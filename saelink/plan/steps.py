@@ -13,6 +13,7 @@ from saelink.activations.tokens import TokensFacts, TokensStage
 from saelink.attention.ov import OVStage
 from saelink.attention.stage import MovedStage
 from saelink.config.check import l1_alphas
+from saelink.config.evidence import AblationValue
 from saelink.config.schema import Config
 from saelink.config.size import gigabytes
 from saelink.errors import SaelinkError
@@ -121,7 +122,8 @@ def planned(job: Job, rates: Rates, look: bool = True) -> Planned:
     fitted(steps, job, costs)
     _evaluated(steps, job, costs)
     if moved_link(cfg):
-        _moved_effects(steps, job, costs)
+        if judged_through_heads(cfg):
+            _moved_effects(steps, job, costs)
     elif measurable(cfg):
         judged = cfg.eval.verify
         if judged is None:
@@ -147,9 +149,16 @@ def planned(job: Job, rates: Rates, look: bool = True) -> Planned:
     return found
 
 
+def judged_through_heads(cfg: Config) -> bool:
+    """Whether `saelink verify` takes a link from moved latents: of linear connectors, ablated to zero."""
+    return cfg.connector.name == "linear" and cfg.verify.ablation is AblationValue.zero
+
+
 def left_out(cfg: Config) -> list[str]:
     """In a line what this job would do besides and is not in its plan."""
     lines: list[str] = []
+    if moved_link(cfg) and not judged_through_heads(cfg):
+        lines.append(f"link={cfg.link.name}: saelink verify takes linear connectors and verify.ablation=zero alone")
     if cfg.verify.qk:
         lines.append("verify.qk=true: where heads look, and its tests, are not counted")
     if cfg.experiment.names:

@@ -100,6 +100,11 @@ def test_a_plot_is_drawn_when_it_comes_into_view(visit: Visit) -> None:
     visit.go("#/target/7")
     visit.run("document.querySelector('.plot').scrollIntoView()")
     visit.wait(lambda: visit.all(".plot .main-svg"))
+    visit.go()
+    visit.wait(lambda: visit.all(".plot"))
+    assert not visit.all(".main-svg")
+    visit.run("window.dispatchEvent(new Event('beforeprint'))")
+    visit.wait(lambda: visit.all(".plot") and not visit.all(".plot:empty"))
     assert visit.complaints() == []
 
 

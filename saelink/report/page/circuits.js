@@ -16,10 +16,10 @@ const words = () => Object.fromEntries(["q", "logic", "verdict", "why", "fvu", "
 const FVUS = [".1", ".2", ".5", ".8", "1"];
 const OWES = [
   ["", "any"],
-  ["50", "half of all effectiveness"],
-  ["90", "90% of all effectiveness"],
-  ["helps", "help by two standard errors"],
-  ["harms", "harm by two standard errors"],
+  ["50", "of those with half of it"],
+  ["90", "of those with 90% of it"],
+  ["helps", "helps by two standard errors"],
+  ["harms", "harms by two standard errors"],
 ];
 const EFFECTS = [".05", ".1", ".2", ".5"];
 
@@ -54,7 +54,7 @@ function choices(index, fit, wished) {
     judged ? choice("verdict", "verdict", verdicts, wished.verdict, (verdict) => change({ verdict })) : null,
     choice("FVU", "fvu", below, wished.fvu, (fvu) => change({ fvu })),
     judged ? choice("effect", "effect", above, wished.effect, (effect) => change({ effect })) : null,
-    fit.effectiveness ? choice("output owes it", "owes", OWES, wished.owes, (owes) => change({ owes })) : null,
+    fit.effectiveness ? choice("effectiveness", "owes", OWES, wished.owes, (owes) => change({ owes })) : null,
     choice("mine", "mine", mine, wished.mine, (chosen) => change({ mine: chosen })),
   ];
 }

@@ -22,21 +22,30 @@ function plotly() {
   return loading;
 }
 
-// What draws a plot that was not seen yet. To unpack plotly takes a second in which the page answers to nothing, so a
-// reader who goes on at once must not pay for plots below what they looked at.
-const unseen = new WeakMap();
+// By place what draws a plot that was not seen yet. To unpack plotly takes a second in which the page answers to
+// nothing, and whoever opens a card at once should not wait for plots below what they looked at.
+const unseen = new Map();
 let sight = null;
 
-function drawSeen(entries) {
-  for (const { isIntersecting, target } of entries) {
-    if (!isIntersecting) continue;
-    sight.unobserve(target);
-    unseen.get(target)();
+function drawAll(places) {
+  for (const where of places) {
+    sight.unobserve(where);
+    const job = unseen.get(where);
+    unseen.delete(where);
+    if (where.isConnected) job?.();
   }
 }
 
+// On paper all of them; while plotly is still packed their texts, see report.css.
+function begin() {
+  const seen = (entries) => drawAll(entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target));
+  sight = new IntersectionObserver(seen, { rootMargin: "100px" });
+  window.addEventListener("beforeprint", () => drawAll([...unseen.keys()]));
+}
+
 function plot(where, traces, layout, clicked) {
-  sight ??= new IntersectionObserver(drawSeen, { rootMargin: "100px" });
+  if (!sight) begin();
+  drawAll([...unseen.keys()].filter((other) => !other.isConnected)); // of a view that is gone
   unseen.set(where, () => draw(where, traces, layout, clicked));
   sight.observe(where);
 }
