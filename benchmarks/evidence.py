@@ -27,7 +27,7 @@ from benchmarks.edges import _ridge as ridge
 from benchmarks.figures import configured
 from saelink.compose import register
 from saelink.evidence.claims import Claims, claims
-from saelink.evidence.edge_removals import EdgeRemovalsStage
+from saelink.evidence.edge_removals import REMOVALS_FILE, EdgeRemovalsStage
 from saelink.evidence.effectiveness import OUTPUTS_FILE, EffectivenessStage
 from saelink.evidence.evaluate import EvaluateStage
 from saelink.evidence.pruned import PRUNED_FILE, PrunedStage
@@ -128,8 +128,21 @@ def outputs(layer: str) -> dict[str, Any]:
 
 
 def removed(layer: str) -> dict[str, Any]:
-    """Edges taken out of the running model beside the estimates."""
-    return dict(EdgeRemovalsStage(job_of(layer, *ASKED)).pull().facts)
+    """Edges taken out of the running model beside the estimates; sums also without the edge that does most."""
+    artifact = EdgeRemovalsStage(job_of(layer, *ASKED)).pull()
+    return dict(artifact.facts) | without_largest(artifact.tensors(REMOVALS_FILE))
+
+
+def without_largest(tensors: dict[str, torch.Tensor]) -> dict[str, float]:
+    """What the edge with the largest divergence has of all, and how sums agree over the others."""
+    kl = tensors["kl"].double()
+    rest = torch.arange(len(kl)) != kl.argmax()
+    x, y = tensors["helpfulness"].double()[rest], tensors["loss"].double()[rest]
+    return {
+        "largest_share": (kl.max() / kl.sum()).item(),
+        "rest_ratio_effectiveness": (tensors["effectiveness"].double()[rest].sum() / kl[rest].sum()).item(),
+        "rest_slope_helpfulness": ((x * y).sum() / x.square().sum()).item(),
+    }
 
 
 def pruned(layer: str) -> dict[str, Any]:

@@ -78,8 +78,11 @@ def removed(found: dict[str, Any]) -> str:
         f"The model run without each of {given['edges']} edges, on {given['tokens']:,} tokens, beside estimates from 8 "
         f"draws on the same tokens: Spearman of effectiveness with the divergence "
         f"{with_interval(given, 'spearman_effectiveness')}, of helpfulness with the rise of the loss "
-        f"{with_interval(given, 'spearman_helpfulness')}; the sum of the estimates over that of the divergences is "
-        f"{given['ratio_effectiveness']:.2f}."
+        f"{with_interval(given, 'spearman_helpfulness')}. The sum of the estimates over that of the divergences is "
+        f"{given['ratio_effectiveness']:.2f}, the rise of the loss over its first order "
+        f"{given['slope_helpfulness']:.2f} (least squares); without the one edge that has "
+        f"{given['largest_share']:.2%} of all divergence "
+        f"{given['rest_ratio_effectiveness']:.2f} and {given['rest_slope_helpfulness']:.2f}."
     )
 
 
